@@ -1,0 +1,183 @@
+//! The access token: cached, renewed before it expires, asked for by one caller on behalf of all.
+//!
+//! Owns the credentials. A token has a generation, so that many requests refused with the same old token lead to one
+//! new token and not to one each (asking for a second token can invalidate the first).
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::outcome::{Failure, FailureKind, Outcome, Refusal};
+use super::retry::{Decision, RetryPolicy};
+use crate::clock::SharedClock;
+
+/// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
+const RENEW_EARLY: Duration = Duration::from_secs(120);
+
+/// Server-to-server OAuth credentials of one account.
+#[derive(Clone)]
+pub struct Credentials {
+    pub account_id: String,
+    pub client_id: String,
+    pub client_secret: SecretString,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Credentials([redacted])")
+    }
+}
+
+/// A token as handed to a request.
+#[derive(Debug, Clone)]
+pub struct Token {
+    pub secret: Arc<SecretString>,
+    /// The scopes Zoom granted, as it names them.
+    pub scopes: Arc<str>,
+    pub generation: u64,
+}
+
+#[derive(Debug)]
+struct Cached {
+    token: Token,
+    renew_at: Duration,
+}
+
+#[derive(Debug)]
+pub struct Tokens {
+    http: reqwest::Client,
+    url: String,
+    credentials: Credentials,
+    policy: RetryPolicy,
+    clock: SharedClock,
+    cached: Mutex<Option<Cached>>,
+    /// One renewal at a time: whoever holds it asks, the others find its answer.
+    renewal: tokio::sync::Semaphore,
+}
+
+#[derive(Deserialize)]
+struct TokenBody {
+    access_token: SecretString,
+    expires_in: Option<u64>,
+    #[serde(default)]
+    scope: String,
+}
+
+impl Tokens {
+    pub fn new(
+        http: reqwest::Client,
+        oauth_base: &str,
+        credentials: Credentials,
+        policy: RetryPolicy,
+        clock: SharedClock,
+    ) -> Self {
+        Self {
+            http,
+            url: format!("{}/oauth/token", oauth_base.trim_end_matches('/')),
+            credentials,
+            policy,
+            clock,
+            cached: Mutex::new(None),
+            renewal: tokio::sync::Semaphore::new(1),
+        }
+    }
+
+    /// The current token, or a new one.
+    pub async fn get(&self) -> Result<Token, Failure> {
+        if let Some(token) = self.current() {
+            return Ok(token);
+        }
+        let _permit = self.renewal.acquire().await.expect("the semaphore is never closed");
+        if let Some(token) = self.current() {
+            return Ok(token);
+        }
+        self.renew().await
+    }
+
+    /// Zoom refused a token of this generation: it is not handed out again.
+    pub fn refused(&self, generation: u64) {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = cached.as_mut().filter(|cached| cached.token.generation == generation) {
+            current.renew_at = Duration::ZERO;
+        }
+    }
+
+    fn current(&self) -> Option<Token> {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().filter(|cached| self.clock.elapsed() < cached.renew_at).map(|cached| cached.token.clone())
+    }
+
+    async fn renew(&self) -> Result<Token, Failure> {
+        let mut attempt = 1;
+        loop {
+            let asked_at = self.clock.elapsed();
+            let outcome = match self.ask().await {
+                Ok(body) => return Ok(self.keep(body, asked_at)),
+                Err(outcome) => outcome,
+            };
+            let decision = self.policy.decide(&outcome, attempt, self.clock.now(), self.clock.roll());
+            let after = match decision {
+                Decision::Again { after, .. } => after,
+                Decision::Limited { after, .. } => after.max(Duration::from_secs(1)),
+                Decision::Renew { .. } | Decision::Restart | Decision::Fail(_) => {
+                    return Err(token_failure(&outcome, attempt));
+                }
+            };
+            tracing::debug!(attempt, delay_ms = after.as_millis() as u64, "token endpoint did not answer well");
+            attempt += 1;
+            self.clock.sleep(after).await;
+        }
+    }
+
+    async fn ask(&self) -> Result<TokenBody, Outcome> {
+        let form = [("grant_type", "account_credentials"), ("account_id", self.credentials.account_id.as_str())];
+        let response = self
+            .http
+            .post(&self.url)
+            .basic_auth(&self.credentials.client_id, Some(self.credentials.client_secret.expose_secret()))
+            .form(&form)
+            .send()
+            .await
+            .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let body = response.bytes().await.map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+        if status != 200 {
+            return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
+        }
+        // The body holds the token: a parse error must not quote it.
+        serde_json::from_slice(&body).map_err(|_| Outcome::Unreadable("not a token answer".to_owned()))
+    }
+
+    fn keep(&self, body: TokenBody, asked_at: Duration) -> Token {
+        let life = Duration::from_secs(body.expires_in.unwrap_or(3_600));
+        let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = cached.as_ref().map_or(1, |old| old.token.generation + 1);
+        let token =
+            Token { secret: Arc::new(body.access_token), scopes: Arc::from(body.scope.as_str()), generation };
+        *cached = Some(Cached { token: token.clone(), renew_at });
+        tracing::info!(generation, valid_for_s = life.as_secs(), "got an access token");
+        token
+    }
+}
+
+fn token_failure(outcome: &Outcome, attempts: u32) -> Failure {
+    match outcome {
+        Outcome::Refused(refusal) if (400..500).contains(&refusal.status) => Failure {
+            kind: FailureKind::Credentials,
+            status: Some(refusal.status),
+            zoom_code: refusal.zoom_code,
+            message: format!(
+                "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
+                if refusal.message.is_empty() { "no reason given" } else { &refusal.message }
+            ),
+            attempts,
+        },
+        other => super::client::failure(FailureKind::Connection, other, attempts)
+            .with_context("could not get an access token"),
+    }
+}

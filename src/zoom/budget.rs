@@ -1,0 +1,331 @@
+//! The account's budget: how many requests a second Zoom still allows, handed out fairly and smoothly.
+//!
+//! Owns pacing, slowing down after a 429, recovery, and pauses until an instant. Jobs take turns because each job
+//! ([`Lane`](super::Lane)) lets one of its callers at a time stand in the account's queue, and both queues are
+//! first come, first served. Measured against `governor` and others in DEPENDENCIES: those burst or starve.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::clock::SharedClock;
+
+/// The share of the limit that pacing aims at: jitter on the way bunches requests that left evenly spaced.
+const PACE: f64 = 0.985;
+/// No more than the limit's number of requests leave within this time: just over Zoom's one second.
+const WINDOW: Duration = Duration::from_millis(1_015);
+/// A 429 lowers the pace to this share of itself, at most once a window.
+const SLOW_DOWN: f64 = 0.8;
+/// ... and each second without one raises it by this share of the limit.
+const RECOVERY_A_SECOND: f64 = 0.05;
+/// It never falls below this share of the limit.
+const FLOOR: f64 = 0.05;
+/// A pause is slept in slices, so that a wall clock set forward or back is noticed.
+const PAUSE_SLICE: Duration = Duration::from_secs(20);
+
+/// Why nothing is being asked of Zoom at the moment, and until when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    pub until: Timestamp,
+    pub reason: String,
+}
+
+/// One account's budget, shared by all its jobs.
+#[derive(Debug)]
+pub struct Budget {
+    clock: SharedClock,
+    /// The account's queue. Held while its head waits for a slot: that is what makes it first come, first served.
+    turn: tokio::sync::Mutex<()>,
+    pace: Mutex<Pace>,
+    /// Wakes the head of the queue when rate or pause change.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Pace {
+    /// Requests a second; `None` asks without pacing.
+    limit: Option<f64>,
+    /// Share of the limit in use: 1 unless a 429 was seen lately.
+    share: f64,
+    /// When the next request may leave.
+    next: Duration,
+    /// When the last requests left, at most as many as the limit allows in one window.
+    recent: VecDeque<Duration>,
+    last_slow_down: Option<Duration>,
+    last_change: Duration,
+    waiting: Option<Waiting>,
+}
+
+enum Slot {
+    Granted,
+    Wait(Duration),
+}
+
+impl Budget {
+    /// `limit` in requests a second, `None` for no pacing.
+    pub fn new(limit: Option<f64>, clock: SharedClock) -> Self {
+        let pace = Pace {
+            limit,
+            share: 1.0,
+            next: Duration::ZERO,
+            recent: VecDeque::new(),
+            last_slow_down: None,
+            last_change: Duration::ZERO,
+            waiting: None,
+        };
+        Self { clock, turn: tokio::sync::Mutex::new(()), pace: Mutex::new(pace), changed: Notify::new() }
+    }
+
+    /// Waits for this caller's turn and the account's next slot.
+    pub async fn take(&self) {
+        let _turn = self.turn.lock().await;
+        loop {
+            let changed = self.changed.notified();
+            match self.with_pace(|pace| pace.slot(self.clock.elapsed(), self.clock.now())) {
+                Slot::Granted => return,
+                Slot::Wait(wait) => {
+                    tokio::select! {
+                        () = self.clock.sleep(wait) => {}
+                        () = changed => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A per-second 429 was seen: slow down.
+    pub fn slow_down(&self, hold: Duration) {
+        let now = self.clock.elapsed();
+        self.with_pace(|pace| pace.slow_down(now, hold));
+        self.changed.notify_waiters();
+    }
+
+    /// Nothing is asked before `until`.
+    pub fn pause(&self, until: Timestamp, reason: &str) {
+        self.with_pace(|pace| {
+            if pace.waiting.as_ref().is_none_or(|waiting| waiting.until < until) {
+                pace.waiting = Some(Waiting { until, reason: reason.to_owned() });
+            }
+        });
+        self.changed.notify_waiters();
+    }
+
+    /// An answer named the account's limit: never go above it.
+    pub fn believe(&self, limit: f64) {
+        let lowered = self.with_pace(|pace| {
+            let lower = pace.limit.is_some_and(|own| limit < own) && limit >= 1.0;
+            if lower {
+                pace.limit = Some(limit);
+            }
+            lower
+        });
+        if lowered {
+            tracing::warn!(limit, "Zoom names a lower limit than the plan's, following it");
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Requests a second, `None` without pacing.
+    pub fn limit(&self) -> Option<f64> {
+        self.with_pace(|pace| pace.limit)
+    }
+
+    /// The pause in force, if any.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let now = self.clock.now();
+        self.with_pace(|pace| pace.waiting.clone().filter(|waiting| waiting.until > now))
+    }
+
+    fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
+        // Every state between two statements of `Pace` is a valid one, so a panic elsewhere does not spoil it.
+        act(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Pace {
+    fn slot(&mut self, now: Duration, wall: Timestamp) -> Slot {
+        if let Some(waiting) = &self.waiting {
+            let left = Duration::try_from(waiting.until.duration_since(wall)).unwrap_or(Duration::ZERO);
+            if !left.is_zero() {
+                return Slot::Wait(left.min(PAUSE_SLICE));
+            }
+            self.waiting = None;
+        }
+        if self.next > now + WINDOW {
+            // Held back after a 429.
+            return Slot::Wait(self.next - now);
+        }
+        let Some(limit) = self.limit else {
+            return if self.next > now { Slot::Wait(self.next - now) } else { Slot::Granted };
+        };
+        self.recover(now);
+        let interval = Duration::from_secs_f64(1.0 / (limit * self.share * PACE));
+        // At most one interval is banked: a late timer does not cost a slot, a long pause does not make a burst.
+        let slot = self.next.max(now.saturating_sub(interval));
+        if slot > now {
+            return Slot::Wait(slot - now);
+        }
+        let most = (limit.floor() as usize).max(1);
+        while self.recent.len() > most {
+            self.recent.pop_front();
+        }
+        if self.recent.len() == most {
+            let window = if limit >= 1.0 { WINDOW } else { interval };
+            let free = self.recent[0] + window;
+            if free > now {
+                return Slot::Wait(free - now);
+            }
+            self.recent.pop_front();
+        }
+        self.recent.push_back(now);
+        self.next = slot + interval;
+        Slot::Granted
+    }
+
+    fn slow_down(&mut self, now: Duration, hold: Duration) {
+        // Requests already under way when the first 429 came will be refused too; they are one event.
+        let fresh = self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW);
+        if fresh {
+            self.share = (self.share * SLOW_DOWN).max(FLOOR);
+            self.last_slow_down = Some(now);
+            self.last_change = now;
+        }
+        self.next = self.next.max(now + hold);
+    }
+
+    fn recover(&mut self, now: Duration) {
+        if self.share < 1.0 {
+            let passed = now.saturating_sub(self.last_change).as_secs_f64();
+            self.share = (self.share + passed * RECOVERY_A_SECOND).min(1.0);
+        }
+        self.last_change = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn clock() -> Arc<ManualClock> {
+        ManualClock::starting_at("2026-05-30T18:00:00Z".parse().unwrap())
+    }
+
+    async fn grants(budget: Arc<Budget>, clock: Arc<ManualClock>, lanes: usize, each: usize) -> Vec<(usize, Duration)> {
+        let tasks: Vec<_> = (0..lanes)
+            .map(|lane| {
+                let (budget, clock) = (budget.clone(), clock.clone());
+                tokio::spawn(async move {
+                    let mut seen = Vec::new();
+                    for _ in 0..each {
+                        budget.take().await;
+                        seen.push((lane, clock.elapsed()));
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for task in tasks {
+            all.extend(task.await.unwrap());
+        }
+        all.sort_by_key(|(_, at)| *at);
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_second_holds_more_than_the_limit_and_the_pace_is_close_to_it() {
+        for limit in [2.0, 20.0, 60.0] {
+            let clock = clock();
+            let budget = Arc::new(Budget::new(Some(limit), clock.clone()));
+            let total = limit as usize * 30;
+            let all = grants(budget, clock, 10, total / 10).await;
+            for (index, (_, at)) in all.iter().enumerate() {
+                let within = all[index..].iter().take_while(|(_, later)| *later < *at + Duration::from_secs(1)).count();
+                assert!(within <= limit as usize, "{within} requests in one second at limit {limit}");
+            }
+            let rate = total as f64 / all.last().unwrap().1.as_secs_f64();
+            assert!(rate > limit * 0.96, "{rate} of {limit}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_are_served_in_turn() {
+        let clock = clock();
+        let budget = Arc::new(Budget::new(Some(50.0), clock.clone()));
+        let all = grants(budget, clock, 7, 40).await;
+        for lane in 0..7 {
+            let early = all[..140].iter().filter(|(of, _)| *of == lane).count();
+            assert!((19..=21).contains(&early), "lane {lane} had {early} of the first 140 grants");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_slows_down_and_the_pace_recovers_step_by_step() {
+        let clock = clock();
+        let budget = Arc::new(Budget::new(Some(20.0), clock.clone()));
+        budget.slow_down(Duration::ZERO);
+        budget.slow_down(Duration::ZERO);
+        let all = grants(budget, clock, 1, 400).await;
+        let in_second = |second: u64| all.iter().filter(|(_, at)| at.as_secs() == second).count();
+        assert!((15..=17).contains(&in_second(0)), "one event however many 429s: {}", in_second(0));
+        assert!(in_second(10) >= 19, "recovered: {}", in_second(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_holds_everybody_until_its_instant_and_is_told() {
+        let clock = clock();
+        let budget = Arc::new(Budget::new(None, clock.clone()));
+        let until = "2026-05-31T00:00:00Z".parse().unwrap();
+        budget.pause(until, "daily limit");
+        assert_eq!(budget.waiting().map(|waiting| waiting.until), Some(until));
+        let all = grants(budget.clone(), clock, 3, 1).await;
+        assert!(all[0].1 >= Duration::from_secs(6 * 3600));
+        assert_eq!(budget.waiting(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_below_one_a_second_is_kept_too() {
+        let clock = clock();
+        let budget = Arc::new(Budget::new(Some(0.5), clock.clone()));
+        let all = grants(budget, clock, 2, 5).await;
+        assert!(all.last().unwrap().1 >= Duration::from_secs(17), "{:?}", all.last());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_arrivals_no_window_holds_more_than_the_limit(
+            limit in 1u32..80, gaps in proptest::collection::vec(0u64..40_000, 1..400), slow in proptest::collection::vec(0usize..400, 0..4),
+        ) {
+            let wall: Timestamp = "2026-05-30T18:00:00Z".parse().unwrap();
+            let budget = Budget::new(Some(f64::from(limit)), clock_outside_a_runtime());
+            let mut now = Duration::ZERO;
+            let mut granted: Vec<Duration> = Vec::new();
+            for (index, gap) in gaps.iter().enumerate() {
+                now += Duration::from_micros(*gap);
+                if slow.contains(&index) {
+                    budget.with_pace(|pace| pace.slow_down(now, Duration::ZERO));
+                }
+                while let Slot::Wait(wait) = budget.with_pace(|pace| pace.slot(now, wall)) {
+                    prop_assert!(wait > Duration::ZERO && wait < Duration::from_secs(60));
+                    now += wait;
+                }
+                granted.push(now);
+            }
+            for (index, at) in granted.iter().enumerate() {
+                let within = granted[index..].iter().take_while(|later| **later < *at + Duration::from_secs(1)).count();
+                prop_assert!(within <= limit as usize);
+            }
+        }
+    }
+
+    fn clock_outside_a_runtime() -> SharedClock {
+        clock()
+    }
+}

@@ -1,0 +1,422 @@
+//! One account of Zoom as the rest of the service sees it: calls in, readable answers or final failures out.
+//!
+//! Owns the HTTP client with its timeouts and size limit, and the loop of token, budget, send, classify, repeat.
+//! Does not interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use jiff::civil::Date;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::HeaderMap;
+use secrecy::ExposeSecret;
+
+use super::auth::{Credentials, Tokens};
+use super::budget::Budget;
+use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
+use super::retry::{Decision, RetryPolicy};
+use crate::clock::SharedClock;
+
+/// What an account needs to be talked to.
+#[derive(Debug, Clone)]
+pub struct ZoomSettings {
+    pub api_base: String,
+    pub oauth_base: String,
+    pub credentials: Credentials,
+    /// Requests a second; `None` asks without pacing.
+    pub limit: Option<f64>,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+    /// No byte of a body for this long ends the request.
+    pub idle_timeout: Duration,
+    pub max_answer_bytes: usize,
+    pub retry: RetryPolicy,
+}
+
+/// What to ask for beside the messages themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemChoice {
+    pub edited: bool,
+    pub deleted: bool,
+    pub bot_messages: bool,
+    pub reactions: bool,
+    pub custom_emoji_reactions: bool,
+    /// Select edited and deleted items by the time of the change instead of the parent's sending time.
+    pub by_modification_time: bool,
+}
+
+/// One request of the report API.
+#[derive(Debug, Clone)]
+pub enum Call {
+    ListSessions { from: Date, to: Date, page_token: Option<String> },
+    Messages { session_id: Arc<str>, from: Date, to: Date, page_token: Option<String>, choice: ItemChoice },
+}
+
+/// Zoom's maxima (vendor's description): fewer requests are not possible.
+const SESSIONS_A_PAGE: u32 = 300;
+const MESSAGES_A_PAGE: u32 = 100;
+
+/// Everything but RFC 3986's unreserved characters.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl Call {
+    pub fn page_token(&self) -> Option<&str> {
+        match self {
+            Self::ListSessions { page_token, .. } | Self::Messages { page_token, .. } => page_token.as_deref(),
+        }
+    }
+
+    pub fn days(&self) -> (Date, Date) {
+        match self {
+            Self::ListSessions { from, to, .. } | Self::Messages { from, to, .. } => (*from, *to),
+        }
+    }
+
+    /// Path and query without the page token: page tokens belong to exactly this.
+    pub fn query(&self) -> String {
+        let (from, to) = self.days();
+        match self {
+            Self::ListSessions { .. } => {
+                format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
+            }
+            Self::Messages { session_id, choice, .. } => {
+                let fields = match (choice.edited, choice.deleted) {
+                    (true, true) => "&include_fields=edited_messages%2Cdeleted_messages",
+                    (true, false) => "&include_fields=edited_messages",
+                    (false, true) => "&include_fields=deleted_messages",
+                    (false, false) => "",
+                };
+                format!(
+                    "/report/chat/sessions/{}?from={from}&to={to}&page_size={MESSAGES_A_PAGE}{fields}\
+                     &include_bot_message={}&include_reactions={}&include_custom_emoji_reactions={}\
+                     &query_all_modifications={}",
+                    path_segment(session_id),
+                    choice.bot_messages,
+                    choice.reactions,
+                    choice.custom_emoji_reactions,
+                    choice.by_modification_time,
+                )
+            }
+        }
+    }
+
+    fn url(&self, base: &str) -> String {
+        let token = self.page_token().map(|token| {
+            format!("&next_page_token={}", utf8_percent_encode(token, PATH_SEGMENT))
+        });
+        format!("{}{}{}", base.trim_end_matches('/'), self.query(), token.unwrap_or_default())
+    }
+}
+
+/// An id as one path segment; twice encoded where the vendor's rule for ids with slashes asks for it. The segments
+/// `.` and `..` have a meaning of their own in URLs even when encoded once, so they are encoded twice as well.
+fn path_segment(id: &str) -> String {
+    let once = utf8_percent_encode(id, PATH_SEGMENT).to_string();
+    if id.starts_with('/') || id.contains("//") {
+        utf8_percent_encode(&once, PATH_SEGMENT).to_string()
+    } else if id == "." || id == ".." {
+        once.replace('.', "%252E")
+    } else {
+        once
+    }
+}
+
+/// What one job has asked of Zoom. Counters only grow.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Requests sent, repetitions included.
+    pub requests: AtomicU64,
+    /// Requests sent again after anything but a 429.
+    pub retries: AtomicU64,
+    /// Answers with status 429.
+    pub rate_limited: AtomicU64,
+    /// Bytes of bodies received, after decompression.
+    pub bytes: AtomicU64,
+}
+
+/// An account: its client, tokens and budget.
+pub struct Account {
+    http: reqwest::Client,
+    settings: ZoomSettings,
+    tokens: Tokens,
+    budget: Budget,
+    clock: SharedClock,
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Account").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
+impl Account {
+    pub fn new(settings: ZoomSettings, clock: SharedClock) -> Result<Arc<Self>, reqwest::Error> {
+        let http = http_client(&settings)?;
+        let tokens = Tokens::new(
+            http.clone(),
+            &settings.oauth_base,
+            settings.credentials.clone(),
+            settings.retry,
+            clock.clone(),
+        );
+        let budget = Budget::new(settings.limit, clock.clone());
+        Ok(Arc::new(Self { http, settings, tokens, budget, clock }))
+    }
+
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// A job's own queue at this account.
+    pub fn lane(self: &Arc<Self>) -> Lane {
+        Lane { account: self.clone(), turn: tokio::sync::Mutex::new(()), traffic: Traffic::default() }
+    }
+}
+
+/// The one way to make an HTTP client: with timeouts, without following redirects.
+fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(settings.connect_timeout)
+        .timeout(settings.request_timeout)
+        .read_timeout(settings.idle_timeout)
+        // A redirect would carry the bearer token to a host that may not be Zoom's.
+        .redirect(reqwest::redirect::Policy::none())
+        .tcp_nodelay(true)
+        .build()
+}
+
+/// What a call ended with when it did not end with an answer.
+#[derive(Debug)]
+pub enum Ended {
+    /// The page token is no longer good: begin the chain of pages again.
+    Restart,
+    Failed(Failure),
+}
+
+/// A reader turns a body into what the caller wants, or says why it cannot.
+pub type ReadResult<T> = Result<T, String>;
+
+/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget.
+#[derive(Debug)]
+pub struct Lane {
+    account: Arc<Account>,
+    turn: tokio::sync::Mutex<()>,
+    pub traffic: Traffic,
+}
+
+impl Lane {
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Sends `call` until it is answered or has failed for good; `read` runs on the blocking pool.
+    pub async fn fetch<T, R>(&self, call: &Call, max_attempts: u32, read: R) -> Result<T, Ended>
+    where
+        T: Send + 'static,
+        R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
+    {
+        let account = &*self.account;
+        let policy = RetryPolicy {
+            max_attempts: max_attempts.min(account.settings.retry.max_attempts),
+            ..account.settings.retry
+        };
+        let mut attempt = 1;
+        loop {
+            let token = account.tokens.get().await.map_err(Ended::Failed)?;
+            self.take_turn().await;
+            self.traffic.requests.fetch_add(1, Relaxed);
+            let outcome = match self.send(call, token.secret.expose_secret(), read.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(outcome) => outcome,
+            };
+            let decision = policy.decide(&outcome, attempt, account.clock.now(), account.clock.roll());
+            tracing::debug!(attempt, ?decision, "a request was not answered well");
+            match decision {
+                Decision::Fail(kind) => return Err(Ended::Failed(failure(kind, &outcome, attempt))),
+                Decision::Restart => return Err(Ended::Restart),
+                Decision::Limited { kind, after } => {
+                    self.traffic.rate_limited.fetch_add(1, Relaxed);
+                    self.limited(kind, after);
+                }
+                Decision::Renew { after } => {
+                    account.tokens.refused(token.generation);
+                    self.traffic.retries.fetch_add(1, Relaxed);
+                    attempt += 1;
+                    account.clock.sleep(after).await;
+                }
+                Decision::Again { after, spends } => {
+                    self.traffic.retries.fetch_add(1, Relaxed);
+                    attempt += u32::from(spends);
+                    account.clock.sleep(after).await;
+                }
+            }
+        }
+    }
+
+    async fn take_turn(&self) {
+        let _first_of_this_job = self.turn.lock().await;
+        self.account.budget.take().await;
+    }
+
+    fn limited(&self, kind: LimitKind, after: Duration) {
+        let account = &self.account;
+        match kind {
+            LimitKind::PerSecond => account.budget.slow_down(after.max(Duration::from_millis(250))),
+            LimitKind::Daily => {
+                // A moment's margin: the clocks of two machines never agree.
+                let until = account.clock.now().saturating_add(jiff::SignedDuration::try_from(after).unwrap_or_default());
+                let until = until.unwrap_or(jiff::Timestamp::MAX);
+                tracing::warn!(%until, "Zoom's daily limit is reached, waiting");
+                account.budget.pause(until, "Zoom's daily request limit is reached");
+            }
+        }
+    }
+
+    async fn send<T, R>(&self, call: &Call, token: &str, read: R) -> Result<T, Outcome>
+    where
+        T: Send + 'static,
+        R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
+    {
+        let account = &*self.account;
+        let url = call.url(&account.settings.api_base);
+        let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
+        let response = account.http.get(&url).bearer_auth(token).send().await.map_err(no_answer)?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        self.believe_limit(&headers);
+        let body = collect(response, account.settings.max_answer_bytes).await?;
+        self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
+        if status != 200 {
+            let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
+            return Err(Outcome::Refused(refusal));
+        }
+        // Parsing and compressing a page takes a good part of a millisecond: not on the threads that serve sockets.
+        let read = tokio::task::spawn_blocking(move || read(body)).await;
+        read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
+            .map_err(Outcome::Unreadable)
+    }
+
+    /// Where a response names its per-second limit, the response is right and our table is old.
+    fn believe_limit(&self, headers: &HeaderMap) {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let per_second = header("x-ratelimit-type")
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("qps") || kind.eq_ignore_ascii_case("per-second-limit"));
+        if let (true, Some(limit)) = (per_second, header("x-ratelimit-limit").and_then(|limit| limit.parse().ok())) {
+            self.account.budget.believe(limit);
+        }
+    }
+}
+
+async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
+    if response.content_length().is_some_and(|length| length > most as u64) {
+        return Err(Outcome::TooLarge);
+    }
+    let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0) as usize);
+    while let Some(chunk) = response.chunk().await.map_err(|error| Outcome::NoAnswer(describe(&error)))? {
+        if body.len() + chunk.len() > most {
+            return Err(Outcome::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// What went wrong on the way, without the URL (it holds session ids) and without the client's own prefixes.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    let what = if error.is_timeout() {
+        "timed out"
+    } else if error.is_connect() {
+        "could not connect"
+    } else if error.is_body() || error.is_decode() {
+        "the answer broke off"
+    } else {
+        "no answer"
+    };
+    let mut source = std::error::Error::source(error);
+    let mut deepest = None;
+    while let Some(inner) = source {
+        deepest = Some(inner.to_string());
+        source = inner.source();
+    }
+    deepest.map_or_else(|| what.to_owned(), |deepest| format!("{what}: {deepest}"))
+}
+
+pub(super) fn failure(kind: FailureKind, outcome: &Outcome, attempts: u32) -> Failure {
+    let (status, zoom_code, message) = match outcome {
+        Outcome::Refused(refusal) => {
+            let said = if refusal.message.is_empty() { "no message" } else { &refusal.message };
+            let code = refusal.zoom_code.map(|code| format!(", code {code}")).unwrap_or_default();
+            (Some(refusal.status), refusal.zoom_code, format!("Zoom answered {}{code}: {said}", refusal.status))
+        }
+        Outcome::NoAnswer(what) => (None, None, what.clone()),
+        Outcome::Unreadable(what) => (Some(200), None, format!("the answer could not be read: {what}")),
+        Outcome::TooLarge => (Some(200), None, "the answer is larger than MAX_ANSWER_BYTES".to_owned()),
+    };
+    Failure { kind, status, zoom_code, message, attempts }
+}
+
+impl Failure {
+    pub(super) fn with_context(mut self, context: &str) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_become_one_path_segment() {
+        let table = [
+            ("abc-1._~", "abc-1._~"),
+            ("a/b", "a%2Fb"),
+            ("/a", "%252Fa"),
+            ("a//b", "a%252F%252Fb"),
+            ("a+b=c%2F?#", "a%2Bb%3Dc%252F%3F%23"),
+            ("..", "%252E%252E"),
+            ("../x", "..%2Fx"),
+            ("ü", "%C3%BC"),
+        ];
+        for (id, segment) in table {
+            assert_eq!(path_segment(id), segment, "{id}");
+            let call = Call::ListSessions { from: Date::MIN, to: Date::MAX, page_token: None };
+            let url = reqwest::Url::parse(&format!("http://h/v2/x/{segment}{}", &call.query()[..0])).unwrap();
+            assert_eq!(url.path(), format!("/v2/x/{segment}"), "the URL parser leaves it alone");
+        }
+    }
+
+    #[test]
+    fn booleans_are_lower_case_and_the_page_token_stays_out_of_the_query() {
+        let choice = ItemChoice {
+            edited: true,
+            deleted: false,
+            bot_messages: true,
+            reactions: false,
+            custom_emoji_reactions: true,
+            by_modification_time: false,
+        };
+        let call = Call::Messages {
+            session_id: "s".into(),
+            from: jiff::civil::date(2026, 1, 15),
+            to: jiff::civil::date(2026, 2, 14),
+            page_token: Some("t+/=".to_owned()),
+            choice,
+        };
+        assert_eq!(
+            call.query(),
+            "/report/chat/sessions/s?from=2026-01-15&to=2026-02-14&page_size=100&include_fields=edited_messages\
+             &include_bot_message=true&include_reactions=false&include_custom_emoji_reactions=true\
+             &query_all_modifications=false"
+        );
+        assert!(call.url("http://h/v2/").ends_with("&next_page_token=t%2B%2F%3D"));
+    }
+}

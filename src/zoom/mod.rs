@@ -1,0 +1,15 @@
+//! All that knows Zoom's HTTP: how to get a token, how fast to ask, what to do with each answer, what pages look like.
+//!
+//! Owns the account's credentials and its budget. Knows nothing of jobs, windows or storage: it is given a call and
+//! gives back an answer that its caller could read, or a [`Failure`] that no further repetition would mend.
+
+pub mod auth;
+pub mod budget;
+pub mod client;
+pub mod outcome;
+pub mod retry;
+pub mod wire;
+
+pub use budget::{Budget, Waiting};
+pub use client::{Account, Call, ItemChoice, Lane, Traffic, ZoomSettings};
+pub use outcome::{Failure, FailureKind};

@@ -1,0 +1,213 @@
+//! What came of one request, as data, and the failures a caller is told of.
+//!
+//! Reads Zoom's error bodies with all their observed variants; decides nothing (that is `retry`).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::header::HeaderMap;
+use serde::{Deserialize, Serialize};
+
+/// Why a call failed for good. The names are the stable codes of failures in the API and in `_metadata/failures.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// Zoom refuses the client id, the secret or the account id.
+    Credentials,
+    /// The app's token lacks a scope; the message names it.
+    MissingScopes,
+    /// The account's plan or role does not allow the report.
+    NoPermission,
+    /// Zoom says that the thing does not exist.
+    NotFound,
+    /// Zoom refuses the request (any other 4xx).
+    Rejected,
+    /// Zoom kept answering with a server error.
+    ServerError,
+    /// No answer: connection refused, reset, timed out, or ended in mid-body.
+    Connection,
+    /// An answer with status 200 that is not the JSON it should be.
+    UnreadableAnswer,
+    /// An answer larger than the set maximum.
+    AnswerTooLarge,
+    /// A page token came twice in one chain of pages.
+    PageTokenLoop,
+    /// The days left Zoom's reach of six months before they could be fetched.
+    OutOfReach,
+}
+
+impl FailureKind {
+    /// The kebab-case code.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::MissingScopes => "missing-scopes",
+            Self::NoPermission => "no-permission",
+            Self::NotFound => "not-found",
+            Self::Rejected => "rejected",
+            Self::ServerError => "server-error",
+            Self::Connection => "connection",
+            Self::UnreadableAnswer => "unreadable-answer",
+            Self::AnswerTooLarge => "answer-too-large",
+            Self::PageTokenLoop => "page-token-loop",
+            Self::OutOfReach => "out-of-reach",
+        }
+    }
+
+    /// True when every other call of the account would fail the same way, so that going on is pointless.
+    pub fn concerns_the_account(self) -> bool {
+        matches!(self, Self::Credentials | Self::MissingScopes | Self::NoPermission)
+    }
+}
+
+/// A call that failed for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// The HTTP status of the last answer, if there was one.
+    pub status: Option<u16>,
+    /// Zoom's own error code, if it gave one.
+    pub zoom_code: Option<i64>,
+    pub message: String,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// A `Retry-After`, in any of the three forms seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryAfter {
+    In(Duration),
+    At(Timestamp),
+}
+
+impl RetryAfter {
+    /// Reads seconds, an HTTP date, or an ISO-8601 instant (Zoom's daily limit).
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if let Ok(seconds) = text.parse::<u64>() {
+            return Some(Self::In(Duration::from_secs(seconds.min(366 * 86_400))));
+        }
+        if let Ok(instant) = text.parse::<Timestamp>() {
+            return Some(Self::At(instant));
+        }
+        let date = httpdate::parse_http_date(text).ok()?;
+        Timestamp::try_from(date).ok().map(Self::At)
+    }
+
+    /// How long that is from `now`; nothing for an instant that has passed.
+    pub fn after(self, now: Timestamp) -> Duration {
+        match self {
+            Self::In(duration) => duration,
+            Self::At(instant) => Duration::try_from(instant.duration_since(now)).unwrap_or(Duration::ZERO),
+        }
+    }
+}
+
+/// Which limit a 429 speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitKind {
+    PerSecond,
+    Daily,
+}
+
+/// An answer with a status other than 200, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub zoom_code: Option<i64>,
+    pub message: String,
+    pub retry_after: Option<RetryAfter>,
+    pub limit: LimitKind,
+    /// Whether the request carried a page token (a 300 then speaks of the token, else of the parameters).
+    pub page_token_sent: bool,
+}
+
+/// What came of one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Refused(Refusal),
+    /// Connect error, reset, timeout, body cut short.
+    NoAnswer(String),
+    /// 200, but not readable as the page it should be.
+    Unreadable(String),
+    TooLarge,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    #[serde(alias = "errorCode")]
+    code: Option<serde_json::Value>,
+    #[serde(alias = "errorMessage", alias = "reason")]
+    message: Option<String>,
+}
+
+impl Refusal {
+    /// Reads an error answer; the body may be JSON in one of several shapes, HTML, or nothing.
+    pub fn read(status: u16, headers: &HeaderMap, body: &[u8], page_token_sent: bool) -> Self {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let parsed: Option<ErrorBody> = serde_json::from_slice(body).ok();
+        let zoom_code = parsed.as_ref().and_then(|body| match body.code.as_ref()? {
+            serde_json::Value::Number(number) => number.as_i64(),
+            serde_json::Value::String(text) => text.parse().ok(),
+            _ => None,
+        });
+        let message = parsed.and_then(|body| body.message).unwrap_or_default();
+        let retry_after = header("retry-after").and_then(RetryAfter::parse);
+        let says_daily = header("x-ratelimit-type").is_some_and(|kind| kind.eq_ignore_ascii_case("daily-limit"))
+            || message.contains("daily rate limit");
+        Self {
+            status,
+            zoom_code,
+            message: sanitised(&message),
+            retry_after,
+            limit: if says_daily { LimitKind::Daily } else { LimitKind::PerSecond },
+            page_token_sent,
+        }
+    }
+}
+
+/// A message from outside, fit for a log line or an error: one line, bounded.
+fn sanitised(message: &str) -> String {
+    message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_all_three_forms() {
+        let now: Timestamp = "2026-05-30T23:59:00Z".parse().unwrap();
+        let table = [
+            ("30", Some(30)),
+            (" 5 ", Some(5)),
+            ("2026-05-31T00:00:00Z", Some(60)),
+            ("Sun, 31 May 2026 00:00:00 GMT", Some(60)),
+            ("2020-05-31T00:00:00Z", Some(0)),
+            ("soon", None),
+            ("-4", None),
+            ("", None),
+        ];
+        for (text, seconds) in table {
+            let after = RetryAfter::parse(text).map(|retry| retry.after(now).as_secs());
+            assert_eq!(after, seconds, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn error_bodies_are_read_in_every_observed_variant() {
+        let table: [(&[u8], Option<i64>, &str); 6] = [
+            (br#"{"code":124,"message":"Invalid access token."}"#, Some(124), "Invalid access token."),
+            (br#"{"errorCode":401,"errorMessage":"no"}"#, Some(401), "no"),
+            (br#"{"code":"300","message":"x"}"#, Some(300), "x"),
+            (br#"{"reason":"Invalid client_id or client_secret","error":"invalid_client"}"#, None, "Invalid client_id or client_secret"),
+            (b"<html>oops</html>", None, ""),
+            (b"", None, ""),
+        ];
+        for (body, code, message) in table {
+            let refusal = Refusal::read(400, &HeaderMap::new(), body, false);
+            assert_eq!((refusal.zoom_code, refusal.message.as_str()), (code, message));
+        }
+    }
+}

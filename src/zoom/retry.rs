@@ -1,0 +1,228 @@
+//! The retry policy: a pure function from what happened to what to do next.
+//!
+//! Owns the classification of every answer Zoom may give. Sleeps nowhere, counts nothing, knows no HTTP client.
+//! Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS architecture blog), and whatever the
+//! answer itself asks for as a lower bound.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::outcome::{FailureKind, LimitKind, Outcome, Refusal};
+
+/// How often and how slowly to repeat.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryPolicy {
+    /// Tries in all, the first one included.
+    pub max_attempts: u32,
+    /// The ceiling of the first delay; it doubles with each attempt.
+    pub base: Duration,
+    /// No delay is longer, unless the answer asks for it.
+    pub cap: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { max_attempts: 8, base: Duration::from_millis(500), cap: Duration::from_secs(30) }
+    }
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Repeat after a delay. `spends` says whether this try counts against the maximum.
+    Again { after: Duration, spends: bool },
+    /// The account is at a limit: slow down, or wait until the instant given; costs no attempt.
+    Limited { kind: LimitKind, after: Duration },
+    /// Get a new token, then repeat at once (later with delay, if that did not help).
+    Renew { after: Duration },
+    /// The page token is no longer good: begin this chain of pages again.
+    Restart,
+    Fail(FailureKind),
+}
+
+impl RetryPolicy {
+    /// Decides. `attempt` counts from 1 for the first try; `roll` is a random number in `[0, 1)`.
+    pub fn decide(&self, outcome: &Outcome, attempt: u32, now: Timestamp, roll: f64) -> Decision {
+        let backoff = self.backoff(attempt, roll);
+        let again_or = |kind: FailureKind, at_least: Duration| {
+            if attempt >= self.max_attempts {
+                Decision::Fail(kind)
+            } else {
+                Decision::Again { after: backoff.max(at_least), spends: true }
+            }
+        };
+        match outcome {
+            Outcome::NoAnswer(_) => again_or(FailureKind::Connection, Duration::ZERO),
+            Outcome::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
+            Outcome::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
+            Outcome::Refused(refusal) => {
+                let asked = refusal.retry_after.map_or(Duration::ZERO, |retry| retry.after(now));
+                match refusal.class() {
+                    Class::Limited => Decision::Limited {
+                        kind: refusal.limit,
+                        after: if refusal.limit == LimitKind::Daily && refusal.retry_after.is_none() {
+                            until_midnight(now)
+                        } else {
+                            asked
+                        },
+                    },
+                    // The first 401 is nearly always an expired or superseded token; a token that is refused again
+                    // is given time (observed: a short-lived 401 on a token that is still valid).
+                    Class::Token if attempt >= self.max_attempts => Decision::Fail(FailureKind::Credentials),
+                    Class::Token => Decision::Renew { after: if attempt == 1 { Duration::ZERO } else { backoff } },
+                    Class::PageToken => Decision::Restart,
+                    Class::Passing(kind) => again_or(kind, asked),
+                    Class::Final(kind) => Decision::Fail(kind),
+                }
+            }
+        }
+    }
+
+    /// The delay before the try after `attempt`: a random share of `base * 2^(attempt-1)`, at most `cap`.
+    fn backoff(&self, attempt: u32, roll: f64) -> Duration {
+        let ceiling = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.cap);
+        ceiling.mul_f64(roll.clamp(0.0, 1.0))
+    }
+}
+
+enum Class {
+    Limited,
+    Token,
+    PageToken,
+    Passing(FailureKind),
+    Final(FailureKind),
+}
+
+impl Refusal {
+    /// The one table of what answers mean (`../shared` facts: error codes of the report endpoints, observed variants).
+    fn class(&self) -> Class {
+        match (self.status, self.zoom_code) {
+            (429, _) => Class::Limited,
+            // Code 124 is "invalid or expired access token", observed with 400 as well as 401.
+            (401, _) | (400, Some(124)) => Class::Token,
+            // 300 speaks of the page token only when one was sent; otherwise our parameters are wrong for good.
+            (400, Some(300)) if self.page_token_sent => Class::PageToken,
+            (400 | 403, Some(104 | 4700 | 4711)) => Class::Final(FailureKind::MissingScopes),
+            (400 | 403, Some(200)) => Class::Final(FailureKind::NoPermission),
+            (404, _) => Class::Final(FailureKind::NotFound),
+            (408 | 425, _) => Class::Passing(FailureKind::ServerError),
+            (500..=599, _) => Class::Passing(FailureKind::ServerError),
+            // A 403 without one of Zoom's codes comes from a proxy or firewall and is often gone in a moment.
+            (403, None) => Class::Passing(FailureKind::NoPermission),
+            // Redirects are not followed on API calls; 2xx other than 200 and 1xx have no meaning here.
+            _ => Class::Final(FailureKind::Rejected),
+        }
+    }
+}
+
+/// Zoom's day ends at 00:00 UTC; the fallback for a daily limit that names no instant.
+fn until_midnight(now: Timestamp) -> Duration {
+    let passed = now.as_second().rem_euclid(86_400);
+    Duration::from_secs((86_400 - passed) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outcome::RetryAfter;
+    use super::*;
+    use proptest::prelude::*;
+    use std::fmt::Write as _;
+
+    fn refusal(status: u16, zoom_code: Option<i64>, page_token_sent: bool) -> Outcome {
+        Outcome::Refused(Refusal {
+            status,
+            zoom_code,
+            message: String::new(),
+            retry_after: None,
+            limit: LimitKind::PerSecond,
+            page_token_sent,
+        })
+    }
+
+    fn now() -> Timestamp {
+        "2026-05-30T18:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn every_status_and_code_has_its_place() {
+        let policy = RetryPolicy::default();
+        let mut table = String::new();
+        let codes = [None, Some(104), Some(124), Some(200), Some(300), Some(4700), Some(4711)];
+        for code in codes {
+            for page_token_sent in [false, true] {
+                let mut previous = String::new();
+                for status in (100..600).chain([999]).filter(|status| *status != 200) {
+                    let outcome = refusal(status, code, page_token_sent);
+                    let first = policy.decide(&outcome, 1, now(), 0.5);
+                    let last = policy.decide(&outcome, 8, now(), 0.5);
+                    let line = format!("first {first:?}, last {last:?}");
+                    if line != previous {
+                        writeln!(table, "code {code:?} token {page_token_sent} from {status}: {line}").unwrap();
+                        previous = line;
+                    }
+                }
+            }
+        }
+        for outcome in [Outcome::NoAnswer(String::new()), Outcome::Unreadable(String::new()), Outcome::TooLarge] {
+            let first = policy.decide(&outcome, 1, now(), 0.5);
+            let last = policy.decide(&outcome, 8, now(), 0.5);
+            writeln!(table, "{outcome:?}: first {first:?}, last {last:?}").unwrap();
+        }
+        insta::assert_snapshot!("retry_table", table);
+    }
+
+    #[test]
+    fn a_daily_limit_waits_until_the_instant_named_or_midnight() {
+        let policy = RetryPolicy::default();
+        let daily = |retry_after| {
+            Outcome::Refused(Refusal {
+                status: 429,
+                zoom_code: Some(429),
+                message: String::new(),
+                retry_after,
+                limit: LimitKind::Daily,
+                page_token_sent: false,
+            })
+        };
+        let named = RetryAfter::At("2026-05-31T03:00:00Z".parse().unwrap());
+        let wait = |outcome| match policy.decide(&outcome, 99, now(), 0.0) {
+            Decision::Limited { kind: LimitKind::Daily, after } => after.as_secs(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait(daily(Some(named))), 9 * 3600);
+        assert_eq!(wait(daily(None)), 6 * 3600);
+    }
+
+    proptest! {
+        #[test]
+        fn delays_never_exceed_the_cap_and_attempts_always_end(
+            status in 100u16..=999, code in proptest::option::of(-10i64..5000), sent: bool, attempt in 1u32..200, roll in 0.0f64..1.0,
+        ) {
+            let policy = RetryPolicy::default();
+            let outcome = refusal(status, code, sent);
+            match policy.decide(&outcome, attempt, now(), roll) {
+                Decision::Again { after, spends } => {
+                    prop_assert!(spends && after <= policy.cap && attempt < policy.max_attempts);
+                }
+                Decision::Renew { after } => prop_assert!(after <= policy.cap && attempt < policy.max_attempts),
+                Decision::Restart => prop_assert!(sent && code == Some(300)),
+                Decision::Limited { .. } => prop_assert_eq!(status, 429),
+                Decision::Fail(_) => {}
+            }
+        }
+
+        #[test]
+        fn what_the_answer_asks_for_is_a_lower_bound(seconds in 0u64..10_000, roll in 0.0f64..1.0) {
+            let outcome = Outcome::Refused(Refusal {
+                status: 503, zoom_code: None, message: String::new(),
+                retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
+                limit: LimitKind::PerSecond, page_token_sent: false,
+            });
+            let Decision::Again { after, .. } = RetryPolicy::default().decide(&outcome, 1, now(), roll) else {
+                panic!("a 503 is repeated");
+            };
+            prop_assert!(after >= Duration::from_secs(seconds));
+        }
+    }
+}

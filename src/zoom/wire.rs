@@ -1,0 +1,196 @@
+//! The shapes of Zoom's JSON, as little of them as is needed: arrays are found, their items stay raw text.
+//!
+//! Owns the reading of pages. Every item, known or not, is passed on byte for byte; numbers are never re-rendered.
+//! `sim` shares no type with this module, so that a misspelt field cannot pass every test.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A page of either endpoint: the arrays asked for by name, the next token, and members we do not know.
+#[derive(Debug)]
+pub struct Page<'a, const N: usize> {
+    pub arrays: [Vec<&'a RawValue>; N],
+    /// `None` on the last page.
+    pub next_page_token: Option<String>,
+    /// Members of the response nobody told us of, verbatim.
+    pub unknown: Vec<(Cow<'a, str>, &'a RawValue)>,
+}
+
+/// The arrays of a list page.
+pub const SESSIONS: [&str; 1] = ["sessions"];
+/// The arrays of a messages page, in the order of [`crate::capture::Kind`].
+pub const MESSAGES: [&str; 3] = ["messages", "edited_messages", "deleted_messages"];
+
+impl<'a, const N: usize> Page<'a, N> {
+    /// Reads a body with status 200. What is not such a page (an HTML page, an error in disguise, an array that is
+    /// no array) is an error, never an empty page.
+    pub fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, String> {
+        let mut deserializer = serde_json::Deserializer::from_slice(body);
+        let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
+        deserializer.end().map_err(|error| shape_of(&error))?;
+        Ok(page)
+    }
+}
+
+/// A parse error without quotes from the body, which is chat content.
+fn shape_of(error: &serde_json::Error) -> String {
+    format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()).to_lowercase()
+}
+
+struct PageSeed<const N: usize> {
+    names: [&'static str; N],
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for PageSeed<N> {
+    type Value = Page<'de, N>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+/// Member names, with escapes resolved only where there are any.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
+    type Value = Page<'de, N>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a page of a report")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut page =
+            Page { arrays: std::array::from_fn(|_| Vec::new()), next_page_token: None, unknown: Vec::new() };
+        let mut is_a_page = false;
+        while let Some(Name(name)) = map.next_key()? {
+            if let Some(index) = self.names.iter().position(|known| *known == name) {
+                page.arrays[index] = map.next_value::<Option<Vec<&RawValue>>>()?.unwrap_or_default();
+                is_a_page = true;
+                continue;
+            }
+            match name.as_ref() {
+                "next_page_token" => {
+                    let token: Option<String> = map.next_value()?;
+                    page.next_page_token = token.filter(|token| !token.is_empty());
+                    is_a_page = true;
+                }
+                "from" | "to" | "page_size" => {
+                    map.next_value::<IgnoredAny>()?;
+                    is_a_page = true;
+                }
+                _ => page.unknown.push((name, map.next_value()?)),
+            }
+        }
+        if is_a_page { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
+    }
+}
+
+/// What is read of a listed session; everything else stays in its raw text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionHead {
+    pub id: String,
+    pub kind: Option<String>,
+    pub name: Option<String>,
+    pub channel_id: Option<String>,
+}
+
+impl SessionHead {
+    /// Reads the members that select and name a session. Only the id is indispensable.
+    pub fn read(info: &RawValue) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Raw<'a> {
+            #[serde(borrow)]
+            id: &'a RawValue,
+            #[serde(borrow, rename = "type")]
+            kind: Option<&'a RawValue>,
+            #[serde(borrow)]
+            name: Option<&'a RawValue>,
+            #[serde(borrow)]
+            channel_id: Option<&'a RawValue>,
+        }
+        let raw: Raw<'_> =
+            serde_json::from_str(info.get()).map_err(|error| format!("a session: {}", shape_of(&error)))?;
+        let id = text_of(raw.id).filter(|id| !id.is_empty()).ok_or("a session without an id")?;
+        Ok(Self {
+            id,
+            kind: raw.kind.and_then(text_of),
+            name: raw.name.and_then(text_of),
+            channel_id: raw.channel_id.and_then(text_of),
+        })
+    }
+}
+
+/// The text of a JSON string; lone surrogates, which are legal JSON but no Unicode, become replacement characters.
+pub fn text_of(raw: &RawValue) -> Option<String> {
+    struct Lossy;
+    impl Visitor<'_> for Lossy {
+        type Value = String;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a string")
+        }
+
+        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<String, E> {
+            Ok(String::from_utf8_lossy(bytes).into_owned())
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+    }
+    // `deserialize_bytes` is serde_json's documented way to read strings that may hold lone surrogates.
+    serde_json::Deserializer::from_str(raw.get()).deserialize_bytes(Lossy).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_come_through_byte_for_byte() {
+        let body = br#"{"from":"2026-01-01","x":{"a" : 1.10},"messages":[ {"n":12345678901234567890123, "s":"\ud83d\u00e9"} ,{"f":1E400}],
+            "deleted_messages":null,"next_page_token":"t"}"#;
+        let page = Page::read(body, MESSAGES).unwrap();
+        let items: Vec<_> = page.arrays[0].iter().map(|item| item.get()).collect();
+        assert_eq!(items, [r#"{"n":12345678901234567890123, "s":"\ud83d\u00e9"}"#, r#"{"f":1E400}"#]);
+        assert!(page.arrays[1].is_empty() && page.arrays[2].is_empty());
+        assert_eq!(page.next_page_token.as_deref(), Some("t"));
+        assert_eq!((page.unknown[0].0.as_ref(), page.unknown[0].1.get()), ("x", r#"{"a" : 1.10}"#));
+    }
+
+    #[test]
+    fn what_is_no_page_is_refused_and_never_quoted() {
+        let table: [&[u8]; 9] = [
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            b"<html>secret</html>",
+            br#"{"code":300,"message":"secret"}"#,
+            br#"{"messages":{"secret":1}}"#,
+            br#"{"messages":[{"secret":1}"#,
+            b"{\"messages\":[\"secret\xff\"]}",
+        ];
+        for body in table {
+            let error = Page::read(body, MESSAGES).unwrap_err();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_read_leniently_but_needs_its_id() {
+        let head = |text: &str| SessionHead::read(&RawValue::from_string(text.to_owned()).unwrap());
+        let lone = head(r#"{"id":"a","name":"x\ud83d","type":7,"later":[1]}"#).unwrap();
+        assert!(lone.name.unwrap().starts_with('x'));
+        assert_eq!(lone.kind, None);
+        assert!(head(r#"{"name":"x"}"#).is_err());
+        assert!(head(r#"{"id":""}"#).is_err());
+        assert!(head(r#"{"id":12}"#).is_err());
+    }
+}
