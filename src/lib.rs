@@ -1,4 +1,5 @@
 //! Every chat message of a Zoom account, whole, fast and unattended.
+pub mod capture;
 pub mod clock;
 pub mod sim;
 pub mod zoom;

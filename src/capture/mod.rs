@@ -1,0 +1,160 @@
+//! The capture: one SQLite file per job that holds everything received, exactly as received.
+//!
+//! Owns the schema, its one writer and its readers. Whatever comes from Zoom is committed here before anything else
+//! happens to it; all that a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond
+//! their text, or of archives.
+
+mod reader;
+mod segment;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
+
+pub use reader::{Counts, PageRow, Reader, SessionRow, FailureRow, WindowCount};
+pub use segment::{Segment, inflate, pack};
+pub use writer::{Change, ListedSession, PageOf, Writer};
+
+/// The name of a job's capture file in its directory.
+pub const FILE_NAME: &str = "capture.db";
+
+/// Bumped when the schema changes; a capture of another version is refused, never guessed at.
+const SCHEMA_VERSION: i64 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("the capture was written by another version (schema {found}, this one is {SCHEMA_VERSION})")]
+    OtherVersion { found: i64 },
+    #[error("the capture could not be used: {0}")]
+    Database(#[source] sqlx::Error),
+    #[error("the capture is damaged: {0}")]
+    Damaged(String),
+    #[error("the capture's writer has stopped")]
+    WriterGone,
+}
+
+impl From<sqlx::Error> for CaptureError {
+    fn from(error: sqlx::Error) -> Self {
+        // SQLITE_FULL, and what a full disk looks like from inside an fsync or a WAL extension.
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        if code.as_deref() == Some("13") { Self::DiskFull } else { Self::Database(error) }
+    }
+}
+
+/// The three arrays of a messages page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Messages,
+    Edited,
+    Deleted,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Messages, Self::Edited, Self::Deleted];
+
+    pub(crate) fn from_index(index: i64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(index).ok()?).copied()
+    }
+}
+
+/// What a failure leaves in the capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureNote {
+    pub code: String,
+    pub status: Option<u16>,
+    pub zoom_code: Option<i64>,
+    pub message: String,
+    pub attempts: u32,
+}
+
+/// A page token and when it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageToken {
+    pub token: String,
+    pub at: Timestamp,
+}
+
+/// One chain of pages still to be followed.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    pub id: i64,
+    pub window: i64,
+    pub from: Date,
+    pub to: Date,
+    pub pages: i64,
+    pub resume: Option<PageToken>,
+}
+
+/// A range to fetch.
+#[derive(Debug, Clone)]
+pub struct PendingRange {
+    pub chain: Chain,
+    pub session_id: String,
+    pub listed: bool,
+    pub query: Option<String>,
+}
+
+/// A capture's place on disk.
+#[derive(Debug, Clone)]
+pub struct Location {
+    path: PathBuf,
+}
+
+impl Location {
+    /// The capture of the job whose files are in `directory`.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self { path: directory.join(FILE_NAME) }
+    }
+
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens for writing, with the schema in place. There must be one writer at a time.
+    pub async fn open_writer(&self) -> Result<Writer, CaptureError> {
+        let mut connection = self.options().create_if_missing(true).connect().await?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
+        match version {
+            0 => create(&mut connection).await?,
+            SCHEMA_VERSION => {}
+            found => return Err(CaptureError::OtherVersion { found }),
+        }
+        Ok(Writer::start(connection))
+    }
+
+    /// Opens for reading; any number of readers may be open beside the writer.
+    pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
+        Ok(Reader::new(self.options().connect().await?))
+    }
+
+    fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A page is told of only once it is on disk, also through a power failure.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(30))
+            .pragma("cache_size", "-2000")
+            .pragma("journal_size_limit", "8388608")
+    }
+}
+
+async fn create(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
+    let mut transaction = connection.begin().await?;
+    sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! Reading a capture: what is still to do, what is there, and the stored pages in the order of the archive.
+//!
+//! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
+
+use futures_util::TryStreamExt;
+use jiff::civil::Date;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{Connection, Row};
+
+use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange};
+
+/// What a capture holds, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub windows_total: u64,
+    pub windows_listed: u64,
+    pub sessions_total: u64,
+    pub sessions_done: u64,
+    pub units_total: u64,
+    pub units_done: u64,
+    pub units_failed: u64,
+    pub lists_failed: u64,
+    /// Messages, edited, deleted.
+    pub items: [u64; 3],
+}
+
+/// A session with what is known of it.
+#[derive(Debug, Clone)]
+pub struct SessionRow {
+    pub id: i64,
+    pub zoom_id: String,
+    pub info: String,
+}
+
+/// One stored segment.
+#[derive(Debug)]
+pub struct PageRow {
+    pub kind: Kind,
+    pub items: u64,
+    pub raw_len: u64,
+    pub crc32: u32,
+    pub data: Vec<u8>,
+}
+
+/// A window with its counts.
+#[derive(Debug, Clone)]
+pub struct WindowCount {
+    pub idx: i64,
+    pub from: Date,
+    pub to: Date,
+    pub units: u64,
+    pub items: [u64; 3],
+}
+
+/// A failure as stored: of a session's days, or of a window's listing (no session).
+#[derive(Debug, Clone)]
+pub struct FailureRow {
+    pub id: i64,
+    pub session_id: Option<String>,
+    pub window: (Date, Date),
+    pub days: (Date, Date),
+    pub failure: FailureNote,
+    pub failed_at: String,
+    /// Messages of those days that were received before it failed.
+    pub messages_captured: u64,
+}
+
+/// A connection for reading.
+#[derive(Debug)]
+pub struct Reader {
+    connection: SqliteConnection,
+}
+
+impl Reader {
+    pub(super) fn new(connection: SqliteConnection) -> Self {
+        Self { connection }
+    }
+
+    pub async fn close(self) {
+        // Nothing was written; a failure to close cleanly loses nothing.
+        let _ = self.connection.close().await;
+    }
+
+    pub async fn meta(&mut self, key: &str) -> Result<Option<String>, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
+            .bind(key)
+            .fetch_optional(&mut self.connection)
+            .await?)
+    }
+
+    pub async fn counts(&mut self) -> Result<Counts, CaptureError> {
+        let row = sqlx::query(
+            "SELECT (SELECT count(*) FROM windows) AS windows_total,
+                    (SELECT count(*) FROM windows w WHERE NOT EXISTS
+                        (SELECT 1 FROM lists l WHERE l.window = w.idx AND l.state = 'pending')) AS windows_listed,
+                    (SELECT count(*) FROM sessions) AS sessions_total,
+                    (SELECT count(*) FROM sessions s WHERE NOT EXISTS
+                        (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
+                        AS sessions_done,
+                    (SELECT count(*) FROM units) AS units_total,
+                    (SELECT count(*) FROM units WHERE state IN ('done', 'not_found')) AS units_done,
+                    (SELECT count(*) FROM units WHERE state = 'failed') AS units_failed,
+                    (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed,
+                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 0) AS m0,
+                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 1) AS m1,
+                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 2) AS m2",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(Counts {
+            windows_total: number(&row, "windows_total")?,
+            windows_listed: number(&row, "windows_listed")?,
+            sessions_total: number(&row, "sessions_total")?,
+            sessions_done: number(&row, "sessions_done")?,
+            units_total: number(&row, "units_total")?,
+            units_done: number(&row, "units_done")?,
+            units_failed: number(&row, "units_failed")?,
+            lists_failed: number(&row, "lists_failed")?,
+            items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
+        })
+    }
+
+    /// The lists still to be fetched, oldest window first.
+    pub async fn pending_lists(&mut self) -> Result<Vec<Chain>, CaptureError> {
+        let rows = sqlx::query("SELECT * FROM lists WHERE state = 'pending' ORDER BY window, first_day")
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(chain).collect()
+    }
+
+    /// The next ranges to fetch of a window, after the range `after`.
+    pub async fn pending_ranges(
+        &mut self,
+        window: i64,
+        after: i64,
+        most: i64,
+    ) -> Result<Vec<PendingRange>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT r.*, s.zoom_id, u.listed FROM ranges r INDEXED BY ranges_pending
+             JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
+             WHERE r.state = 'pending' AND r.window = ? AND r.id > ? ORDER BY r.id LIMIT ?",
+        )
+        .bind(window)
+        .bind(after)
+        .bind(most)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(PendingRange {
+                    chain: chain(row)?,
+                    session_id: row.try_get("zoom_id")?,
+                    listed: row.try_get::<i64, _>("listed")? != 0,
+                    query: row.try_get("query")?,
+                })
+            })
+            .collect()
+    }
+
+    /// The items of a range's last page, inflated: to recognise repeats when a chain is taken up again.
+    pub async fn last_page(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
+        let rows = sqlx::query(
+            "SELECT kind, items, raw_len, crc32, data FROM pages WHERE range = ?1
+             AND seq = (SELECT max(seq) FROM pages WHERE range = ?1)",
+        )
+        .bind(range)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut kinds: [Vec<u8>; 3] = Default::default();
+        for row in &rows {
+            let page = page(row)?;
+            kinds[page.kind as usize] = super::inflate(&page.data, page.raw_len, page.crc32)?;
+        }
+        Ok(kinds)
+    }
+
+    /// Sessions in the order of their row ids, after `after`.
+    pub async fn sessions(&mut self, after: i64, most: i64) -> Result<Vec<SessionRow>, CaptureError> {
+        let rows = sqlx::query("SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?")
+            .bind(after)
+            .bind(most)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(SessionRow { id: row.try_get("id")?, zoom_id: row.try_get("zoom_id")?, info: row.try_get("info")? })
+            })
+            .collect()
+    }
+
+    pub async fn session(&mut self, id: i64) -> Result<SessionRow, CaptureError> {
+        let row = sqlx::query("SELECT id, zoom_id, info FROM sessions WHERE id = ?")
+            .bind(id)
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(SessionRow { id: row.try_get("id")?, zoom_id: row.try_get("zoom_id")?, info: row.try_get("info")? })
+    }
+
+    /// Items of a session by kind, and whether Zoom answered "not found" for all of it.
+    pub async fn session_totals(&mut self, session: i64) -> Result<([u64; 3], bool), CaptureError> {
+        let rows = sqlx::query(
+            "SELECT p.kind, sum(p.items) AS items FROM units u JOIN ranges r ON r.unit = u.id
+             JOIN pages p ON p.range = r.id WHERE u.session = ? GROUP BY p.kind",
+        )
+        .bind(session)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut totals = [0; 3];
+        for row in &rows {
+            totals[row.try_get::<i64, _>("kind")? as usize] = number(row, "items")?;
+        }
+        let row = sqlx::query(
+            "SELECT sum(listed) AS listed, sum(listed AND state = 'not_found') AS missing FROM units WHERE session = ?",
+        )
+        .bind(session)
+        .fetch_one(&mut self.connection)
+        .await?;
+        let (listed, missing) = (number(&row, "listed")?, number(&row, "missing")?);
+        Ok((totals, listed > 0 && listed == missing))
+    }
+
+    /// Feeds the stored segments of a session, in the order of windows, ranges, pages, to `each`; of one kind or all.
+    pub async fn pages(
+        &mut self,
+        session: i64,
+        kind: Kind,
+        mut each: impl FnMut(PageRow) -> Result<(), CaptureError>,
+    ) -> Result<(), CaptureError> {
+        let mut rows = sqlx::query(
+            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.data FROM units u JOIN ranges r ON r.unit = u.id
+             JOIN pages p ON p.range = r.id WHERE u.session = ? AND p.kind = ?
+             ORDER BY u.window, r.first_day, p.seq",
+        )
+        .bind(session)
+        .bind(kind as i64)
+        .fetch(&mut self.connection);
+        while let Some(row) = rows.try_next().await? {
+            each(page(&row)?)?;
+        }
+        Ok(())
+    }
+
+    pub async fn windows(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT w.idx, w.first_day, w.last_day,
+                    (SELECT count(*) FROM units u WHERE u.window = w.idx AND u.listed) AS units,
+                    coalesce(sum(CASE WHEN p.kind = 0 THEN p.items END), 0) AS m0,
+                    coalesce(sum(CASE WHEN p.kind = 1 THEN p.items END), 0) AS m1,
+                    coalesce(sum(CASE WHEN p.kind = 2 THEN p.items END), 0) AS m2
+             FROM windows w LEFT JOIN ranges r ON r.window = w.idx LEFT JOIN pages p ON p.range = r.id
+             GROUP BY w.idx ORDER BY w.idx",
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(WindowCount {
+                    idx: row.try_get("idx")?,
+                    from: date(row, "first_day")?,
+                    to: date(row, "last_day")?,
+                    units: number(row, "units")?,
+                    items: [number(row, "m0")?, number(row, "m1")?, number(row, "m2")?],
+                })
+            })
+            .collect()
+    }
+
+    /// Failures after `after` (listings first, then sessions' days), at most `most`.
+    pub async fn failures(&mut self, after: i64, most: i64) -> Result<Vec<FailureRow>, CaptureError> {
+        // Listings get the negative numbers, so that one number pages through both.
+        let rows = sqlx::query(
+            "SELECT * FROM (
+                 SELECT -1000000000000 + l.id AS id, NULL AS zoom_id, w.first_day AS wf, w.last_day AS wt,
+                        l.first_day, l.last_day, l.failure, l.failed_at, 0 AS captured
+                 FROM lists l JOIN windows w ON w.idx = l.window WHERE l.state = 'failed'
+                 UNION ALL
+                 SELECT r.id, s.zoom_id, w.first_day, w.last_day, r.first_day, r.last_day, r.failure, r.failed_at,
+                        (SELECT coalesce(sum(items), 0) FROM pages p WHERE p.range = r.id AND p.kind = 0)
+                 FROM ranges r JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
+                 JOIN windows w ON w.idx = r.window WHERE r.state = 'failed')
+             WHERE id > ? ORDER BY id LIMIT ?",
+        )
+        .bind(after)
+        .bind(most)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let failure: String = row.try_get("failure")?;
+                Ok(FailureRow {
+                    id: row.try_get("id")?,
+                    session_id: row.try_get("zoom_id")?,
+                    window: (date(row, "wf")?, date(row, "wt")?),
+                    days: (date(row, "first_day")?, date(row, "last_day")?),
+                    failure: serde_json::from_str(&failure)
+                        .map_err(|error| CaptureError::Damaged(format!("a failure's note: {error}")))?,
+                    failed_at: row.try_get("failed_at")?,
+                    messages_captured: number(row, "captured")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Ids of sessions that were listed but that Zoom knows nothing of, by window.
+    pub async fn not_found(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT s.zoom_id, w.first_day, w.last_day FROM units u JOIN sessions s ON s.id = u.session
+             JOIN windows w ON w.idx = u.window WHERE u.state = 'not_found' AND u.listed
+             ORDER BY w.idx, s.zoom_id",
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
+            .collect()
+    }
+}
+
+fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0) as u64)
+}
+
+fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
+    let text: String = row.try_get(column)?;
+    text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
+}
+
+fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
+    let token: Option<String> = row.try_get("next_token")?;
+    let at: Option<String> = row.try_get("token_at")?;
+    let resume = match (token, at) {
+        (Some(token), Some(at)) => {
+            let at = at.parse().map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
+            Some(PageToken { token, at })
+        }
+        _ => None,
+    };
+    Ok(Chain {
+        id: row.try_get("id")?,
+        window: row.try_get("window")?,
+        from: date(row, "first_day")?,
+        to: date(row, "last_day")?,
+        pages: row.try_get("pages")?,
+        resume,
+    })
+}
+
+fn page(row: &SqliteRow) -> Result<PageRow, CaptureError> {
+    Ok(PageRow {
+        kind: Kind::from_index(row.try_get("kind")?)
+            .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?,
+        items: number(row, "items")?,
+        raw_len: number(row, "raw_len")?,
+        crc32: row.try_get::<i64, _>("crc32")? as u32,
+        data: row.try_get("data")?,
+    })
+}

@@ -1,0 +1,61 @@
+-- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text, blobs raw deflate segments.
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE windows (idx INTEGER PRIMARY KEY, first_day TEXT NOT NULL, last_day TEXT NOT NULL) STRICT;
+
+-- A chain of list pages: a whole window, or a part of one that could not be listed whole.
+CREATE TABLE lists (
+    id INTEGER PRIMARY KEY,
+    window INTEGER NOT NULL REFERENCES windows(idx),
+    first_day TEXT NOT NULL,
+    last_day TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, cut, failed
+    next_token TEXT, token_at TEXT, pages INTEGER NOT NULL DEFAULT 0,
+    failure TEXT, failed_at TEXT
+) STRICT;
+
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    zoom_id TEXT NOT NULL UNIQUE,
+    window INTEGER NOT NULL,                        -- the latest window that lists it: where its info is from
+    info TEXT NOT NULL                              -- as received
+) STRICT;
+
+CREATE TABLE units (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions(id),
+    window INTEGER NOT NULL REFERENCES windows(idx),
+    listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
+    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
+    UNIQUE (session, window)
+) STRICT;
+
+CREATE TABLE ranges (
+    id INTEGER PRIMARY KEY,
+    unit INTEGER NOT NULL REFERENCES units(id),
+    window INTEGER NOT NULL,
+    first_day TEXT NOT NULL,
+    last_day TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
+    next_token TEXT, token_at TEXT, query TEXT,
+    pages INTEGER NOT NULL DEFAULT 0,
+    failure TEXT, failed_at TEXT
+) STRICT;
+CREATE INDEX ranges_of_unit ON ranges(unit, first_day);
+CREATE INDEX ranges_pending ON ranges(window, id) WHERE state = 'pending';
+
+CREATE TABLE pages (
+    range INTEGER NOT NULL REFERENCES ranges(id),
+    seq INTEGER NOT NULL,
+    kind INTEGER NOT NULL,                          -- 0 messages, 1 edited_messages, 2 deleted_messages
+    items INTEGER NOT NULL,
+    raw_len INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    UNIQUE (range, seq, kind)
+) STRICT;
+
+-- Members of responses that nobody told us of, verbatim.
+CREATE TABLE unknown_members (
+    list INTEGER, range INTEGER, seq INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL
+) STRICT;

@@ -1,0 +1,113 @@
+//! Segments: the items of one page as one piece of deflate that can be copied into a zip entry as it is.
+//!
+//! A segment is raw deflate without a final block, ends on a byte boundary and refers to nothing before it, so that
+//! segments joined one after the other, and closed with an empty final block, are a valid stream.
+
+use std::io::Read;
+
+use flate2::{Compress, Compression, FlushCompress, Status};
+
+use super::CaptureError;
+
+/// Between two items, inside a segment and between segments.
+pub const SEPARATOR: &[u8] = b",\n";
+
+/// The items of one page and kind, compressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub items: u32,
+    pub raw_len: u64,
+    pub crc32: u32,
+    pub data: Vec<u8>,
+}
+
+impl Segment {
+    /// Joins and compresses items, each exactly as received.
+    pub fn of_items<'a>(items: impl Iterator<Item = &'a str>, level: u32) -> Option<Self> {
+        let mut raw = Vec::new();
+        let mut count = 0;
+        for item in items {
+            if count > 0 {
+                raw.extend_from_slice(SEPARATOR);
+            }
+            raw.extend_from_slice(item.as_bytes());
+            count += 1;
+        }
+        (count > 0).then(|| Self {
+            items: count,
+            raw_len: raw.len() as u64,
+            crc32: crc32fast::hash(&raw),
+            data: pack(&raw, level),
+        })
+    }
+}
+
+/// Compresses `raw` into a piece of deflate as described above.
+pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
+    let mut deflate = Compress::new(Compression::new(level), false);
+    let mut packed = Vec::with_capacity(raw.len() / 3 + 64);
+    loop {
+        let read = deflate.total_in() as usize;
+        let status = deflate.compress_vec(&raw[read..], &mut packed, FlushCompress::Full);
+        let status = status.expect("deflate accepts any input");
+        // With room left in the output after a flush, all input and the flush itself have been written.
+        if status == Status::Ok && deflate.total_in() as usize == raw.len() && packed.len() < packed.capacity() {
+            return packed;
+        }
+        packed.reserve(packed.capacity().max(256));
+    }
+}
+
+/// Restores a segment and checks it against its length and CRC-32.
+pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, CaptureError> {
+    let mut raw = Vec::with_capacity(raw_len as usize);
+    // The empty final block closes the stream for the decoder.
+    let closed = data.chain(&[0x03, 0x00][..]);
+    flate2::read::DeflateDecoder::new(closed)
+        .take(raw_len + 1)
+        .read_to_end(&mut raw)
+        .map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
+    if raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
+        return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
+    }
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn joined_segments_inflate_to_the_joined_items(
+            pages in proptest::collection::vec(proptest::collection::vec(".{0,400}", 1..20), 1..6), level in 1u32..7,
+        ) {
+            let mut stream = Vec::new();
+            let mut expected = Vec::new();
+            for page in &pages {
+                let segment = Segment::of_items(page.iter().map(String::as_str), level).unwrap();
+                let raw = page.join(",\n");
+                prop_assert_eq!(inflate(&segment.data, segment.raw_len, segment.crc32).unwrap(), raw.as_bytes());
+                expected.extend_from_slice(raw.as_bytes());
+                stream.extend_from_slice(&segment.data);
+            }
+            stream.extend_from_slice(&[0x03, 0x00]);
+            let mut joined = Vec::new();
+            flate2::read::DeflateDecoder::new(&stream[..]).read_to_end(&mut joined).unwrap();
+            prop_assert_eq!(joined, expected);
+        }
+    }
+
+    #[test]
+    fn a_damaged_segment_is_told_from_a_sound_one() {
+        let segment = Segment::of_items(["{\"a\":1}"; 50].into_iter(), 6).unwrap();
+        for index in 0..segment.data.len() {
+            let mut bad = segment.data.clone();
+            bad[index] ^= 0x55;
+            let read = inflate(&bad, segment.raw_len, segment.crc32);
+            assert!(read.is_err() || read.unwrap() == inflate(&segment.data, segment.raw_len, segment.crc32).unwrap());
+        }
+        assert!(inflate(&segment.data[..segment.data.len() / 2], segment.raw_len, segment.crc32).is_err());
+    }
+}

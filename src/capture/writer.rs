@@ -1,0 +1,396 @@
+//! The one writer of a capture: takes changes from many tasks and commits them in groups.
+//!
+//! Whoever awaits [`Writer::commit`] knows, when it returns, that its change is on disk. A change is atomic.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Sqlite, Transaction};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::{CaptureError, FailureNote, PageToken, Segment};
+
+/// Changes waiting for the next commit; more make their senders wait.
+const QUEUE: usize = 256;
+/// The most changes in one commit.
+const GROUP: usize = 64;
+
+/// A session as listed.
+#[derive(Debug, Clone)]
+pub struct ListedSession {
+    pub zoom_id: String,
+    pub info: String,
+}
+
+/// Which chain a page belongs to, its number there, and the token of the page after it.
+#[derive(Debug, Clone)]
+pub struct PageOf {
+    pub chain: i64,
+    pub seq: i64,
+    pub next: Option<PageToken>,
+    pub unknown: Vec<(String, String)>,
+}
+
+/// One atomic change.
+#[derive(Debug)]
+pub enum Change {
+    /// Plans the windows, each with one list to fetch.
+    Plan { windows: Vec<(Date, Date)>, meta: Vec<(&'static str, String)> },
+    SetMeta(Vec<(&'static str, String)>),
+    /// A list page, with a unit and a range for each session new in that window.
+    ListPage { page: PageOf, sessions: Vec<ListedSession> },
+    /// The list begins again; what it listed stays (it will be listed again).
+    RestartList { list: i64 },
+    /// The list could not be fetched whole: it is replaced by shorter ones.
+    CutList { list: i64, parts: Vec<(Date, Date)> },
+    FailList { list: i64, failure: FailureNote, at: Timestamp },
+    /// A messages page. `query` is what its token belongs to.
+    MessagesPage { page: PageOf, query: String, segments: [Option<Segment>; 3] },
+    /// Drops the pages of a range that begins again.
+    RestartRange { range: i64 },
+    /// Zoom knows nothing of this session in this range.
+    RangeNotFound { range: i64 },
+    FailRange { range: i64, failure: FailureNote, at: Timestamp },
+    /// The first days of a range are out of reach: they become a failed range of their own.
+    CutRange { range: i64, reachable_from: Date, failure: FailureNote, at: Timestamp },
+    /// Sessions known from elsewhere are asked for days that could not be listed.
+    ProbeDays { window: i64, from: Date, to: Date },
+    /// What failed is to be tried again.
+    RetryFailed,
+}
+
+type Request = (Change, oneshot::Sender<Result<(), CaptureError>>);
+
+/// The writer's handle.
+#[derive(Debug)]
+pub struct Writer {
+    sender: mpsc::Sender<Request>,
+    task: JoinHandle<()>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: SqliteConnection) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { sender, task: tokio::spawn(run(connection, receiver)) }
+    }
+
+    /// Returns once the change is durable, or with the reason why it is not there at all.
+    pub async fn commit(&self, change: Change) -> Result<(), CaptureError> {
+        let (sender, receiver) = oneshot::channel();
+        self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
+        receiver.await.map_err(|_| CaptureError::WriterGone)?
+    }
+
+    /// Finishes what is queued and closes the file.
+    pub async fn close(self) {
+        drop(self.sender);
+        if self.task.await.is_err() {
+            tracing::error!("the capture's writer panicked");
+        }
+    }
+}
+
+async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Request>) {
+    let mut group = Vec::with_capacity(GROUP);
+    while receiver.recv_many(&mut group, GROUP).await > 0 {
+        let result = commit_group(&mut connection, &group).await;
+        match result {
+            Ok(()) => {
+                for (_, reply) in group.drain(..) {
+                    // A caller that was cancelled no longer listens; its change is committed all the same.
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "changes could not be committed");
+                for (_, reply) in group.drain(..) {
+                    let _ = reply.send(Err(match &error {
+                        CaptureError::DiskFull => CaptureError::DiskFull,
+                        other => CaptureError::Damaged(other.to_string()),
+                    }));
+                }
+            }
+        }
+    }
+    if let Err(error) = connection.close().await {
+        tracing::warn!(%error, "the capture was not closed cleanly");
+    }
+}
+
+async fn commit_group(connection: &mut SqliteConnection, group: &[Request]) -> Result<(), CaptureError> {
+    let mut transaction = connection.begin().await?;
+    for (change, _) in group {
+        apply(&mut transaction, change).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+type Tx<'a> = Transaction<'a, Sqlite>;
+
+async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
+    match change {
+        Change::Plan { windows, meta } => {
+            for (index, (from, to)) in windows.iter().enumerate() {
+                sqlx::query("INSERT INTO windows (idx, first_day, last_day) VALUES (?, ?, ?)")
+                    .bind(index as i64)
+                    .bind(from.to_string())
+                    .bind(to.to_string())
+                    .execute(&mut **tx)
+                    .await?;
+                insert_list(tx, index as i64, (*from, *to)).await?;
+            }
+            set_meta(tx, meta).await?;
+        }
+        Change::SetMeta(meta) => set_meta(tx, meta).await?,
+        Change::ListPage { page, sessions } => list_page(tx, page, sessions).await?,
+        Change::RestartList { list } => {
+            run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
+            run_with_id(tx, "UPDATE lists SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?", *list)
+                .await?;
+        }
+        Change::CutList { list, parts } => {
+            let window: i64 =
+                sqlx::query_scalar("UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window")
+                    .bind(list)
+                    .fetch_one(&mut **tx)
+                    .await?;
+            for part in parts {
+                insert_list(tx, window, *part).await?;
+            }
+        }
+        Change::FailList { list, failure, at } => {
+            fail(tx, "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?", *list, failure, *at)
+                .await?;
+        }
+        Change::MessagesPage { page, query, segments } => messages_page(tx, page, query, segments).await?,
+        Change::RestartRange { range } => {
+            for table in [
+                "DELETE FROM pages WHERE range = ?",
+                "DELETE FROM unknown_members WHERE range = ?",
+                "UPDATE ranges SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+            ] {
+                run_with_id(tx, table, *range).await?;
+            }
+        }
+        Change::RangeNotFound { range } => {
+            run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", *range).await?;
+            settle_unit(tx, *range).await?;
+        }
+        Change::FailRange { range, failure, at } => {
+            fail(tx, "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?", *range, failure, *at)
+                .await?;
+            settle_unit(tx, *range).await?;
+        }
+        Change::CutRange { range, reachable_from, failure, at } => {
+            let last_lost = reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
+            sqlx::query(
+                "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
+                 SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
+            )
+            .bind(last_lost.to_string())
+            .bind(note(failure))
+            .bind(at.to_string())
+            .bind(range)
+            .execute(&mut **tx)
+            .await?;
+            sqlx::query(
+                "UPDATE ranges SET first_day = ?, pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+            )
+            .bind(reachable_from.to_string())
+            .bind(range)
+            .execute(&mut **tx)
+            .await?;
+            run_with_id(tx, "DELETE FROM pages WHERE range = ?", *range).await?;
+        }
+        Change::ProbeDays { window, from, to } => {
+            sqlx::query(
+                "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE true
+                 ON CONFLICT (session, window) DO NOTHING",
+            )
+            .bind(window)
+            .execute(&mut **tx)
+            .await?;
+            // A session listed beside the bad days has a range over the whole window, which holds them already.
+            sqlx::query(
+                "INSERT INTO ranges (unit, window, first_day, last_day)
+                 SELECT u.id, u.window, ?2, ?3 FROM units u WHERE u.window = ?1 AND u.listed = 0
+                 AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?2 AND r.last_day >= ?3)",
+            )
+            .bind(window)
+            .bind(from.to_string())
+            .bind(to.to_string())
+            .execute(&mut **tx)
+            .await?;
+        }
+        Change::RetryFailed => {
+            for statement in [
+                "UPDATE units SET state = 'pending' WHERE id IN (SELECT unit FROM ranges WHERE state = 'failed')",
+                "UPDATE ranges SET state = 'pending', failure = NULL, failed_at = NULL WHERE state = 'failed'",
+                "UPDATE lists SET state = 'pending', failure = NULL, failed_at = NULL WHERE state = 'failed'",
+            ] {
+                sqlx::query(statement).execute(&mut **tx).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn run_with_id(tx: &mut Tx<'_>, statement: &'static str, id: i64) -> Result<(), CaptureError> {
+    sqlx::query(statement).bind(id).execute(&mut **tx).await?;
+    Ok(())
+}
+
+fn note(failure: &FailureNote) -> String {
+    serde_json::to_string(failure).expect("a note is plain text and numbers")
+}
+
+async fn fail(
+    tx: &mut Tx<'_>,
+    statement: &'static str,
+    id: i64,
+    failure: &FailureNote,
+    at: Timestamp,
+) -> Result<(), CaptureError> {
+    sqlx::query(statement).bind(note(failure)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
+    Ok(())
+}
+
+async fn set_meta(tx: &mut Tx<'_>, meta: &[(&'static str, String)]) -> Result<(), CaptureError> {
+    for (key, value) in meta {
+        sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+            .bind(key)
+            .bind(value)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn insert_list(tx: &mut Tx<'_>, window: i64, (from, to): (Date, Date)) -> Result<(), CaptureError> {
+    sqlx::query("INSERT INTO lists (window, first_day, last_day) VALUES (?, ?, ?)")
+        .bind(window)
+        .bind(from.to_string())
+        .bind(to.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -> Result<(), CaptureError> {
+    let window: i64 =
+        sqlx::query_scalar("SELECT window FROM lists WHERE id = ?").bind(page.chain).fetch_one(&mut **tx).await?;
+    for session in sessions {
+        let id: i64 = sqlx::query_scalar(
+            "INSERT INTO sessions (zoom_id, window, info) VALUES (?1, ?2, ?3)
+             ON CONFLICT (zoom_id) DO UPDATE SET
+                 info = CASE WHEN excluded.window >= window THEN excluded.info ELSE info END,
+                 window = max(window, excluded.window)
+             RETURNING id",
+        )
+        .bind(&session.zoom_id)
+        .bind(window)
+        .bind(&session.info)
+        .fetch_one(&mut **tx)
+        .await?;
+        let unit: Option<i64> = sqlx::query_scalar(
+            "INSERT INTO units (session, window, listed) VALUES (?, ?, 1)
+             ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0 RETURNING id",
+        )
+        .bind(id)
+        .bind(window)
+        .fetch_optional(&mut **tx)
+        .await?;
+        if let Some(unit) = unit {
+            // The unit may have been probed for some days before it was listed: the whole window replaces those.
+            run_with_id(tx, "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)", unit).await?;
+            run_with_id(tx, "DELETE FROM ranges WHERE unit = ?", unit).await?;
+            sqlx::query(
+                "INSERT INTO ranges (unit, window, first_day, last_day)
+                 SELECT ?1, idx, first_day, last_day FROM windows WHERE idx = ?2",
+            )
+            .bind(unit)
+            .bind(window)
+            .execute(&mut **tx)
+            .await?;
+        }
+    }
+    for (name, value) in &page.unknown {
+        sqlx::query("INSERT INTO unknown_members (list, seq, name, value) VALUES (?, ?, ?, ?)")
+            .bind(page.chain)
+            .bind(page.seq)
+            .bind(name)
+            .bind(value)
+            .execute(&mut **tx)
+            .await?;
+    }
+    sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
+        .bind(page.seq + 1)
+        .bind(page.next.as_ref().map(|next| &next.token))
+        .bind(page.next.as_ref().map(|next| next.at.to_string()))
+        .bind(if page.next.is_some() { "pending" } else { "done" })
+        .bind(page.chain)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+async fn messages_page(
+    tx: &mut Tx<'_>,
+    page: &PageOf,
+    query: &str,
+    segments: &[Option<Segment>; 3],
+) -> Result<(), CaptureError> {
+    for (kind, segment) in segments.iter().enumerate() {
+        let Some(segment) = segment else { continue };
+        sqlx::query("INSERT INTO pages (range, seq, kind, items, raw_len, crc32, data) VALUES (?, ?, ?, ?, ?, ?, ?)")
+            .bind(page.chain)
+            .bind(page.seq)
+            .bind(kind as i64)
+            .bind(i64::from(segment.items))
+            .bind(segment.raw_len as i64)
+            .bind(i64::from(segment.crc32))
+            .bind(&segment.data[..])
+            .execute(&mut **tx)
+            .await?;
+    }
+    for (name, value) in &page.unknown {
+        sqlx::query("INSERT INTO unknown_members (range, seq, name, value) VALUES (?, ?, ?, ?)")
+            .bind(page.chain)
+            .bind(page.seq)
+            .bind(name)
+            .bind(value)
+            .execute(&mut **tx)
+            .await?;
+    }
+    sqlx::query("UPDATE ranges SET pages = ?, next_token = ?, token_at = ?, query = ?, state = ? WHERE id = ?")
+        .bind(page.seq + 1)
+        .bind(page.next.as_ref().map(|next| &next.token))
+        .bind(page.next.as_ref().map(|next| next.at.to_string()))
+        .bind(page.next.as_ref().map(|_| query))
+        .bind(if page.next.is_some() { "pending" } else { "done" })
+        .bind(page.chain)
+        .execute(&mut **tx)
+        .await?;
+    if page.next.is_none() {
+        settle_unit(tx, page.chain).await?;
+    }
+    Ok(())
+}
+
+/// A unit is what its ranges are: pending while one is, else failed if one is, else not found if all are.
+async fn settle_unit(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
+    run_with_id(
+        tx,
+        "UPDATE units SET state = (
+             SELECT CASE WHEN sum(r.state = 'pending') > 0 THEN 'pending'
+                         WHEN sum(r.state = 'failed') > 0 THEN 'failed'
+                         WHEN sum(r.state = 'done') = 0 THEN 'not_found'
+                         ELSE 'done' END
+             FROM ranges r WHERE r.unit = units.id)
+         WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
+        range,
+    )
+    .await
+}
