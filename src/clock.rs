@@ -42,7 +42,9 @@ pub struct SystemClock {
 impl SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn new() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     pub fn shared() -> SharedClock {
@@ -88,7 +90,11 @@ pub struct ManualClock {
 
 impl ManualClock {
     pub fn starting_at(base: Timestamp) -> Arc<Self> {
-        Arc::new(Self { base, real: SystemClock::new(), advanced: watch::Sender::new(Duration::ZERO) })
+        Arc::new(Self {
+            base,
+            real: SystemClock::new(),
+            advanced: watch::Sender::new(Duration::ZERO),
+        })
     }
 
     /// Moves wall and monotonic time forward.
@@ -112,7 +118,9 @@ impl Clock for ManualClock {
         let start = *advanced.borrow_and_update();
         let real = self.real.sleep(duration);
         let real_start = self.real.elapsed();
-        let clock = SystemClock { start: self.real.start };
+        let clock = SystemClock {
+            start: self.real.start,
+        };
         Box::pin(async move {
             tokio::pin!(real);
             loop {

@@ -1,5 +1,6 @@
 //! Every chat message of a Zoom account, whole, fast and unattended.
 pub mod capture;
 pub mod clock;
+pub mod extract;
 pub mod sim;
 pub mod zoom;

@@ -120,11 +120,62 @@ impl Reader {
         })
     }
 
-    /// The lists still to be fetched, oldest window first.
-    pub async fn pending_lists(&mut self) -> Result<Vec<Chain>, CaptureError> {
-        let rows = sqlx::query("SELECT * FROM lists WHERE state = 'pending' ORDER BY window, first_day")
+    pub async fn window_numbers(&mut self) -> Result<Vec<i64>, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT idx FROM windows ORDER BY idx")
+            .fetch_all(&mut self.connection)
+            .await?)
+    }
+
+    /// Sessions listed in a window.
+    pub async fn units_listed(&mut self, window: i64) -> Result<u64, CaptureError> {
+        let units: i64 = sqlx::query_scalar("SELECT count(*) FROM units WHERE window = ? AND listed")
+            .bind(window)
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(units as u64)
+    }
+
+    /// Items held of a range, by kind.
+    pub async fn range_items(&mut self, range: i64) -> Result<[u64; 3], CaptureError> {
+        let rows = sqlx::query("SELECT kind, sum(items) AS items FROM pages WHERE range = ? GROUP BY kind")
+            .bind(range)
             .fetch_all(&mut self.connection)
             .await?;
+        by_kind(&rows)
+    }
+
+    /// Days that could not be listed although they are within reach, as (window, first day, last day).
+    pub async fn days_not_listed(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT window, first_day, last_day FROM lists
+             WHERE state = 'failed' AND failure ->> 'code' <> 'out-of-reach' ORDER BY window, first_day",
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mut spans: Vec<(i64, Date, Date)> = Vec::new();
+        for row in &rows {
+            let (window, from, to) = (
+                row.try_get("window")?,
+                date(row, "first_day")?,
+                date(row, "last_day")?,
+            );
+            match spans.last_mut() {
+                Some(span) if span.0 == window && span.2.tomorrow().is_ok_and(|next| next == from) => {
+                    span.2 = to
+                }
+                _ => spans.push((window, from, to)),
+            }
+        }
+        Ok(spans)
+    }
+
+    /// The lists of a window still to be fetched, oldest days first.
+    pub async fn pending_lists(&mut self, window: i64) -> Result<Vec<Chain>, CaptureError> {
+        let rows =
+            sqlx::query("SELECT * FROM lists WHERE state = 'pending' AND window = ? ORDER BY first_day")
+                .bind(window)
+                .fetch_all(&mut self.connection)
+                .await?;
         rows.iter().map(chain).collect()
     }
 
@@ -183,7 +234,11 @@ impl Reader {
             .await?;
         rows.iter()
             .map(|row| {
-                Ok(SessionRow { id: row.try_get("id")?, zoom_id: row.try_get("zoom_id")?, info: row.try_get("info")? })
+                Ok(SessionRow {
+                    id: row.try_get("id")?,
+                    zoom_id: row.try_get("zoom_id")?,
+                    info: row.try_get("info")?,
+                })
             })
             .collect()
     }
@@ -193,7 +248,11 @@ impl Reader {
             .bind(id)
             .fetch_one(&mut self.connection)
             .await?;
-        Ok(SessionRow { id: row.try_get("id")?, zoom_id: row.try_get("zoom_id")?, info: row.try_get("info")? })
+        Ok(SessionRow {
+            id: row.try_get("id")?,
+            zoom_id: row.try_get("zoom_id")?,
+            info: row.try_get("info")?,
+        })
     }
 
     /// Items of a session by kind, and whether Zoom answered "not found" for all of it.
@@ -205,10 +264,7 @@ impl Reader {
         .bind(session)
         .fetch_all(&mut self.connection)
         .await?;
-        let mut totals = [0; 3];
-        for row in &rows {
-            totals[row.try_get::<i64, _>("kind")? as usize] = number(row, "items")?;
-        }
+        let totals = by_kind(&rows)?;
         let row = sqlx::query(
             "SELECT sum(listed) AS listed, sum(listed AND state = 'not_found') AS missing FROM units WHERE session = ?",
         )
@@ -311,7 +367,13 @@ impl Reader {
         .fetch_all(&mut self.connection)
         .await?;
         rows.iter()
-            .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
+            .map(|row| {
+                Ok((
+                    row.try_get("zoom_id")?,
+                    date(row, "first_day")?,
+                    date(row, "last_day")?,
+                ))
+            })
             .collect()
     }
 }
@@ -320,9 +382,20 @@ fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
     Ok(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0) as u64)
 }
 
+fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
+    let mut totals = [0; 3];
+    for row in rows {
+        let kind = Kind::from_index(row.try_get("kind")?)
+            .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?;
+        totals[kind as usize] = number(row, "items")?;
+    }
+    Ok(totals)
+}
+
 fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
     let text: String = row.try_get(column)?;
-    text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
+    text.parse()
+        .map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
 }
 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
@@ -330,7 +403,9 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     let at: Option<String> = row.try_get("token_at")?;
     let resume = match (token, at) {
         (Some(token), Some(at)) => {
-            let at = at.parse().map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
+            let at = at
+                .parse()
+                .map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
             Some(PageToken { token, at })
         }
         _ => None,

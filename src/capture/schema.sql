@@ -39,6 +39,7 @@ CREATE TABLE ranges (
     state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
     next_token TEXT, token_at TEXT, query TEXT,
     pages INTEGER NOT NULL DEFAULT 0,
+    repeats INTEGER NOT NULL DEFAULT 0,             -- items dropped because the page before held them already
     failure TEXT, failed_at TEXT
 ) STRICT;
 CREATE INDEX ranges_of_unit ON ranges(unit, first_day);

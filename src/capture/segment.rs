@@ -51,7 +51,10 @@ pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
         let status = deflate.compress_vec(&raw[read..], &mut packed, FlushCompress::Full);
         let status = status.expect("deflate accepts any input");
         // With room left in the output after a flush, all input and the flush itself have been written.
-        if status == Status::Ok && deflate.total_in() as usize == raw.len() && packed.len() < packed.capacity() {
+        if status == Status::Ok
+            && deflate.total_in() as usize == raw.len()
+            && packed.len() < packed.capacity()
+        {
             return packed;
         }
         packed.reserve(packed.capacity().max(256));
@@ -68,7 +71,9 @@ pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, Capture
         .read_to_end(&mut raw)
         .map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
     if raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
-        return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
+        return Err(CaptureError::Damaged(
+            "a segment is not what was stored".to_owned(),
+        ));
     }
     Ok(raw)
 }
@@ -106,8 +111,18 @@ mod tests {
             let mut bad = segment.data.clone();
             bad[index] ^= 0x55;
             let read = inflate(&bad, segment.raw_len, segment.crc32);
-            assert!(read.is_err() || read.unwrap() == inflate(&segment.data, segment.raw_len, segment.crc32).unwrap());
+            assert!(
+                read.is_err()
+                    || read.unwrap() == inflate(&segment.data, segment.raw_len, segment.crc32).unwrap()
+            );
         }
-        assert!(inflate(&segment.data[..segment.data.len() / 2], segment.raw_len, segment.crc32).is_err());
+        assert!(
+            inflate(
+                &segment.data[..segment.data.len() / 2],
+                segment.raw_len,
+                segment.crc32
+            )
+            .is_err()
+        );
     }
 }

@@ -36,26 +36,63 @@ pub struct PageOf {
 #[derive(Debug)]
 pub enum Change {
     /// Plans the windows, each with one list to fetch.
-    Plan { windows: Vec<(Date, Date)>, meta: Vec<(&'static str, String)> },
+    Plan {
+        windows: Vec<(Date, Date)>,
+        meta: Vec<(&'static str, String)>,
+    },
     SetMeta(Vec<(&'static str, String)>),
     /// A list page, with a unit and a range for each session new in that window.
-    ListPage { page: PageOf, sessions: Vec<ListedSession> },
+    ListPage {
+        page: PageOf,
+        sessions: Vec<ListedSession>,
+    },
     /// The list begins again; what it listed stays (it will be listed again).
-    RestartList { list: i64 },
+    RestartList {
+        list: i64,
+    },
     /// The list could not be fetched whole: it is replaced by shorter ones.
-    CutList { list: i64, parts: Vec<(Date, Date)> },
-    FailList { list: i64, failure: FailureNote, at: Timestamp },
+    CutList {
+        list: i64,
+        parts: Vec<(Date, Date)>,
+    },
+    FailList {
+        list: i64,
+        failure: FailureNote,
+        at: Timestamp,
+    },
     /// A messages page. `query` is what its token belongs to.
-    MessagesPage { page: PageOf, query: String, segments: [Option<Segment>; 3] },
+    MessagesPage {
+        page: PageOf,
+        query: String,
+        segments: [Option<Segment>; 3],
+        repeats: u64,
+    },
     /// Drops the pages of a range that begins again.
-    RestartRange { range: i64 },
+    RestartRange {
+        range: i64,
+    },
     /// Zoom knows nothing of this session in this range.
-    RangeNotFound { range: i64 },
-    FailRange { range: i64, failure: FailureNote, at: Timestamp },
+    RangeNotFound {
+        range: i64,
+    },
+    FailRange {
+        range: i64,
+        failure: FailureNote,
+        at: Timestamp,
+    },
     /// The first days of a range are out of reach: they become a failed range of their own.
-    CutRange { range: i64, reachable_from: Date, failure: FailureNote, at: Timestamp },
+    CutRange {
+        range: i64,
+        reachable_from: Date,
+        failure: FailureNote,
+        at: Timestamp,
+    },
     /// Sessions known from elsewhere are asked for days that could not be listed.
-    ProbeDays { window: i64, from: Date, to: Date },
+    ProbeDays {
+        window: i64,
+        from: Date,
+        to: Date,
+    },
     /// What failed is to be tried again.
     RetryFailed,
 }
@@ -72,13 +109,19 @@ pub struct Writer {
 impl Writer {
     pub(super) fn start(connection: SqliteConnection) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(connection, receiver)) }
+        Self {
+            sender,
+            task: tokio::spawn(run(connection, receiver)),
+        }
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
     pub async fn commit(&self, change: Change) -> Result<(), CaptureError> {
         let (sender, receiver) = oneshot::channel();
-        self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
+        self.sender
+            .send((change, sender))
+            .await
+            .map_err(|_| CaptureError::WriterGone)?;
         receiver.await.map_err(|_| CaptureError::WriterGone)?
     }
 
@@ -147,29 +190,54 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
         Change::ListPage { page, sessions } => list_page(tx, page, sessions).await?,
         Change::RestartList { list } => {
             run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
-            run_with_id(tx, "UPDATE lists SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?", *list)
-                .await?;
+            run_with_id(
+                tx,
+                "UPDATE lists SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+                *list,
+            )
+            .await?;
         }
         Change::CutList { list, parts } => {
-            let window: i64 =
-                sqlx::query_scalar("UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window")
-                    .bind(list)
-                    .fetch_one(&mut **tx)
-                    .await?;
+            let window: i64 = sqlx::query_scalar(
+                "UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window",
+            )
+            .bind(list)
+            .fetch_one(&mut **tx)
+            .await?;
             for part in parts {
                 insert_list(tx, window, *part).await?;
             }
         }
         Change::FailList { list, failure, at } => {
-            fail(tx, "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?", *list, failure, *at)
-                .await?;
+            fail(
+                tx,
+                "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?",
+                *list,
+                failure,
+                *at,
+            )
+            .await?;
         }
-        Change::MessagesPage { page, query, segments } => messages_page(tx, page, query, segments).await?,
+        Change::MessagesPage {
+            page,
+            query,
+            segments,
+            repeats,
+        } => {
+            messages_page(tx, page, query, segments).await?;
+            if *repeats > 0 {
+                sqlx::query("UPDATE ranges SET repeats = repeats + ? WHERE id = ?")
+                    .bind(*repeats as i64)
+                    .bind(page.chain)
+                    .execute(&mut **tx)
+                    .await?;
+            }
+        }
         Change::RestartRange { range } => {
             for table in [
                 "DELETE FROM pages WHERE range = ?",
                 "DELETE FROM unknown_members WHERE range = ?",
-                "UPDATE ranges SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+                "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
             ] {
                 run_with_id(tx, table, *range).await?;
             }
@@ -179,12 +247,25 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             settle_unit(tx, *range).await?;
         }
         Change::FailRange { range, failure, at } => {
-            fail(tx, "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?", *range, failure, *at)
-                .await?;
+            fail(
+                tx,
+                "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?",
+                *range,
+                failure,
+                *at,
+            )
+            .await?;
             settle_unit(tx, *range).await?;
         }
-        Change::CutRange { range, reachable_from, failure, at } => {
-            let last_lost = reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
+        Change::CutRange {
+            range,
+            reachable_from,
+            failure,
+            at,
+        } => {
+            let last_lost = reachable_from
+                .yesterday()
+                .map_err(|error| CaptureError::Damaged(error.to_string()))?;
             sqlx::query(
                 "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
                  SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
@@ -253,7 +334,12 @@ async fn fail(
     failure: &FailureNote,
     at: Timestamp,
 ) -> Result<(), CaptureError> {
-    sqlx::query(statement).bind(note(failure)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
+    sqlx::query(statement)
+        .bind(note(failure))
+        .bind(at.to_string())
+        .bind(id)
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 
@@ -279,8 +365,10 @@ async fn insert_list(tx: &mut Tx<'_>, window: i64, (from, to): (Date, Date)) -> 
 }
 
 async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -> Result<(), CaptureError> {
-    let window: i64 =
-        sqlx::query_scalar("SELECT window FROM lists WHERE id = ?").bind(page.chain).fetch_one(&mut **tx).await?;
+    let window: i64 = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
+        .bind(page.chain)
+        .fetch_one(&mut **tx)
+        .await?;
     for session in sessions {
         let id: i64 = sqlx::query_scalar(
             "INSERT INTO sessions (zoom_id, window, info) VALUES (?1, ?2, ?3)
@@ -304,7 +392,12 @@ async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -
         .await?;
         if let Some(unit) = unit {
             // The unit may have been probed for some days before it was listed: the whole window replaces those.
-            run_with_id(tx, "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)", unit).await?;
+            run_with_id(
+                tx,
+                "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)",
+                unit,
+            )
+            .await?;
             run_with_id(tx, "DELETE FROM ranges WHERE unit = ?", unit).await?;
             sqlx::query(
                 "INSERT INTO ranges (unit, window, first_day, last_day)
@@ -344,16 +437,18 @@ async fn messages_page(
 ) -> Result<(), CaptureError> {
     for (kind, segment) in segments.iter().enumerate() {
         let Some(segment) = segment else { continue };
-        sqlx::query("INSERT INTO pages (range, seq, kind, items, raw_len, crc32, data) VALUES (?, ?, ?, ?, ?, ?, ?)")
-            .bind(page.chain)
-            .bind(page.seq)
-            .bind(kind as i64)
-            .bind(i64::from(segment.items))
-            .bind(segment.raw_len as i64)
-            .bind(i64::from(segment.crc32))
-            .bind(&segment.data[..])
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(page.chain)
+        .bind(page.seq)
+        .bind(kind as i64)
+        .bind(i64::from(segment.items))
+        .bind(segment.raw_len as i64)
+        .bind(i64::from(segment.crc32))
+        .bind(&segment.data[..])
+        .execute(&mut **tx)
+        .await?;
     }
     for (name, value) in &page.unknown {
         sqlx::query("INSERT INTO unknown_members (range, seq, name, value) VALUES (?, ?, ?, ?)")
@@ -364,15 +459,17 @@ async fn messages_page(
             .execute(&mut **tx)
             .await?;
     }
-    sqlx::query("UPDATE ranges SET pages = ?, next_token = ?, token_at = ?, query = ?, state = ? WHERE id = ?")
-        .bind(page.seq + 1)
-        .bind(page.next.as_ref().map(|next| &next.token))
-        .bind(page.next.as_ref().map(|next| next.at.to_string()))
-        .bind(page.next.as_ref().map(|_| query))
-        .bind(if page.next.is_some() { "pending" } else { "done" })
-        .bind(page.chain)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "UPDATE ranges SET pages = ?, next_token = ?, token_at = ?, query = ?, state = ? WHERE id = ?",
+    )
+    .bind(page.seq + 1)
+    .bind(page.next.as_ref().map(|next| &next.token))
+    .bind(page.next.as_ref().map(|next| next.at.to_string()))
+    .bind(page.next.as_ref().map(|_| query))
+    .bind(if page.next.is_some() { "pending" } else { "done" })
+    .bind(page.chain)
+    .execute(&mut **tx)
+    .await?;
     if page.next.is_none() {
         settle_unit(tx, page.chain).await?;
     }

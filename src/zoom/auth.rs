@@ -90,7 +90,11 @@ impl Tokens {
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        let _permit = self.renewal.acquire().await.expect("the semaphore is never closed");
+        let _permit = self
+            .renewal
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         if let Some(token) = self.current() {
             return Ok(token);
         }
@@ -100,14 +104,20 @@ impl Tokens {
     /// Zoom refused a token of this generation: it is not handed out again.
     pub fn refused(&self, generation: u64) {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = cached.as_mut().filter(|cached| cached.token.generation == generation) {
+        if let Some(current) = cached
+            .as_mut()
+            .filter(|cached| cached.token.generation == generation)
+        {
             current.renew_at = Duration::ZERO;
         }
     }
 
     fn current(&self) -> Option<Token> {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        cached.as_ref().filter(|cached| self.clock.elapsed() < cached.renew_at).map(|cached| cached.token.clone())
+        cached
+            .as_ref()
+            .filter(|cached| self.clock.elapsed() < cached.renew_at)
+            .map(|cached| cached.token.clone())
     }
 
     async fn renew(&self) -> Result<Token, Failure> {
@@ -118,7 +128,9 @@ impl Tokens {
                 Ok(body) => return Ok(self.keep(body, asked_at)),
                 Err(outcome) => outcome,
             };
-            let decision = self.policy.decide(&outcome, attempt, self.clock.now(), self.clock.roll());
+            let decision = self
+                .policy
+                .decide(&outcome, attempt, self.clock.now(), self.clock.roll());
             let after = match decision {
                 Decision::Again { after, .. } => after,
                 Decision::Limited { after, .. } => after.max(Duration::from_secs(1)),
@@ -126,25 +138,38 @@ impl Tokens {
                     return Err(token_failure(&outcome, attempt));
                 }
             };
-            tracing::debug!(attempt, delay_ms = after.as_millis() as u64, "token endpoint did not answer well");
+            tracing::debug!(
+                attempt,
+                delay_ms = after.as_millis() as u64,
+                "token endpoint did not answer well"
+            );
             attempt += 1;
             self.clock.sleep(after).await;
         }
     }
 
     async fn ask(&self) -> Result<TokenBody, Outcome> {
-        let form = [("grant_type", "account_credentials"), ("account_id", self.credentials.account_id.as_str())];
+        let form = [
+            ("grant_type", "account_credentials"),
+            ("account_id", self.credentials.account_id.as_str()),
+        ];
         let response = self
             .http
             .post(&self.url)
-            .basic_auth(&self.credentials.client_id, Some(self.credentials.client_secret.expose_secret()))
+            .basic_auth(
+                &self.credentials.client_id,
+                Some(self.credentials.client_secret.expose_secret()),
+            )
             .form(&form)
             .send()
             .await
             .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let body = response.bytes().await.map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
         if status != 200 {
             return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
         }
@@ -157,9 +182,15 @@ impl Tokens {
         let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = cached.as_ref().map_or(1, |old| old.token.generation + 1);
-        let token =
-            Token { secret: Arc::new(body.access_token), scopes: Arc::from(body.scope.as_str()), generation };
-        *cached = Some(Cached { token: token.clone(), renew_at });
+        let token = Token {
+            secret: Arc::new(body.access_token),
+            scopes: Arc::from(body.scope.as_str()),
+            generation,
+        };
+        *cached = Some(Cached {
+            token: token.clone(),
+            renew_at,
+        });
         tracing::info!(generation, valid_for_s = life.as_secs(), "got an access token");
         token
     }
@@ -173,7 +204,11 @@ fn token_failure(outcome: &Outcome, attempts: u32) -> Failure {
             zoom_code: refusal.zoom_code,
             message: format!(
                 "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
-                if refusal.message.is_empty() { "no reason given" } else { &refusal.message }
+                if refusal.message.is_empty() {
+                    "no reason given"
+                } else {
+                    &refusal.message
+                }
             ),
             attempts,
         },

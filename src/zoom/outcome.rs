@@ -154,14 +154,19 @@ impl Refusal {
         });
         let message = parsed.and_then(|body| body.message).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
-        let says_daily = header("x-ratelimit-type").is_some_and(|kind| kind.eq_ignore_ascii_case("daily-limit"))
+        let says_daily = header("x-ratelimit-type")
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("daily-limit"))
             || message.contains("daily rate limit");
         Self {
             status,
             zoom_code,
             message: sanitised(&message),
             retry_after,
-            limit: if says_daily { LimitKind::Daily } else { LimitKind::PerSecond },
+            limit: if says_daily {
+                LimitKind::Daily
+            } else {
+                LimitKind::PerSecond
+            },
             page_token_sent,
         }
     }
@@ -169,7 +174,11 @@ impl Refusal {
 
 /// A message from outside, fit for a log line or an error: one line, bounded.
 fn sanitised(message: &str) -> String {
-    message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
+    message
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(500)
+        .collect()
 }
 
 #[cfg(test)]
@@ -198,10 +207,18 @@ mod tests {
     #[test]
     fn error_bodies_are_read_in_every_observed_variant() {
         let table: [(&[u8], Option<i64>, &str); 6] = [
-            (br#"{"code":124,"message":"Invalid access token."}"#, Some(124), "Invalid access token."),
+            (
+                br#"{"code":124,"message":"Invalid access token."}"#,
+                Some(124),
+                "Invalid access token.",
+            ),
             (br#"{"errorCode":401,"errorMessage":"no"}"#, Some(401), "no"),
             (br#"{"code":"300","message":"x"}"#, Some(300), "x"),
-            (br#"{"reason":"Invalid client_id or client_secret","error":"invalid_client"}"#, None, "Invalid client_id or client_secret"),
+            (
+                br#"{"reason":"Invalid client_id or client_secret","error":"invalid_client"}"#,
+                None,
+                "Invalid client_id or client_secret",
+            ),
             (b"<html>oops</html>", None, ""),
             (b"", None, ""),
         ];

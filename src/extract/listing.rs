@@ -1,0 +1,269 @@
+//! Listing the sessions of every window, page by page; windows that cannot be listed whole are cut.
+//!
+//! Each list page is committed with the units it brings before the next is asked for. Days that cannot be listed even
+//! alone are reported, and sessions known from elsewhere are asked for them anyway.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use jiff::civil::Date;
+
+use super::run::{ExtractError, Shared, note, out_of_reach};
+use super::windows::{self, DateRange};
+use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
+use crate::zoom::client::Ended;
+use crate::zoom::wire::{Page, SESSIONS, SessionHead};
+use crate::zoom::{Call, Failure, FailureKind};
+
+/// Tries for a list that is a part of a window that failed as a whole.
+const ATTEMPTS_FOR_A_PART: u32 = 3;
+/// A list that has to begin again this often is given up.
+pub(super) const MAX_RESTARTS: u32 = 5;
+
+/// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
+pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
+    let mut reader = shared.context.location.open_reader().await?;
+    let windows = reader.windows().await?;
+    try_join_all(windows.iter().map(|window| {
+        list_window(
+            shared,
+            window.idx,
+            DateRange {
+                from: window.from,
+                to: window.to,
+            },
+        )
+    }))
+    .await?;
+    for (window, from, to) in reader.days_not_listed().await? {
+        shared
+            .writer
+            .commit(Change::ProbeDays { window, from, to })
+            .await?;
+    }
+    let counts = reader.counts().await?;
+    shared
+        .context
+        .progress
+        .units_total
+        .store(counts.units_total, Relaxed);
+    reader.close().await;
+    Ok(())
+}
+
+async fn list_window(shared: &Shared, window: i64, whole: DateRange) -> Result<(), ExtractError> {
+    let started = shared.context.clock.elapsed();
+    let mut reader = shared.context.location.open_reader().await?;
+    let mut pending = reader.pending_lists(window).await?;
+    let had_work = !pending.is_empty();
+    while let Some(list) = pending.first() {
+        list_chain(shared, list, whole).await?;
+        pending = reader.pending_lists(window).await?;
+    }
+    if had_work {
+        shared.context.progress.windows_listed.fetch_add(1, Relaxed);
+        let units = reader.units_listed(window).await?;
+        let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
+        tracing::info!(window.from = %whole.from, window.to = %whole.to, sessions = units, elapsed_ms, "window listed");
+    }
+    reader.close().await;
+    Ok(())
+}
+
+/// A list page, read.
+#[derive(Debug)]
+struct ListPage {
+    sessions: Vec<(SessionHead, String)>,
+    next: Option<String>,
+    unknown: Vec<(String, String)>,
+}
+
+fn read_page(body: &Bytes) -> Result<ListPage, String> {
+    let page = Page::read(body, SESSIONS)?;
+    let [sessions] = &page.arrays;
+    Ok(ListPage {
+        sessions: sessions
+            .iter()
+            .map(|info| Ok((SessionHead::read(info)?, info.get().to_owned())))
+            .collect::<Result<_, String>>()?,
+        unknown: page
+            .unknown
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.get().to_owned()))
+            .collect(),
+        next: page.next_page_token,
+    })
+}
+
+async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
+    let context = &shared.context;
+    let days = DateRange {
+        from: list.from,
+        to: list.to,
+    };
+    let oldest = windows::oldest_reachable(context.clock.today());
+    if days.to < oldest {
+        let failure = out_of_reach(oldest);
+        return Ok(shared
+            .writer
+            .commit(Change::FailList {
+                list: list.id,
+                failure,
+                at: shared.now(),
+            })
+            .await?);
+    }
+    if days.from < oldest {
+        let last_lost = oldest.yesterday().unwrap_or(days.from);
+        let parts = vec![(days.from, last_lost), (oldest, days.to)];
+        return Ok(shared
+            .writer
+            .commit(Change::CutList { list: list.id, parts })
+            .await?);
+    }
+    let attempts = if days == whole {
+        context.settings.max_attempts
+    } else {
+        ATTEMPTS_FOR_A_PART
+    };
+    match follow(shared, list, attempts).await? {
+        Ok(()) => Ok(()),
+        Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
+        Err(failure) => give_up(shared, list, days, &failure).await,
+    }
+}
+
+/// Follows the chain of list pages to its end.
+async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(), Failure>, ExtractError> {
+    let context = &shared.context;
+    let young = |token: &&PageToken| {
+        shared.now().duration_since(token.at).unsigned_abs() < context.settings.page_token_life
+    };
+    let mut token = list
+        .resume
+        .as_ref()
+        .filter(young)
+        .map(|resume| resume.token.clone());
+    let mut seq = if token.is_some() { list.pages } else { 0 };
+    let mut seen: HashSet<String> = token.iter().cloned().collect();
+    let mut restarts = 0;
+    if list.pages > 0 && token.is_none() {
+        shared
+            .writer
+            .commit(Change::RestartList { list: list.id })
+            .await?;
+    }
+    loop {
+        let call = Call::ListSessions {
+            from: list.from,
+            to: list.to,
+            page_token: token.clone(),
+        };
+        let page = match context.lane.fetch(&call, attempts, |body| read_page(&body)).await {
+            Ok(page) => page,
+            Err(Ended::Restart) if restarts < MAX_RESTARTS => {
+                restarts += 1;
+                shared
+                    .writer
+                    .commit(Change::RestartList { list: list.id })
+                    .await?;
+                (token, seq) = (None, 0);
+                seen.clear();
+                continue;
+            }
+            Err(Ended::Restart) => return Ok(Err(token_trouble(FailureKind::Rejected, restarts))),
+            // Zoom says 404 for "nothing there".
+            Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && token.is_none() => {
+                ListPage {
+                    sessions: Vec::new(),
+                    next: None,
+                    unknown: Vec::new(),
+                }
+            }
+            Err(Ended::Failed(failure)) => return Ok(Err(failure)),
+        };
+        if page.next.as_ref().is_some_and(|next| !seen.insert(next.clone())) {
+            return Ok(Err(token_trouble(FailureKind::PageTokenLoop, 1)));
+        }
+        token.clone_from(&page.next);
+        commit_page(shared, list, seq, page).await?;
+        seq += 1;
+        if token.is_none() {
+            return Ok(Ok(()));
+        }
+    }
+}
+
+async fn commit_page(shared: &Shared, list: &Chain, seq: i64, page: ListPage) -> Result<(), ExtractError> {
+    let filter = &shared.context.request.sessions;
+    let sessions: Vec<_> = page
+        .sessions
+        .into_iter()
+        .filter(|(head, _)| filter.matches(head))
+        .map(|(head, info)| ListedSession {
+            zoom_id: head.id,
+            info,
+        })
+        .collect();
+    let next = page.next.map(|token| PageToken {
+        token,
+        at: shared.now(),
+    });
+    let found = sessions.len() as u64;
+    let page = PageOf {
+        chain: list.id,
+        seq,
+        next,
+        unknown: page.unknown,
+    };
+    shared.writer.commit(Change::ListPage { page, sessions }).await?;
+    let progress = &shared.context.progress;
+    progress.units_total.fetch_add(found, Relaxed);
+    progress.sessions_total.fetch_max(found, Relaxed);
+    shared.found.notify_one();
+    Ok(())
+}
+
+/// A list that failed for good is cut, down to single days; a single day is reported.
+async fn give_up(
+    shared: &Shared,
+    list: &Chain,
+    days: DateRange,
+    failure: &Failure,
+) -> Result<(), ExtractError> {
+    let change = match windows::cut(days) {
+        Some(parts) => {
+            tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
+            let parts = parts
+                .iter()
+                .map(|part| (part.from, part.to))
+                .collect::<Vec<(Date, Date)>>();
+            Change::CutList { list: list.id, parts }
+        }
+        None => {
+            tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
+            Change::FailList {
+                list: list.id,
+                failure: note(failure),
+                at: shared.now(),
+            }
+        }
+    };
+    Ok(shared.writer.commit(change).await?)
+}
+
+pub(super) fn token_trouble(kind: FailureKind, attempts: u32) -> Failure {
+    let message = match kind {
+        FailureKind::PageTokenLoop => "Zoom gave the same page token twice in one chain of pages",
+        _ => "Zoom refused the page token each time the chain of pages began again",
+    };
+    Failure {
+        kind,
+        status: Some(200),
+        zoom_code: None,
+        message: message.to_owned(),
+        attempts,
+    }
+}

@@ -1,0 +1,15 @@
+//! A run: from a date range to a capture that holds everything Zoom has for it.
+//!
+//! Owns the order of the work: plan windows, list sessions, follow each range's chain of pages, record what failed.
+//! Knows nothing of jobs, of HTTP towards users, or of what is made of the capture afterwards.
+
+pub mod listing;
+pub mod progress;
+pub mod ranges;
+pub mod request;
+pub mod run;
+pub mod windows;
+
+pub use progress::{Progress, Snapshot};
+pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
+pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};

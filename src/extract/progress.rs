@@ -1,0 +1,186 @@
+//! How far a run is: counters that many tasks raise and anyone may read.
+//!
+//! Owns the figures and the honest estimate made of them. Knows no user interface; reporters take a [`Snapshot`].
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capture::Counts;
+use crate::zoom::{Traffic, Waiting};
+
+/// Live counters of one run. They start from what the capture already holds.
+#[derive(Debug, Default)]
+pub struct Progress {
+    pub windows_total: AtomicU64,
+    pub windows_listed: AtomicU64,
+    pub sessions_total: AtomicU64,
+    pub sessions_done: AtomicU64,
+    pub units_total: AtomicU64,
+    pub units_done: AtomicU64,
+    pub units_failed: AtomicU64,
+    pub messages: AtomicU64,
+    pub edited_messages: AtomicU64,
+    pub deleted_messages: AtomicU64,
+    /// Traffic of earlier runs of the same job, which a restart must not forget.
+    pub earlier: Mutex<TrafficTotals>,
+    rate: Mutex<Rate>,
+}
+
+/// Totals of a job's traffic with Zoom.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficTotals {
+    pub requests: u64,
+    pub retries: u64,
+    pub rate_limited: u64,
+    pub bytes_received: u64,
+}
+
+/// A smoothed request rate.
+#[derive(Debug, Default)]
+struct Rate {
+    at: Option<Duration>,
+    requests: u64,
+    per_second: Option<f64>,
+}
+
+/// All figures at one moment, as shown by the API.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub windows_total: u64,
+    pub windows_listed: u64,
+    pub sessions_total: u64,
+    pub sessions_done: u64,
+    pub units_total: u64,
+    pub units_done: u64,
+    pub units_failed: u64,
+    pub messages: u64,
+    pub edited_messages: u64,
+    pub deleted_messages: u64,
+    pub traffic: TrafficTotals,
+    /// Over about the last ten seconds; null before there is a measurement.
+    pub requests_per_second: Option<f64>,
+    /// 0 to 100; null while nothing is known of the size.
+    pub percent: Option<f64>,
+    pub eta_seconds: Option<u64>,
+    pub waiting: Option<Waiting>,
+}
+
+impl Progress {
+    /// Sets the counters to what the capture holds.
+    pub fn load(&self, counts: &Counts) {
+        let [messages, edited, deleted] = counts.items;
+        for (counter, value) in [
+            (&self.windows_total, counts.windows_total),
+            (&self.windows_listed, counts.windows_listed),
+            (&self.sessions_total, counts.sessions_total),
+            (&self.sessions_done, counts.sessions_done),
+            (&self.units_total, counts.units_total),
+            (&self.units_done, counts.units_done),
+            (&self.units_failed, counts.units_failed),
+            (&self.messages, messages),
+            (&self.edited_messages, edited),
+            (&self.deleted_messages, deleted),
+        ] {
+            counter.store(value, Relaxed);
+        }
+    }
+
+    pub fn totals(&self, traffic: &Traffic) -> TrafficTotals {
+        let earlier = *self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        TrafficTotals {
+            requests: earlier.requests + traffic.requests.load(Relaxed),
+            retries: earlier.retries + traffic.retries.load(Relaxed),
+            rate_limited: earlier.rate_limited + traffic.rate_limited.load(Relaxed),
+            bytes_received: earlier.bytes_received + traffic.bytes.load(Relaxed),
+        }
+    }
+
+    /// Takes the figures; `now` is monotonic and feeds the rate.
+    pub fn snapshot(&self, traffic: &Traffic, waiting: Option<Waiting>, now: Duration) -> Snapshot {
+        let totals = self.totals(traffic);
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        let sent = traffic.requests.load(Relaxed);
+        let requests_per_second = self
+            .rate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .measure(now, sent);
+        let (units_total, units_settled) = (
+            load(&self.units_total),
+            load(&self.units_done) + load(&self.units_failed),
+        );
+        let (windows_total, windows_listed) = (load(&self.windows_total), load(&self.windows_listed));
+        let all_listed = windows_total > 0 && windows_listed == windows_total;
+        // Until everything is listed the units seen so far are scaled up by the windows still to come.
+        let expected_units = if all_listed {
+            Some(units_total as f64)
+        } else if windows_listed > 0 {
+            Some(units_total as f64 * windows_total as f64 / windows_listed as f64)
+        } else {
+            None
+        };
+        let share = expected_units.map(|expected| {
+            if expected < 1.0 {
+                1.0
+            } else {
+                (units_settled as f64 / expected).min(1.0)
+            }
+        });
+        let eta_seconds = match (expected_units, requests_per_second) {
+            (Some(expected), Some(rate)) if rate > 0.01 && units_settled > 0 => {
+                let requests_a_unit = totals.requests as f64 / units_settled as f64;
+                Some(((expected - units_settled as f64).max(0.0) * requests_a_unit / rate).ceil() as u64)
+            }
+            _ => None,
+        };
+        Snapshot {
+            windows_total,
+            windows_listed,
+            sessions_total: load(&self.sessions_total),
+            sessions_done: load(&self.sessions_done),
+            units_total,
+            units_done: load(&self.units_done),
+            units_failed: load(&self.units_failed),
+            messages: load(&self.messages),
+            edited_messages: load(&self.edited_messages),
+            deleted_messages: load(&self.deleted_messages),
+            traffic: totals,
+            requests_per_second: requests_per_second.map(|rate| (rate * 10.0).round() / 10.0),
+            percent: share.map(|share| (share * 1000.0).floor() / 10.0),
+            eta_seconds,
+            waiting,
+        }
+    }
+}
+
+impl Rate {
+    /// An average that forgets over about ten seconds.
+    fn measure(&mut self, now: Duration, requests: u64) -> Option<f64> {
+        let Some(at) = self.at else {
+            *self = Self {
+                at: Some(now),
+                requests,
+                per_second: None,
+            };
+            return None;
+        };
+        let passed = now.saturating_sub(at).as_secs_f64();
+        if passed < 0.25 {
+            return self.per_second;
+        }
+        let current = (requests - self.requests) as f64 / passed;
+        let weight = 1.0 - (-passed / 10.0).exp();
+        let smoothed = self
+            .per_second
+            .map_or(current, |old| old + (current - old) * weight);
+        *self = Self {
+            at: Some(now),
+            requests,
+            per_second: Some(smoothed),
+        };
+        self.per_second
+    }
+}

@@ -1,0 +1,295 @@
+//! One run of one job: plan or take up the capture, list and fetch side by side, leave the totals behind.
+//!
+//! Owns every task it starts: when [`run`] returns, none is left. Stops at cancellation with everything received so
+//! far in the capture; called again on the same capture it goes on where it was.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::{Progress, TrafficTotals};
+use super::request::ExtractRequest;
+use super::{listing, ranges, windows};
+use crate::capture::{CaptureError, Change, FailureNote, Location, PendingRange, Reader, Writer};
+use crate::clock::SharedClock;
+use crate::zoom::{Failure, FailureKind, Lane};
+
+/// How a run spends the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtractSettings {
+    /// Chains of pages followed at the same time; enough to cover Zoom's latency at the full rate.
+    pub in_flight: usize,
+    /// Deflate level of stored pages.
+    pub compression_level: u32,
+    /// Tries for a whole request; what is cut out of a failed window gets fewer.
+    pub max_attempts: u32,
+    /// A page token older than this is not used after a restart (Zoom's live 15 minutes).
+    pub page_token_life: Duration,
+}
+
+impl Default for ExtractSettings {
+    fn default() -> Self {
+        Self {
+            in_flight: 64,
+            compression_level: 6,
+            max_attempts: 8,
+            page_token_life: Duration::from_secs(14 * 60),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    #[error("cancelled")]
+    Cancelled,
+    /// Every further call would fail the same way.
+    #[error("{0}")]
+    Account(Failure),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error("a task of the run panicked")]
+    Panicked,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Units and listings that failed for good.
+    pub failures: u64,
+    pub sessions: u64,
+    pub messages: u64,
+}
+
+/// All that a run needs.
+#[derive(Debug)]
+pub struct RunContext {
+    pub request: ExtractRequest,
+    /// Facts about the job that the archive will tell (id, requester, version).
+    pub facts: Vec<(&'static str, String)>,
+    pub location: Location,
+    pub lane: Arc<Lane>,
+    pub progress: Arc<Progress>,
+    pub settings: ExtractSettings,
+    pub clock: SharedClock,
+    pub cancel: CancellationToken,
+}
+
+/// What the tasks of a run share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub context: RunContext,
+    pub writer: Writer,
+    /// Raised when listing has found new ranges.
+    pub found: Notify,
+    /// True once no more ranges will be found.
+    listed: AtomicBool,
+}
+
+/// Runs until everything is fetched or failed for good, or until cancelled.
+pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
+    let writer = context.location.open_writer().await?;
+    let mut reader = context.location.open_reader().await?;
+    let shared = Arc::new(Shared {
+        context,
+        writer,
+        found: Notify::new(),
+        listed: AtomicBool::new(false),
+    });
+    let result = shared.clone().work(&mut reader).await;
+    // Kept also when the run failed or was cancelled: a later run adds to these.
+    let left = shared.leave_totals().await;
+    let counts = reader.counts().await;
+    reader.close().await;
+    if let Ok(shared) = Arc::try_unwrap(shared) {
+        shared.writer.close().await;
+    }
+    result?;
+    left?;
+    let counts = counts?;
+    Ok(Outcome {
+        failures: counts.units_failed + counts.lists_failed,
+        sessions: counts.sessions_total,
+        messages: counts.items[0],
+    })
+}
+
+impl Shared {
+    async fn work(self: Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
+        self.prepare(reader).await?;
+        let stop = self.context.cancel.child_token();
+        let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()));
+        let listing = async {
+            let listed = listing::list_all(&self).await;
+            self.listed.store(true, Ordering::Release);
+            self.found.notify_one();
+            listed
+        };
+        let worked = tokio::select! {
+            worked = async { tokio::try_join!(listing, self.fetch_all(reader)) } => worked.map(|_| ()),
+            () = self.context.cancel.cancelled() => Err(ExtractError::Cancelled),
+        };
+        stop.cancel();
+        bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
+        worked
+    }
+
+    /// Plans a new capture, or takes up the figures of one that is there.
+    async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
+        if reader.meta("request").await?.is_none() {
+            let request = &self.context.request;
+            let now = self.context.clock.now();
+            let mut meta = self.context.facts.clone();
+            meta.push((
+                "request",
+                serde_json::to_string(request).expect("a request is plain data"),
+            ));
+            meta.push(("started_at", now.to_string()));
+            if request.to >= self.context.clock.today() {
+                // Whatever was sent before this instant is asked for after it.
+                meta.push(("captured_until", now.to_string()));
+            }
+            let windows = windows::plan(request.range())
+                .iter()
+                .map(|window| (window.from, window.to))
+                .collect();
+            self.writer.commit(Change::Plan { windows, meta }).await?;
+        }
+        if let Some(totals) = reader.meta("traffic").await? {
+            let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
+            *self
+                .context
+                .progress
+                .earlier
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = totals;
+        }
+        self.context.progress.load(&reader.counts().await?);
+        Ok(())
+    }
+
+    /// Keeps as many chains going as settings allow, oldest window first, until there is nothing left to find.
+    async fn fetch_all(self: &Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
+        let mut feed = Feed::default();
+        let mut chains = JoinSet::new();
+        loop {
+            // Asked before looking: what is found after this is announced again.
+            let all_listed = self.listed.load(Ordering::Acquire);
+            let mut exhausted = false;
+            while chains.len() < self.context.settings.in_flight {
+                let Some(range) = feed.next(reader).await? else {
+                    exhausted = true;
+                    break;
+                };
+                let shared = self.clone();
+                let stop = self.context.cancel.clone();
+                chains.spawn(async move {
+                    stop.run_until_cancelled_owned(ranges::follow(&shared, range))
+                        .await
+                });
+            }
+            if exhausted && all_listed && chains.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                Some(ended) = chains.join_next() => match ended {
+                    Ok(Some(followed)) => followed?,
+                    Ok(None) => return Err(ExtractError::Cancelled),
+                    Err(_) => return Err(ExtractError::Panicked),
+                },
+                () = self.found.notified() => {}
+            }
+        }
+    }
+
+    /// Every two seconds: the figures that only the capture knows, and the traffic so far.
+    async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
+        while stop
+            .run_until_cancelled(self.context.clock.sleep(Duration::from_secs(2)))
+            .await
+            .is_some()
+        {
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(%error, "figures could not be refreshed");
+            }
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), ExtractError> {
+        let mut reader = self.context.location.open_reader().await?;
+        let done = reader.counts().await?.sessions_done;
+        self.context.progress.sessions_done.store(done, Ordering::Relaxed);
+        reader.close().await;
+        self.leave_totals().await
+    }
+
+    async fn leave_totals(&self) -> Result<(), ExtractError> {
+        let totals = self.context.progress.totals(&self.context.lane.traffic);
+        let text = serde_json::to_string(&totals).expect("totals are numbers");
+        Ok(self
+            .writer
+            .commit(Change::SetMeta(vec![("traffic", text)]))
+            .await?)
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.context.clock.now()
+    }
+}
+
+/// Ranges to fetch in the order of windows, a few at a time.
+#[derive(Default)]
+struct Feed {
+    queue: VecDeque<PendingRange>,
+    /// The last range handed out of each window.
+    handed_out: HashMap<i64, i64>,
+}
+
+impl Feed {
+    const AT_A_TIME: i64 = 128;
+
+    async fn next(&mut self, reader: &mut Reader) -> Result<Option<PendingRange>, CaptureError> {
+        if self.queue.is_empty() {
+            for window in reader.window_numbers().await? {
+                let after = self.handed_out.get(&window).copied().unwrap_or(0);
+                let found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
+                if let Some(last) = found.last() {
+                    self.handed_out.insert(window, last.chain.id);
+                    self.queue.extend(found);
+                    break;
+                }
+            }
+        }
+        Ok(self.queue.pop_front())
+    }
+}
+
+/// A failure as the capture keeps it.
+pub(super) fn note(failure: &Failure) -> FailureNote {
+    FailureNote {
+        code: failure.kind.code().to_owned(),
+        status: failure.status,
+        zoom_code: failure.zoom_code,
+        message: failure.message.clone(),
+        attempts: failure.attempts,
+    }
+}
+
+pub(super) fn out_of_reach(oldest: jiff::civil::Date) -> FailureNote {
+    FailureNote {
+        code: FailureKind::OutOfReach.code().to_owned(),
+        status: None,
+        zoom_code: None,
+        message: format!(
+            "these days left the six months Zoom keeps before they were fetched (now from {oldest})"
+        ),
+        attempts: 0,
+    }
+}

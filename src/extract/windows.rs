@@ -1,0 +1,204 @@
+//! Windows: the fewest date ranges Zoom accepts that cover what was asked for.
+//!
+//! Pure functions of (range, today). Zoom takes at most a month a request and keeps six months
+//! (vendor's description of both report endpoints).
+
+use jiff::civil::Date;
+use jiff::{Span, ToSpan};
+
+/// How far back Zoom's report reaches, in months.
+pub const REACH_MONTHS: i32 = 6;
+
+/// Days `from` to `to`, both included, UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DateRange {
+    pub from: Date,
+    pub to: Date,
+}
+
+/// The oldest day that Zoom still answers for.
+pub fn oldest_reachable(today: Date) -> Date {
+    today
+        .checked_sub(Span::new().months(REACH_MONTHS))
+        .unwrap_or(Date::MIN)
+}
+
+/// Checks a range; one message for each field that is wrong, all at once.
+pub fn validate(range: DateRange, today: Date) -> Vec<(&'static str, String)> {
+    let mut errors = Vec::new();
+    let oldest = oldest_reachable(today);
+    if range.from > range.to {
+        errors.push((
+            "from",
+            format!("must not be after to ({} > {})", range.from, range.to),
+        ));
+    } else if range.from < oldest {
+        errors.push((
+            "from",
+            format!(
+                "{} is older than the six months Zoom keeps; the oldest possible date is {oldest}",
+                range.from
+            ),
+        ));
+    }
+    if range.to > today {
+        errors.push(("to", format!("must not be in the future; today (UTC) is {today}")));
+    }
+    errors
+}
+
+/// Plans the windows, oldest first: each runs to the day before the same day of the next month, month ends clamp.
+pub fn plan(range: DateRange) -> Vec<DateRange> {
+    let mut windows = Vec::new();
+    let mut from = range.from;
+    while from <= range.to {
+        // Counted from the first day of all, so that a 31st clamps to the 28th and comes back to the 31st.
+        let months = windows.len() as i64 + 1;
+        let next = range.from.checked_add(months.months()).unwrap_or(Date::MAX);
+        let to = next.yesterday().unwrap_or(Date::MAX).min(range.to);
+        windows.push(DateRange { from, to });
+        let Ok(following) = to.tomorrow() else { break };
+        from = following;
+    }
+    windows
+}
+
+/// Cuts a range that could not be fetched whole: at month boundaries if it holds one, else in halves. A single day
+/// cannot be cut.
+pub fn cut(range: DateRange) -> Option<Vec<DateRange>> {
+    if range.from >= range.to {
+        return None;
+    }
+    let month_end = range.from.last_of_month();
+    let middle = if month_end < range.to {
+        month_end
+    } else {
+        let days = range.from.until(range.to).ok()?.get_days();
+        range.from.checked_add((days / 2).days()).ok()?
+    };
+    let rest = DateRange {
+        from: middle.tomorrow().ok()?,
+        to: range.to,
+    };
+    Some(vec![
+        DateRange {
+            from: range.from,
+            to: middle,
+        },
+        rest,
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+    use proptest::prelude::*;
+
+    fn days() -> impl Strategy<Value = DateRange> {
+        (0i32..4000, 0i32..200).prop_map(|(start, length)| {
+            let from = date(2019, 1, 1).checked_add(start.days()).unwrap();
+            DateRange {
+                from,
+                to: from.checked_add(length.days()).unwrap(),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn windows_cover_every_day_once_in_order_and_none_is_longer_than_a_month(range in days()) {
+            let windows = plan(range);
+            prop_assert_eq!(windows[0].from, range.from);
+            prop_assert_eq!(windows.last().unwrap().to, range.to);
+            for pair in windows.windows(2) {
+                prop_assert_eq!(pair[0].to.tomorrow().unwrap(), pair[1].from);
+            }
+            for window in &windows {
+                prop_assert!(window.from <= window.to);
+                prop_assert!(window.to < window.from.checked_add(1.month()).unwrap().max(window.from.tomorrow().unwrap())
+                    || window.to < window.from.checked_add(31.days()).unwrap());
+                // What Zoom refuses: more than one calendar month.
+                prop_assert!(window.to <= window.from.checked_add(1.month()).unwrap());
+            }
+        }
+
+        #[test]
+        fn cutting_ends_in_single_days_and_loses_none(range in days()) {
+            let mut open = vec![range];
+            let mut single = Vec::new();
+            while let Some(range) = open.pop() {
+                match cut(range) {
+                    Some(parts) => open.extend(parts.into_iter().rev()),
+                    None => single.push(range.from),
+                }
+            }
+            let expected: Vec<_> = range.from.series(1.day()).take_while(|day| *day <= range.to).collect();
+            prop_assert_eq!(single, expected);
+        }
+    }
+
+    #[test]
+    fn months_clamp_and_come_back() {
+        let windows = plan(DateRange {
+            from: date(2026, 1, 31),
+            to: date(2026, 4, 10),
+        });
+        let ends: Vec<_> = windows
+            .iter()
+            .map(|window| (window.from.to_string(), window.to.to_string()))
+            .collect();
+        let expected = [
+            ("2026-01-31", "2026-02-27"),
+            ("2026-02-28", "2026-03-30"),
+            ("2026-03-31", "2026-04-10"),
+        ];
+        assert_eq!(ends, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
+    }
+
+    #[test]
+    fn a_window_over_a_month_boundary_is_cut_there_first() {
+        let parts = cut(DateRange {
+            from: date(2026, 1, 15),
+            to: date(2026, 2, 14),
+        })
+        .unwrap();
+        assert_eq!(
+            parts[0],
+            DateRange {
+                from: date(2026, 1, 15),
+                to: date(2026, 1, 31)
+            }
+        );
+        assert_eq!(
+            parts[1],
+            DateRange {
+                from: date(2026, 2, 1),
+                to: date(2026, 2, 14)
+            }
+        );
+    }
+
+    #[test]
+    fn every_wrong_field_is_named_at_once() {
+        let today = date(2026, 8, 31);
+        let fields = |from, to| {
+            validate(DateRange { from, to }, today)
+                .into_iter()
+                .map(|(field, _)| field)
+                .collect::<Vec<_>>()
+        };
+        assert!(fields(date(2026, 2, 28), date(2026, 8, 31)).is_empty());
+        assert_eq!(fields(date(2026, 2, 27), date(2026, 9, 1)), ["from", "to"]);
+        assert_eq!(fields(date(2026, 8, 3), date(2026, 8, 2)), ["from"]);
+        let message = &validate(
+            DateRange {
+                from: date(2025, 1, 1),
+                to: today,
+            },
+            today,
+        )[0]
+        .1;
+        assert!(message.contains("2026-02-28"), "{message}");
+    }
+}
