@@ -296,6 +296,22 @@ impl Reader {
         Ok(())
     }
 
+    /// Items dropped because the page before held them already.
+    pub async fn repeats(&mut self) -> Result<u64, CaptureError> {
+        let repeats: i64 = sqlx::query_scalar("SELECT coalesce(sum(repeats), 0) FROM ranges")
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(repeats as u64)
+    }
+
+    /// Bytes of all stored segments: about what each of the two copies in an archive takes.
+    pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
+        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(length(data)), 0) FROM pages")
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(bytes as u64)
+    }
+
     pub async fn windows(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
         let rows = sqlx::query(
             "SELECT w.idx, w.first_day, w.last_day,

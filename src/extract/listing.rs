@@ -24,7 +24,7 @@ pub(super) const MAX_RESTARTS: u32 = 5;
 
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
-    let mut reader = shared.context.location.open_reader().await?;
+    let mut reader = shared.location.open_reader().await?;
     let windows = reader.windows().await?;
     try_join_all(windows.iter().map(|window| {
         list_window(
@@ -55,7 +55,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
 
 async fn list_window(shared: &Shared, window: i64, whole: DateRange) -> Result<(), ExtractError> {
     let started = shared.context.clock.elapsed();
-    let mut reader = shared.context.location.open_reader().await?;
+    let mut reader = shared.location.open_reader().await?;
     let mut pending = reader.pending_lists(window).await?;
     let had_work = !pending.is_empty();
     while let Some(list) = pending.first() {

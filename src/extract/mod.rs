@@ -3,13 +3,15 @@
 //! Owns the order of the work: plan windows, list sessions, follow each range's chain of pages, record what failed.
 //! Knows nothing of jobs, of HTTP towards users, or of what is made of the capture afterwards.
 
-pub mod listing;
+pub mod check;
+mod listing;
 pub mod progress;
-pub mod ranges;
+mod ranges;
 pub mod request;
 pub mod run;
 pub mod windows;
 
+pub use crate::zoom::Account;
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
 pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};

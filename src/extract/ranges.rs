@@ -186,7 +186,7 @@ impl Pages {
         if range.chain.pages == 0 {
             return Ok(pages);
         }
-        let mut reader = shared.context.location.open_reader().await?;
+        let mut reader = shared.location.open_reader().await?;
         pages.counted = reader.range_items(range.chain.id).await?;
         let age = |token: &PageToken| shared.now().duration_since(token.at).unsigned_abs();
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());

@@ -3,11 +3,10 @@
 //! Owns every task it starts: when [`run`] returns, none is left. Stops at cancellation with everything received so
 //! far in the capture; called again on the same capture it goes on where it was.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::PoisonError;
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -74,7 +73,10 @@ pub struct RunContext {
     pub request: ExtractRequest,
     /// Facts about the job that the archive will tell (id, requester, version).
     pub facts: Vec<(&'static str, String)>,
-    pub location: Location,
+    /// The job's directory; its capture is there, or will be.
+    pub directory: PathBuf,
+    /// Try again what failed for good in an earlier run.
+    pub retry_failed: bool,
     pub lane: Arc<Lane>,
     pub progress: Arc<Progress>,
     pub settings: ExtractSettings,
@@ -86,6 +88,7 @@ pub struct RunContext {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub context: RunContext,
+    pub location: Location,
     pub writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
@@ -95,10 +98,12 @@ pub(super) struct Shared {
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
-    let writer = context.location.open_writer().await?;
-    let mut reader = context.location.open_reader().await?;
+    let location = Location::in_directory(&context.directory);
+    let writer = location.open_writer().await?;
+    let mut reader = location.open_reader().await?;
     let shared = Arc::new(Shared {
         context,
+        location,
         writer,
         found: Notify::new(),
         listed: AtomicBool::new(false),
@@ -162,6 +167,9 @@ impl Shared {
                 .collect();
             self.writer.commit(Change::Plan { windows, meta }).await?;
         }
+        if self.context.retry_failed {
+            self.writer.commit(Change::RetryFailed).await?;
+        }
         if let Some(totals) = reader.meta("traffic").await? {
             let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
             *self
@@ -223,7 +231,7 @@ impl Shared {
     }
 
     async fn refresh(&self) -> Result<(), ExtractError> {
-        let mut reader = self.context.location.open_reader().await?;
+        let mut reader = self.location.open_reader().await?;
         let done = reader.counts().await?.sessions_done;
         self.context.progress.sessions_done.store(done, Ordering::Relaxed);
         reader.close().await;

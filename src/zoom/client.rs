@@ -198,6 +198,18 @@ impl Account {
         }))
     }
 
+    /// Where it points and how fast it may ask, without secrets.
+    pub fn describe(&self) -> String {
+        let pace = self.budget.limit().map_or_else(
+            || "without pacing".to_owned(),
+            |limit| format!("{limit} requests/s"),
+        );
+        format!(
+            "API {}, tokens from {}, {pace}",
+            self.settings.api_base, self.settings.oauth_base
+        )
+    }
+
     pub fn budget(&self) -> &Budget {
         &self.budget
     }

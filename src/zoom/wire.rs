@@ -7,8 +7,10 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+use crate::json::text_of;
 
 /// A page of either endpoint: the arrays asked for by name, the next token, and members we do not know.
 #[derive(Debug)]
@@ -141,30 +143,6 @@ impl SessionHead {
             channel_id: raw.channel_id.and_then(text_of),
         })
     }
-}
-
-/// The text of a JSON string; lone surrogates, which are legal JSON but no Unicode, become replacement characters.
-pub fn text_of(raw: &RawValue) -> Option<String> {
-    struct Lossy;
-    impl Visitor<'_> for Lossy {
-        type Value = String;
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a string")
-        }
-
-        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<String, E> {
-            Ok(String::from_utf8_lossy(bytes).into_owned())
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<String, E> {
-            Ok(text.to_owned())
-        }
-    }
-    // `deserialize_bytes` is serde_json's documented way to read strings that may hold lone surrogates.
-    serde_json::Deserializer::from_str(raw.get())
-        .deserialize_bytes(Lossy)
-        .ok()
 }
 
 #[cfg(test)]

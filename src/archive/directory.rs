@@ -1,0 +1,90 @@
+//! The directory sink: the same files as in the zip, laid out on disk.
+//!
+//! Files are written into a staging directory; the finished tree is moved into place at the end, so that nothing
+//! half-written stands where a reader looks.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::ArchiveError;
+use crate::capture::inflate;
+
+/// The top-level folders of an archive.
+const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
+
+#[derive(Debug)]
+pub struct DirectorySink {
+    staging: PathBuf,
+}
+
+impl DirectorySink {
+    /// Starts an empty staging directory.
+    pub fn new(staging: &Path) -> Result<Self, ArchiveError> {
+        remove_if_there(staging)?;
+        for folder in FOLDERS {
+            fs::create_dir_all(staging.join(folder))?;
+        }
+        Ok(Self {
+            staging: staging.to_owned(),
+        })
+    }
+
+    pub fn entry(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
+        let file = File::create_new(self.staging.join(name))?;
+        Ok(DirectoryEntry {
+            file: BufWriter::new(file),
+        })
+    }
+
+    /// Moves the finished tree into `target`; what an earlier run left of these folders is replaced.
+    pub fn publish(self, target: &Path) -> Result<(), ArchiveError> {
+        let old = self.staging.with_extension("old");
+        remove_if_there(&old)?;
+        fs::create_dir_all(&old)?;
+        for folder in FOLDERS {
+            let place = target.join(folder);
+            if place.exists() {
+                fs::rename(&place, old.join(folder))?;
+            }
+            fs::rename(self.staging.join(folder), &place)?;
+        }
+        fs::remove_dir_all(&old)?;
+        fs::remove_dir_all(&self.staging)?;
+        File::open(target)?.sync_all()?;
+        Ok(())
+    }
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Debug)]
+pub struct DirectoryEntry {
+    file: BufWriter<File>,
+}
+
+impl DirectoryEntry {
+    pub fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
+        self.file.write_all(&inflate(packed, raw_len, crc32)?)?;
+        Ok(())
+    }
+
+    pub fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+        self.file.write_all(raw)?;
+        Ok(())
+    }
+
+    pub fn finish(self) -> Result<(), ArchiveError> {
+        let file = self
+            .file
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
+//!
+//! `layout` names entries, `render` makes the small documents, `assemble` puts it all together into a sink: a zip
+//! (`zip`) or a directory (`directory`). Asks nothing of Zoom and takes no time but the capture's own.
+
+mod assemble;
+mod directory;
+mod layout;
+mod render;
+mod scratch;
+mod zip;
+
+use std::path::PathBuf;
+
+pub use assemble::{AssembleInput, assemble_directory, assemble_zip, failures_page};
+pub use render::FailureLine;
+
+use crate::capture::CaptureError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("not enough free space: {needed} bytes are needed and {free} are free in {}", path.display())]
+    NoRoom { needed: u64, free: u64, path: PathBuf },
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error("the archive could not be written: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the archive could not be formed: {0}")]
+    Zip(#[from] rawzip::Error),
+    #[error("assembly was cancelled")]
+    Cancelled,
+}
+
+/// A finished archive.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ArchiveFile {
+    pub size: u64,
+    /// Lower-case hex.
+    pub sha256: String,
+}

@@ -1,0 +1,260 @@
+//! The small documents of an archive: heads and tails of session files, summaries, the list of failures.
+//!
+//! Keys that the script this service replaces had are kept under their names; ours come beside them. Everything
+//! volatile (times, versions, counts of requests) comes from the capture.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::ArchiveError;
+use crate::capture::{CaptureError, FailureRow, Reader};
+use crate::json::text_of;
+
+/// What the capture says of the whole extraction.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub request: Value,
+    pub from: String,
+    pub to: String,
+    pub started_at: String,
+    pub captured_until: Option<String>,
+    pub version: Option<String>,
+    pub requester: Option<String>,
+    pub job_id: Option<String>,
+    pub traffic: Value,
+}
+
+impl Facts {
+    pub async fn read(reader: &mut Reader) -> Result<Self, ArchiveError> {
+        let damaged = || CaptureError::Damaged("the request is missing from the capture".to_owned());
+        let request: Value = reader
+            .meta("request")
+            .await?
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .ok_or_else(damaged)?;
+        let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
+        let traffic = reader
+            .meta("traffic")
+            .await?
+            .and_then(|text| serde_json::from_str(&text).ok());
+        Ok(Self {
+            from: day("from"),
+            to: day("to"),
+            started_at: reader.meta("started_at").await?.ok_or_else(damaged)?,
+            captured_until: reader.meta("captured_until").await?,
+            version: reader.meta("version").await?,
+            requester: reader.meta("requester").await?,
+            job_id: reader.meta("job_id").await?,
+            traffic: traffic.unwrap_or(Value::Null),
+            request,
+        })
+    }
+}
+
+/// A session's members as far as the summaries tell of them.
+#[derive(Debug, Default)]
+pub struct SessionInfo {
+    pub name: String,
+    kind: Value,
+    status: Value,
+    member_count: usize,
+    has_external_member: Value,
+    last_message_time: Value,
+}
+
+impl SessionInfo {
+    pub fn read(info: &str) -> Self {
+        let members: std::collections::HashMap<String, &RawValue> =
+            serde_json::from_str(info).unwrap_or_default();
+        let value = |name: &str| -> Value {
+            let Some(raw) = members.get(name) else {
+                return Value::Null;
+            };
+            serde_json::from_str(raw.get())
+                .unwrap_or_else(|_| text_of(raw).map_or(Value::Null, Value::String))
+        };
+        Self {
+            name: members
+                .get("name")
+                .and_then(|raw| text_of(raw))
+                .unwrap_or_default(),
+            kind: value("type"),
+            status: value("status"),
+            member_count: value("member_emails").as_array().map_or(0, Vec::len),
+            has_external_member: match value("has_external_member") {
+                Value::Null => Value::Bool(false),
+                other => other,
+            },
+            last_message_time: value("last_message_sent_time"),
+        }
+    }
+}
+
+/// One line of `sessions_summary.json`.
+pub fn session_line(
+    id: &str,
+    key: &str,
+    info: &SessionInfo,
+    files: &[String],
+    totals: [u64; 3],
+    not_found: bool,
+) -> String {
+    let [messages, edited, deleted] = totals;
+    json!({
+        "id": id,
+        "name": info.name,
+        "type": info.kind,
+        "status": info.status,
+        "member_count": info.member_count,
+        "has_external_member": info.has_external_member,
+        "last_message_time": info.last_message_time,
+        "key": key,
+        "files": files,
+        "counts": { "messages": messages, "edited_messages": edited, "deleted_messages": deleted },
+        "not_found": not_found,
+    })
+    .to_string()
+}
+
+/// What stands before, between and after the three arrays of a session's file.
+#[derive(Debug)]
+pub struct SessionFrame {
+    pub before: [String; 3],
+    pub after: String,
+}
+
+impl SessionFrame {
+    pub fn new(info: &str, id: &str, facts: &Facts, totals: [u64; 3]) -> Self {
+        let text = |value: &str| Value::String(value.to_owned()).to_string();
+        let [messages, edited, deleted] = totals;
+        let mut head = String::with_capacity(info.len() + 200);
+        let _ = write!(
+            head,
+            "{{\"session_info\": {info},\n\"messages_data\": {{\"session_id\": {}, \"from\": {}, \"to\": {},\n\"messages\": [\n",
+            text(id),
+            text(&facts.from),
+            text(&facts.to)
+        );
+        Self {
+            before: [
+                head,
+                "\n],\n\"edited_messages\": [\n".to_owned(),
+                "\n],\n\"deleted_messages\": [\n".to_owned(),
+            ],
+            after: format!(
+                "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
+            ),
+        }
+    }
+}
+
+/// One failure, the same in `failures.json` and in the API.
+#[derive(Debug, Clone, Serialize)]
+pub struct FailureLine {
+    /// `session` (days of one session) or `listing` (days whose sessions could not be listed).
+    pub what: &'static str,
+    pub session_id: Option<String>,
+    pub window_from: String,
+    pub window_to: String,
+    pub from: String,
+    pub to: String,
+    pub code: String,
+    pub status: Option<u16>,
+    pub zoom_code: Option<i64>,
+    pub message: String,
+    pub attempts: u32,
+    pub failed_at: String,
+    pub messages_captured: u64,
+}
+
+impl From<FailureRow> for FailureLine {
+    fn from(row: FailureRow) -> Self {
+        Self {
+            what: if row.session_id.is_some() {
+                "session"
+            } else {
+                "listing"
+            },
+            session_id: row.session_id,
+            window_from: row.window.0.to_string(),
+            window_to: row.window.1.to_string(),
+            from: row.days.0.to_string(),
+            to: row.days.1.to_string(),
+            code: row.failure.code,
+            status: row.failure.status,
+            zoom_code: row.failure.zoom_code,
+            message: row.failure.message,
+            attempts: row.failure.attempts,
+            failed_at: row.failed_at,
+            messages_captured: row.messages_captured,
+        }
+    }
+}
+
+/// `extraction_summary.json`.
+pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, ArchiveError> {
+    let counts = reader.counts().await?;
+    let windows = reader.windows().await?;
+    let last = windows.len().saturating_sub(1);
+    let windows: Vec<Value> = windows
+        .iter()
+        .enumerate()
+        .map(|(index, window)| {
+            json!({
+                "from": window.from.to_string(), "to": window.to.to_string(),
+                "open": index == last && facts.captured_until.is_some(),
+                "sessions": window.units,
+                "messages": window.items[0], "edited_messages": window.items[1], "deleted_messages": window.items[2],
+            })
+        })
+        .collect();
+    let not_found: Vec<Value> = reader
+        .not_found()
+        .await?
+        .into_iter()
+        .map(|(id, from, to)| json!({ "session_id": id, "from": from.to_string(), "to": to.to_string() }))
+        .collect();
+    let [messages, edited, deleted] = counts.items;
+    let document = json!({
+        "total_sessions": counts.sessions_total,
+        "total_messages": messages,
+        "total_edited_messages": edited,
+        "total_deleted_messages": deleted,
+        "date_range": format!("{} to {}", facts.from, facts.to),
+        "monthly_ranges": windows.len(),
+        "extraction_date": facts.started_at,
+        "job_id": facts.job_id,
+        "requester": facts.requester,
+        "version": facts.version,
+        "request": facts.request,
+        "windows": windows,
+        "captured_until": facts.captured_until,
+        "requests": facts.traffic["requests"],
+        "retries": facts.traffic["retries"],
+        "rate_limited": facts.traffic["rate_limited"],
+        "repeated_items_dropped": reader.repeats().await?,
+        "failures": counts.units_failed + counts.lists_failed,
+        "not_found": not_found,
+    });
+    Ok(format!("{document:#}\n"))
+}
+
+/// `failures.json`: an array, one failure a line.
+pub async fn failures(reader: &mut Reader) -> Result<String, ArchiveError> {
+    let mut text = "[".to_owned();
+    let mut after = i64::MIN;
+    loop {
+        let rows = reader.failures(after, 500).await?;
+        let Some(last) = rows.last() else { break };
+        after = last.id;
+        for row in rows {
+            text.push_str(if text.len() == 1 { "\n" } else { ",\n" });
+            text.push_str(&serde_json::to_string(&FailureLine::from(row)).expect("a failure is plain data"));
+        }
+    }
+    text.push_str(if text.len() == 1 { "]\n" } else { "\n]\n" });
+    Ok(text)
+}

@@ -1,0 +1,216 @@
+//! Is the account ready? One step after the other, each with what to do when it fails.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::windows;
+use crate::clock::SharedClock;
+use crate::zoom::client::Ended;
+use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
+use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
+
+/// Zoom's names for what the app must be allowed (vendor's description of both endpoints): the classic pair, or the
+/// granular pair.
+const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
+const GRANULAR: [&str; 2] = [
+    "report:read:list_chat_sessions:admin",
+    "report:read:chat_session:admin",
+];
+/// A check is for a person who waits: few tries.
+const ATTEMPTS: u32 = 2;
+
+/// One step of the check.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    pub name: &'static str,
+    pub ok: bool,
+    pub elapsed_ms: u64,
+    pub detail: String,
+    /// What to do about it; null when the step is fine.
+    pub help: Option<String>,
+}
+
+/// Runs the steps in order and stops at the first that fails.
+pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Vec<Step> {
+    let mut steps = vec![Step {
+        name: "settings",
+        ok: true,
+        elapsed_ms: 0,
+        detail: account.describe(),
+        help: None,
+    }];
+    let lane = account.lane();
+    let today = clock.today();
+    let from = windows::oldest_reachable(today).max(today.saturating_sub(jiff::Span::new().days(27)));
+
+    let started = clock.elapsed();
+    let token = account.tokens().get().await;
+    let elapsed = clock.elapsed().saturating_sub(started);
+    let token = match token {
+        Ok(token) => token,
+        Err(failure) => {
+            steps.push(failed("token", elapsed, &failure));
+            return steps;
+        }
+    };
+    steps.push(fine("token", elapsed, "Zoom gave an access token".to_owned()));
+
+    let granted: Vec<&str> = token
+        .scopes
+        .split([' ', ','])
+        .filter(|scope| !scope.is_empty())
+        .collect();
+    let missing = |wanted: [&'static str; 2]| -> Vec<&str> {
+        wanted
+            .into_iter()
+            .filter(|scope| !granted.contains(scope))
+            .collect()
+    };
+    if !granted.is_empty() && !missing(CLASSIC).is_empty() && !missing(GRANULAR).is_empty() {
+        let detail = format!(
+            "the token has: {}; missing: {}",
+            token.scopes,
+            missing(GRANULAR).join(", ")
+        );
+        let help = help_for(FailureKind::MissingScopes);
+        steps.push(Step {
+            name: "scopes",
+            ok: false,
+            elapsed_ms: 0,
+            detail,
+            help: Some(help.to_owned()),
+        });
+        return steps;
+    }
+    steps.push(fine(
+        "scopes",
+        Duration::ZERO,
+        format!("granted: {}", token.scopes),
+    ));
+
+    let started = clock.elapsed();
+    let call = Call::ListSessions {
+        from,
+        to: today,
+        page_token: None,
+    };
+    let listed = lane
+        .fetch(&call, ATTEMPTS, |body| {
+            let page = Page::read(&body, SESSIONS)?;
+            let first = page.arrays[0]
+                .first()
+                .map(|info| SessionHead::read(info))
+                .transpose()?;
+            Ok((page.arrays[0].len(), first.map(|head| head.id)))
+        })
+        .await;
+    let elapsed = clock.elapsed().saturating_sub(started);
+    let first = match listed {
+        Ok((count, first)) => {
+            let detail = format!("{count} sessions on the first page of {from} to {today}");
+            steps.push(fine("list", elapsed, detail));
+            first
+        }
+        Err(ended) => {
+            steps.push(failed("list", elapsed, &failure_of(ended)));
+            return steps;
+        }
+    };
+
+    let Some(id) = first else {
+        steps.push(fine(
+            "messages",
+            Duration::ZERO,
+            "no session in the last four weeks to try with".to_owned(),
+        ));
+        return steps;
+    };
+    let started = clock.elapsed();
+    let choice = ItemChoice {
+        edited: true,
+        deleted: true,
+        bot_messages: true,
+        reactions: true,
+        custom_emoji_reactions: true,
+        by_modification_time: false,
+    };
+    let call = Call::Messages {
+        session_id: id.into(),
+        from,
+        to: today,
+        page_token: None,
+        choice,
+    };
+    let read = lane
+        .fetch(&call, ATTEMPTS, |body| {
+            Ok(Page::read(&body, MESSAGES)?.arrays[0].len())
+        })
+        .await;
+    let elapsed = clock.elapsed().saturating_sub(started);
+    steps.push(match read {
+        Ok(count) => fine(
+            "messages",
+            elapsed,
+            format!("{count} messages on the first page of one session"),
+        ),
+        Err(ended) => failed("messages", elapsed, &failure_of(ended)),
+    });
+    steps
+}
+
+fn fine(name: &'static str, elapsed: Duration, detail: String) -> Step {
+    Step {
+        name,
+        ok: true,
+        elapsed_ms: elapsed.as_millis() as u64,
+        detail,
+        help: None,
+    }
+}
+
+fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
+    Step {
+        name,
+        ok: false,
+        elapsed_ms: elapsed.as_millis() as u64,
+        detail: failure.message.clone(),
+        help: Some(help_for(failure.kind).to_owned()),
+    }
+}
+
+fn failure_of(ended: Ended) -> Failure {
+    match ended {
+        Ended::Failed(failure) => failure,
+        Ended::Restart => super::listing::token_trouble(FailureKind::Rejected, 1),
+    }
+}
+
+/// What a person can do about a failure.
+pub fn help_for(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Credentials => {
+            "check ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET against the app's page \"App Credentials\" in \
+             the Zoom App Marketplace; the app must be of type Server-to-Server OAuth and activated"
+        }
+        FailureKind::MissingScopes => {
+            "add the scopes report:read:list_chat_sessions:admin and report:read:chat_session:admin (or the classic pair \
+             report_chat:read:admin and imchat:read:admin) to the app and activate it again"
+        }
+        FailureKind::NoPermission => {
+            "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports"
+        }
+        FailureKind::NotFound | FailureKind::Rejected => {
+            "Zoom refused the request; check ZOOM_API_BASE_URL and the dates (at most six months back)"
+        }
+        FailureKind::ServerError | FailureKind::UnreadableAnswer | FailureKind::AnswerTooLarge => {
+            "Zoom's side does not answer as it should; try again later and see status.zoom.us"
+        }
+        FailureKind::Connection => {
+            "Zoom could not be reached; check the network, a proxy (HTTPS_PROXY), certificates, and ZOOM_API_BASE_URL \
+             and ZOOM_OAUTH_BASE_URL"
+        }
+        FailureKind::PageTokenLoop => "Zoom's paging is at fault; run `retry` on the job later",
+        FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",
+    }
+}
