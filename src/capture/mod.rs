@@ -41,6 +41,12 @@ pub enum CaptureError {
     WriterGone,
 }
 
+impl CaptureError {
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::DiskFull)
+    }
+}
+
 impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
         // SQLITE_FULL, and what a full disk looks like from inside an fsync or a WAL extension.

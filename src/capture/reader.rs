@@ -19,6 +19,7 @@ pub struct Counts {
     pub units_total: u64,
     pub units_done: u64,
     pub units_failed: u64,
+    pub ranges_failed: u64,
     pub lists_failed: u64,
     /// Messages, edited, deleted.
     pub items: [u64; 3],
@@ -100,6 +101,7 @@ impl Reader {
                     (SELECT count(*) FROM units) AS units_total,
                     (SELECT count(*) FROM units WHERE state IN ('done', 'not_found')) AS units_done,
                     (SELECT count(*) FROM units WHERE state = 'failed') AS units_failed,
+                    (SELECT count(*) FROM ranges WHERE state = 'failed') AS ranges_failed,
                     (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed,
                     (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 0) AS m0,
                     (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 1) AS m1,
@@ -115,6 +117,7 @@ impl Reader {
             units_total: number(&row, "units_total")?,
             units_done: number(&row, "units_done")?,
             units_failed: number(&row, "units_failed")?,
+            ranges_failed: number(&row, "ranges_failed")?,
             lists_failed: number(&row, "lists_failed")?,
             items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
         })

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
 use super::{listing, ranges, windows};
-use crate::capture::{CaptureError, Change, FailureNote, Location, PendingRange, Reader, Writer};
+use crate::capture::{CaptureError, Change, Counts, FailureNote, Location, PendingRange, Reader, Writer};
 use crate::clock::SharedClock;
 use crate::zoom::{Failure, FailureKind, Lane};
 
@@ -61,10 +61,14 @@ pub enum ExtractError {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Units and listings that failed for good.
-    pub failures: u64,
-    pub sessions: u64,
-    pub messages: u64,
+    pub counts: Counts,
+}
+
+impl Outcome {
+    /// Ranges and listings that failed for good.
+    pub fn failures(&self) -> u64 {
+        self.counts.ranges_failed + self.counts.lists_failed
+    }
 }
 
 /// All that a run needs.
@@ -118,12 +122,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     }
     result?;
     left?;
-    let counts = counts?;
-    Ok(Outcome {
-        failures: counts.units_failed + counts.lists_failed,
-        sessions: counts.sessions_total,
-        messages: counts.items[0],
-    })
+    Ok(Outcome { counts: counts? })
 }
 
 impl Shared {

@@ -1,1 +1,18 @@
-//! jobs
+//! Jobs: requests with a life. Stored before they are promised, run in the background, kept until they expire.
+//!
+//! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `registry` holds what is live,
+//! `runner` does the work, `service` is what the outside calls, `retention` ends old ones.
+
+pub mod model;
+mod registry;
+mod retention;
+mod runner;
+mod service;
+mod store;
+
+pub use model::{ApiKeyName, Job, JobError, JobId, JobState};
+pub use service::{Created, JobSettings, Jobs, JobsError};
+pub use store::ListFilter;
+
+/// The archive's name in a job's directory.
+pub(crate) const ARCHIVE_NAME: &str = "archive.zip";

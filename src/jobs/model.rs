@@ -1,0 +1,167 @@
+//! What a job is, and which states may follow which.
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::archive::ArchiveFile;
+use crate::clock::Clock;
+use crate::extract::{ExtractRequest, Snapshot};
+
+/// A job's id: a UUID of version 7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct JobId(pub Uuid);
+
+impl JobId {
+    pub fn new(clock: &dyn Clock) -> Self {
+        let now = clock.now();
+        let time = uuid::Timestamp::from_unix(
+            uuid::NoContext,
+            now.as_second().max(0) as u64,
+            now.subsec_nanosecond().unsigned_abs(),
+        );
+        Self(Uuid::new_v7(time))
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::parse_str(text).map(Self)
+    }
+}
+
+/// Who asked, by the name of the API key; never the key.
+pub type ApiKeyName = Option<String>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Queued,
+    Running,
+    Completed,
+    CompletedWithFailures,
+    Failed,
+    Cancelled,
+    Expired,
+}
+
+impl JobState {
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Running,
+        Self::Completed,
+        Self::CompletedWithFailures,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::CompletedWithFailures => "completed_with_failures",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Nothing happens any more by itself, except that it expires.
+    pub fn is_final(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+
+    /// The checked transitions; everything else is a bug or a conflict.
+    pub fn may_become(self, next: Self) -> bool {
+        match self {
+            Self::Queued => matches!(next, Self::Running | Self::Cancelled),
+            Self::Running => {
+                matches!(
+                    next,
+                    Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled
+                )
+            }
+            Self::Completed => next == Self::Expired,
+            Self::CompletedWithFailures | Self::Failed | Self::Cancelled => {
+                matches!(next, Self::Queued | Self::Expired)
+            }
+            Self::Expired => false,
+        }
+    }
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// Stable and kebab-case.
+    pub code: String,
+    pub detail: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+/// A job as stored and as shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    pub state: JobState,
+    pub request: ExtractRequest,
+    pub requester: ApiKeyName,
+    pub created_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    pub expires_at: Option<Timestamp>,
+    pub progress: Snapshot,
+    pub failures_total: u64,
+    pub error: Option<JobError>,
+    pub archive: Option<ArchiveFile>,
+    /// The user asked to stop it while it was running.
+    pub cancel_requested: bool,
+    /// What failed is to be tried again when it runs next.
+    pub retry_failed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_follow_each_other_as_documented() {
+        let mut table = String::new();
+        for from in JobState::ALL {
+            let next: Vec<_> = JobState::ALL
+                .into_iter()
+                .filter(|to| from.may_become(*to))
+                .map(JobState::as_str)
+                .collect();
+            table.push_str(&format!("{} -> {}\n", from.as_str(), next.join(", ")));
+            assert_eq!(JobState::parse(from.as_str()), Some(from));
+        }
+        insta::assert_snapshot!(table, @r"
+        queued -> running, cancelled
+        running -> completed, completed_with_failures, failed, cancelled
+        completed -> expired
+        completed_with_failures -> queued, expired
+        failed -> queued, expired
+        cancelled -> queued, expired
+        expired -> 
+        ");
+    }
+}

@@ -1,0 +1,86 @@
+//! What is live: running jobs with their latest figures, and a signal for every change of any job.
+//!
+//! In memory only. A job that is not here is in the store, and changes only through the service.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::model::{Job, JobId};
+
+#[derive(Debug, Clone)]
+struct Live {
+    latest: watch::Sender<Arc<Job>>,
+    cancel: CancellationToken,
+}
+
+#[derive(Debug)]
+pub struct Registry {
+    live: DashMap<JobId, Live>,
+    /// Counts changes of state of any job.
+    changes: watch::Sender<u64>,
+}
+
+impl Registry {
+    pub fn new() -> Self {
+        Self {
+            live: DashMap::new(),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    pub fn enter(&self, job: Job, cancel: CancellationToken) {
+        let latest = watch::Sender::new(Arc::new(job.clone()));
+        self.live.insert(job.id, Live { latest, cancel });
+        self.announce();
+    }
+
+    /// Publishes new figures of a running job.
+    pub fn publish(&self, job: Job) {
+        if let Some(live) = self.live.get(&job.id) {
+            live.latest.send_if_modified(|latest| {
+                let changed = **latest != job;
+                if changed {
+                    *latest = Arc::new(job);
+                }
+                changed
+            });
+        }
+    }
+
+    /// The job is no longer running; whoever watches it looks into the store from now on.
+    pub fn leave(&self, id: JobId) {
+        self.live.remove(&id);
+        self.announce();
+    }
+
+    pub fn announce(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub fn latest(&self, id: JobId) -> Option<Arc<Job>> {
+        self.live.get(&id).map(|live| live.latest.borrow().clone())
+    }
+
+    /// Follows the figures of a running job; `None` when it is not running.
+    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
+        self.live.get(&id).map(|live| live.latest.subscribe())
+    }
+
+    /// Follows changes of state of all jobs.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub fn cancel(&self, id: JobId) {
+        if let Some(live) = self.live.get(&id) {
+            live.cancel.cancel();
+        }
+    }
+
+    pub fn running(&self) -> usize {
+        self.live.len()
+    }
+}

@@ -1,0 +1,107 @@
+//! The end of jobs: files go when the retention is over, the record stays; what no record knows is swept at start.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::model::JobState;
+use super::service::{Jobs, JobsError, remove_directory};
+use super::store::ListFilter;
+
+/// How often finished jobs are looked at.
+const EVERY: Duration = Duration::from_secs(60);
+const FINAL: [JobState; 4] = [
+    JobState::Completed,
+    JobState::CompletedWithFailures,
+    JobState::Failed,
+    JobState::Cancelled,
+];
+
+pub(super) async fn run(jobs: Arc<Jobs>) {
+    loop {
+        if let Err(error) = expire(&jobs).await {
+            tracing::error!(%error, "finished jobs could not be expired");
+        }
+        if jobs
+            .stop
+            .run_until_cancelled(jobs.clock.sleep(EVERY))
+            .await
+            .is_none()
+        {
+            return;
+        }
+    }
+}
+
+/// Takes the files of jobs whose time is over. The state changes first: an expired job without files is the promise,
+/// a completed one without files would be a lie.
+async fn expire(jobs: &Jobs) -> Result<(), JobsError> {
+    let now = jobs.clock.now();
+    for state in FINAL {
+        let mut before = None;
+        loop {
+            let page = jobs
+                .store
+                .list(ListFilter {
+                    state: Some(state),
+                    before,
+                    limit: 200,
+                })
+                .await?;
+            let Some((last, _)) = page.last() else { break };
+            before = Some(*last);
+            for (_, mut job) in page {
+                if job.expires_at.is_none_or(|expires| expires > now) {
+                    continue;
+                }
+                job.state = JobState::Expired;
+                job.archive = None;
+                if jobs.store.replace(state, &job).await? {
+                    remove_directory(&jobs.directory(job.id))?;
+                    tracing::info!(job.id = %job.id, "job expired, its files are removed");
+                    jobs.registry.announce();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// At start: directories that no living record knows, and temporary files of an assembly that was cut short.
+pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
+    let mut known = HashSet::new();
+    let mut before = None;
+    loop {
+        let page = jobs
+            .store
+            .list(ListFilter {
+                state: None,
+                before,
+                limit: 500,
+            })
+            .await?;
+        let Some((last, _)) = page.last() else { break };
+        before = Some(*last);
+        known.extend(
+            page.iter()
+                .filter(|(_, job)| job.state != JobState::Expired)
+                .map(|(_, job)| job.id.to_string()),
+        );
+    }
+    for entry in std::fs::read_dir(jobs.settings.data_dir.join("jobs"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if known.contains(name.to_string_lossy().as_ref()) {
+            for temporary in ["archive.zip.tmp", "assemble.tmp"] {
+                match std::fs::remove_file(entry.path().join(temporary)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                    _ => {}
+                }
+            }
+        } else {
+            tracing::info!(directory = %name.to_string_lossy(), "removing the files of a job that is gone");
+            remove_directory(&entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! Running jobs: claims the oldest queued one while there is room, extracts, assembles, writes down how it ended.
+//!
+//! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::ARCHIVE_NAME;
+use super::model::{Job, JobError, JobState};
+use super::service::Jobs;
+use super::store::StoreError;
+use crate::archive::{self, ArchiveError, ArchiveFile};
+use crate::extract::{self, ExtractError, Progress, RunContext};
+
+/// Figures are published this often: twice a second, as the API promises at most.
+const PUBLISH_EVERY: Duration = Duration::from_millis(500);
+/// After a trouble with the store, try again this much later.
+const STORE_TROUBLE: Duration = Duration::from_secs(5);
+
+/// Starts jobs until the service stops, then waits for them to stop.
+pub(super) async fn run(jobs: Arc<Jobs>) {
+    let mut running = JoinSet::new();
+    let mut interrupted = match jobs.store.oldest(JobState::Running, usize::MAX >> 1).await {
+        Ok(interrupted) => interrupted.into_iter(),
+        Err(error) => {
+            tracing::error!(%error, "interrupted jobs could not be read");
+            Vec::new().into_iter()
+        }
+    };
+    while !jobs.stop.is_cancelled() {
+        while running.len() < jobs.settings.max_running {
+            let next = match interrupted.next() {
+                Some(job) => {
+                    tracing::info!(job.id = %job.id, "taking up an interrupted job");
+                    Ok(Some(job))
+                }
+                None => claim(&jobs).await,
+            };
+            match next {
+                Ok(Some(job)) => {
+                    let cancel = jobs.stop.child_token();
+                    jobs.registry.enter(job.clone(), cancel.clone());
+                    running.spawn(run_one(jobs.clone(), job, cancel));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the next job could not be claimed");
+                    jobs.stop
+                        .run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE))
+                        .await;
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            Some(ended) = running.join_next() => report_panic(ended),
+            () = jobs.work.notified() => {}
+            () = jobs.stop.cancelled() => {}
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        report_panic(ended);
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a job's task ended abnormally; it is taken up at the next start");
+    }
+}
+
+async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
+    while let Some(mut job) = jobs.store.oldest(JobState::Queued, 1).await?.pop() {
+        job.state = JobState::Running;
+        job.started_at = job.started_at.or_else(|| Some(jobs.clock.now()));
+        if jobs.store.replace(JobState::Queued, &job).await? {
+            return Ok(Some(job));
+        }
+    }
+    Ok(None)
+}
+
+/// How the work on a job ended, before it is written down.
+enum End {
+    Whole(ArchiveFile, u64),
+    /// The service stops; the job goes on later.
+    Interrupted,
+    Cancelled,
+    Failed(JobError),
+}
+
+async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
+    let started = jobs.clock.elapsed();
+    if job.cancel_requested {
+        cancel.cancel();
+    }
+    let lane = Arc::new(jobs.account.lane());
+    let progress = Arc::new(Progress::default());
+    let figures = || {
+        progress.snapshot(
+            &lane.traffic,
+            jobs.account.budget().waiting(),
+            jobs.clock.elapsed(),
+        )
+    };
+    let directory = jobs.directory(job.id);
+    let context = RunContext {
+        request: job.request.clone(),
+        facts: facts(&job),
+        directory: directory.clone(),
+        retry_failed: job.retry_failed,
+        lane: lane.clone(),
+        progress: progress.clone(),
+        settings: jobs.settings.extract,
+        clock: jobs.clock.clone(),
+        cancel: cancel.clone(),
+    };
+    let end = {
+        let work = work(&jobs, context, &cancel);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                end = &mut work => break end,
+                () = jobs.clock.sleep(PUBLISH_EVERY) => {
+                    jobs.registry.publish(Job { progress: figures(), ..job.clone() });
+                }
+            }
+        }
+    };
+    job.progress = figures();
+    job.progress.waiting = None;
+    let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
+    match end {
+        End::Interrupted => {
+            tracing::info!(job.id = %job.id, elapsed_ms, "job interrupted; it goes on at the next start");
+            jobs.registry.leave(job.id);
+            return;
+        }
+        End::Whole(archive, failures) => {
+            job.state = if failures == 0 {
+                JobState::Completed
+            } else {
+                JobState::CompletedWithFailures
+            };
+            job.failures_total = failures;
+            job.archive = Some(archive);
+            (job.progress.percent, job.progress.eta_seconds) = (Some(100.0), None);
+        }
+        End::Cancelled => job.state = JobState::Cancelled,
+        End::Failed(error) => {
+            job.state = JobState::Failed;
+            job.error = Some(error);
+        }
+    }
+    // Taken back only now: a crash before this line retries once more, which loses nothing.
+    (job.retry_failed, job.cancel_requested) = (false, false);
+    (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
+    jobs.finish(&mut job);
+    tracing::info!(
+        job.id = %job.id, state = job.state.as_str(), sessions = job.progress.sessions_total,
+        messages = job.progress.messages, requests = job.progress.traffic.requests,
+        retries = job.progress.traffic.retries, rate_limited = job.progress.traffic.rate_limited,
+        failures = job.failures_total, elapsed_ms, error = job.error.as_ref().map(|error| error.code.as_str()),
+        "job ended"
+    );
+    loop {
+        match jobs.store.replace(JobState::Running, &job).await {
+            Ok(_) => break,
+            Err(error) => {
+                tracing::error!(%error, job.id = %job.id, "the end of a job could not be written down, trying again");
+                let slept = jobs
+                    .stop
+                    .run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE))
+                    .await;
+                if slept.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+    jobs.registry.leave(job.id);
+}
+
+fn facts(job: &Job) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("job_id", job.id.to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    if let Some(requester) = &job.requester {
+        facts.push(("requester", requester.clone()));
+    }
+    facts
+}
+
+async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> End {
+    let stopped = || {
+        if jobs.stop.is_cancelled() {
+            End::Interrupted
+        } else {
+            End::Cancelled
+        }
+    };
+    let directory = context.directory.clone();
+    let progress = context.progress.clone();
+    if let Err(error) = std::fs::create_dir_all(&directory) {
+        return End::Failed(trouble(
+            "data-directory",
+            &error,
+            Some("check DATA_DIR and its permissions"),
+        ));
+    }
+    let outcome = match extract::run(context).await {
+        Ok(outcome) => outcome,
+        Err(ExtractError::Cancelled) => return stopped(),
+        Err(error) => return End::Failed(extract_trouble(&error)),
+    };
+    progress.load(&outcome.counts);
+    let input = archive::AssembleInput {
+        directory: directory.clone(),
+        cancel: cancel.clone(),
+    };
+    match archive::assemble_zip(input, directory.join(ARCHIVE_NAME)).await {
+        Ok(archive) => End::Whole(archive, outcome.failures()),
+        Err(ArchiveError::Cancelled) => stopped(),
+        Err(error @ ArchiveError::NoRoom { .. }) => End::Failed(trouble(
+            "disk-full",
+            &error,
+            Some("make room, then retry the job; nothing is fetched again"),
+        )),
+        Err(error) => End::Failed(trouble(
+            "archive",
+            &error,
+            Some("retry the job; nothing is fetched again"),
+        )),
+    }
+}
+
+fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> JobError {
+    JobError {
+        code: code.to_owned(),
+        detail: error.to_string(),
+        help: help.map(str::to_owned),
+    }
+}
+
+fn extract_trouble(error: &ExtractError) -> JobError {
+    match error {
+        ExtractError::Account(failure) => trouble(
+            failure.kind.code(),
+            error,
+            Some(extract::check::help_for(failure.kind)),
+        ),
+        ExtractError::Capture(inner) if inner.is_disk_full() => trouble(
+            "disk-full",
+            error,
+            Some("make room, then retry the job; it goes on where it stopped"),
+        ),
+        ExtractError::Capture(_) => trouble(
+            "capture",
+            error,
+            Some("see the log; retry goes on where it stopped"),
+        ),
+        ExtractError::Cancelled | ExtractError::Panicked => trouble("internal", error, None),
+    }
+}

@@ -1,0 +1,318 @@
+//! What the outside may do with jobs: create, look, wait, cancel, retry, delete, read failures and archives.
+//!
+//! Persists before it announces. Knows no HTTP; errors say what is wrong in the terms of jobs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::model::{ApiKeyName, Job, JobId, JobState};
+use super::registry::Registry;
+use super::store::{Inserted, JobStore, ListFilter, StoreError};
+use super::{ARCHIVE_NAME, retention, runner};
+use crate::archive::{ArchiveError, FailureLine, failures_page};
+use crate::clock::SharedClock;
+use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
+
+/// How jobs are run and kept.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    pub data_dir: PathBuf,
+    pub max_running: usize,
+    pub max_queued: usize,
+    /// How long a finished job keeps its files.
+    pub retention: Duration,
+    pub extract: ExtractSettings,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum JobsError {
+    #[error("there is no such job")]
+    NotFound,
+    #[error("the idempotency key was used before with another request")]
+    IdempotencyConflict,
+    #[error("{queued} jobs are queued already")]
+    QueueFull { queued: u64 },
+    #[error("a job that is {} cannot be {action}", state.as_str())]
+    WrongState { state: JobState, action: &'static str },
+    #[error("the archive is not ready")]
+    ArchiveNotReady,
+    #[error("the archive is gone")]
+    ArchiveGone,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A job, and whether this call made it.
+#[derive(Debug)]
+pub struct Created {
+    pub job: Job,
+    pub is_new: bool,
+}
+
+/// All jobs of one data directory.
+#[derive(Debug)]
+pub struct Jobs {
+    pub(super) settings: JobSettings,
+    pub(super) store: JobStore,
+    pub(super) registry: Registry,
+    pub(super) account: Arc<Account>,
+    pub(super) clock: SharedClock,
+    /// Wakes the runner when there may be something to start.
+    pub(super) work: Notify,
+    pub(super) stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Jobs {
+    /// Opens the store, sweeps what a crash left behind, takes up interrupted jobs and starts the background tasks.
+    pub async fn start(
+        settings: JobSettings,
+        account: Arc<Account>,
+        clock: SharedClock,
+    ) -> Result<Arc<Self>, JobsError> {
+        std::fs::create_dir_all(settings.data_dir.join("jobs"))?;
+        let store = JobStore::open(&settings.data_dir).await?;
+        let jobs = Arc::new(Self {
+            settings,
+            store,
+            registry: Registry::new(),
+            account,
+            clock,
+            work: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        retention::sweep(&jobs).await?;
+        jobs.tasks.spawn(runner::run(jobs.clone()));
+        jobs.tasks.spawn(retention::run(jobs.clone()));
+        Ok(jobs)
+    }
+
+    /// Stops every job where it stands (they go on at the next start) and waits for all tasks.
+    pub async fn shut_down(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.store.close().await;
+    }
+
+    pub async fn create(
+        &self,
+        request: ExtractRequest,
+        requester: ApiKeyName,
+        idempotency_key: Option<&str>,
+    ) -> Result<Created, JobsError> {
+        let queued = self.store.count(JobState::Queued).await?;
+        // Two keys' holders may use the same idempotency key for different things.
+        let scope = idempotency_key.map(|key| format!("{}\n{key}", requester.as_deref().unwrap_or_default()));
+        let job = Job {
+            id: JobId::new(&*self.clock),
+            state: JobState::Queued,
+            request,
+            requester,
+            created_at: self.clock.now(),
+            started_at: None,
+            finished_at: None,
+            expires_at: None,
+            progress: Snapshot::default(),
+            failures_total: 0,
+            error: None,
+            archive: None,
+            cancel_requested: false,
+            retry_failed: false,
+        };
+        if queued >= self.settings.max_queued as u64 {
+            return Err(JobsError::QueueFull { queued });
+        }
+        match self.store.insert(&job, scope.as_deref()).await? {
+            Inserted::New => {
+                tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
+                self.registry.announce();
+                self.work.notify_one();
+                Ok(Created { job, is_new: true })
+            }
+            Inserted::Same(job) => Ok(Created {
+                job: self.freshest(*job),
+                is_new: false,
+            }),
+            Inserted::Conflict => Err(JobsError::IdempotencyConflict),
+        }
+    }
+
+    pub async fn get(&self, id: JobId) -> Result<Job, JobsError> {
+        if let Some(live) = self.registry.latest(id) {
+            return Ok((*live).clone());
+        }
+        self.store.get(id).await?.ok_or(JobsError::NotFound)
+    }
+
+    pub async fn list(&self, filter: ListFilter) -> Result<Vec<(i64, Job)>, JobsError> {
+        let jobs = self.store.list(filter).await?;
+        Ok(jobs
+            .into_iter()
+            .map(|(number, job)| (number, self.freshest(job)))
+            .collect())
+    }
+
+    fn freshest(&self, job: Job) -> Job {
+        self.registry.latest(job.id).map_or(job, |live| (*live).clone())
+    }
+
+    /// Follows the figures of a running job.
+    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
+        self.registry.watch(id)
+    }
+
+    /// Follows changes of state of all jobs.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.registry.changes()
+    }
+
+    pub fn running(&self) -> usize {
+        self.registry.running()
+    }
+
+    pub async fn count(&self, state: JobState) -> Result<u64, JobsError> {
+        Ok(self.store.count(state).await?)
+    }
+
+    /// Stops a job; what it captured stays. Cancelling a cancelled job changes nothing.
+    pub async fn cancel(&self, id: JobId) -> Result<Job, JobsError> {
+        loop {
+            let mut job = self.stored(id).await?;
+            let state = job.state;
+            match state {
+                JobState::Queued => {
+                    job.state = JobState::Cancelled;
+                    self.finish(&mut job);
+                }
+                // Written down first: a crash between asking and stopping still ends in `cancelled`.
+                JobState::Running => job.cancel_requested = true,
+                JobState::Cancelled => return Ok(job),
+                _ => {
+                    return Err(JobsError::WrongState {
+                        state,
+                        action: "cancelled",
+                    });
+                }
+            }
+            if self.store.replace(state, &job).await? {
+                tracing::info!(job.id = %id, "cancelling");
+                self.registry.cancel(id);
+                self.registry.announce();
+                return self.get(id).await;
+            }
+        }
+    }
+
+    /// Runs again what failed or is missing.
+    pub async fn retry(&self, id: JobId) -> Result<Job, JobsError> {
+        loop {
+            let mut job = self.stored(id).await?;
+            let state = job.state;
+            if !state.may_become(JobState::Queued) {
+                return Err(JobsError::WrongState {
+                    state,
+                    action: "retried",
+                });
+            }
+            job.state = JobState::Queued;
+            job.retry_failed = true;
+            job.cancel_requested = false;
+            job.error = None;
+            (job.finished_at, job.expires_at) = (None, None);
+            if self.store.replace(state, &job).await? {
+                self.registry.announce();
+                self.work.notify_one();
+                return Ok(job);
+            }
+        }
+    }
+
+    /// Removes a job and its files.
+    pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
+        let job = self.stored(id).await?;
+        if job.state == JobState::Running {
+            return Err(JobsError::WrongState {
+                state: job.state,
+                action: "deleted; cancel it first",
+            });
+        }
+        if !self.store.remove(id, job.state).await? {
+            let state = self.stored(id).await?.state;
+            return Err(JobsError::WrongState {
+                state,
+                action: "deleted; cancel it first",
+            });
+        }
+        // The record is gone first: files without a record are swept, a record without files would be a lie.
+        remove_directory(&self.directory(id))?;
+        tracing::info!(job.id = %id, "job deleted");
+        self.registry.announce();
+        Ok(())
+    }
+
+    /// What is missing and why, a page at a time.
+    pub async fn failures(
+        &self,
+        id: JobId,
+        after: Option<i64>,
+        most: usize,
+    ) -> Result<(Vec<FailureLine>, Option<i64>), JobsError> {
+        let job = self.get(id).await?;
+        if job.state == JobState::Expired {
+            return Err(JobsError::ArchiveGone);
+        }
+        let directory = self.directory(id);
+        if !directory.join("capture.db").exists() {
+            return Ok((Vec::new(), None));
+        }
+        Ok(failures_page(&directory, after, most).await?)
+    }
+
+    /// The archive's file, if there is one.
+    pub async fn archive(&self, id: JobId) -> Result<(Job, PathBuf), JobsError> {
+        let job = self.get(id).await?;
+        if job.state == JobState::Expired {
+            return Err(JobsError::ArchiveGone);
+        }
+        if job.archive.is_none() {
+            return Err(JobsError::ArchiveNotReady);
+        }
+        let path = self.directory(id).join(ARCHIVE_NAME);
+        Ok((job, path))
+    }
+
+    pub(super) fn directory(&self, id: JobId) -> PathBuf {
+        self.settings.data_dir.join("jobs").join(id.to_string())
+    }
+
+    /// Stamps the end of a job.
+    pub(super) fn finish(&self, job: &mut Job) {
+        let now = self.clock.now();
+        job.finished_at = Some(now);
+        let retention =
+            jiff::SignedDuration::try_from(self.settings.retention).unwrap_or(jiff::SignedDuration::MAX);
+        job.expires_at = now.checked_add(retention).ok();
+    }
+
+    async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
+        self.store.get(id).await?.ok_or(JobsError::NotFound)
+    }
+}
+
+pub(super) fn remove_directory(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
