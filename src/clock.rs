@@ -13,6 +13,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// A source of wall time, monotonic time, waiting and chance.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -27,6 +28,15 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// Today's date in UTC, the calendar Zoom's report API counts in.
     fn today(&self) -> Date {
         self.now().to_zoned(TimeZone::UTC).date()
+    }
+    /// A new UUID of version 7, which begins with this clock's time.
+    fn uuid(&self) -> Uuid {
+        let now = self.now();
+        let (seconds, nanos) = (
+            now.as_second().max(0) as u64,
+            now.subsec_nanosecond().unsigned_abs(),
+        );
+        Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos))
     }
 }
 

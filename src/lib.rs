@@ -1,9 +1,32 @@
 //! Every chat message of a Zoom account, whole, fast and unattended.
+//!
+//! # The way of the data
+//! ```text
+//! POST /v1/jobs -> job stored -> runner claims it -> plan windows -> list sessions -> units -> ranges
+//!     -> pages (token, budget, send, classify, retry) -> capture (commit) -> archive -> GET /v1/jobs/{id}/archive
+//! ```
+//! One direction. Whatever comes from Zoom is committed to the job's capture before anything else happens to it, and
+//! everything a user takes away is a pure function of the capture.
+//!
+//! # Who may import whom
+//! `zoom -> clock`, `capture -> nothing`, `archive -> capture`, `extract -> zoom, capture, clock`,
+//! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> all but
+//! cli`, `cli -> app, sim, config`. `sim` imports nothing of ours. `clock`, `json` and `telemetry` are leaves.
+//! A test walks `src/` and fails on any other edge.
+//!
+//! # What is deliberately absent
+//! No unsafe code, no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to
+//! Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
+
+pub mod app;
 pub mod archive;
 pub mod capture;
 pub mod clock;
 pub mod extract;
+pub mod http;
 pub mod jobs;
 pub mod json;
+pub mod shutdown;
 pub mod sim;
+pub mod telemetry;
 pub mod zoom;

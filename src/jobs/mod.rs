@@ -11,7 +11,7 @@ mod service;
 mod store;
 
 pub use model::{ApiKeyName, Job, JobError, JobId, JobState};
-pub use service::{Created, JobSettings, Jobs, JobsError};
+pub use service::{Created, Follower, JobSettings, Jobs, JobsError};
 pub use store::ListFilter;
 
 /// The archive's name in a job's directory.

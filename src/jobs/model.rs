@@ -17,13 +17,7 @@ pub struct JobId(pub Uuid);
 
 impl JobId {
     pub fn new(clock: &dyn Clock) -> Self {
-        let now = clock.now();
-        let time = uuid::Timestamp::from_unix(
-            uuid::NoContext,
-            now.as_second().max(0) as u64,
-            now.subsec_nanosecond().unsigned_abs(),
-        );
-        Self(Uuid::new_v7(time))
+        Self(clock.uuid())
     }
 }
 

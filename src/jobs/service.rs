@@ -167,16 +167,6 @@ impl Jobs {
         self.registry.latest(job.id).map_or(job, |live| (*live).clone())
     }
 
-    /// Follows the figures of a running job.
-    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
-        self.registry.watch(id)
-    }
-
-    /// Follows changes of state of all jobs.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.registry.changes()
-    }
-
     pub fn running(&self) -> usize {
         self.registry.running()
     }
@@ -314,5 +304,45 @@ pub(super) fn remove_directory(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Follows one job through its life, whether it runs or not.
+#[derive(Debug)]
+pub struct Follower {
+    id: JobId,
+    changes: watch::Receiver<u64>,
+    live: Option<watch::Receiver<Arc<Job>>>,
+}
+
+impl Jobs {
+    /// Begins to follow before the caller looks, so that no change falls between.
+    pub fn follow(&self, id: JobId) -> Follower {
+        let changes = self.registry.changes();
+        Follower {
+            id,
+            changes,
+            live: self.registry.watch(id),
+        }
+    }
+}
+
+impl Follower {
+    /// Returns when the job may have changed since the last call.
+    pub async fn changed(&mut self, jobs: &Jobs) {
+        let figures = async {
+            match &mut self.live {
+                Some(live) => live.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            still_live = figures => if !still_live { self.live = None },
+            // The sender lives as long as the registry, which lives as long as `jobs`.
+            _ = self.changes.changed() => {}
+        }
+        if self.live.is_none() {
+            self.live = jobs.registry.watch(self.id);
+        }
     }
 }

@@ -1,0 +1,229 @@
+//! Downloading an archive: whole, conditionally, or by range.
+//!
+//! Conditional requests and ranges as in RFC 9110; the ETag is the archive's hash, so that a download that broke off
+//! can be continued against exactly the same bytes or not at all.
+
+use std::io::SeekFrom;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio_util::io::ReaderStream;
+
+use super::AppState;
+use super::jobs::parse_id;
+use super::problem::Problem;
+
+/// Bytes read from the disk at a time.
+const CHUNK: usize = 128 << 10;
+
+/// Download the archive
+///
+/// One zip with everything. Supports ranges (`Range`, `If-Range`) and conditions (`If-None-Match`); the ETag is strong.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/archive", tag = "archive", operation_id = "download_archive",
+    params(("id" = uuid::Uuid, Path, description = "The job's id"),
+        ("Range" = Option<String>, Header, description = "One range of bytes"),
+        ("If-Range" = Option<String>, Header, description = "Use the range only if the ETag is still this"),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of a copy you have")),
+    responses(
+        (status = 200, description = "The archive", body = Vec<u8>, content_type = "application/zip", headers(
+            ("ETag" = String, description = "The archive's SHA-256"), ("Repr-Digest" = String, description = "RFC 9530"),
+            ("Content-Disposition" = String, description = "A file name"), ("Accept-Ranges" = String, description = "bytes"))),
+        (status = 206, description = "The range asked for", body = Vec<u8>, content_type = "application/zip"),
+        (status = 304, description = "Your copy is the same"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The archive is not ready; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn download(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (job, path) = state.jobs.archive(parse_id(&id)?).await?;
+    let Some(archive) = &job.archive else {
+        return Err(Problem::internal());
+    };
+    let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
+    if headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|known| etag_matches(known, &etag))
+    {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    }
+    let range = wanted_range(&headers, &etag, archive.size);
+    let (status, from, length) = match range {
+        Wanted::Whole => (StatusCode::OK, 0, archive.size),
+        Wanted::Part { from, to } => (StatusCode::PARTIAL_CONTENT, from, to - from + 1),
+        Wanted::Unsatisfiable => return Ok(unsatisfiable(archive.size)),
+    };
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        let mut file = tokio::fs::File::open(&path).await.map_err(|error| {
+            tracing::error!(%error, job.id = %job.id, "an archive could not be opened");
+            Problem::internal()
+        })?;
+        file.seek(SeekFrom::Start(from))
+            .await
+            .map_err(|_| Problem::internal())?;
+        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
+    };
+    let request = &job.request;
+    let name = format!("zoom-chat-reports_{}_{}_{}.zip", request.from, request.to, job.id);
+    let mut response = (status, body).into_response();
+    let fields = response.headers_mut();
+    let text = |text: String| HeaderValue::from_str(&text).expect("dates, ids and numbers are plain ASCII");
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/zip"));
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    fields.insert(header::ETAG, etag);
+    fields.insert(
+        header::CONTENT_DISPOSITION,
+        text(format!("attachment; filename=\"{name}\"")),
+    );
+    fields.insert(
+        "repr-digest",
+        text(format!("sha-256=:{}:", base64_of_hex(&archive.sha256))),
+    );
+    fields.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-cache"),
+    );
+    if status == StatusCode::PARTIAL_CONTENT {
+        fields.insert(
+            header::CONTENT_RANGE,
+            text(format!("bytes {from}-{}/{}", from + length - 1, archive.size)),
+        );
+    }
+    Ok(response)
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    let mut response = Problem::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        "range-not-satisfiable",
+        "The range lies outside the archive",
+        format!("the archive has {size} bytes"),
+    )
+    .into_response();
+    let range = HeaderValue::from_str(&format!("bytes */{size}")).expect("a number is plain ASCII");
+    response.headers_mut().insert(header::CONTENT_RANGE, range);
+    response
+}
+
+fn base64_of_hex(hex: &str) -> String {
+    let bytes: Vec<u8> = (0..hex.len() / 2)
+        .filter_map(|index| u8::from_str_radix(&hex[index * 2..index * 2 + 2], 16).ok())
+        .collect();
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// Weak comparison, as `If-None-Match` asks for (RFC 9110, 13.1.2).
+pub(super) fn etag_matches(if_none_match: &HeaderValue, etag: &HeaderValue) -> bool {
+    let (Ok(list), Ok(etag)) = (if_none_match.to_str(), etag.to_str()) else {
+        return false;
+    };
+    list.split(',')
+        .map(str::trim)
+        .any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == etag)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Whole,
+    Part { from: u64, to: u64 },
+    Unsatisfiable,
+}
+
+fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
+    let Some(range) = headers.get(header::RANGE).and_then(|range| range.to_str().ok()) else {
+        return Wanted::Whole;
+    };
+    // If-Range needs a strong match; a date never matches, as there is no Last-Modified.
+    match headers.get(header::IF_RANGE) {
+        Some(condition) if condition != etag => Wanted::Whole,
+        _ => parse_range(range, size),
+    }
+}
+
+/// One range of bytes. Several, other units and what cannot be read are answered with the whole, as RFC 9110 allows.
+fn parse_range(range: &str, size: u64) -> Wanted {
+    let Some(spec) = range.trim().strip_prefix("bytes=") else {
+        return Wanted::Whole;
+    };
+    let Some((first, last)) = spec.trim().split_once('-') else {
+        return Wanted::Whole;
+    };
+    let number = |text: &str| -> Option<u64> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        // More digits than fit are more bytes than there are.
+        Some(text.parse().unwrap_or(u64::MAX))
+    };
+    match (number(first), number(last)) {
+        (Some(from), Some(to)) if from <= to && from < size => Wanted::Part {
+            from,
+            to: to.min(size - 1),
+        },
+        (Some(from), Some(to)) if from > to => Wanted::Whole,
+        (Some(from), None) if last.is_empty() && from < size => Wanted::Part { from, to: size - 1 },
+        (Some(_), None) if !last.is_empty() => Wanted::Whole,
+        (None, Some(suffix)) if first.is_empty() && suffix > 0 && size > 0 => Wanted::Part {
+            from: size.saturating_sub(suffix),
+            to: size - 1,
+        },
+        (None, Some(_)) if !first.is_empty() => Wanted::Whole,
+        (None, None) => Wanted::Whole,
+        _ => Wanted::Unsatisfiable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ranges_are_read_as_the_standard_says() {
+        let part = |from, to| Wanted::Part { from, to };
+        let table = [
+            ("bytes=0-0", part(0, 0)),
+            ("bytes=5-", part(5, 99)),
+            ("bytes=-10", part(90, 99)),
+            ("bytes=-1000", part(0, 99)),
+            ("bytes=90-1000", part(90, 99)),
+            ("bytes=99-99999999999999999999999", part(99, 99)),
+            ("bytes=100-", Wanted::Unsatisfiable),
+            ("bytes=100-200", Wanted::Unsatisfiable),
+            ("bytes=-0", Wanted::Unsatisfiable),
+            ("bytes=5-4", Wanted::Whole),
+            ("bytes=0-1,3-4", Wanted::Whole),
+            ("bytes=a-b", Wanted::Whole),
+            ("bytes=-", Wanted::Whole),
+            ("lines=1-2", Wanted::Whole),
+            ("bytes=+1-2", Wanted::Whole),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse_range(text, 100), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_always_lies_inside(text in "(bytes=)?[0-9]{0,25}-?[0-9,]{0,25}", size in 0u64..1_000_000) {
+            if let Wanted::Part { from, to } = parse_range(&text, size) {
+                prop_assert!(from <= to && to < size);
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The body of `POST /v1/jobs`: every wrong field is named, all at once.
+
+use axum::http::StatusCode;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::problem::{FieldError, Problem};
+use crate::extract::windows::{DateRange, validate};
+use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
+
+/// What a job is asked to extract.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"from": "2026-09-15", "to": "2026-10-14", "label": "case 4711"}))]
+pub struct JobRequest {
+    /// First day, UTC, `yyyy-mm-dd`; at most six months back.
+    #[schema(value_type = String, format = Date, example = "2026-09-15")]
+    pub from: String,
+    /// Last day, included, UTC; not after today.
+    #[schema(value_type = String, format = Date, example = "2026-10-14")]
+    pub to: String,
+    pub include: Option<IncludeRequest>,
+    /// By which time edited and deleted items are selected. `sent_time` is complete for the range.
+    #[schema(value_type = Option<EditsByRequest>)]
+    pub edits_by: Option<String>,
+    pub sessions: Option<SessionsRequest>,
+    /// A note of yours, at most 200 characters.
+    #[schema(max_length = 200)]
+    pub label: Option<String>,
+}
+
+/// What to ask for beside the messages; all true unless said otherwise.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct IncludeRequest {
+    pub edited: Option<bool>,
+    pub deleted: Option<bool>,
+    pub bot_messages: Option<bool>,
+    pub reactions: Option<bool>,
+    pub custom_emoji_reactions: Option<bool>,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EditsByRequest {
+    SentTime,
+    ModificationTime,
+}
+
+/// Which sessions; nothing selects all. Filters save requests.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct SessionsRequest {
+    /// `1:1` or `group`.
+    pub types: Option<Vec<SessionType>>,
+    pub ids: Option<Vec<String>>,
+    pub channel_ids: Option<Vec<String>>,
+    /// Part of the name, in any case of letters.
+    pub name_contains: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub enum SessionType {
+    #[serde(rename = "1:1")]
+    OneToOne,
+    #[serde(rename = "group")]
+    Group,
+}
+
+const MAX_LABEL: usize = 200;
+const MAX_FILTER: usize = 1_000;
+
+/// Reads and validates a body.
+pub fn read(body: &[u8], today: Date) -> Result<ExtractRequest, Problem> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "malformed-json",
+            "The body is not JSON",
+            format!("at line {} column {}", error.line(), error.column()),
+        )
+    })?;
+    let mut reader = Reader { errors: Vec::new() };
+    let request = reader.request(value, today);
+    match request {
+        Some(request) if reader.errors.is_empty() => Ok(request),
+        _ => Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, reader.errors)),
+    }
+}
+
+struct Reader {
+    errors: Vec<FieldError>,
+}
+
+impl Reader {
+    fn wrong(&mut self, field: &str, message: impl Into<String>) {
+        self.errors.push(FieldError {
+            field: field.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    fn request(&mut self, value: Value, today: Date) -> Option<ExtractRequest> {
+        let Value::Object(mut members) = value else {
+            self.wrong("", "must be an object with from and to");
+            return None;
+        };
+        let from = self.date(&mut members, "from");
+        let to = self.date(&mut members, "to");
+        if let (Some(from), Some(to)) = (from, to) {
+            for (field, message) in validate(DateRange { from, to }, today) {
+                self.wrong(field, message);
+            }
+        }
+        let include = self.include(members.remove("include"));
+        let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
+            None => EditsBy::SentTime,
+            Some("sent_time") => EditsBy::SentTime,
+            Some("modification_time") => EditsBy::ModificationTime,
+            Some(_) => {
+                self.wrong("edits_by", "must be sent_time or modification_time");
+                EditsBy::SentTime
+            }
+        };
+        let sessions = self.sessions(members.remove("sessions"));
+        let label = self.text(members.remove("label"), "label");
+        if label
+            .as_ref()
+            .is_some_and(|label| label.chars().count() > MAX_LABEL)
+        {
+            self.wrong("label", format!("must have at most {MAX_LABEL} characters"));
+        }
+        self.nothing_else("", &members);
+        Some(ExtractRequest {
+            from: from?,
+            to: to?,
+            include,
+            edits_by,
+            sessions,
+            label,
+        })
+    }
+
+    fn date(&mut self, members: &mut Map<String, Value>, field: &str) -> Option<Date> {
+        match members.remove(field) {
+            None | Some(Value::Null) => {
+                self.wrong(field, "is required, as yyyy-mm-dd");
+                None
+            }
+            Some(Value::String(text)) if is_plain_date(&text) => {
+                let date = text.parse().ok();
+                if date.is_none() {
+                    self.wrong(field, format!("{text} is not a date of the calendar"));
+                }
+                date
+            }
+            Some(_) => {
+                self.wrong(field, "must be a date as yyyy-mm-dd");
+                None
+            }
+        }
+    }
+
+    fn include(&mut self, value: Option<Value>) -> Include {
+        let mut include = Include::default();
+        let mut members = self.object(value, "include");
+        for (name, switch) in [
+            ("edited", &mut include.edited),
+            ("deleted", &mut include.deleted),
+            ("bot_messages", &mut include.bot_messages),
+            ("reactions", &mut include.reactions),
+            ("custom_emoji_reactions", &mut include.custom_emoji_reactions),
+        ] {
+            match members.remove(name) {
+                None | Some(Value::Null) => {}
+                Some(Value::Bool(on)) => *switch = on,
+                Some(_) => self.wrong(&format!("include.{name}"), "must be true or false"),
+            }
+        }
+        self.nothing_else("include.", &members);
+        include
+    }
+
+    fn sessions(&mut self, value: Option<Value>) -> SessionFilter {
+        let mut members = self.object(value, "sessions");
+        let types = self.texts(members.remove("types"), "sessions.types");
+        if types
+            .iter()
+            .any(|kind| !["1:1", "group"].contains(&kind.to_lowercase().as_str()))
+        {
+            self.wrong("sessions.types", "each must be 1:1 or group");
+        }
+        let filter = SessionFilter {
+            types,
+            ids: self.texts(members.remove("ids"), "sessions.ids"),
+            channel_ids: self.texts(members.remove("channel_ids"), "sessions.channel_ids"),
+            name_contains: self.text(members.remove("name_contains"), "sessions.name_contains"),
+        };
+        self.nothing_else("sessions.", &members);
+        filter
+    }
+
+    fn object(&mut self, value: Option<Value>, field: &str) -> Map<String, Value> {
+        match value {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(members)) => members,
+            Some(_) => {
+                self.wrong(field, "must be an object");
+                Map::new()
+            }
+        }
+    }
+
+    fn text(&mut self, value: Option<Value>, field: &str) -> Option<String> {
+        match value {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text),
+            Some(_) => {
+                self.wrong(field, "must be a string");
+                None
+            }
+        }
+    }
+
+    fn texts(&mut self, value: Option<Value>, field: &str) -> Vec<String> {
+        let items = match value {
+            None | Some(Value::Null) => return Vec::new(),
+            Some(Value::Array(items)) => items,
+            Some(_) => {
+                self.wrong(field, "must be an array of strings");
+                return Vec::new();
+            }
+        };
+        if items.len() > MAX_FILTER {
+            self.wrong(field, format!("must have at most {MAX_FILTER} items"));
+        }
+        let count = items.len();
+        let texts: Vec<String> = items
+            .into_iter()
+            .filter_map(|item| {
+                if let Value::String(text) = item {
+                    Some(text)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        if texts.len() < count {
+            self.wrong(field, "must be an array of strings");
+        }
+        texts
+    }
+
+    fn nothing_else(&mut self, prefix: &str, members: &Map<String, Value>) {
+        for name in members.keys() {
+            self.wrong(&format!("{prefix}{name}"), "is not a known field");
+        }
+    }
+}
+
+/// Exactly `yyyy-mm-dd`: other ISO forms would be understood here and refused by Zoom.
+fn is_plain_date(text: &str) -> bool {
+    text.len() == 10
+        && text.bytes().enumerate().all(|(index, byte)| {
+            if index == 4 || index == 7 {
+                byte == b'-'
+            } else {
+                byte.is_ascii_digit()
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+    use proptest::prelude::*;
+
+    fn errors(body: &str) -> Vec<(String, String)> {
+        let problem = read(body.as_bytes(), date(2026, 11, 24)).unwrap_err();
+        problem
+            .errors
+            .into_iter()
+            .map(|error| (error.field, error.message))
+            .collect()
+    }
+
+    #[test]
+    fn everything_wrong_is_named_at_once() {
+        let body = r#"{"from":"2026-13-01","to":7,"include":{"edited":"yes","x":1},"edits_by":"whim",
+            "sessions":{"types":["dm"],"ids":"a","name_contains":[]},"label":3,"colour":"red"}"#;
+        insta::assert_json_snapshot!("every_wrong_field", errors(body));
+    }
+
+    #[test]
+    fn defaults_and_all_fields_are_understood() {
+        let today = date(2026, 11, 24);
+        let plain = read(br#"{"from":"2026-10-01","to":"2026-10-31"}"#, today).unwrap();
+        assert_eq!(
+            (plain.include, plain.edits_by),
+            (Include::default(), EditsBy::SentTime)
+        );
+        let full = read(
+            br#"{"from":"2026-10-01","to":"2026-10-31","include":{"edited":false},"edits_by":"modification_time",
+                "sessions":{"types":["1:1"],"ids":["a"],"channel_ids":["c"],"name_contains":"x"},"label":"l"}"#,
+            today,
+        )
+        .unwrap();
+        assert!(!full.include.edited && full.include.deleted);
+        assert_eq!(full.edits_by, EditsBy::ModificationTime);
+        assert_eq!(full.sessions.ids, ["a"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_makes_the_reader_panic(body in ".{0,200}") {
+            let _ = read(body.as_bytes(), date(2026, 11, 24));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A job's life as server-sent events: `progress` at once and then at most twice a second, `state` on change.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+
+use super::AppState;
+use super::jobs::parse_id;
+use super::problem::Problem;
+use super::view::JobView;
+use crate::jobs::{Follower, Job, JobId, JobState};
+
+/// A comment goes out this often when nothing happens, so that proxies keep the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Follow a job
+///
+/// Server-sent events: one `progress` at once and then at most two a second, a `state` on every change of state; each
+/// carries the whole job. The stream ends after a final state.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "follow_job",
+    params(("id" = uuid::Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn events(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let id = parse_id(&id)?;
+    let follower = state.jobs.follow(id);
+    let job = state.jobs.get(id).await?;
+    let mut feed = Feed {
+        app: state,
+        id,
+        follower,
+        shown: job.clone(),
+        queue: VecDeque::new(),
+    };
+    feed.queue.push_back(event("progress", &job));
+    let stream = unfold(
+        feed,
+        |mut feed| async move { Some((Ok(feed.next().await?), feed)) },
+    );
+    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+struct Feed {
+    app: AppState,
+    id: JobId,
+    follower: Follower,
+    shown: Job,
+    queue: VecDeque<Event>,
+}
+
+fn event(name: &str, job: &Job) -> Event {
+    Event::default()
+        .event(name)
+        .json_data(JobView::from(job))
+        .expect("a view is plain data")
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Some(event);
+            }
+            if self.shown.state.is_final() {
+                return None;
+            }
+            tokio::select! {
+                () = self.follower.changed(&self.app.jobs) => {}
+                () = self.app.stopping.cancelled() => return None,
+            }
+            // A job that was deleted ends its stream.
+            let job = self.app.jobs.get(self.id).await.ok()?;
+            let changed_state = job.state != self.shown.state;
+            if job.progress != self.shown.progress && (!changed_state || job.state == JobState::Running) {
+                self.queue.push_back(event("progress", &job));
+            }
+            if changed_state {
+                self.queue.push_back(event("state", &job));
+            }
+            self.shown = job;
+        }
+    }
+}

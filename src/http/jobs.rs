@@ -1,0 +1,497 @@
+//! The jobs resource: create, list, look and wait, cancel, retry, delete, failures.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use utoipa::{IntoParams, ToSchema};
+
+use super::AppState;
+use super::auth::Caller;
+use super::body::{self, JobRequest};
+use super::problem::{FieldError, Problem};
+use super::view::{JobView, State as JobStateView};
+use crate::archive::FailureLine;
+use crate::jobs::{Job, JobId, JobState, ListFilter};
+
+/// The longest wait for a change.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_PAGE: usize = 200;
+const DEFAULT_PAGE: usize = 50;
+
+/// An id that is no UUID names no job.
+pub(super) fn parse_id(text: &str) -> Result<JobId, Problem> {
+    text.parse().map_err(|_| Problem::job_not_found())
+}
+
+fn accepted(job: &Job) -> Response {
+    let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).expect("an id is plain ASCII");
+    (
+        StatusCode::ACCEPTED,
+        [(header::LOCATION, location)],
+        Json(JobView::from(job)),
+    )
+        .into_response()
+}
+
+/// Submit a job
+///
+/// Stores the job and returns at once; it runs in the background. With an `Idempotency-Key`, repeating the same request
+/// gives the same job instead of a second one.
+#[utoipa::path(
+    post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Any text of yours, 1 to 255 characters; the same key and body give the same job")),
+    request_body(content = JobRequest, content_type = "application/json"),
+    responses(
+        (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 400, description = "The body is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The idempotency key was used with another request", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not declared as application/json", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "Fields are missing, unknown or wrong; all are named", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many jobs are queued; see Retry-After", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    require_json(&headers)?;
+    let body = body.map_err(|rejection| refused_body(&rejection))?;
+    let key = idempotency_key(&headers)?;
+    let request = body::read(&body, state.clock.today())?;
+    let created = state.jobs.create(request, caller.0, key.as_deref()).await?;
+    Ok(accepted(&created.job))
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let declared = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = declared.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported-media-type",
+        "The body must be JSON",
+        "send `Content-Type: application/json`",
+    ))
+}
+
+fn refused_body(rejection: &BytesRejection) -> Problem {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            "The body is too large",
+            "a body may have at most 1 MiB",
+        );
+    }
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "broken-body",
+        "The body could not be read",
+        "the body broke off",
+    )
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(key) if (1..=255).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(Problem::invalid(
+            StatusCode::BAD_REQUEST,
+            vec![FieldError {
+                field: "Idempotency-Key".to_owned(),
+                message: "must be 1 to 255 printable ASCII characters".to_owned(),
+            }],
+        )),
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Only jobs in this state.
+    #[param(value_type = Option<JobStateView>)]
+    state: Option<String>,
+    /// 1 to 200, else the nearest of these; 50 by default.
+    #[param(value_type = Option<i64>, example = 50)]
+    limit: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct JobPage {
+    items: Vec<JobView>,
+    /// For the next page; null on the last.
+    next_cursor: Option<String>,
+}
+
+fn bad_parameter(field: &str, message: &str) -> Problem {
+    let error = FieldError {
+        field: field.to_owned(),
+        message: message.to_owned(),
+    };
+    Problem::invalid(StatusCode::BAD_REQUEST, vec![error])
+}
+
+fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
+    let Some(limit) = limit else {
+        return Ok(DEFAULT_PAGE);
+    };
+    let number: i128 = limit
+        .parse()
+        .map_err(|_| bad_parameter("limit", "must be a whole number"))?;
+    Ok(number.clamp(1, MAX_PAGE as i128) as usize)
+}
+
+/// Cursors are opaque to users: a number with a letter that says which list it belongs to.
+fn cursor_of(list: char, number: i64) -> String {
+    format!("{list}{number:x}")
+}
+
+fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i64>, Problem> {
+    let Some(cursor) = cursor else { return Ok(None) };
+    let bad = || {
+        bad_parameter(
+            "cursor",
+            "must be the next_cursor of an earlier page of this list",
+        )
+    };
+    let digits = cursor.strip_prefix(list).ok_or_else(bad)?;
+    let number = u64::from_str_radix(digits, 16).map_err(|_| bad())?;
+    if cursor_of(list, number as i64) == cursor {
+        Ok(Some(number as i64))
+    } else {
+        Err(bad())
+    }
+}
+
+/// List jobs
+///
+/// Newest first, a page at a time.
+#[utoipa::path(
+    get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs", params(ListQuery),
+    responses(
+        (status = 200, description = "A page of jobs", body = JobPage),
+        (status = 400, description = "A parameter is wrong", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn list(
+    State(state): State<AppState>,
+    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<JobPage>, Problem> {
+    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
+    let limit = page_size(query.limit.as_deref())?;
+    let wanted = match query.state.as_deref() {
+        None => None,
+        Some(text) => Some(JobState::parse(text).ok_or_else(|| {
+            let all: Vec<_> = JobState::ALL.into_iter().map(JobState::as_str).collect();
+            bad_parameter("state", &format!("must be one of {}", all.join(", ")))
+        })?),
+    };
+    let before = parse_cursor('j', query.cursor.as_deref())?;
+    // One more than asked for tells whether there is a next page.
+    let mut jobs = state
+        .jobs
+        .list(ListFilter {
+            state: wanted,
+            before,
+            limit: limit + 1,
+        })
+        .await?;
+    let more = jobs.len() > limit;
+    jobs.truncate(limit);
+    let next_cursor = if more {
+        jobs.last().map(|(number, _)| cursor_of('j', *number))
+    } else {
+        None
+    };
+    Ok(Json(JobPage {
+        items: jobs.iter().map(|(_, job)| JobView::from(job)).collect(),
+        next_cursor,
+    }))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WaitQuery {
+    /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
+    /// changed already, 304 if it has not changed at the end.
+    #[param(example = "30s", pattern = "^[0-9]+(ms|s|m)?$")]
+    wait: Option<String>,
+}
+
+fn parse_wait(text: &str) -> Result<Duration, Problem> {
+    let bad = || bad_parameter("wait", "must be a time such as 30s, 500ms or 1m");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
+    let wait = match &text[digits..] {
+        "ms" => Duration::from_millis(number),
+        "" | "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        _ => return Err(bad()),
+    };
+    Ok(wait.min(MAX_WAIT))
+}
+
+/// Look at a job
+///
+/// The job with its progress. With `wait` the answer comes at the next change (long polling).
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "get_job",
+    params(("id" = uuid::Uuid, Path, description = "The job's id"), WaitQuery,
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses(
+        (status = 200, description = "The job", body = JobView, headers(("ETag" = String, description = "Changes with the job"))),
+        (status = 304, description = "The job has not changed"),
+        (status = 400, description = "A parameter is wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn get(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    query: Result<Query<WaitQuery>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = parse_id(&id)?;
+    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
+    let wait = query.wait.as_deref().map(parse_wait).transpose()?;
+    let mut follower = state.jobs.follow(id);
+    let mut shown = Shown::of(&state.jobs.get(id).await?);
+    let known = headers.get(header::IF_NONE_MATCH).cloned();
+    let is_known = |shown: &Shown| known.as_ref().is_some_and(|known| shown.matches(known));
+    if let Some(wait) = wait
+        && (known.is_none() || is_known(&shown))
+    {
+        let seen = shown.etag.clone();
+        let deadline = state.clock.sleep(wait);
+        tokio::pin!(deadline);
+        while shown.etag == seen {
+            tokio::select! {
+                () = &mut deadline => break,
+                () = state.stopping.cancelled() => break,
+                () = follower.changed(&state.jobs) => shown = Shown::of(&state.jobs.get(id).await?),
+            }
+        }
+    }
+    if is_known(&shown) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, shown.etag)]).into_response());
+    }
+    let json = HeaderValue::from_static("application/json");
+    Ok((
+        [(header::ETAG, shown.etag), (header::CONTENT_TYPE, json)],
+        shown.body,
+    )
+        .into_response())
+}
+
+/// A job's representation and its validator.
+struct Shown {
+    body: Vec<u8>,
+    etag: HeaderValue,
+}
+
+impl Shown {
+    fn of(job: &Job) -> Self {
+        let body = serde_json::to_vec(&JobView::from(job)).expect("a view is plain data");
+        let hash = Sha256::digest(&body);
+        let digits: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            body,
+            etag: HeaderValue::from_str(&format!("\"{digits}\"")).expect("hex digits are plain ASCII"),
+        }
+    }
+
+    fn matches(&self, if_none_match: &HeaderValue) -> bool {
+        super::archive::etag_matches(if_none_match, &self.etag)
+    }
+}
+
+/// Cancel a job
+///
+/// Stops within a second or two; what was captured stays, and `retry` goes on from there.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
+    params(("id" = uuid::Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 202, description = "The job stops", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has ended already", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn cancel(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(accepted(&state.jobs.cancel(parse_id(&id)?).await?))
+}
+
+/// Retry a job
+///
+/// Runs only what failed or is missing of a failed, cancelled or incomplete job and makes the archive anew; the old one
+/// stays until the new one is there.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
+    params(("id" = uuid::Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has nothing to retry", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn retry(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(accepted(&state.jobs.retry(parse_id(&id)?).await?))
+}
+
+/// Delete a job
+///
+/// Removes the job and its files for good.
+#[utoipa::path(
+    delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "delete_job",
+    params(("id" = uuid::Uuid, Path, description = "The job's id")),
+    responses(
+        (status = 204, description = "The job is gone"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    state.jobs.delete(parse_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct FailuresQuery {
+    /// 1 to 200, else the nearest of these; 50 by default.
+    #[param(value_type = Option<i64>, example = 50)]
+    limit: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FailurePage {
+    #[schema(value_type = Vec<FailureView>)]
+    items: Vec<FailureLine>,
+    /// For the next page; null on the last.
+    next_cursor: Option<String>,
+}
+
+/// Something that is missing from the archive, and why.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FailureView {
+    /// `session`: days of one session; `listing`: days whose sessions could not be listed.
+    what: String,
+    session_id: Option<String>,
+    #[schema(value_type = String, format = Date)]
+    window_from: String,
+    #[schema(value_type = String, format = Date)]
+    window_to: String,
+    /// First day missing.
+    #[schema(value_type = String, format = Date)]
+    from: String,
+    /// Last day missing.
+    #[schema(value_type = String, format = Date)]
+    to: String,
+    /// Stable and machine-readable.
+    #[schema(example = "server-error")]
+    code: String,
+    /// The HTTP status of Zoom's last answer.
+    status: Option<u16>,
+    /// Zoom's own error code.
+    zoom_code: Option<i64>,
+    message: String,
+    attempts: u32,
+    #[schema(value_type = String, format = DateTime)]
+    failed_at: String,
+    /// Messages of these days that were received before it failed; they are in the archive.
+    messages_captured: u64,
+}
+
+/// What is missing
+///
+/// Every part that could not be had, with Zoom's answer; a page at a time. Empty when nothing is missing.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/failures", tag = "jobs", operation_id = "list_failures",
+    params(("id" = uuid::Uuid, Path, description = "The job's id"), FailuresQuery),
+    responses(
+        (status = 200, description = "A page of failures", body = FailurePage),
+        (status = 400, description = "A parameter is wrong", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The job has expired", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn failures(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    query: Result<Query<FailuresQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<FailurePage>, Problem> {
+    let id = parse_id(&id)?;
+    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
+    let limit = page_size(query.limit.as_deref())?;
+    let after = parse_cursor('f', query.cursor.as_deref())?;
+    let (items, next) = state.jobs.failures(id, after, limit).await?;
+    Ok(Json(FailurePage {
+        items,
+        next_cursor: next.map(|number| cursor_of('f', number)),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn cursors_come_back_and_anything_else_is_refused(number: i64, junk in "\\PC{0,40}") {
+            prop_assert_eq!(parse_cursor('j', Some(&cursor_of('j', number))).unwrap(), Some(number));
+            prop_assert!(parse_cursor('f', Some(&cursor_of('j', number))).is_err());
+            if let Ok(Some(number)) = parse_cursor('j', Some(&junk)) {
+                prop_assert_eq!(cursor_of('j', number), junk);
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_readers_of_parameters_panic(text in "\\PC{0,40}") {
+            let _ = (parse_wait(&text), page_size(Some(&text)));
+        }
+    }
+
+    #[test]
+    fn waits_and_limits_are_read_and_clamped() {
+        assert_eq!(parse_wait("30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(parse_wait("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_wait("7").unwrap(), Duration::from_secs(7));
+        assert_eq!(parse_wait("2h").map_err(|problem| problem.status), Err(400));
+        assert_eq!(parse_wait("9m").unwrap(), MAX_WAIT);
+        assert_eq!(page_size(Some("0")).unwrap(), 1);
+        assert_eq!(page_size(Some("-5")).unwrap(), 1);
+        assert_eq!(page_size(Some("99999999999999999999999")).unwrap(), 200);
+        assert!(page_size(Some("many")).is_err());
+    }
+}

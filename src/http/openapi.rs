@@ -1,0 +1,82 @@
+//! The OpenAPI document: made of the routes, completed here with what all of them share.
+
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ContentBuilder, Info, License, OpenApi, Ref, RefOr, ResponseBuilder, ServerBuilder, Tag,
+};
+
+const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. Submit a job with a date range, follow it, \
+download one zip. Errors are RFC 9457 problem documents with a stable `code`. If the service has API keys, press \
+*Authorize* and enter one.";
+
+/// Answers that every operation under `/v1` may give.
+const COMMON: [(&str, &str); 2] = [
+    ("401", "A valid API key is needed"),
+    ("500", "Something went wrong here; the service's log says more"),
+];
+
+/// Completes the document collected from the routes.
+pub fn complete(mut document: OpenApi) -> OpenApi {
+    let mut info = Info::new("zoom-chat-reports", env!("CARGO_PKG_VERSION"));
+    info.description = Some(DESCRIPTION.to_owned());
+    let mut license = License::new("MIT OR Apache-2.0");
+    license.identifier = Some("MIT OR Apache-2.0".to_owned());
+    info.license = Some(license);
+    document.info = info;
+    document.servers = Some(vec![ServerBuilder::new().url("/").build()]);
+    document.security = Some(vec![
+        SecurityRequirement::new("api_key", Vec::<String>::new()),
+        SecurityRequirement::default(),
+    ]);
+    document.tags = Some(
+        [
+            ("jobs", "Extraction jobs"),
+            ("archive", "What a job leaves behind"),
+            ("service", "The service itself and the account behind it"),
+        ]
+        .map(|(name, description)| {
+            let mut tag = Tag::new(name);
+            tag.description = Some(description.to_owned());
+            tag
+        })
+        .to_vec(),
+    );
+    let components = document.components.get_or_insert_default();
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    components
+        .security_schemes
+        .insert("api_key".to_owned(), RefOr::T(bearer));
+    for (path, item) in &mut document.paths.paths {
+        if !path.starts_with("/v1") && path != "/metrics" {
+            continue;
+        }
+        for operation in [&mut item.get, &mut item.post, &mut item.delete]
+            .into_iter()
+            .flatten()
+        {
+            for (status, description) in COMMON {
+                let content = ContentBuilder::new()
+                    .schema(Some(Ref::from_schema_name("Problem")))
+                    .build();
+                let response = ResponseBuilder::new()
+                    .description(description)
+                    .content("application/problem+json", content)
+                    .build();
+                operation
+                    .responses
+                    .responses
+                    .insert(status.to_owned(), RefOr::T(response));
+            }
+        }
+    }
+    document
+}
+
+/// The document as committed under `openapi/`.
+pub fn document() -> String {
+    let mut text = super::document()
+        .to_pretty_json()
+        .expect("the document is plain data");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,158 @@
+//! Errors as users of the API see them: RFC 9457 problem documents with a stable `code`.
+//!
+//! The only place that maps causes to status codes.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::jobs::JobsError;
+
+/// One thing that is wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// The field, with dots for nesting.
+    #[schema(example = "from")]
+    pub field: String,
+    #[schema(
+        example = "2025-01-01 is older than the six months Zoom keeps; the oldest possible date is 2026-05-24"
+    )]
+    pub message: String,
+}
+
+/// An RFC 9457 problem document.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Problem {
+    /// A URN made of the code.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:zoom-chat-reports:problem:job-not-found")]
+    pub kind: String,
+    #[schema(example = "There is no such job")]
+    pub title: String,
+    #[schema(example = 404)]
+    pub status: u16,
+    /// What happened, for a person.
+    pub detail: String,
+    /// Stable and machine-readable.
+    #[schema(example = "job-not-found")]
+    pub code: String,
+    /// Every field that is wrong, all at once; only with status 422 and 400.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("urn:zoom-chat-reports:problem:{code}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            code: code.to_owned(),
+            errors: Vec::new(),
+            retry_after: None,
+        }
+    }
+
+    pub fn invalid(status: StatusCode, errors: Vec<FieldError>) -> Self {
+        let detail = errors
+            .iter()
+            .map(|error| format!("{}: {}", error.field, error.message));
+        let detail = detail.collect::<Vec<_>>().join("; ");
+        Self {
+            errors,
+            ..Self::new(status, "invalid-request", "The request is not valid", detail)
+        }
+    }
+
+    pub fn job_not_found() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "job-not-found",
+            "There is no such job",
+            "no job has this id, or it was deleted",
+        )
+    }
+
+    pub fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "Something went wrong here",
+            "the service's log says more; quote the x-request-id",
+        )
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(after) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+impl From<JobsError> for Problem {
+    fn from(error: JobsError) -> Self {
+        let detail = error.to_string();
+        match error {
+            JobsError::NotFound => Self::job_not_found(),
+            JobsError::IdempotencyConflict => Self::new(
+                StatusCode::CONFLICT,
+                "idempotency-conflict",
+                "The idempotency key is taken",
+                detail,
+            ),
+            JobsError::QueueFull { .. } => Self {
+                retry_after: Some(Duration::from_secs(30)),
+                ..Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "queue-full",
+                    "Too many jobs are queued",
+                    detail,
+                )
+            },
+            JobsError::WrongState { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "wrong-state",
+                "The job's state does not allow this",
+                detail,
+            ),
+            JobsError::ArchiveNotReady => Self {
+                retry_after: Some(Duration::from_secs(5)),
+                ..Self::new(
+                    StatusCode::CONFLICT,
+                    "archive-not-ready",
+                    "The archive is not ready",
+                    "the job has not made an archive yet; watch its state",
+                )
+            },
+            JobsError::ArchiveGone => Self::new(
+                StatusCode::GONE,
+                "archive-gone",
+                "The archive is gone",
+                "the job has expired and its files were removed; submit it again",
+            ),
+            JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
+                tracing::error!(error = detail, "a request could not be served");
+                Self::internal()
+            }
+        }
+    }
+}

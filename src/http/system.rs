@@ -1,0 +1,111 @@
+//! The service itself: alive, ready, metrics, and whether the account is ready.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::problem::Problem;
+use crate::extract::check;
+use crate::jobs::JobState;
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    #[schema(example = "ok")]
+    status: &'static str,
+    version: &'static str,
+}
+
+const OK: Health = Health {
+    status: "ok",
+    version: env!("CARGO_PKG_VERSION"),
+};
+
+/// Alive
+///
+/// Answers as long as the process serves requests.
+#[utoipa::path(get, path = "/healthz", tag = "service", operation_id = "health", security(()),
+    responses((status = 200, description = "Alive", body = Health)))]
+pub(super) async fn healthz() -> Json<Health> {
+    Json(OK)
+}
+
+/// Ready
+///
+/// Can take jobs: the table of jobs answers. Does not depend on Zoom.
+#[utoipa::path(get, path = "/readyz", tag = "service", operation_id = "ready", security(()),
+    responses((status = 200, description = "Ready", body = Health),
+        (status = 503, description = "Not ready", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>, Problem> {
+    let refused = |why: &str| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not-ready",
+            "The service is not ready",
+            why,
+        )
+    };
+    if state.stopping.is_cancelled() {
+        return Err(refused("it is shutting down"));
+    }
+    match state.jobs.count(JobState::Queued).await {
+        Ok(_) => Ok(Json(OK)),
+        Err(error) => {
+            tracing::error!(%error, "not ready");
+            Err(refused("its table of jobs does not answer"))
+        }
+    }
+}
+
+/// Metrics
+///
+/// Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = "service", operation_id = "metrics",
+    responses((status = 200, description = "Metrics", body = String, content_type = "text/plain")))]
+pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, Problem> {
+    metrics::gauge!("zcr_jobs_running").set(state.jobs.running() as f64);
+    metrics::gauge!("zcr_jobs_queued").set(state.jobs.count(JobState::Queued).await? as f64);
+    let text = crate::telemetry::metrics().render();
+    Ok((
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
+        .into_response())
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct CheckAnswer {
+    /// True when every step is fine.
+    ok: bool,
+    #[schema(value_type = Vec<StepView>)]
+    steps: Vec<check::Step>,
+}
+
+/// One step of the check.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct StepView {
+    /// `settings`, `token`, `scopes`, `list`, `messages`; the check stops at the first that fails.
+    #[schema(example = "token")]
+    name: String,
+    ok: bool,
+    elapsed_ms: u64,
+    detail: String,
+    /// What to do about it; null when the step is fine.
+    help: Option<String>,
+}
+
+/// Is the account ready?
+///
+/// Tries settings, token, scopes, the list, and one session's messages. Answers 200 also when a step fails.
+#[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
+    responses((status = 200, description = "The steps", body = CheckAnswer)))]
+pub(super) async fn check_account(State(state): State<AppState>) -> Json<CheckAnswer> {
+    let steps = check::check(&state.account, &state.clock).await;
+    Json(CheckAnswer {
+        ok: steps.iter().all(|step| step.ok),
+        steps,
+    })
+}
