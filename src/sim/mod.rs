@@ -1,1 +1,143 @@
-//! sim
+//! A simulator of Zoom's HTTP as the report endpoints need it: for the demo, tests and measurements only.
+//!
+//! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every
+//! test. Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten
+//! million messages needs no memory; `api` answers, `limits` refuses, `faults` spoils, `server` owns the sockets.
+
+mod api;
+mod calendar;
+mod dataset;
+mod encoding;
+mod faults;
+mod feed;
+mod hostile;
+mod limits;
+mod noise;
+mod render;
+mod server;
+mod settings;
+mod sizes;
+mod tokens;
+mod words;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use dataset::{Dataset, ItemOptions, SimSession};
+pub use faults::{FaultAnswer, Match, ScriptedFault};
+pub use feed::ItemKind;
+pub use settings::{FaultLevel, SimSettings};
+
+/// What has happened so far.
+#[derive(Clone, Debug)]
+pub struct SimStats {
+    /// Report requests that arrived, refused ones included.
+    pub requests: u64,
+    pub token_requests: u64,
+    pub list_requests: u64,
+    pub message_requests: u64,
+    /// Answers with status 429.
+    pub rate_limited: u64,
+    pub faults: u64,
+    pub pages_served: u64,
+    /// Arrivals in the busiest second.
+    pub max_in_one_second: u32,
+    pub first_request: Option<Instant>,
+    pub last_request: Option<Instant>,
+}
+
+/// A running simulator.
+#[derive(Debug)]
+pub struct Simulator {
+    api: Arc<api::Api>,
+    addr: SocketAddr,
+    stop: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Simulator {
+    pub async fn start(settings: SimSettings) -> io::Result<Self> {
+        let listener = TcpListener::bind(settings.listen).await?;
+        let addr = listener.local_addr()?;
+        let api = api::Api::new(settings);
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(server::accept(listener, api.clone(), stop.clone()));
+        Ok(Self {
+            api,
+            addr,
+            stop,
+            server,
+        })
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn api_base_url(&self) -> String {
+        format!("http://{}/v2", self.addr)
+    }
+
+    pub fn oauth_base_url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    pub fn dataset(&self) -> &Dataset {
+        &self.api.data
+    }
+
+    pub fn stats(&self) -> SimStats {
+        self.api.with(|changing| {
+            let counters = &changing.counters;
+            SimStats {
+                requests: counters.requests,
+                token_requests: counters.token_requests,
+                list_requests: counters.list_requests,
+                message_requests: counters.message_requests,
+                rate_limited: counters.rate_limited,
+                faults: changing.faults.count,
+                pages_served: counters.pages_served,
+                max_in_one_second: changing.limits.most_in_one_second,
+                first_request: counters.first,
+                last_request: counters.last,
+            }
+        })
+    }
+
+    /// Adds a fault; faults are looked at in the order in which they were added.
+    pub fn script(&self, fault: ScriptedFault) {
+        self.api.with(|changing| changing.faults.script(fault));
+    }
+
+    /// Changes the per-second limit; 0 is unlimited.
+    pub fn set_qps(&self, qps: u32) {
+        self.api.with(|changing| changing.qps = qps);
+    }
+
+    /// Every access token issued so far is no longer good.
+    pub fn revoke_tokens(&self) {
+        self.api.with(|changing| changing.tokens.revoke_all());
+    }
+
+    /// Whether the client's id and secret are accepted.
+    pub fn set_credentials_valid(&self, valid: bool) {
+        self.api.with(|changing| changing.credentials_valid = valid);
+    }
+
+    /// While down, everything is answered with 503.
+    pub fn set_down(&self, down: bool) {
+        self.api.with(|changing| changing.down = down);
+    }
+
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        // A panic of the accept loop has been printed already.
+        let _ = self.server.await;
+    }
+}

@@ -1,0 +1,570 @@
+//! The three endpoints: what they accept, what they refuse, what they answer.
+//!
+//! Rules from the vendor's description and the observed facts about it; random and scripted faults come from `faults`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
+use jiff::ToSpan;
+use jiff::civil::Date;
+
+use super::calendar::{self, DAY_MS};
+use super::dataset::{Dataset, ItemOptions};
+use super::encoding::{base64_decode_standard, parse_pairs, percent_decode, push_json_string, push_number};
+use super::faults::{FaultAnswer, Faults, Request};
+use super::feed::Cursor;
+use super::limits::{Limits, Verdict};
+use super::noise::Noise;
+use super::settings::SimSettings;
+use super::tokens::{self, AccessTokens};
+
+const LIST: &str = "/v2/report/chat/sessions";
+const CLASSIC_SCOPES: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
+const LIST_SCOPE: &str = "report:read:list_chat_sessions:admin";
+const MESSAGES_SCOPE: &str = "report:read:chat_session:admin";
+
+/// Counters of what arrived and was answered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counters {
+    pub requests: u64,
+    pub token_requests: u64,
+    pub list_requests: u64,
+    pub message_requests: u64,
+    pub rate_limited: u64,
+    pub pages_served: u64,
+    pub first: Option<std::time::Instant>,
+    pub last: Option<std::time::Instant>,
+}
+
+/// What changes while the simulator runs.
+#[derive(Debug)]
+pub(super) struct Changing {
+    pub tokens: AccessTokens,
+    pub limits: Limits,
+    pub faults: Faults,
+    pub counters: Counters,
+    pub qps: u32,
+    pub credentials_valid: bool,
+    pub down: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Api {
+    pub settings: SimSettings,
+    pub data: Dataset,
+    pub changing: Mutex<Changing>,
+    noise: Noise,
+}
+
+/// An answer before latency, with what may yet be done to it on the way out.
+pub(super) struct Answer {
+    pub response: Response<Body>,
+    pub delivery: Delivery,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    Plain,
+    Reset,
+    Cut(usize),
+    Late(std::time::Duration),
+    Never,
+}
+
+type Refused = Response<Body>;
+
+impl Api {
+    pub(super) fn new(settings: SimSettings) -> Arc<Self> {
+        let noise = Noise::new(settings.seed);
+        let data = Dataset::new(&settings, settings.today.unwrap_or_else(calendar::system_today));
+        let changing = Changing {
+            tokens: AccessTokens::new(noise.with(100)),
+            limits: Limits::default(),
+            faults: Faults::new(settings.faults, noise.with(101)),
+            counters: Counters::default(),
+            qps: settings.qps,
+            credentials_valid: true,
+            down: false,
+        };
+        Arc::new(Self {
+            settings,
+            data,
+            changing: Mutex::new(changing),
+            noise,
+        })
+    }
+
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Changing) -> T) -> T {
+        act(&mut self.changing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn today(&self) -> Date {
+        self.settings.today.unwrap_or_else(calendar::system_today)
+    }
+
+    /// Answers a request; never waits.
+    pub(super) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
+        if self.with(|changing| changing.down) {
+            return plain(error(503, 503, "Service unavailable."));
+        }
+        if uri.path() == "/oauth/token" {
+            return self.token(method, uri, headers, body);
+        }
+        let Some(rest) = uri.path().strip_prefix(LIST) else {
+            return plain(error(404, 404, "Not found."));
+        };
+        let segment = match rest.strip_prefix('/') {
+            None if rest.is_empty() => None,
+            Some(segment) if !segment.is_empty() && !segment.contains('/') => Some(segment),
+            _ => return plain(error(404, 404, "Not found.")),
+        };
+        if method != Method::GET {
+            return plain(error(405, 405, "Method not allowed."));
+        }
+        let answered = self.report(segment, uri, headers);
+        answered.unwrap_or_else(plain)
+    }
+
+    fn report(&self, segment: Option<&str>, uri: &Uri, headers: &HeaderMap) -> Result<Answer, Refused> {
+        let left = self.admit(segment.is_some())?;
+        let token = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .unwrap_or_default()
+            .to_owned();
+        if !self.with(|changing| changing.tokens.is_good(&token)) {
+            return Err(error(401, 124, "Invalid access token."));
+        }
+        self.check_scopes(segment.is_some())?;
+        let query = Query::read(uri.query().unwrap_or_default(), segment.is_some(), self.today())?;
+        let session = segment.map(|segment| self.find_session(segment)).transpose()?;
+        let key = format!("{segment:?} {}", query.bound);
+        let asked_key = format!("{key} {:?}", query.page_token);
+        let has_page_token = query.page_token.is_some();
+        let (from, to) = query.days;
+        let request = match session {
+            Some(session) => Request::Messages {
+                key: &asked_key,
+                session,
+                has_page_token,
+            },
+            None => Request::List {
+                key: &asked_key,
+                from,
+                to,
+                has_page_token,
+            },
+        };
+        let fault = self.with(|changing| changing.faults.strike(&request, &self.data));
+        match &fault {
+            Some(FaultAnswer::Status {
+                status,
+                headers,
+                body,
+            }) => return Ok(plain(raw(*status, headers, body.clone()))),
+            Some(FaultAnswer::ReplaceBody(body)) => return Ok(plain(json_body(200, body.clone()))),
+            Some(FaultAnswer::ExpiredToken) => {
+                self.with(|changing| changing.tokens.revoke(&token));
+                return Err(error(401, 124, "Access token is expired."));
+            }
+            _ => {}
+        }
+        let repeat = matches!(fault, Some(FaultAnswer::RepeatPageToken))
+            .then(|| query.page_token.clone().unwrap_or_else(|| "loop".to_owned()));
+        let cursor = match &query.page_token {
+            Some(token) if repeat.as_deref() != Some(token) => Some(
+                tokens::open(self.noise, &key, token, self.settings.page_token_ttl).ok_or_else(|| {
+                    error(400, 300, "The next page token is either invalid or has expired.")
+                })?,
+            ),
+            _ => None,
+        };
+        let body = match session {
+            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, repeat),
+            None => self.list_page(&query, cursor.as_deref(), &key, repeat),
+        };
+        self.with(|changing| changing.counters.pages_served += 1);
+        let mut response = json_body(200, body);
+        let fields = response.headers_mut();
+        fields.insert("x-ratelimit-category", HeaderValue::from_static("Medium"));
+        let qps = self.with(|changing| changing.qps);
+        if qps > 0 {
+            fields.insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
+            fields.insert("x-ratelimit-limit", HeaderValue::from(qps));
+            fields.insert("x-ratelimit-remaining", HeaderValue::from(left));
+        }
+        let delivery = match fault {
+            Some(FaultAnswer::Reset) => Delivery::Reset,
+            Some(FaultAnswer::CutBody(after)) => Delivery::Cut(after),
+            Some(FaultAnswer::Delay(by)) => Delivery::Late(by),
+            Some(FaultAnswer::Hang) => Delivery::Never,
+            _ => Delivery::Plain,
+        };
+        Ok(Answer { response, delivery })
+    }
+
+    fn admit(&self, messages: bool) -> Result<u32, Refused> {
+        let (now, now_ms) = (calendar::now(), calendar::now_ms());
+        self.with(|changing| {
+            let counters = &mut changing.counters;
+            counters.requests += 1;
+            *(if messages {
+                &mut counters.message_requests
+            } else {
+                &mut counters.list_requests
+            }) += 1;
+            counters.first.get_or_insert(now);
+            counters.last = Some(now);
+            let day = now_ms.div_euclid(DAY_MS);
+            match changing
+                .limits
+                .arrive(now, day, changing.qps, self.settings.daily_limit)
+            {
+                Verdict::Admitted { left } => Ok(left),
+                verdict => {
+                    counters.rate_limited += 1;
+                    Err(too_many(
+                        verdict,
+                        changing.qps,
+                        counters.rate_limited,
+                        (day + 1) * DAY_MS,
+                    ))
+                }
+            }
+        })
+    }
+
+    fn check_scopes(&self, messages: bool) -> Result<(), Refused> {
+        let has = |scope: &str| self.settings.scopes.iter().any(|granted| granted == scope);
+        let granular = if messages { MESSAGES_SCOPE } else { LIST_SCOPE };
+        if has(granular) || CLASSIC_SCOPES.iter().all(|scope| has(scope)) {
+            return Ok(());
+        }
+        let message = format!("Invalid access token, does not contain scopes:[{granular}].");
+        Err(error(400, 4711, &message))
+    }
+
+    /// Once encoded, or twice where the id begins with a slash or holds two.
+    fn find_session(&self, segment: &str) -> Result<u32, Refused> {
+        let needs_two = |id: &str| id.starts_with('/') || id.contains("//");
+        let unknown = || error(404, 5301, "The session does not exist.");
+        let once = percent_decode(segment, false).ok_or_else(unknown)?;
+        if let Some(index) = self.data.index_of(&once).filter(|_| !needs_two(&once)) {
+            return Ok(index);
+        }
+        let twice = percent_decode(&once, false).ok_or_else(unknown)?;
+        // "." and ".." cannot be sent as a segment in any other way.
+        let only_twice = needs_two(&twice) || twice == ".." || twice == ".";
+        self.data
+            .index_of(&twice)
+            .filter(|_| only_twice)
+            .ok_or_else(unknown)
+    }
+
+    fn list_page(&self, query: &Query, cursor: Option<&[u64]>, key: &str, repeat: Option<String>) -> String {
+        let (from, to) = query.days;
+        let mut index = cursor.and_then(|cursor| cursor.first().copied()).unwrap_or(0) as u32;
+        let mut listed = String::new();
+        let (mut count, mut next) = (0, None);
+        while index < self.data.session_count() {
+            if self.data.is_listed(index, from, to) {
+                if count == query.page_size {
+                    next = Some(tokens::seal(self.noise, key, &[u64::from(index)]));
+                    break;
+                }
+                if count > 0 {
+                    listed.push(',');
+                }
+                listed.push_str(&self.data.info_json(index));
+                count += 1;
+            }
+            index += 1;
+        }
+        let mut out = String::with_capacity(listed.len() + 300);
+        push_head(&mut out, query, repeat.or(next));
+        if self.noise.with(200).with_text(key).one_in(5) {
+            out.push_str(",\"x_sim_note\":{\"a\" : 1.50}");
+        }
+        out.push_str(",\"sessions\":[");
+        out.push_str(&listed);
+        out.push_str("]}");
+        out
+    }
+
+    fn messages_page(
+        &self,
+        session: u32,
+        query: &Query,
+        cursor: Option<&[u64]>,
+        key: &str,
+        repeat: Option<String>,
+    ) -> String {
+        let cursor = cursor.and_then(|cursor| match cursor {
+            [message_slot, classes @ ..] => Some(Cursor {
+                message_slot: *message_slot,
+                class_slots: classes.try_into().ok()?,
+            }),
+            [] => None,
+        });
+        let mut arrays: [String; 3] = Default::default();
+        let next = self.data.page(
+            session,
+            query.days,
+            &query.options,
+            (query.page_size, cursor),
+            &mut arrays,
+        );
+        let next = next.map(|cursor| {
+            let mut words = vec![cursor.message_slot];
+            words.extend(cursor.class_slots);
+            tokens::seal(self.noise, key, &words)
+        });
+        let [messages, edited, deleted] = arrays;
+        let mut out = String::with_capacity(messages.len() + edited.len() + deleted.len() + 400);
+        push_head(&mut out, query, repeat.or(next));
+        if self.noise.with(201).with_text(key).one_in(9) {
+            out.push_str(",\"x_sim_note\":[1,2 ,3]");
+        }
+        out.push_str(",\"messages\":[");
+        out.push_str(&messages);
+        for (wanted, name, items) in [
+            (query.options.edited, "edited_messages", edited),
+            (query.options.deleted, "deleted_messages", deleted),
+        ] {
+            if wanted {
+                out.push_str("],\"");
+                out.push_str(name);
+                out.push_str("\":[");
+                out.push_str(&items);
+            }
+        }
+        out.push_str("]}");
+        out
+    }
+
+    fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
+        let (fault, valid) = self.with(|changing| {
+            changing.counters.token_requests += 1;
+            (
+                changing.faults.strike(&Request::Token, &self.data),
+                changing.credentials_valid,
+            )
+        });
+        match fault {
+            Some(FaultAnswer::Status {
+                status,
+                headers,
+                body,
+            }) => return plain(raw(status, &headers, body)),
+            Some(FaultAnswer::ReplaceBody(body)) => return plain(json_body(200, body)),
+            Some(FaultAnswer::Reset) => {
+                return Answer {
+                    response: error(500, 500, ""),
+                    delivery: Delivery::Reset,
+                };
+            }
+            _ => {}
+        }
+        if method != Method::POST {
+            return plain(error(405, 405, "Method not allowed."));
+        }
+        let text = format!(
+            "{}&{}",
+            uri.query().unwrap_or_default(),
+            String::from_utf8_lossy(body)
+        );
+        let pairs: BTreeMap<String, String> = parse_pairs(&text).into_iter().collect();
+        let field = |name: &str| pairs.get(name).map(String::as_str).unwrap_or_default();
+        let settings = &self.settings;
+        if field("grant_type") != "account_credentials" {
+            return plain(oauth_error("unsupported grant type", "unsupported_grant_type"));
+        }
+        let basic = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| base64_decode_standard(value.to_str().ok()?.strip_prefix("Basic ")?))
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .unwrap_or_default();
+        if !valid || basic != format!("{}:{}", settings.client_id, settings.client_secret) {
+            return plain(oauth_error(
+                "Invalid client_id or client_secret",
+                "invalid_client",
+            ));
+        }
+        if field("account_id") != settings.account_id {
+            return plain(oauth_error(
+                "The account does not exist or is not enabled.",
+                "invalid_request",
+            ));
+        }
+        let token = self.with(|changing| changing.tokens.issue(settings.token_ttl));
+        plain(json_body(
+            200,
+            format!(
+                "{{\"access_token\":\"{token}\",\"token_type\":\"bearer\",\"expires_in\":{},\"scope\":\"{}\",\
+                 \"api_url\":\"https://api.zoom.us\"}}",
+                settings.token_ttl.as_secs(),
+                settings.scopes.join(" ")
+            ),
+        ))
+    }
+}
+
+/// A query of either endpoint, validated as the vendor does.
+struct Query {
+    days: (Date, Date),
+    page_size: u32,
+    page_token: Option<String>,
+    options: ItemOptions,
+    /// What a page token is bound to.
+    bound: String,
+}
+
+impl Query {
+    fn read(text: &str, messages: bool, today: Date) -> Result<Self, Refused> {
+        let pairs: BTreeMap<String, String> = parse_pairs(text).into_iter().collect();
+        let bad = |name: &str, why: &str| error(400, 300, &format!("Validation Failed. {name}: {why}"));
+        let day = |name: &str| -> Result<Date, Refused> {
+            let value = pairs.get(name).ok_or_else(|| bad(name, "is required"))?;
+            if value.len() != 10 {
+                return Err(bad(name, "must be yyyy-mm-dd"));
+            }
+            value.parse().map_err(|_| bad(name, "must be yyyy-mm-dd"))
+        };
+        let (from, to) = (day("from")?, day("to")?);
+        if from > to {
+            return Err(bad("from", "must not be after to"));
+        }
+        if to > from.saturating_add(1.month()) {
+            return Err(bad("to", "the range must be within one month"));
+        }
+        if from < today.saturating_sub(6.months()) {
+            return Err(bad("from", "must be within the last six months"));
+        }
+        let most = if messages { 100 } else { 300 };
+        let page_size = match pairs.get("page_size") {
+            None => 30,
+            Some(value) => value
+                .parse()
+                .ok()
+                .filter(|size| (1..=most).contains(size))
+                .ok_or_else(|| bad("page_size", "is out of range"))?,
+        };
+        let switch = |name: &str| match pairs.get(name).map(String::as_str) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(bad(name, "must be true or false")),
+        };
+        let fields = pairs
+            .get("include_fields")
+            .map(String::as_str)
+            .unwrap_or_default();
+        if fields
+            .split(',')
+            .any(|field| !["", "edited_messages", "deleted_messages"].contains(&field))
+        {
+            return Err(bad(
+                "include_fields",
+                "must be edited_messages, deleted_messages or both",
+            ));
+        }
+        let options = ItemOptions {
+            edited: fields.contains("edited_messages"),
+            deleted: fields.contains("deleted_messages"),
+            bot_messages: switch("include_bot_message")?,
+            reactions: switch("include_reactions")?,
+            custom_emoji_reactions: switch("include_custom_emoji_reactions")?,
+            all_modifications: switch("query_all_modifications")?,
+        };
+        switch("include_reacted_sessions")?;
+        switch("include_reaction_recent_changed")?;
+        let page_token = pairs
+            .get("next_page_token")
+            .filter(|token| !token.is_empty())
+            .cloned();
+        let bound = format!("{from} {to} {page_size} {options:?}");
+        Ok(Self {
+            days: (from, to),
+            page_size,
+            page_token,
+            options,
+            bound,
+        })
+    }
+}
+
+fn push_head(out: &mut String, query: &Query, next: Option<String>) {
+    let (from, to) = query.days;
+    out.push_str(&format!("{{\"from\":\"{from}\",\"to\":\"{to}\",\"page_size\":"));
+    push_number(out, u64::from(query.page_size));
+    out.push_str(",\"next_page_token\":\"");
+    out.push_str(&next.unwrap_or_default());
+    out.push('"');
+}
+
+fn plain(response: Response<Body>) -> Answer {
+    Answer {
+        response,
+        delivery: Delivery::Plain,
+    }
+}
+
+fn raw(status: u16, headers: &[(String, String)], body: String) -> Response<Body> {
+    let mut builder = Response::builder().status(status);
+    for (name, value) in headers {
+        builder = builder.header(name, value);
+    }
+    builder
+        .body(Body::from(body))
+        .unwrap_or_else(|_| error(500, 500, "a scripted answer could not be formed"))
+}
+
+fn json_body(status: u16, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json;charset=UTF-8"),
+    );
+    response
+}
+
+fn error(status: u16, code: u32, message: &str) -> Response<Body> {
+    let mut body = format!("{{\"code\":{code},\"message\":");
+    push_json_string(&mut body, message);
+    body.push('}');
+    json_body(status, body)
+}
+
+fn oauth_error(reason: &str, error: &str) -> Response<Body> {
+    json_body(400, format!("{{\"reason\":\"{reason}\",\"error\":\"{error}\"}}"))
+}
+
+fn too_many(verdict: Verdict, qps: u32, count: u64, midnight_ms: i64) -> Response<Body> {
+    if verdict == Verdict::Daily {
+        let message = "You have reached the maximum daily rate limit for this API. Refer to the response header for details.";
+        let mut response = error(429, 429, message);
+        let mut midnight = String::new();
+        calendar::push_instant(&mut midnight, midnight_ms);
+        let fields = response.headers_mut();
+        fields.insert("x-ratelimit-type", HeaderValue::from_static("Daily-limit"));
+        fields.insert(
+            header::RETRY_AFTER,
+            HeaderValue::from_str(&midnight).expect("an instant is plain ASCII"),
+        );
+        return response;
+    }
+    let message = "You have reached the maximum per-second rate limit for this API. Try again later.";
+    let mut response = error(429, 429, message);
+    // Observed: with and without the type, never with Retry-After.
+    if count % 2 == 0 {
+        response
+            .headers_mut()
+            .insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
+        response
+            .headers_mut()
+            .insert("x-ratelimit-limit", HeaderValue::from(qps));
+    }
+    response
+}

@@ -1,0 +1,160 @@
+//! Small encodings: base64 (both alphabets), percent-decoding, JSON strings, decimal numbers.
+//!
+//! Hand-written because messages are rendered by the million and because the simulator must not share code with the
+//! client it tests.
+
+const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+const LOWER_HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// Base64 with the URL-safe alphabet, without padding.
+pub(super) fn base64url_encode(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    push_base64url(&mut out, bytes);
+    out
+}
+
+pub(super) fn push_base64url(out: &mut String, bytes: &[u8]) {
+    for chunk in bytes.chunks(3) {
+        let word = chunk
+            .iter()
+            .fold(0_u32, |word, byte| (word << 8) | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
+        for position in 0..=chunk.len() {
+            let index = (word >> (18 - 6 * position)) & 0x3f;
+            out.push(char::from(URL_SAFE[index as usize]));
+        }
+    }
+}
+
+pub(super) fn base64url_decode(text: &str) -> Option<Vec<u8>> {
+    base64_decode(text, URL_SAFE)
+}
+
+/// Base64 as HTTP Basic uses it; padding is optional.
+pub(super) fn base64_decode_standard(text: &str) -> Option<Vec<u8>> {
+    base64_decode(text.trim_end_matches('='), STANDARD)
+}
+
+fn base64_decode(text: &str, alphabet: &[u8; 64]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut word, mut bits) = (0_u32, 0_u32);
+    for byte in text.bytes() {
+        let digit = alphabet.iter().position(|candidate| *candidate == byte)?;
+        word = ((word << 6) | u32::try_from(digit).ok()?) & 0xfff;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            out.push(u8::try_from((word >> bits) & 0xff).ok()?);
+        }
+    }
+    // One encoding for each value: a token with changed spare bits is not the token that was given out.
+    (bits < 6 && word & ((1 << bits) - 1) == 0).then_some(out)
+}
+
+/// Percent-decodes one layer. `None` for a broken escape or text that is not UTF-8.
+pub(super) fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let high = char::from(bytes.next()?).to_digit(16)?;
+                let low = char::from(bytes.next()?).to_digit(16)?;
+                out.push(u8::try_from(high * 16 + low).ok()?);
+            }
+            b'+' if plus_is_space => out.push(b' '),
+            other => out.push(other),
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+/// The pairs of a query string or form body; pairs that do not decode are left out.
+pub(super) fn parse_pairs(text: &str) -> Vec<(String, String)> {
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .filter_map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((percent_decode(name, true)?, percent_decode(value, true)?))
+        })
+        .collect()
+}
+
+/// Appends the text as a JSON string with its quotes.
+pub(super) fn push_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            control if u32::from(control) < 0x20 => {
+                out.push_str("\\u00");
+                push_hex(out, u64::from(u32::from(control)), 2);
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+}
+
+/// Appends the lowest `digits` hexadecimal digits of the value.
+pub(super) fn push_hex(out: &mut String, value: u64, digits: u32) {
+    for position in (0..digits).rev() {
+        let index = (value >> (4 * position)) & 0xf;
+        out.push(char::from(LOWER_HEX[index as usize]));
+    }
+}
+
+pub(super) fn push_number(out: &mut String, value: u64) {
+    let mut digits = [0_u8; 20];
+    let mut rest = value;
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    digits[start..]
+        .iter()
+        .for_each(|digit| out.push(char::from(*digit)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_survives_a_round_trip_and_refuses_changed_spare_bits() {
+        for length in 0..40_u8 {
+            let bytes: Vec<u8> = (0..length).map(|n| n.wrapping_mul(37)).collect();
+            assert_eq!(base64url_decode(&base64url_encode(&bytes)), Some(bytes));
+        }
+        assert_eq!(
+            base64_decode_standard("c2ltOnNlY3JldA=="),
+            Some(b"sim:secret".to_vec())
+        );
+        assert_eq!(base64url_decode("QQ"), Some(b"A".to_vec()));
+        assert_eq!(base64url_decode("QR"), None);
+    }
+
+    #[test]
+    fn percent_decoding_takes_off_exactly_one_layer() {
+        assert_eq!(percent_decode("a%252Fb+c", false).as_deref(), Some("a%2Fb+c"));
+        assert_eq!(percent_decode("a%2fb+c", true).as_deref(), Some("a/b c"));
+        assert_eq!(percent_decode("100%", false), None);
+        assert_eq!(percent_decode("%ff", false), None);
+    }
+
+    #[test]
+    fn json_strings_read_back_as_they_were() {
+        let text = "a\"b\\c\n\u{1}\u{202e}é😀/";
+        let mut out = String::new();
+        push_json_string(&mut out, text);
+        assert_eq!(serde_json::from_str::<String>(&out).unwrap(), text);
+    }
+}

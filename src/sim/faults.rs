@@ -1,0 +1,225 @@
+//! What goes wrong: by chance at a level, or exactly as a test has scripted it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::civil::Date;
+
+use super::dataset::Dataset;
+use super::noise::Noise;
+use super::settings::FaultLevel;
+
+/// A fault that a test asks for.
+#[derive(Clone, Debug)]
+pub struct ScriptedFault {
+    pub matches: Match,
+    /// Let that many matching requests pass first.
+    pub after: u32,
+    /// How many matching requests it then hits; `u32::MAX` never ends.
+    pub times: u32,
+    pub answer: FaultAnswer,
+}
+
+/// Which requests a scripted fault is for.
+#[derive(Clone, Debug)]
+pub enum Match {
+    Any,
+    List,
+    Messages,
+    /// A list whose range holds the day.
+    ListTouching(Date),
+    /// Messages of the session with this index.
+    Session(u32),
+    WithPageToken,
+    /// The token endpoint.
+    Token,
+}
+
+/// What is answered instead.
+#[derive(Clone, Debug)]
+pub enum FaultAnswer {
+    Status {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: String,
+    },
+    /// The connection closes without an answer.
+    Reset,
+    /// The real answer, closed after this many bytes.
+    CutBody(usize),
+    /// The real answer, later.
+    Delay(Duration),
+    /// Nothing, for ten minutes.
+    Hang,
+    /// Status 200 with this body.
+    ReplaceBody(String),
+    /// 401, and the token really is no longer good.
+    ExpiredToken,
+    /// The real page, but its next token is the one it was asked with (or `loop`).
+    RepeatPageToken,
+}
+
+/// A request as faults see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Request<'a> {
+    Token,
+    List {
+        key: &'a str,
+        from: Date,
+        to: Date,
+        has_page_token: bool,
+    },
+    Messages {
+        key: &'a str,
+        session: u32,
+        has_page_token: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Faults {
+    level: FaultLevel,
+    noise: Noise,
+    scripted: Vec<ScriptedFault>,
+    /// How often each request was asked; only kept while there are random faults.
+    asked: HashMap<u64, u8>,
+    pub(super) count: u64,
+}
+
+impl Faults {
+    pub(super) fn new(level: FaultLevel, noise: Noise) -> Self {
+        Self {
+            level,
+            noise,
+            scripted: Vec::new(),
+            asked: HashMap::new(),
+            count: 0,
+        }
+    }
+
+    pub(super) fn script(&mut self, fault: ScriptedFault) {
+        self.scripted.push(fault);
+    }
+
+    /// What goes wrong with this request, if anything.
+    pub(super) fn strike(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
+        let answer = self
+            .scripted_for(request)
+            .or_else(|| self.permanent(request, data))
+            .or_else(|| self.by_chance(request));
+        self.count += u64::from(answer.is_some());
+        answer
+    }
+
+    fn scripted_for(&mut self, request: &Request<'_>) -> Option<FaultAnswer> {
+        let mut answer = None;
+        for fault in self
+            .scripted
+            .iter_mut()
+            .filter(|fault| fault.matches.holds(request))
+        {
+            if fault.after > 0 {
+                fault.after -= 1;
+            } else if fault.times > 0 && answer.is_none() {
+                fault.times = if fault.times == u32::MAX {
+                    u32::MAX
+                } else {
+                    fault.times - 1
+                };
+                answer = Some(fault.answer.clone());
+            }
+        }
+        answer
+    }
+
+    /// The three things that never work in a nasty account.
+    fn permanent(&self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
+        match request {
+            Request::List { from, to, .. } => {
+                let (first, last) = data.unlistable()?;
+                (*from <= last && *to >= first)
+                    .then(|| json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
+            }
+            Request::Messages { session, .. } if data.always_failing() == Some(*session) => {
+                Some(json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
+            }
+            Request::Messages { session, .. } if data.gone() == Some(*session) => Some(json(
+                404,
+                "{\"code\":5301,\"message\":\"The session does not exist.\"}",
+            )),
+            _ => None,
+        }
+    }
+
+    fn by_chance(&mut self, request: &Request<'_>) -> Option<FaultAnswer> {
+        let (per_mille, key) = match (self.level, request) {
+            (FaultLevel::None, _) => return None,
+            (FaultLevel::Light, Request::Token) => (30, "token"),
+            (FaultLevel::Nasty, Request::Token) => (100, "token"),
+            (FaultLevel::Light, Request::List { key, .. } | Request::Messages { key, .. }) => (20, *key),
+            (FaultLevel::Nasty, Request::List { key, .. } | Request::Messages { key, .. }) => (60, *key),
+        };
+        let noise = self.noise.with_text(key);
+        let asked = self.asked.entry(noise.value()).or_default();
+        let noise = noise.with(u64::from(*asked));
+        // A request that was hit three times is let through, so that a patient client always gets everything.
+        let spared = *asked >= 3 && !matches!(request, Request::Token);
+        *asked = asked.saturating_add(1);
+        if spared || noise.with(0).below(1_000) >= per_mille {
+            return None;
+        }
+        Some(match (request, noise.with(1).below(12)) {
+            (Request::Token, pick) => json(if pick % 2 == 0 { 500 } else { 503 }, "{\"reason\":\"busy\"}"),
+            (_, 0) => json(500, "{\"code\":500,\"message\":\"Internal error.\"}"),
+            (_, 1) => html(502),
+            (_, 2) => json(503, ""),
+            (_, 3) => FaultAnswer::Reset,
+            (_, 4) => FaultAnswer::CutBody(noise.with(2).between(1, 900) as usize),
+            (_, 5 | 6) => FaultAnswer::Delay(Duration::from_millis(300)),
+            (_, 7) => FaultAnswer::ExpiredToken,
+            // Observed: refusals of a token that is still good.
+            (_, 8) => json(401, "{\"code\":124,\"message\":\"Invalid access token.\"}"),
+            (_, 9) => json(401, "{\"errorCode\":401,\"errorMessage\":\"Unauthorized\"}"),
+            (_, 10) => json(400, "{\"code\":124,\"message\":\"Invalid access token.\"}"),
+            _ => html(504),
+        })
+    }
+}
+
+impl Match {
+    fn holds(&self, request: &Request<'_>) -> bool {
+        match (self, request) {
+            (Self::Token, Request::Token)
+            | (Self::Any | Self::List, Request::List { .. })
+            | (Self::Any | Self::Messages, Request::Messages { .. }) => true,
+            (Self::ListTouching(day), Request::List { from, to, .. }) => from <= day && day <= to,
+            (Self::Session(wanted), Request::Messages { session, .. }) => wanted == session,
+            (
+                Self::WithPageToken,
+                Request::List { has_page_token, .. } | Request::Messages { has_page_token, .. },
+            ) => *has_page_token,
+            _ => false,
+        }
+    }
+}
+
+fn json(status: u16, body: &str) -> FaultAnswer {
+    let headers = vec![(
+        "content-type".to_owned(),
+        "application/json;charset=UTF-8".to_owned(),
+    )];
+    FaultAnswer::Status {
+        status,
+        headers,
+        body: body.to_owned(),
+    }
+}
+
+fn html(status: u16) -> FaultAnswer {
+    let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
+    FaultAnswer::Status {
+        status,
+        headers,
+        body: format!("<html><h1>{status} Bad Gateway</h1></html>"),
+    }
+}

@@ -1,0 +1,67 @@
+//! Session ids and names that break careless clients: path tricks, reserved file names, odd scripts and characters.
+//!
+//! Only the tables. Which index gets which is `dataset`'s affair.
+
+/// Ids of sessions 1, 2, 3, ... when the account is hostile. `{}` stands for hexadecimal digits of the session.
+pub(super) const IDS: &[&str] = &[
+    "a/b{}",
+    "/begins-with-slash{}",
+    "holds//two-slashes{}",
+    "p+l+u+s{}",
+    "ends-in-equals{}==",
+    "100%{}",
+    "already%2Fencoded{}",
+    "two words {}",
+    "what?x=1&y={}",
+    "fragment#{}",
+    "..",
+    "../../etc/passwd",
+    "CON",
+    "nul.txt",
+    ".hidden{}",
+    "trailing-dot{}.",
+    LONG_ID,
+    "séance-日本-😀-{}",
+    "CaseTwin-Ab",
+    "casetwin-aB",
+    "quote\"and\\backslash{}",
+    "control\u{1}and\nnewline{}",
+    "//double-start/{}",
+    "semi;colon,comma:star*{}",
+];
+
+/// Stands for an id of 300 characters, filled up with hexadecimal digits.
+pub(super) const LONG_ID: &str = "long";
+pub(super) const LONG_ID_LENGTH: usize = 300;
+
+/// Names of sessions 1, 2, 3, ...; each is a group so that it has a name.
+pub(super) const NAMES: &[&str] = &[
+    "../../x",
+    "a/b\\c",
+    "bell\u{7} and escape\u{1b}[31m red",
+    "invoice\u{202e}gpj.exe",
+    LONG_NAME,
+    "🔥🚀🎉",
+    "",
+    "CON",
+    "Same name",
+    "Same name",
+    "Отдел продаж — Москва",
+    "فريق المبيعات",
+    "営業部・東京",
+    "विपणन टीम",
+    "영업팀 서울",
+    "Ομάδα πωλήσεων",
+    "צוות מכירות",
+    "e\u{301}quipe combine\u{301}e",
+    "equipe.",
+    " leading and trailing ",
+    "<script>alert(\"x\")</script>",
+    "nul.txt",
+    "line one\nline two\ttab",
+    "👩‍👩‍👧‍👦 family \u{200b}zero\u{feff} width",
+];
+
+/// Stands for a name of 500 characters.
+pub(super) const LONG_NAME: &str = "long name";
+pub(super) const LONG_NAME_LENGTH: usize = 500;
