@@ -21,7 +21,9 @@
 pub mod app;
 pub mod archive;
 pub mod capture;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod extract;
 pub mod http;
 pub mod jobs;

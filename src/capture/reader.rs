@@ -82,6 +82,14 @@ impl Reader {
         let _ = self.connection.close().await;
     }
 
+    /// Whether the schema is in place; a crash may leave an empty file.
+    pub async fn has_plan(&mut self) -> Result<bool, CaptureError> {
+        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'")
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(tables == 1)
+    }
+
     pub async fn meta(&mut self, key: &str) -> Result<Option<String>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
             .bind(key)

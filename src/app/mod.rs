@@ -2,6 +2,8 @@
 //!
 //! Owns the order of start (lock, jobs, listener) and of stop (no new requests, jobs stopped, connections drained).
 
+pub mod one_job;
+
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -113,6 +115,11 @@ async fn serve(listener: TcpListener, state: AppState, clock: SharedClock) {
         },
         () = too_long => tracing::warn!("connections were still open after {}s", DRAIN.as_secs()),
     }
+}
+
+/// The account alone, for commands that need no service.
+pub fn account(settings: ZoomSettings, clock: &SharedClock) -> Result<Arc<Account>, AppError> {
+    Ok(Account::new(settings, clock.clone())?)
 }
 
 /// Makes the data directory and locks it for this process.

@@ -1,0 +1,232 @@
+//! One job without a service: the same engine, its capture beside its output.
+//!
+//! The capture stays with the output, so that the same command goes on where an interrupted one stopped, and another
+//! command cannot quietly overwrite what an earlier one brought.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{AppError, lock};
+use crate::archive::{
+    ArchiveError, AssembleInput, FailureLine, assemble_directory, assemble_zip, failures_page,
+};
+use crate::capture::{CaptureError, Location};
+use crate::clock::SharedClock;
+use crate::extract::{
+    self, Account, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext, Snapshot,
+};
+use crate::zoom::ZoomSettings;
+
+/// Where the files go.
+#[derive(Debug, Clone)]
+pub enum Output {
+    Directory(PathBuf),
+    Zip(PathBuf),
+}
+
+impl Output {
+    /// Where the capture is.
+    fn working_directory(&self) -> PathBuf {
+        match self {
+            Self::Directory(directory) => directory.join(".capture"),
+            Self::Zip(file) => {
+                let mut name = file.as_os_str().to_owned();
+                name.push(".capture");
+                PathBuf::from(name)
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Zip(path) => path,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OneJobError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(
+        "{} holds an extraction of {there}; choose another place, or remove {} to begin anew",
+        place.display(), capture.display()
+    )]
+    OtherRequest {
+        place: PathBuf,
+        capture: PathBuf,
+        there: String,
+    },
+    #[error("{} exists already; choose another name or remove it", path.display())]
+    Exists { path: PathBuf },
+    #[error(transparent)]
+    Extract(#[from] ExtractError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Report {
+    pub outcome: Outcome,
+    pub last: Snapshot,
+    /// The first failures, for a person to read.
+    pub failures: Vec<FailureLine>,
+}
+
+/// A prepared extraction.
+#[derive(Debug)]
+pub struct OneJob {
+    account: Arc<Account>,
+    clock: SharedClock,
+    request: ExtractRequest,
+    settings: ExtractSettings,
+    output: Output,
+    directory: PathBuf,
+    /// True when an interrupted or incomplete run is being continued.
+    pub continues: bool,
+    _lock: File,
+}
+
+/// How often figures are handed to the reporter.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+/// The most failures handed over for reading; the rest is in `failures.json`.
+const FAILURES_SHOWN: usize = 10;
+
+impl OneJob {
+    pub async fn prepare(
+        zoom: ZoomSettings,
+        settings: ExtractSettings,
+        request: ExtractRequest,
+        output: Output,
+        clock: SharedClock,
+    ) -> Result<Self, OneJobError> {
+        let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
+        let directory = output.working_directory();
+        let location = Location::in_directory(&directory);
+        let continues = location.exists();
+        if let Output::Zip(path) = &output
+            && path.exists()
+            && !continues
+        {
+            return Err(OneJobError::Exists { path: path.clone() });
+        }
+        let lock = lock(&directory)?;
+        if continues {
+            check_same(&location, &request, &output, &directory).await?;
+        }
+        Ok(Self {
+            account,
+            clock,
+            request,
+            settings,
+            output,
+            directory,
+            continues,
+            _lock: lock,
+        })
+    }
+
+    /// Runs to the end; `report` gets the figures five times a second.
+    pub async fn run(
+        self,
+        cancel: CancellationToken,
+        mut report: impl FnMut(&Snapshot),
+    ) -> Result<Report, OneJobError> {
+        let lane = Arc::new(self.account.lane());
+        let progress = Arc::new(Progress::default());
+        let figures = || {
+            progress.snapshot(
+                &lane.traffic,
+                self.account.budget().waiting(),
+                self.clock.elapsed(),
+            )
+        };
+        let context = RunContext {
+            request: self.request.clone(),
+            facts: vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
+            directory: self.directory.clone(),
+            retry_failed: self.continues,
+            lane: lane.clone(),
+            progress: progress.clone(),
+            settings: self.settings,
+            clock: self.clock.clone(),
+            cancel: cancel.clone(),
+        };
+        let outcome = {
+            let running = extract::run(context);
+            tokio::pin!(running);
+            loop {
+                tokio::select! {
+                    outcome = &mut running => break outcome?,
+                    () = self.clock.sleep(REPORT_EVERY) => report(&figures()),
+                }
+            }
+        };
+        progress.load(&outcome.counts);
+        let last = figures();
+        report(&last);
+        let input = AssembleInput {
+            directory: self.directory.clone(),
+            cancel,
+        };
+        match &self.output {
+            Output::Directory(target) => assemble_directory(input, target.clone()).await?,
+            Output::Zip(target) => {
+                assemble_zip(input, target.clone()).await?;
+            }
+        }
+        let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
+        if matches!(self.output, Output::Zip(_)) && outcome.failures() == 0 {
+            // The zip says it all; a directory keeps its capture as the mark of what it holds.
+            std::fs::remove_dir_all(&self.directory)?;
+        }
+        Ok(Report {
+            outcome,
+            last,
+            failures,
+        })
+    }
+}
+
+async fn check_same(
+    location: &Location,
+    request: &ExtractRequest,
+    output: &Output,
+    directory: &Path,
+) -> Result<(), OneJobError> {
+    let mut reader = location.open_reader().await?;
+    // A capture whose plan was never committed belongs to nobody yet.
+    let stored = reader.has_plan().await?;
+    let stored = if stored {
+        reader.meta("request").await?
+    } else {
+        None
+    };
+    reader.close().await;
+    let Some(stored) = stored.and_then(|text| serde_json::from_str::<ExtractRequest>(&text).ok()) else {
+        return Ok(());
+    };
+    if stored == *request {
+        return Ok(());
+    }
+    let same_dates = stored.range() == request.range();
+    Err(OneJobError::OtherRequest {
+        place: output.path().to_owned(),
+        capture: directory.to_owned(),
+        there: format!(
+            "{} to {}{}",
+            stored.from,
+            stored.to,
+            if same_dates { " with other options" } else { "" }
+        ),
+    })
+}

@@ -1,0 +1,202 @@
+//! `demo`: a simulated account, the real service, one job over HTTP, a verified archive. No credentials needed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+use super::{WHOLE, grouped, say};
+use crate::app::{App, AppSettings};
+use crate::clock::{SharedClock, SystemClock};
+use crate::extract::ExtractSettings;
+use crate::http::ApiKeys;
+use crate::jobs::JobSettings;
+use crate::shutdown;
+use crate::sim::{ItemKind, ItemOptions, SimSettings, Simulator};
+use crate::zoom::ZoomSettings;
+use crate::zoom::auth::Credentials;
+use crate::zoom::retry::RetryPolicy;
+
+/// The demo's account answers this many requests a second, like a Business plan's.
+const LIMIT: u32 = 60;
+
+#[derive(Debug, Args)]
+pub(super) struct DemoArgs {
+    /// Leave the service and the simulator up until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+    /// Where the service listens; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen_addr: SocketAddr,
+    /// Where the archive is left
+    #[arg(long, value_name = "FILE", default_value = "zoom-chat-reports-demo.zip")]
+    archive: PathBuf,
+}
+
+pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
+    let clock = SystemClock::shared();
+    let stop = shutdown::on_signal()?;
+    let simulator = Simulator::start(SimSettings {
+        sessions: 120,
+        messages: 25_000,
+        months: 2,
+        qps: LIMIT,
+        latency: Duration::from_millis(60),
+        latency_jitter: Duration::from_millis(40),
+        ..SimSettings::default()
+    })
+    .await?;
+    let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
+    let app = App::start(settings(args, &simulator, &data_dir), clock.clone()).await?;
+    let base = format!("http://{}", app.address);
+    say(format_args!(
+        "simulated Zoom account: {} ({LIMIT} requests/s)",
+        simulator.api_base_url()
+    ));
+    say(format_args!("service:                {base}"));
+    let shown = tokio::select! {
+        shown = show(&base, &simulator, &args.archive, &clock) => shown,
+        () = stop.cancelled() => Err(anyhow::anyhow!("stopped")),
+    };
+    if shown.is_ok() && args.keep {
+        say("\nthe service stays up; press Ctrl-C to end it");
+        stop.cancelled().await;
+    }
+    app.shut_down().await;
+    simulator.shutdown().await;
+    std::fs::remove_dir_all(&data_dir).context("the demo's data could not be removed")?;
+    shown.map(|()| WHOLE)
+}
+
+fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSettings {
+    let sim = SimSettings::default();
+    AppSettings {
+        listen: args.listen_addr,
+        api_keys: ApiKeys::default(),
+        jobs: JobSettings {
+            data_dir: data_dir.to_owned(),
+            max_running: 4,
+            max_queued: 100,
+            retention: Duration::from_secs(86_400),
+            extract: ExtractSettings::default(),
+        },
+        zoom: ZoomSettings {
+            api_base: simulator.api_base_url(),
+            oauth_base: simulator.oauth_base_url(),
+            credentials: Credentials {
+                account_id: sim.account_id,
+                client_id: sim.client_id,
+                client_secret: SecretString::from(sim.client_secret),
+            },
+            limit: Some(f64::from(LIMIT)),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(10),
+            max_answer_bytes: 64 << 20,
+            retry: RetryPolicy::default(),
+        },
+    }
+}
+
+/// What a user would do with curl: submit, follow, download, check.
+async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedClock) -> anyhow::Result<()> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(5))
+        .build()?;
+    let data = simulator.dataset();
+    // From mid-month to mid-month: more than one window, none of them a calendar month.
+    let (from, to) = (data.first_day(), data.last_day());
+    let body = json!({ "from": from.to_string(), "to": to.to_string(), "label": "demo" });
+    say(format_args!("\nPOST /v1/jobs {body}"));
+    let response = client.post(format!("{base}/v1/jobs")).json(&body).send().await?;
+    let mut job: Value = response.error_for_status()?.json().await?;
+    let id = job["id"].as_str().context("the answer has no id")?.to_owned();
+    while ["queued", "running"].contains(&job["state"].as_str().unwrap_or_default()) {
+        clock.sleep(Duration::from_secs(1)).await;
+        job = client
+            .get(format!("{base}/v1/jobs/{id}"))
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
+        let progress = &job["progress"];
+        say(format_args!(
+            "{:<10} {:>5.1} %  windows {}/{}  sessions {}  messages {:>7}  {:>4} requests at {:.1}/s",
+            job["state"].as_str().unwrap_or_default(),
+            progress["percent"].as_f64().unwrap_or(0.0),
+            progress["windows_listed"],
+            progress["windows_total"],
+            progress["sessions_total"],
+            grouped(progress["messages"].as_u64().unwrap_or(0)),
+            progress["requests"],
+            progress["requests_per_second"].as_f64().unwrap_or(0.0)
+        ));
+    }
+    if job["state"] != "completed" {
+        bail!("the job ended as {}: {}", job["state"], job["error"]["detail"]);
+    }
+    let hash = download(&client, &format!("{base}/v1/jobs/{id}/archive"), archive).await?;
+    ensure!(
+        job["archive"]["sha256"] == hash.as_str(),
+        "the download's hash is not the job's"
+    );
+    let mut truth = [0_u64; 3];
+    for session in 0..data.session_count() {
+        for (kind, _) in data.items(session, from, to, ItemOptions::default()) {
+            let index = match kind {
+                ItemKind::Message => 0,
+                ItemKind::Edited => 1,
+                ItemKind::Deleted => 2,
+            };
+            truth[index] += 1;
+        }
+    }
+    let figure = |name: &str| job["progress"][name].as_u64().unwrap_or(0);
+    let got = [
+        figure("messages"),
+        figure("edited_messages"),
+        figure("deleted_messages"),
+    ];
+    ensure!(
+        got == truth,
+        "the account holds {truth:?} items, the archive {got:?}"
+    );
+    let [messages, edited, deleted] = got.map(grouped);
+    say(format_args!(
+        "\nverified: {messages} messages, {edited} edited, {deleted} deleted: as many as the account holds; sha256 {hash}"
+    ));
+    say(format_args!("archive:  {}", archive.display()));
+    say("\ntry next:");
+    say(format_args!("  unzip -l {}", archive.display()));
+    say(format_args!(
+        "  unzip -p {} _metadata/extraction_summary.json",
+        archive.display()
+    ));
+    say("  with `demo --keep`, in another terminal or browser:");
+    say(format_args!("  {base}/docs/"));
+    say(format_args!("  curl {base}/v1/jobs/{id}"));
+    Ok(())
+}
+
+/// Writes to a temporary name first: a broken download leaves no archive behind.
+async fn download(client: &reqwest::Client, url: &str, target: &Path) -> anyhow::Result<String> {
+    let mut response = client.get(url).send().await?.error_for_status()?;
+    let temporary = target.with_extension("zip.part");
+    let mut file = tokio::fs::File::create(&temporary).await?;
+    let mut hash = Sha256::new();
+    while let Some(chunk) = response.chunk().await? {
+        hash.update(&chunk);
+        file.write_all(&chunk).await?;
+    }
+    file.sync_all().await?;
+    tokio::fs::rename(&temporary, target).await?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,227 @@
+//! `extract`: one date range into a directory or a zip, with progress for a person or for a log.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{ArgGroup, Args};
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::civil::Date;
+
+use super::{WHOLE, WITH_FAILURES, WrongUse, grouped, say};
+use crate::app::one_job::{OneJob, OneJobError, Output, Report};
+use crate::clock::SystemClock;
+use crate::config::ZoomArgs;
+use crate::extract::check::help_for;
+use crate::extract::windows::{DateRange, validate};
+use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, SessionFilter, Snapshot};
+use crate::shutdown;
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
+#[command(
+    after_help = "The same command continues an interrupted run; parts that failed are tried again.\n\
+    Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use."
+)]
+pub(super) struct ExtractArgs {
+    /// First day, UTC, yyyy-mm-dd; at most six months back
+    #[arg(long, value_name = "DATE")]
+    from_date: Date,
+    /// Last day, included, UTC
+    #[arg(long, value_name = "DATE")]
+    to_date: Date,
+    /// Directory for the files
+    #[arg(long, value_name = "DIR", default_value = "./zoom_chat_reports")]
+    output_dir: PathBuf,
+    /// One zip instead of a directory
+    #[arg(long, value_name = "FILE")]
+    zip: Option<PathBuf>,
+    /// Leave out earlier versions of edited messages
+    #[arg(long)]
+    no_edited: bool,
+    /// Leave out deleted messages
+    #[arg(long)]
+    no_deleted: bool,
+    /// Leave out what bots attached to messages
+    #[arg(long)]
+    no_bot: bool,
+    /// Leave out reactions
+    #[arg(long)]
+    no_reactions: bool,
+    #[command(flatten)]
+    zoom: ZoomArgs,
+}
+
+pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
+    let clock = SystemClock::shared();
+    let range = DateRange {
+        from: args.from_date,
+        to: args.to_date,
+    };
+    let errors = validate(range, clock.today());
+    if !errors.is_empty() {
+        let lines: Vec<_> = errors
+            .iter()
+            .map(|(field, message)| format!("--{field}-date {message}"))
+            .collect();
+        return Err(WrongUse(lines.join("\n")).into());
+    }
+    let request = ExtractRequest {
+        from: args.from_date,
+        to: args.to_date,
+        include: Include {
+            edited: !args.no_edited,
+            deleted: !args.no_deleted,
+            bot_messages: !args.no_bot,
+            reactions: !args.no_reactions,
+            custom_emoji_reactions: !args.no_reactions,
+        },
+        edits_by: EditsBy::SentTime,
+        sessions: SessionFilter::default(),
+        label: None,
+    };
+    let output = args
+        .zip
+        .clone()
+        .map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
+    let settings = args.zoom.extract_settings();
+    let job = OneJob::prepare(
+        args.zoom.settings()?,
+        settings,
+        request,
+        output.clone(),
+        clock.clone(),
+    )
+    .await?;
+    if job.continues {
+        eprintln!("going on with what {} holds already", output.path().display());
+    }
+    let stop = shutdown::on_signal()?;
+    let mut reporter = Reporter::new(clock.elapsed());
+    let ended = job
+        .run(stop, |snapshot| reporter.show(snapshot, clock.elapsed()))
+        .await;
+    reporter.clear();
+    let report = ended.map_err(|error| explain(error, &output))?;
+    tell(&report, &output);
+    Ok(if report.outcome.failures() == 0 {
+        WHOLE
+    } else {
+        WITH_FAILURES
+    })
+}
+
+fn explain(error: OneJobError, output: &Output) -> anyhow::Error {
+    let go_on = format!(
+        "what was received is kept; the same command goes on ({})",
+        output.path().display()
+    );
+    match &error {
+        OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
+        OneJobError::Extract(ExtractError::Account(failure)) => {
+            anyhow::anyhow!("{failure}\n{}", help_for(failure.kind))
+        }
+        _ => Err::<(), _>(error).context(go_on).expect_err("it is an error"),
+    }
+}
+
+fn tell(report: &Report, output: &Output) {
+    let [messages, edited, deleted] = report.outcome.counts.items;
+    if report.outcome.counts.sessions_total == 0 {
+        say("there were no sessions in this range");
+    }
+    say(format_args!(
+        "{} sessions, {} messages, {} edited, {} deleted; {} requests, {} repeated -> {}",
+        grouped(report.outcome.counts.sessions_total),
+        grouped(messages),
+        grouped(edited),
+        grouped(deleted),
+        grouped(report.last.traffic.requests),
+        grouped(report.last.traffic.retries),
+        output.path().display()
+    ));
+    let failures = report.outcome.failures();
+    if failures > 0 {
+        say(format_args!(
+            "{failures} parts are missing (all of them are in _metadata/failures.json):"
+        ));
+        for failure in &report.failures {
+            let what = failure
+                .session_id
+                .as_deref()
+                .map_or("listing".to_owned(), |id| format!("session {id:?}"));
+            say(format_args!(
+                "  {what}, {} to {}: {}: {}",
+                failure.from, failure.to, failure.code, failure.message
+            ));
+        }
+        say("the same command tries them again");
+    }
+}
+
+/// A bar on a terminal, a line every ten seconds elsewhere.
+struct Reporter {
+    bar: Option<ProgressBar>,
+    last_line: Duration,
+}
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Reporter {
+    fn new(now: Duration) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(1_000);
+            let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self { bar, last_line: now }
+    }
+
+    fn show(&mut self, snapshot: &Snapshot, now: Duration) {
+        let text = line(snapshot);
+        if let Some(bar) = &self.bar {
+            bar.set_position((snapshot.percent.unwrap_or(0.0) * 10.0) as u64);
+            bar.set_message(text);
+        } else if now.saturating_sub(self.last_line) >= LINE_EVERY {
+            self.last_line = now;
+            eprintln!("{:.1} %  {text}", snapshot.percent.unwrap_or(0.0));
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn line(snapshot: &Snapshot) -> String {
+    let mut text = format!(
+        "windows {}/{}  sessions {}/{}  messages {}  {:.1}/s",
+        snapshot.windows_listed,
+        snapshot.windows_total,
+        grouped(snapshot.sessions_done),
+        grouped(snapshot.sessions_total),
+        grouped(snapshot.messages),
+        snapshot.requests_per_second.unwrap_or(0.0)
+    );
+    if let Some(waiting) = &snapshot.waiting {
+        text.push_str(&format!("  waiting until {}: {}", waiting.until, waiting.reason));
+    } else if let Some(seconds) = snapshot.eta_seconds {
+        text.push_str(&format!("  about {} left", clock_face(seconds)));
+    }
+    if snapshot.units_failed > 0 {
+        text.push_str(&format!("  {} failed", snapshot.units_failed));
+    }
+    text
+}
+
+fn clock_face(seconds: u64) -> String {
+    match (seconds / 3_600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
+        (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+    }
+}

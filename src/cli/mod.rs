@@ -1,0 +1,152 @@
+//! The command line: one small file a subcommand, and the exit codes.
+
+mod check;
+mod demo;
+mod extract;
+mod health;
+mod serve;
+mod simulate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, ConfigError, LogArgs};
+use crate::telemetry;
+
+/// Everything is there (also when there was nothing to extract).
+const WHOLE: u8 = 0;
+/// It failed.
+const FAILED: u8 = 1;
+/// Wrong use: an argument or setting is wrong.
+const WRONG_USE: u8 = 2;
+/// Finished, but parts are missing; they are listed.
+const WITH_FAILURES: u8 = 3;
+
+/// Extracts every Team Chat message of a Zoom account: whole, fast and unattended.
+///
+/// Run `zoom-chat-reports demo` to watch a complete extraction from a simulated account, without any credentials.
+/// To connect your own account, put the credentials of a Server-to-Server OAuth app into `.env` (see `.env.example`)
+/// and run `zoom-chat-reports check`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "zoom-chat-reports",
+    version,
+    max_term_width = 110,
+    after_help = "Settings come from flags, the environment and .env, in this order.\n\
+                  Exit codes: 0 whole, 3 finished with failures, 1 failed, 2 wrong use."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service: submit jobs over HTTP, follow them, download archives
+    Serve(Box<serve::ServeArgs>),
+    /// Extract a date range into a directory or a zip, without a service
+    Extract(Box<extract::ExtractArgs>),
+    /// Is the account ready? One line a step, exit code 1 when not
+    Check(Box<check::CheckArgs>),
+    /// Watch a whole extraction from a simulated account, no credentials needed
+    Demo(demo::DemoArgs),
+    /// Run the simulator of Zoom's API alone
+    Simulate(simulate::SimulateArgs),
+    /// Print the OpenAPI document
+    Openapi,
+    /// Ask a running service whether it is ready (for containers without curl)
+    Health(health::HealthArgs),
+}
+
+impl Command {
+    /// Commands with output of their own for a person log warnings only.
+    fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) | Self::Simulate(_) => "info",
+            Self::Extract(_) | Self::Check(_) | Self::Demo(_) | Self::Openapi | Self::Health(_) => "error",
+        }
+    }
+}
+
+/// Runs the command line and returns its exit code.
+pub fn main() -> ExitCode {
+    if let Err(error) = config::load_dotenv() {
+        return complain(&anyhow::Error::from(error));
+    }
+    let cli = Cli::parse();
+    telemetry::init(cli.logs.log_format, cli.command.log_level());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&anyhow::Error::from(error)),
+    };
+    let ended = runtime.block_on(run(cli.command));
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => complain(&error),
+    }
+}
+
+fn complain(error: &anyhow::Error) -> ExitCode {
+    for line in format!("{error:#}").lines() {
+        eprintln!("error: {line}");
+    }
+    let wrong_use = error.is::<ConfigError>() || error.is::<WrongUse>();
+    ExitCode::from(if wrong_use { WRONG_USE } else { FAILED })
+}
+
+/// What was asked for makes no sense; the message says what would.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUse(String);
+
+async fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Serve(args) => serve::run(&args).await,
+        Command::Extract(args) => extract::run(&args).await,
+        Command::Check(args) => check::run(&args).await,
+        Command::Demo(args) => demo::run(&args).await,
+        Command::Simulate(args) => simulate::run(&args).await,
+        Command::Openapi => {
+            say(crate::http::openapi::document().trim_end());
+            Ok(WHOLE)
+        }
+        Command::Health(args) => health::run(&args).await,
+    }
+}
+
+/// Standard output is for results; a closed pipe is not an error worth a panic.
+fn say(line: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// `12345678` as `12,345,678`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        assert_eq!(
+            (grouped(7), grouped(1_234), grouped(12_345_678)),
+            ("7".into(), "1,234".into(), "12,345,678".into())
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! `simulate`: the simulator alone, for trying the service without an account.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{WHOLE, say};
+use crate::shutdown;
+use crate::sim::{FaultLevel, SimSettings, Simulator};
+
+#[derive(Debug, Args)]
+pub(super) struct SimulateArgs {
+    /// Address to listen on
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// Port; 0 picks a free one
+    #[arg(long, default_value_t = 9090)]
+    port: u16,
+    /// Chats in the account
+    #[arg(long, default_value_t = 500)]
+    sessions: u32,
+    /// Messages in all
+    #[arg(long, default_value_t = 200_000)]
+    messages: u64,
+    /// How many months back they reach (1 to 6)
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=6))]
+    months: u32,
+    /// Requests a second before a 429; 0 is unlimited
+    #[arg(long, default_value_t = 20)]
+    qps: u32,
+    /// Requests a day before a 429; 0 is unlimited
+    #[arg(long, default_value_t = 0)]
+    daily_limit: u64,
+    /// Milliseconds before each answer
+    #[arg(long, default_value_t = 150)]
+    latency_ms: u64,
+    /// Milliseconds by which that varies
+    #[arg(long, default_value_t = 0)]
+    jitter_ms: u64,
+    /// What goes wrong by itself
+    #[arg(long, value_enum, default_value_t = FaultLevel::None)]
+    faults: FaultLevel,
+    /// Everything that looks random follows from this number
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds until an access token ends
+    #[arg(long, default_value_t = 3_600)]
+    token_ttl: u64,
+    /// Share of all messages that the largest chat holds
+    #[arg(long, default_value_t = 0.15)]
+    heaviest_share: f64,
+}
+
+pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
+    let settings = SimSettings {
+        listen: SocketAddr::new(args.host, args.port),
+        seed: args.seed,
+        sessions: args.sessions,
+        messages: args.messages,
+        months: args.months,
+        qps: args.qps,
+        daily_limit: args.daily_limit,
+        latency: Duration::from_millis(args.latency_ms),
+        latency_jitter: Duration::from_millis(args.jitter_ms),
+        faults: args.faults,
+        token_ttl: Duration::from_secs(args.token_ttl),
+        heaviest_share: args.heaviest_share.clamp(0.0, 1.0),
+        ..SimSettings::default()
+    };
+    let stop = shutdown::on_signal()?;
+    let credentials = [&settings.account_id, &settings.client_id, &settings.client_secret].map(String::clone);
+    let simulator = Simulator::start(settings).await?;
+    let [account, client, secret] = credentials;
+    say("# a simulated Zoom account is up; to use it:");
+    say(format_args!(
+        "export ZOOM_API_BASE_URL={}",
+        simulator.api_base_url()
+    ));
+    say(format_args!(
+        "export ZOOM_OAUTH_BASE_URL={}",
+        simulator.oauth_base_url()
+    ));
+    say(format_args!(
+        "export ZOOM_ACCOUNT_ID={account} ZOOM_CLIENT_ID={client} ZOOM_CLIENT_SECRET={secret}"
+    ));
+    say(format_args!(
+        "# messages from {} to {}",
+        simulator.dataset().first_day(),
+        simulator.dataset().last_day()
+    ));
+    stop.cancelled().await;
+    let stats = simulator.stats();
+    let seconds = match (stats.first_request, stats.last_request) {
+        (Some(first), Some(last)) => last.duration_since(first).as_secs_f64(),
+        _ => 0.0,
+    };
+    say(format_args!(
+        "{{\"requests\":{},\"rate_limited\":{},\"faults\":{},\"pages_served\":{},\"max_in_one_second\":{},\"seconds\":{seconds:.3}}}",
+        stats.requests, stats.rate_limited, stats.faults, stats.pages_served, stats.max_in_one_second
+    ));
+    simulator.shutdown().await;
+    Ok(WHOLE)
+}

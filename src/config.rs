@@ -1,0 +1,397 @@
+//! Settings: flags first, then the environment, then `.env`. Each component gets its own settings struct, once.
+//!
+//! Owns names, defaults, and the checks that need more than one value. A wrong setting stops the start with its name.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use jiff::{Span, SpanRelativeTo, Unit};
+use secrecy::SecretString;
+
+use crate::app::AppSettings;
+use crate::extract::ExtractSettings;
+use crate::http::ApiKeys;
+use crate::jobs::JobSettings;
+use crate::telemetry::LogFormat;
+use crate::zoom::ZoomSettings;
+use crate::zoom::auth::Credentials;
+use crate::zoom::retry::RetryPolicy;
+
+/// What is wrong with the settings; names each of them.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(Vec<String>);
+
+/// The account's plan, which sets Zoom's limit for MEDIUM endpoints (Zoom's rate limit page).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Plan {
+    /// 20 requests a second.
+    Pro,
+    /// Business, Education, Enterprise, Partners: 60 requests a second.
+    Business,
+}
+
+impl Plan {
+    fn requests_per_second(self) -> f64 {
+        match self {
+            Self::Pro => 20.0,
+            Self::Business => 60.0,
+        }
+    }
+}
+
+/// The Zoom account and how to talk to it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Zoom account")]
+pub struct ZoomArgs {
+    /// Account ID of the Server-to-Server OAuth app
+    #[arg(long, env = "ZOOM_ACCOUNT_ID", value_name = "ID")]
+    pub zoom_account_id: Option<String>,
+    /// Client ID of the app
+    #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID")]
+    pub zoom_client_id: Option<String>,
+    /// Client secret of the app; better set in the environment than as a flag, which others can see
+    #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
+    pub zoom_client_secret: Option<SecretString>,
+    /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
+    #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro")]
+    pub zoom_plan: Plan,
+    /// The part of the limit this service may use; leave some for other apps of the account
+    #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0)]
+    pub zoom_rate_share: f64,
+    /// Requests a second, instead of plan and share; 0 asks without pacing (for measurements)
+    #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND")]
+    pub zoom_rate_limit: Option<f64>,
+    /// Where the API is (a region, a government cloud, the simulator)
+    #[arg(
+        long,
+        env = "ZOOM_API_BASE_URL",
+        value_name = "URL",
+        default_value = "https://api.zoom.us/v2"
+    )]
+    pub zoom_api_base_url: String,
+    /// Where tokens come from
+    #[arg(
+        long,
+        env = "ZOOM_OAUTH_BASE_URL",
+        value_name = "URL",
+        default_value = "https://zoom.us"
+    )]
+    pub zoom_oauth_base_url: String,
+    /// The longest a request may take
+    #[arg(long, env = "REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// The longest to wait for a connection
+    #[arg(long, env = "CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub connect_timeout: Duration,
+    /// The longest an answer may pause
+    #[arg(long, env = "IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// The largest answer to accept, in bytes
+    #[arg(long, env = "MAX_ANSWER_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub max_answer_bytes: usize,
+    /// Tries for one request, the first included (at least 8 against the real API)
+    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "N", default_value_t = 8)]
+    pub retry_attempts: u32,
+    /// The first delay before a repetition; it doubles up to 60 times itself
+    #[arg(long, env = "RETRY_BASE", value_name = "TIME", default_value = "500ms", value_parser = duration)]
+    pub retry_base: Duration,
+    /// Requests that may be under way at the same time, for each job
+    #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64)]
+    pub in_flight: usize,
+}
+
+/// The service.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Service")]
+pub struct ServiceArgs {
+    /// Where to listen; another address than loopback needs API_KEYS
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen_addr: SocketAddr,
+    /// Keys that may call the API, comma-separated, each `key` or `name:key`
+    #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
+    pub api_keys: Option<SecretString>,
+    /// Where jobs and archives are kept
+    #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    /// Jobs that run at the same time
+    #[arg(long, env = "MAX_RUNNING_JOBS", value_name = "N", default_value_t = 4)]
+    pub max_running_jobs: usize,
+    /// Jobs that may wait
+    #[arg(long, env = "MAX_QUEUED_JOBS", value_name = "N", default_value_t = 100)]
+    pub max_queued_jobs: usize,
+    /// How long a finished job keeps its files (30m, 12h, 7d)
+    #[arg(long, env = "RETENTION", value_name = "TIME", default_value = "7d", value_parser = duration)]
+    pub retention: Duration,
+}
+
+/// Logs.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogArgs {
+    /// Form of log lines; by default text on a terminal and JSON elsewhere
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", global = true)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Reads `.env` of the working directory into the environment; what is set already stays.
+pub fn load_dotenv() -> Result<(), ConfigError> {
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => {
+            // The error quotes the line, which may hold a secret.
+            let line = if matches!(error, dotenvy::Error::LineParse(..)) {
+                "a line of it is malformed"
+            } else {
+                "it cannot be read"
+            };
+            Err(ConfigError(vec![format!(".env: {line}")]))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl ZoomArgs {
+    pub fn settings(&self) -> Result<ZoomSettings, ConfigError> {
+        let mut errors = Vec::new();
+        let mut required = |name: &str, value: Option<&String>| {
+            let value = value.map(|value| value.trim().to_owned()).unwrap_or_default();
+            if value.is_empty() {
+                errors.push(format!(
+                    "{name} is not set; see the app's page \"App Credentials\" in the Zoom App Marketplace"
+                ));
+            }
+            value
+        };
+        let account_id = required("ZOOM_ACCOUNT_ID", self.zoom_account_id.as_ref());
+        let client_id = required("ZOOM_CLIENT_ID", self.zoom_client_id.as_ref());
+        let client_secret = self.zoom_client_secret.clone().unwrap_or_else(|| {
+            required("ZOOM_CLIENT_SECRET", None);
+            SecretString::default()
+        });
+        if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
+            errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());
+        }
+        if self
+            .zoom_rate_limit
+            .is_some_and(|limit| !(0.0..=10_000.0).contains(&limit))
+        {
+            errors.push("ZOOM_RATE_LIMIT must be from 0 (no pacing) to 10000 requests a second".to_owned());
+        }
+        for (name, url) in [
+            ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
+            ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url),
+        ] {
+            let good = reqwest::Url::parse(url)
+                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+            if !good {
+                errors.push(format!("{name} must be an http or https URL, not {url}"));
+            }
+        }
+        if self.retry_attempts == 0 {
+            errors.push("RETRY_ATTEMPTS must be at least 1".to_owned());
+        }
+        if !(1..=1_024).contains(&self.in_flight) {
+            errors.push("IN_FLIGHT must be from 1 to 1024".to_owned());
+        }
+        if self.max_answer_bytes < 1 << 16 {
+            errors.push("MAX_ANSWER_BYTES must be at least 65536".to_owned());
+        }
+        if !errors.is_empty() {
+            return Err(ConfigError(errors));
+        }
+        Ok(ZoomSettings {
+            api_base: self.zoom_api_base_url.clone(),
+            oauth_base: self.zoom_oauth_base_url.clone(),
+            credentials: Credentials {
+                account_id,
+                client_id,
+                client_secret,
+            },
+            limit: self.limit(),
+            connect_timeout: self.connect_timeout,
+            request_timeout: self.request_timeout,
+            idle_timeout: self.idle_timeout,
+            max_answer_bytes: self.max_answer_bytes,
+            retry: RetryPolicy {
+                max_attempts: self.retry_attempts,
+                base: self.retry_base,
+                cap: self.retry_base * 60,
+            },
+        })
+    }
+
+    fn limit(&self) -> Option<f64> {
+        match self.zoom_rate_limit {
+            Some(0.0) => None,
+            Some(limit) => Some(limit),
+            None => Some(self.zoom_plan.requests_per_second() * self.zoom_rate_share),
+        }
+    }
+
+    pub fn extract_settings(&self) -> ExtractSettings {
+        ExtractSettings {
+            in_flight: self.in_flight,
+            // With pacing the processor has time for denser pages; without, it is the bottleneck.
+            compression_level: if self.limit().is_some() { 6 } else { 1 },
+            max_attempts: self.retry_attempts,
+            ..ExtractSettings::default()
+        }
+    }
+}
+
+impl ServiceArgs {
+    pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
+        use secrecy::ExposeSecret;
+        let mut errors = Vec::new();
+        let text = self
+            .api_keys
+            .as_ref()
+            .map(ExposeSecret::expose_secret)
+            .unwrap_or_default();
+        let api_keys = ApiKeys::parse(text).unwrap_or_else(|error| {
+            errors.push(format!("API_KEYS: {error}"));
+            ApiKeys::default()
+        });
+        if errors.is_empty() && api_keys.is_empty() && !self.listen_addr.ip().is_loopback() {
+            errors.push(format!(
+                "LISTEN_ADDR {} can be reached from other machines: set API_KEYS, or listen on 127.0.0.1",
+                self.listen_addr
+            ));
+        }
+        if self.max_running_jobs == 0 {
+            errors.push("MAX_RUNNING_JOBS must be at least 1".to_owned());
+        }
+        if self.max_queued_jobs == 0 {
+            errors.push("MAX_QUEUED_JOBS must be at least 1".to_owned());
+        }
+        let zoom_settings = match zoom.settings() {
+            Ok(settings) if errors.is_empty() => settings,
+            Ok(_) => return Err(ConfigError(errors)),
+            Err(ConfigError(more)) => {
+                errors.extend(more);
+                return Err(ConfigError(errors));
+            }
+        };
+        Ok(AppSettings {
+            listen: self.listen_addr,
+            api_keys,
+            jobs: JobSettings {
+                data_dir: self.data_dir.clone(),
+                max_running: self.max_running_jobs,
+                max_queued: self.max_queued_jobs,
+                retention: self.retention,
+                extract: zoom.extract_settings(),
+            },
+            zoom: zoom_settings,
+        })
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "clap's value parsers return results")]
+fn secret(text: &str) -> Result<SecretString, String> {
+    Ok(text.trim().into())
+}
+
+/// `500ms`, `30s`, `12h`, `7d`; a day is 24 hours.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || "must be a time such as 500ms, 30s, 12h or 7d".to_owned();
+    let span: Span = text.parse().map_err(|_| bad())?;
+    let seconds = span
+        .total((Unit::Second, SpanRelativeTo::days_are_24_hours()))
+        .map_err(|_| bad())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        zoom: ZoomArgs,
+        #[command(flatten)]
+        service: ServiceArgs,
+    }
+
+    fn settings(line: &str) -> Result<AppSettings, String> {
+        let words = std::iter::once("x").chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        line.service
+            .settings(&line.zoom)
+            .map_err(|error| error.to_string())
+    }
+
+    const ACCOUNT: &str = "--zoom-account-id a --zoom-client-id c --zoom-client-secret hush-hush";
+
+    #[test]
+    fn every_wrong_setting_is_named() {
+        let error =
+            settings("--listen-addr 0.0.0.0:80 --zoom-rate-share 2 --max-running-jobs 0").unwrap_err();
+        for name in [
+            "API_KEYS",
+            "ZOOM_RATE_SHARE",
+            "MAX_RUNNING_JOBS",
+            "ZOOM_ACCOUNT_ID",
+            "ZOOM_CLIENT_ID",
+            "ZOOM_CLIENT_SECRET",
+        ] {
+            assert!(error.contains(name), "{name} in: {error}");
+        }
+        for (line, name) in [
+            ("--retention soon", "retention"),
+            ("--listen-addr nowhere", "listen-addr"),
+            ("--zoom-plan free", "zoom-plan"),
+            ("--zoom-api-base-url ftp://x", "ZOOM_API_BASE_URL"),
+            ("--api-keys short", "API_KEYS"),
+        ] {
+            let error = settings(&format!("{ACCOUNT} {line}")).unwrap_err();
+            assert!(error.contains(name), "{name} in: {error}");
+        }
+    }
+
+    #[test]
+    fn the_limit_follows_plan_and_share_unless_it_is_given() {
+        let limit = |line: &str| settings(&format!("{ACCOUNT} {line}")).unwrap().zoom.limit;
+        assert_eq!(limit(""), Some(20.0));
+        assert_eq!(limit("--zoom-plan business --zoom-rate-share 0.5"), Some(30.0));
+        assert_eq!(limit("--zoom-rate-limit 7"), Some(7.0));
+        assert_eq!(limit("--zoom-rate-limit 0"), None);
+    }
+
+    #[test]
+    fn times_are_read_in_words_people_use() {
+        for (text, seconds) in [
+            ("500ms", 0.5),
+            ("30s", 30.0),
+            ("12h", 43_200.0),
+            ("7d", 604_800.0),
+        ] {
+            assert!(
+                (duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9,
+                "{text}"
+            );
+        }
+        assert!(duration("-5s").is_err() && duration("7").is_err());
+    }
+
+    #[test]
+    fn settings_can_be_printed_without_secrets() {
+        let printed = format!(
+            "{:?}",
+            settings(&format!("{ACCOUNT} --api-keys me:0123456789abcdef")).unwrap()
+        );
+        assert!(
+            !printed.contains("hush-hush") && !printed.contains("0123456789abcdef"),
+            "{printed}"
+        );
+    }
+}
