@@ -32,10 +32,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// A new UUID of version 7, which begins with this clock's time.
     fn uuid(&self) -> Uuid {
         let now = self.now();
-        let (seconds, nanos) = (
-            now.as_second().max(0) as u64,
-            now.subsec_nanosecond().unsigned_abs(),
-        );
+        let (seconds, nanos) = (now.as_second().max(0) as u64, now.subsec_nanosecond().unsigned_abs());
         Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos))
     }
 }
@@ -52,9 +49,7 @@ pub struct SystemClock {
 impl SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 
     pub fn shared() -> SharedClock {
@@ -100,11 +95,7 @@ pub struct ManualClock {
 
 impl ManualClock {
     pub fn starting_at(base: Timestamp) -> Arc<Self> {
-        Arc::new(Self {
-            base,
-            real: SystemClock::new(),
-            advanced: watch::Sender::new(Duration::ZERO),
-        })
+        Arc::new(Self { base, real: SystemClock::new(), advanced: watch::Sender::new(Duration::ZERO) })
     }
 
     /// Moves wall and monotonic time forward.
@@ -128,9 +119,7 @@ impl Clock for ManualClock {
         let start = *advanced.borrow_and_update();
         let real = self.real.sleep(duration);
         let real_start = self.real.elapsed();
-        let clock = SystemClock {
-            start: self.real.start,
-        };
+        let clock = SystemClock { start: self.real.start };
         Box::pin(async move {
             tokio::pin!(real);
             loop {

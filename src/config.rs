@@ -65,20 +65,10 @@ pub struct ZoomArgs {
     #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND")]
     pub zoom_rate_limit: Option<f64>,
     /// Where the API is (a region, a government cloud, the simulator)
-    #[arg(
-        long,
-        env = "ZOOM_API_BASE_URL",
-        value_name = "URL",
-        default_value = "https://api.zoom.us/v2"
-    )]
+    #[arg(long, env = "ZOOM_API_BASE_URL", value_name = "URL", default_value = "https://api.zoom.us/v2")]
     pub zoom_api_base_url: String,
     /// Where tokens come from
-    #[arg(
-        long,
-        env = "ZOOM_OAUTH_BASE_URL",
-        value_name = "URL",
-        default_value = "https://zoom.us"
-    )]
+    #[arg(long, env = "ZOOM_OAUTH_BASE_URL", value_name = "URL", default_value = "https://zoom.us")]
     pub zoom_oauth_base_url: String,
     /// The longest a request may take
     #[arg(long, env = "REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -108,12 +98,7 @@ pub struct ZoomArgs {
 #[command(next_help_heading = "Service")]
 pub struct ServiceArgs {
     /// Where to listen; another address than loopback needs API_KEYS
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        value_name = "ADDR",
-        default_value = "127.0.0.1:8080"
-    )]
+    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub listen_addr: SocketAddr,
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
     #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
@@ -178,10 +163,7 @@ impl ZoomArgs {
         if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
             errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());
         }
-        if self
-            .zoom_rate_limit
-            .is_some_and(|limit| !(0.0..=10_000.0).contains(&limit))
-        {
+        if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
             errors.push("ZOOM_RATE_LIMIT must be from 0 (no pacing) to 10000 requests a second".to_owned());
         }
         for (name, url) in [
@@ -209,11 +191,7 @@ impl ZoomArgs {
         Ok(ZoomSettings {
             api_base: self.zoom_api_base_url.clone(),
             oauth_base: self.zoom_oauth_base_url.clone(),
-            credentials: Credentials {
-                account_id,
-                client_id,
-                client_secret,
-            },
+            credentials: Credentials { account_id, client_id, client_secret },
             limit: self.limit(),
             connect_timeout: self.connect_timeout,
             request_timeout: self.request_timeout,
@@ -250,11 +228,7 @@ impl ServiceArgs {
     pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
         use secrecy::ExposeSecret;
         let mut errors = Vec::new();
-        let text = self
-            .api_keys
-            .as_ref()
-            .map(ExposeSecret::expose_secret)
-            .unwrap_or_default();
+        let text = self.api_keys.as_ref().map(ExposeSecret::expose_secret).unwrap_or_default();
         let api_keys = ApiKeys::parse(text).unwrap_or_else(|error| {
             errors.push(format!("API_KEYS: {error}"));
             ApiKeys::default()
@@ -303,9 +277,7 @@ fn secret(text: &str) -> Result<SecretString, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || "must be a time such as 500ms, 30s, 12h or 7d".to_owned();
     let span: Span = text.parse().map_err(|_| bad())?;
-    let seconds = span
-        .total((Unit::Second, SpanRelativeTo::days_are_24_hours()))
-        .map_err(|_| bad())?;
+    let seconds = span.total((Unit::Second, SpanRelativeTo::days_are_24_hours())).map_err(|_| bad())?;
     Duration::try_from_secs_f64(seconds).map_err(|_| bad())
 }
 
@@ -325,9 +297,7 @@ mod tests {
     fn settings(line: &str) -> Result<AppSettings, String> {
         let words = std::iter::once("x").chain(line.split_whitespace());
         let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
-        line.service
-            .settings(&line.zoom)
-            .map_err(|error| error.to_string())
+        line.service.settings(&line.zoom).map_err(|error| error.to_string())
     }
 
     const ACCOUNT: &str = "--zoom-account-id a --zoom-client-id c --zoom-client-secret hush-hush";
@@ -369,29 +339,16 @@ mod tests {
 
     #[test]
     fn times_are_read_in_words_people_use() {
-        for (text, seconds) in [
-            ("500ms", 0.5),
-            ("30s", 30.0),
-            ("12h", 43_200.0),
-            ("7d", 604_800.0),
-        ] {
-            assert!(
-                (duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9,
-                "{text}"
-            );
+        for (text, seconds) in [("500ms", 0.5), ("30s", 30.0), ("12h", 43_200.0), ("7d", 604_800.0)] {
+            assert!((duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9, "{text}");
         }
         assert!(duration("-5s").is_err() && duration("7").is_err());
     }
 
     #[test]
     fn settings_can_be_printed_without_secrets() {
-        let printed = format!(
-            "{:?}",
-            settings(&format!("{ACCOUNT} --api-keys me:0123456789abcdef")).unwrap()
-        );
-        assert!(
-            !printed.contains("hush-hush") && !printed.contains("0123456789abcdef"),
-            "{printed}"
-        );
+        let printed =
+            format!("{:?}", settings(&format!("{ACCOUNT} --api-keys me:0123456789abcdef")).unwrap());
+        assert!(!printed.contains("hush-hush") && !printed.contains("0123456789abcdef"), "{printed}");
     }
 }

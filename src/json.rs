@@ -25,7 +25,5 @@ pub fn text_of(raw: &RawValue) -> Option<String> {
         }
     }
     // `deserialize_bytes` is serde_json's documented way to read strings that may hold lone surrogates.
-    serde_json::Deserializer::from_str(raw.get())
-        .deserialize_bytes(Lossy)
-        .ok()
+    serde_json::Deserializer::from_str(raw.get()).deserialize_bytes(Lossy).ok()
 }

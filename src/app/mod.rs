@@ -65,10 +65,8 @@ impl App {
         let listener = TcpListener::bind(settings.listen)
             .await
             .and_then(|listener| listener.local_addr().map(|address| (listener, address)));
-        let (listener, address) = listener.map_err(|error| AppError::Listen {
-            address: settings.listen,
-            error,
-        })?;
+        let (listener, address) =
+            listener.map_err(|error| AppError::Listen { address: settings.listen, error })?;
         let account = Account::new(settings.zoom, clock.clone())?;
         let jobs = Jobs::start(settings.jobs, account.clone(), clock.clone()).await?;
         let stopping = CancellationToken::new();
@@ -81,13 +79,7 @@ impl App {
         };
         let server = tokio::spawn(serve(listener, state, clock));
         tracing::info!(%address, "listening");
-        Ok(Self {
-            address,
-            jobs,
-            stopping,
-            server,
-            _lock: lock,
-        })
+        Ok(Self { address, jobs, stopping, server, _lock: lock })
     }
 
     /// Stops in order: long answers end, jobs stop where they stand, open connections get a moment to finish.
@@ -124,10 +116,7 @@ pub fn account(settings: ZoomSettings, clock: &SharedClock) -> Result<Arc<Accoun
 
 /// Makes the data directory and locks it for this process.
 fn lock(data_dir: &Path) -> Result<File, AppError> {
-    let unusable = |error| AppError::DataDir {
-        path: data_dir.to_owned(),
-        error,
-    };
+    let unusable = |error| AppError::DataDir { path: data_dir.to_owned(), error };
     std::fs::create_dir_all(data_dir).map_err(unusable)?;
     let file = File::options()
         .create(true)
@@ -137,9 +126,7 @@ fn lock(data_dir: &Path) -> Result<File, AppError> {
         .map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(AppError::Locked {
-            path: data_dir.to_owned(),
-        }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(AppError::Locked { path: data_dir.to_owned() }),
         Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
     }
 }

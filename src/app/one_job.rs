@@ -56,11 +56,7 @@ pub enum OneJobError {
         "{} holds an extraction of {there}; choose another place, or remove {} to begin anew",
         place.display(), capture.display()
     )]
-    OtherRequest {
-        place: PathBuf,
-        capture: PathBuf,
-        there: String,
-    },
+    OtherRequest { place: PathBuf, capture: PathBuf, there: String },
     #[error("{} exists already; choose another name or remove it", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
@@ -123,16 +119,7 @@ impl OneJob {
         if continues {
             check_same(&location, &request, &output, &directory).await?;
         }
-        Ok(Self {
-            account,
-            clock,
-            request,
-            settings,
-            output,
-            directory,
-            continues,
-            _lock: lock,
-        })
+        Ok(Self { account, clock, request, settings, output, directory, continues, _lock: lock })
     }
 
     /// Runs to the end; `report` gets the figures five times a second.
@@ -143,13 +130,8 @@ impl OneJob {
     ) -> Result<Report, OneJobError> {
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
-        let figures = || {
-            progress.snapshot(
-                &lane.traffic,
-                self.account.budget().waiting(),
-                self.clock.elapsed(),
-            )
-        };
+        let figures =
+            || progress.snapshot(&lane.traffic, self.account.budget().waiting(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
             facts: vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
@@ -174,10 +156,7 @@ impl OneJob {
         progress.load(&outcome.counts);
         let last = figures();
         report(&last);
-        let input = AssembleInput {
-            directory: self.directory.clone(),
-            cancel,
-        };
+        let input = AssembleInput { directory: self.directory.clone(), cancel };
         match &self.output {
             Output::Directory(target) => assemble_directory(input, target.clone()).await?,
             Output::Zip(target) => {
@@ -189,11 +168,7 @@ impl OneJob {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
             std::fs::remove_dir_all(&self.directory)?;
         }
-        Ok(Report {
-            outcome,
-            last,
-            failures,
-        })
+        Ok(Report { outcome, last, failures })
     }
 }
 
@@ -206,11 +181,7 @@ async fn check_same(
     let mut reader = location.open_reader().await?;
     // A capture whose plan was never committed belongs to nobody yet.
     let stored = reader.has_plan().await?;
-    let stored = if stored {
-        reader.meta("request").await?
-    } else {
-        None
-    };
+    let stored = if stored { reader.meta("request").await? } else { None };
     reader.close().await;
     let Some(stored) = stored.and_then(|text| serde_json::from_str::<ExtractRequest>(&text).ok()) else {
         return Ok(());

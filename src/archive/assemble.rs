@@ -71,7 +71,7 @@ pub async fn assemble_directory(input: AssembleInput, target: PathBuf) -> Result
 async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFile, ArchiveError> {
     let mut assembly = Assembly::begin(input).await?;
     assembly.hash_all().await?;
-    let mut sink = ZipSink::new(File::create(temporary)?);
+    let mut sink = ZipSink::new(File::create(temporary)?, assembly.facts.started());
     let mut after = String::new();
     while let Some((name, content)) = assembly.entry_after(&after).await? {
         let mut entry = sink.entry(&name)?;
@@ -86,8 +86,7 @@ async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFil
 }
 
 fn sync_parent(path: &Path) -> std::io::Result<()> {
-    path.parent()
-        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Inflating and hashing would hold up the threads that serve sockets.
@@ -118,12 +117,7 @@ impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
         if raw.len() <= GLUE_MOST {
             self.glue(raw)
         } else {
-            ZipEntry::piece(
-                self,
-                &pack(raw, TEXT_LEVEL),
-                raw.len() as u64,
-                crc32fast::hash(raw),
-            )
+            ZipEntry::piece(self, &pack(raw, TEXT_LEVEL), raw.len() as u64, crc32fast::hash(raw))
         }
     }
 }
@@ -156,11 +150,7 @@ impl Entry for Hashing {
 
 impl Hashing {
     fn hex(self) -> String {
-        self.0
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -173,11 +163,7 @@ pub async fn failures_page(
     let mut reader = Location::in_directory(directory).open_reader().await?;
     let rows = reader.failures(after.unwrap_or(i64::MIN), most as i64).await?;
     reader.close().await;
-    let next = if rows.len() == most {
-        rows.last().map(|row| row.id)
-    } else {
-        None
-    };
+    let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }
 
@@ -204,12 +190,7 @@ impl<'a> Assembly<'a> {
             });
         }
         let scratch = Scratch::create(&input.directory).await?;
-        Ok(Self {
-            input,
-            reader,
-            scratch,
-            facts,
-        })
+        Ok(Self { input, reader, scratch, facts })
     }
 
     async fn end(self) {
@@ -217,11 +198,7 @@ impl<'a> Assembly<'a> {
     }
 
     fn check_cancelled(&self) -> Result<(), ArchiveError> {
-        if self.input.cancel.is_cancelled() {
-            Err(ArchiveError::Cancelled)
-        } else {
-            Ok(())
-        }
+        if self.input.cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
     }
 
     /// Names and hashes every file.
@@ -244,9 +221,7 @@ impl<'a> Assembly<'a> {
         ] {
             let mut hashing = Hashing::default();
             self.write(content, &mut hashing).await?;
-            self.scratch
-                .add_entry(name, content, Some(&hashing.hex()))
-                .await?;
+            self.scratch.add_entry(name, content, Some(&hashing.hex())).await?;
         }
         Ok(self.scratch.add_entry(layout::SUMS, Content::Sums, None).await?)
     }
@@ -259,9 +234,7 @@ impl<'a> Assembly<'a> {
             after = last.id;
             for session in &sessions {
                 let name = SessionInfo::read(&session.info).name;
-                self.scratch
-                    .add_session(session.id, &layout::key(&session.zoom_id), &name)
-                    .await?;
+                self.scratch.add_session(session.id, &layout::key(&session.zoom_id), &name).await?;
             }
         }
         for id in self.scratch.colliding().await? {
@@ -308,9 +281,7 @@ impl<'a> Assembly<'a> {
         }
         whole.update(frame.after.as_bytes());
         let name = layout::session_entry(&key, &info.name);
-        self.scratch
-            .add_entry(&name, Content::Session(session.id), Some(&Hashing(whole).hex()))
-            .await?;
+        self.scratch.add_entry(&name, Content::Session(session.id), Some(&Hashing(whole).hex())).await?;
         files.push(name);
         files.sort();
         let line = render::session_line(&session.zoom_id, &key, &info, &files, totals, not_found);
@@ -388,13 +359,7 @@ impl<'a, E: Entry> Lines<'a, E> {
     const AT_A_TIME: usize = 128 << 10;
 
     fn new(entry: &'a mut E, before: &[u8], separator: &'static [u8]) -> Self {
-        Self {
-            entry,
-            buffer: before.to_vec(),
-            separator,
-            first: true,
-            written: Ok(()),
-        }
+        Self { entry, buffer: before.to_vec(), separator, first: true, written: Ok(()) }
     }
 
     fn push(&mut self, line: &str) {

@@ -25,16 +25,12 @@ impl DirectorySink {
         for folder in FOLDERS {
             fs::create_dir_all(staging.join(folder))?;
         }
-        Ok(Self {
-            staging: staging.to_owned(),
-        })
+        Ok(Self { staging: staging.to_owned() })
     }
 
     pub fn entry(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
         let file = File::create_new(self.staging.join(name))?;
-        Ok(DirectoryEntry {
-            file: BufWriter::new(file),
-        })
+        Ok(DirectoryEntry { file: BufWriter::new(file) })
     }
 
     /// Moves the finished tree into `target`; what an earlier run left of these folders is replaced.
@@ -80,10 +76,7 @@ impl DirectoryEntry {
     }
 
     pub fn finish(self) -> Result<(), ArchiveError> {
-        let file = self
-            .file
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)?;
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         file.sync_all()?;
         Ok(())
     }

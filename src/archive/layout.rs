@@ -21,26 +21,13 @@ const HASH_DIGITS: usize = 16;
 
 /// The file key of a session: its id where that is a safe file name, else a readable, unique encoding of it.
 pub fn key(id: &str) -> String {
-    if is_safe(id) {
-        id.to_owned()
-    } else {
-        hashed_key(id)
-    }
+    if is_safe(id) { id.to_owned() } else { hashed_key(id) }
 }
 
 /// The key of a session whose plain key another one already took (ids that differ only in the case of letters).
 pub fn hashed_key(id: &str) -> String {
-    let readable: String = id
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(32)
-        .collect();
+    let readable: String =
+        id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect();
     let hash = Sha256::digest(id.as_bytes());
     let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}~{}", readable.trim_matches('_'), &digits[..HASH_DIGITS])
@@ -62,12 +49,10 @@ fn is_safe(id: &str) -> bool {
 /// Names that Windows keeps for devices, with any extension.
 fn is_device(name: &str) -> bool {
     let stem = name.split('.').next().unwrap_or(name).to_ascii_uppercase();
-    matches!(
-        stem.as_str(),
-        "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$"
-    ) || (stem.len() == 4
-        && (stem.starts_with("COM") || stem.starts_with("LPT"))
-        && stem.as_bytes()[3].is_ascii_digit())
+    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
+        || (stem.len() == 4
+            && (stem.starts_with("COM") || stem.starts_with("LPT"))
+            && stem.as_bytes()[3].is_ascii_digit())
 }
 
 /// A session's name as the readable part of a file name; letters and digits of any script stay.
@@ -161,11 +146,7 @@ mod tests {
             "LPT9.json",
         ];
         let mut seen = HashMap::new();
-        for id in ids
-            .iter()
-            .map(ToString::to_string)
-            .chain(["a".repeat(300), "a".repeat(301)])
-        {
+        for id in ids.iter().map(ToString::to_string).chain(["a".repeat(300), "a".repeat(301)]) {
             let key = key(&id);
             check(&session_entry(&key, "../../x"));
             assert_eq!(seen.insert(key.to_lowercase(), id.clone()), None, "{id:?}");

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -36,10 +37,7 @@ impl Facts {
             .and_then(|text| serde_json::from_str(&text).ok())
             .ok_or_else(damaged)?;
         let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
-        let traffic = reader
-            .meta("traffic")
-            .await?
-            .and_then(|text| serde_json::from_str(&text).ok());
+        let traffic = reader.meta("traffic").await?.and_then(|text| serde_json::from_str(&text).ok());
         Ok(Self {
             from: day("from"),
             to: day("to"),
@@ -51,6 +49,13 @@ impl Facts {
             traffic: traffic.unwrap_or(Value::Null),
             request,
         })
+    }
+}
+
+impl Facts {
+    /// When the extraction began.
+    pub fn started(&self) -> Timestamp {
+        self.started_at.parse().unwrap_or_default()
     }
 }
 
@@ -77,10 +82,7 @@ impl SessionInfo {
                 .unwrap_or_else(|_| text_of(raw).map_or(Value::Null, Value::String))
         };
         Self {
-            name: members
-                .get("name")
-                .and_then(|raw| text_of(raw))
-                .unwrap_or_default(),
+            name: members.get("name").and_then(|raw| text_of(raw)).unwrap_or_default(),
             kind: value("type"),
             status: value("status"),
             member_count: value("member_emails").as_array().map_or(0, Vec::len),
@@ -173,11 +175,7 @@ pub struct FailureLine {
 impl From<FailureRow> for FailureLine {
     fn from(row: FailureRow) -> Self {
         Self {
-            what: if row.session_id.is_some() {
-                "session"
-            } else {
-                "listing"
-            },
+            what: if row.session_id.is_some() { "session" } else { "listing" },
             session_id: row.session_id,
             window_from: row.window.0.to_string(),
             window_to: row.window.1.to_string(),

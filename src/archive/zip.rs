@@ -2,6 +2,9 @@
 
 use std::io::{BufWriter, Write};
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
 use sha2::{Digest, Sha256};
 
@@ -36,33 +39,39 @@ impl<W: Write> Write for HashingWriter<W> {
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
     zip: ZipArchiveWriter<HashingWriter<BufWriter<W>>>,
+    modified: Option<UtcDateTime>,
 }
 
 impl<W: Write> ZipSink<W> {
-    pub fn new(writer: W) -> Self {
+    /// Every entry carries the time `modified`, which comes from the capture: the same capture gives the same bytes.
+    pub fn new(writer: W, modified: Timestamp) -> Self {
         let inner = BufWriter::with_capacity(1 << 20, writer);
-        Self {
-            zip: ZipArchiveWriter::new(HashingWriter {
-                inner,
-                hash: Sha256::new(),
-                size: 0,
-            }),
-        }
+        let civil = modified.to_zoned(TimeZone::UTC).datetime();
+        let part = |value: i8| value.unsigned_abs();
+        let modified = UtcDateTime::from_components(
+            civil.year().unsigned_abs(),
+            part(civil.month()),
+            part(civil.day()),
+            part(civil.hour()),
+            part(civil.minute()),
+            part(civil.second()),
+            0,
+        );
+        Self { zip: ZipArchiveWriter::new(HashingWriter { inner, hash: Sha256::new(), size: 0 }), modified }
     }
 
     /// Begins an entry whose bytes come as pieces of deflate.
     pub fn entry(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
-        let (writer, _) = self
+        let mut file = self
             .zip
             .new_file(name)
             .compression_method(CompressionMethod::DEFLATE)
-            .unix_permissions(PERMISSIONS)
-            .start()?;
-        Ok(ZipEntry {
-            writer,
-            crc: crc32fast::Hasher::new(),
-            raw_len: 0,
-        })
+            .unix_permissions(PERMISSIONS);
+        if let Some(modified) = self.modified {
+            file = file.last_modified(modified);
+        }
+        let (writer, _) = file.start()?;
+        Ok(ZipEntry { writer, crc: crc32fast::Hasher::new(), raw_len: 0 })
     }
 
     /// Writes the directory and returns the file with its size and hash.
@@ -85,8 +94,7 @@ impl<W: Write> ZipEntry<'_, W> {
     /// Appends a piece of deflate as it is; length and CRC are of what it inflates to.
     pub fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
         self.writer.write_all(packed)?;
-        self.crc
-            .combine(&crc32fast::Hasher::new_with_initial_len(crc32, raw_len));
+        self.crc.combine(&crc32fast::Hasher::new_with_initial_len(crc32, raw_len));
         self.raw_len += raw_len;
         Ok(())
     }
@@ -107,8 +115,7 @@ impl<W: Write> ZipEntry<'_, W> {
 
     pub fn finish(mut self) -> Result<(), ArchiveError> {
         self.writer.write_all(&FINAL_BLOCK)?;
-        self.writer
-            .finish(DataDescriptorOutput::new(self.crc.finalize(), self.raw_len))?;
+        self.writer.finish(DataDescriptorOutput::new(self.crc.finalize(), self.raw_len))?;
         Ok(())
     }
 }

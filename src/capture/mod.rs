@@ -50,15 +50,8 @@ impl CaptureError {
 impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
         // SQLITE_FULL, and what a full disk looks like from inside an fsync or a WAL extension.
-        let code = error
-            .as_database_error()
-            .and_then(|error| error.code())
-            .map(|code| code.into_owned());
-        if code.as_deref() == Some("13") {
-            Self::DiskFull
-        } else {
-            Self::Database(error)
-        }
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        if code.as_deref() == Some("13") { Self::DiskFull } else { Self::Database(error) }
     }
 }
 
@@ -124,9 +117,7 @@ pub struct Location {
 impl Location {
     /// The capture of the job whose files are in `directory`.
     pub fn in_directory(directory: &Path) -> Self {
-        Self {
-            path: directory.join(FILE_NAME),
-        }
+        Self { path: directory.join(FILE_NAME) }
     }
 
     pub fn exists(&self) -> bool {
@@ -140,9 +131,7 @@ impl Location {
     /// Opens for writing, with the schema in place. There must be one writer at a time.
     pub async fn open_writer(&self) -> Result<Writer, CaptureError> {
         let mut connection = self.options().create_if_missing(true).connect().await?;
-        let version: i64 = sqlx::query_scalar("PRAGMA user_version")
-            .fetch_one(&mut connection)
-            .await?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
             0 => create(&mut connection).await?,
             SCHEMA_VERSION => {}
@@ -170,12 +159,8 @@ impl Location {
 
 async fn create(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql(include_str!("schema.sql"))
-        .execute(&mut *transaction)
-        .await?;
-    sqlx::raw_sql("PRAGMA user_version = 1")
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }

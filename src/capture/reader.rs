@@ -132,9 +132,7 @@ impl Reader {
     }
 
     pub async fn window_numbers(&mut self) -> Result<Vec<i64>, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT idx FROM windows ORDER BY idx")
-            .fetch_all(&mut self.connection)
-            .await?)
+        Ok(sqlx::query_scalar("SELECT idx FROM windows ORDER BY idx").fetch_all(&mut self.connection).await?)
     }
 
     /// Sessions listed in a window.
@@ -165,11 +163,8 @@ impl Reader {
         .await?;
         let mut spans: Vec<(i64, Date, Date)> = Vec::new();
         for row in &rows {
-            let (window, from, to) = (
-                row.try_get("window")?,
-                date(row, "first_day")?,
-                date(row, "last_day")?,
-            );
+            let (window, from, to) =
+                (row.try_get("window")?, date(row, "first_day")?, date(row, "last_day")?);
             match spans.last_mut() {
                 Some(span) if span.0 == window && span.2.tomorrow().is_ok_and(|next| next == from) => {
                     span.2 = to
@@ -394,13 +389,7 @@ impl Reader {
         .fetch_all(&mut self.connection)
         .await?;
         rows.iter()
-            .map(|row| {
-                Ok((
-                    row.try_get("zoom_id")?,
-                    date(row, "first_day")?,
-                    date(row, "last_day")?,
-                ))
-            })
+            .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
             .collect()
     }
 }
@@ -421,8 +410,7 @@ fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
 
 fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
     let text: String = row.try_get(column)?;
-    text.parse()
-        .map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
+    text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
 }
 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
@@ -430,9 +418,7 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     let at: Option<String> = row.try_get("token_at")?;
     let resume = match (token, at) {
         (Some(token), Some(at)) => {
-            let at = at
-                .parse()
-                .map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
+            let at = at.parse().map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
             Some(PageToken { token, at })
         }
         _ => None,

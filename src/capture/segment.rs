@@ -71,9 +71,7 @@ pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, Capture
         .read_to_end(&mut raw)
         .map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
     if raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
-        return Err(CaptureError::Damaged(
-            "a segment is not what was stored".to_owned(),
-        ));
+        return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
     }
     Ok(raw)
 }
@@ -116,13 +114,6 @@ mod tests {
                     || read.unwrap() == inflate(&segment.data, segment.raw_len, segment.crc32).unwrap()
             );
         }
-        assert!(
-            inflate(
-                &segment.data[..segment.data.len() / 2],
-                segment.raw_len,
-                segment.crc32
-            )
-            .is_err()
-        );
+        assert!(inflate(&segment.data[..segment.data.len() / 2], segment.raw_len, segment.crc32).is_err());
     }
 }

@@ -109,19 +109,13 @@ pub struct Writer {
 impl Writer {
     pub(super) fn start(connection: SqliteConnection) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self {
-            sender,
-            task: tokio::spawn(run(connection, receiver)),
-        }
+        Self { sender, task: tokio::spawn(run(connection, receiver)) }
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
     pub async fn commit(&self, change: Change) -> Result<(), CaptureError> {
         let (sender, receiver) = oneshot::channel();
-        self.sender
-            .send((change, sender))
-            .await
-            .map_err(|_| CaptureError::WriterGone)?;
+        self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
         receiver.await.map_err(|_| CaptureError::WriterGone)?
     }
 
@@ -218,12 +212,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             )
             .await?;
         }
-        Change::MessagesPage {
-            page,
-            query,
-            segments,
-            repeats,
-        } => {
+        Change::MessagesPage { page, query, segments, repeats } => {
             messages_page(tx, page, query, segments).await?;
             if *repeats > 0 {
                 sqlx::query("UPDATE ranges SET repeats = repeats + ? WHERE id = ?")
@@ -257,15 +246,9 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             .await?;
             settle_unit(tx, *range).await?;
         }
-        Change::CutRange {
-            range,
-            reachable_from,
-            failure,
-            at,
-        } => {
-            let last_lost = reachable_from
-                .yesterday()
-                .map_err(|error| CaptureError::Damaged(error.to_string()))?;
+        Change::CutRange { range, reachable_from, failure, at } => {
+            let last_lost =
+                reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
             sqlx::query(
                 "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
                  SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
@@ -334,12 +317,7 @@ async fn fail(
     failure: &FailureNote,
     at: Timestamp,
 ) -> Result<(), CaptureError> {
-    sqlx::query(statement)
-        .bind(note(failure))
-        .bind(at.to_string())
-        .bind(id)
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(statement).bind(note(failure)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
     Ok(())
 }
 
@@ -392,12 +370,8 @@ async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -
         .await?;
         if let Some(unit) = unit {
             // The unit may have been probed for some days before it was listed: the whole window replaces those.
-            run_with_id(
-                tx,
-                "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)",
-                unit,
-            )
-            .await?;
+            run_with_id(tx, "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)", unit)
+                .await?;
             run_with_id(tx, "DELETE FROM ranges WHERE unit = ?", unit).await?;
             sqlx::query(
                 "INSERT INTO ranges (unit, window, first_day, last_day)

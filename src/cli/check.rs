@@ -20,10 +20,7 @@ pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<u8> {
     let steps = check(&account, &clock).await;
     for step in &steps {
         let mark = if step.ok { "ok  " } else { "FAIL" };
-        say(format_args!(
-            "{mark} {:<9} {:>6} ms  {}",
-            step.name, step.elapsed_ms, step.detail
-        ));
+        say(format_args!("{mark} {:<9} {:>6} ms  {}", step.name, step.elapsed_ms, step.detail));
         if let Some(help) = &step.help {
             say(format_args!("     -> {help}"));
         }

@@ -55,10 +55,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
     let app = App::start(settings(args, &simulator, &data_dir), clock.clone()).await?;
     let base = format!("http://{}", app.address);
-    say(format_args!(
-        "simulated Zoom account: {} ({LIMIT} requests/s)",
-        simulator.api_base_url()
-    ));
+    say(format_args!("simulated Zoom account: {} ({LIMIT} requests/s)", simulator.api_base_url()));
     say(format_args!("service:                {base}"));
     let shown = tokio::select! {
         shown = show(&base, &simulator, &args.archive, &clock) => shown,
@@ -106,10 +103,7 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
 
 /// What a user would do with curl: submit, follow, download, check.
 async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedClock) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .connect_timeout(Duration::from_secs(5))
-        .build()?;
+    let client = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
     let data = simulator.dataset();
     // From mid-month to mid-month: more than one window, none of them a calendar month.
     let (from, to) = (data.first_day(), data.last_day());
@@ -120,16 +114,10 @@ async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedC
     let id = job["id"].as_str().context("the answer has no id")?.to_owned();
     while ["queued", "running"].contains(&job["state"].as_str().unwrap_or_default()) {
         clock.sleep(Duration::from_secs(1)).await;
-        job = client
-            .get(format!("{base}/v1/jobs/{id}"))
-            .send()
-            .await?
-            .error_for_status()?
-            .json()
-            .await?;
+        job = client.get(format!("{base}/v1/jobs/{id}")).send().await?.error_for_status()?.json().await?;
         let progress = &job["progress"];
         say(format_args!(
-            "{:<10} {:>5.1} %  windows {}/{}  sessions {}  messages {:>7}  {:>4} requests at {:.1}/s",
+            "{:<10} {:>5.1} %  windows {}/{}  sessions {}  messages {:>7}  {:>4} requests{}",
             job["state"].as_str().unwrap_or_default(),
             progress["percent"].as_f64().unwrap_or(0.0),
             progress["windows_listed"],
@@ -137,17 +125,17 @@ async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedC
             progress["sessions_total"],
             grouped(progress["messages"].as_u64().unwrap_or(0)),
             progress["requests"],
-            progress["requests_per_second"].as_f64().unwrap_or(0.0)
+            progress["requests_per_second"]
+                .as_f64()
+                .map(|rate| format!(" at {rate:.1}/s"))
+                .unwrap_or_default()
         ));
     }
     if job["state"] != "completed" {
         bail!("the job ended as {}: {}", job["state"], job["error"]["detail"]);
     }
     let hash = download(&client, &format!("{base}/v1/jobs/{id}/archive"), archive).await?;
-    ensure!(
-        job["archive"]["sha256"] == hash.as_str(),
-        "the download's hash is not the job's"
-    );
+    ensure!(job["archive"]["sha256"] == hash.as_str(), "the download's hash is not the job's");
     let mut truth = [0_u64; 3];
     for session in 0..data.session_count() {
         for (kind, _) in data.items(session, from, to, ItemOptions::default()) {
@@ -160,15 +148,8 @@ async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedC
         }
     }
     let figure = |name: &str| job["progress"][name].as_u64().unwrap_or(0);
-    let got = [
-        figure("messages"),
-        figure("edited_messages"),
-        figure("deleted_messages"),
-    ];
-    ensure!(
-        got == truth,
-        "the account holds {truth:?} items, the archive {got:?}"
-    );
+    let got = [figure("messages"), figure("edited_messages"), figure("deleted_messages")];
+    ensure!(got == truth, "the account holds {truth:?} items, the archive {got:?}");
     let [messages, edited, deleted] = got.map(grouped);
     say(format_args!(
         "\nverified: {messages} messages, {edited} edited, {deleted} deleted: as many as the account holds; sha256 {hash}"
@@ -176,10 +157,7 @@ async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedC
     say(format_args!("archive:  {}", archive.display()));
     say("\ntry next:");
     say(format_args!("  unzip -l {}", archive.display()));
-    say(format_args!(
-        "  unzip -p {} _metadata/extraction_summary.json",
-        archive.display()
-    ));
+    say(format_args!("  unzip -p {} _metadata/extraction_summary.json", archive.display()));
     say("  with `demo --keep`, in another terminal or browser:");
     say(format_args!("  {base}/docs/"));
     say(format_args!("  curl {base}/v1/jobs/{id}"));

@@ -20,10 +20,8 @@ use crate::shutdown;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
-#[command(
-    after_help = "The same command continues an interrupted run; parts that failed are tried again.\n\
-    Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use."
-)]
+#[command(after_help = "The same command continues an interrupted run; parts that failed are tried again.\n\
+    Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
 pub(super) struct ExtractArgs {
     /// First day, UTC, yyyy-mm-dd; at most six months back
     #[arg(long, value_name = "DATE")]
@@ -55,16 +53,11 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    let range = DateRange {
-        from: args.from_date,
-        to: args.to_date,
-    };
+    let range = DateRange { from: args.from_date, to: args.to_date };
     let errors = validate(range, clock.today());
     if !errors.is_empty() {
-        let lines: Vec<_> = errors
-            .iter()
-            .map(|(field, message)| format!("--{field}-date {message}"))
-            .collect();
+        let lines: Vec<_> =
+            errors.iter().map(|(field, message)| format!("--{field}-date {message}")).collect();
         return Err(WrongUse(lines.join("\n")).into());
     }
     let request = ExtractRequest {
@@ -81,42 +74,24 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         sessions: SessionFilter::default(),
         label: None,
     };
-    let output = args
-        .zip
-        .clone()
-        .map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
+    let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
     let settings = args.zoom.extract_settings();
-    let job = OneJob::prepare(
-        args.zoom.settings()?,
-        settings,
-        request,
-        output.clone(),
-        clock.clone(),
-    )
-    .await?;
+    let job =
+        OneJob::prepare(args.zoom.settings()?, settings, request, output.clone(), clock.clone()).await?;
     if job.continues {
         eprintln!("going on with what {} holds already", output.path().display());
     }
     let stop = shutdown::on_signal()?;
     let mut reporter = Reporter::new(clock.elapsed());
-    let ended = job
-        .run(stop, |snapshot| reporter.show(snapshot, clock.elapsed()))
-        .await;
+    let ended = job.run(stop, |snapshot| reporter.show(snapshot, clock.elapsed())).await;
     reporter.clear();
     let report = ended.map_err(|error| explain(error, &output))?;
     tell(&report, &output);
-    Ok(if report.outcome.failures() == 0 {
-        WHOLE
-    } else {
-        WITH_FAILURES
-    })
+    Ok(if report.outcome.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
 fn explain(error: OneJobError, output: &Output) -> anyhow::Error {
-    let go_on = format!(
-        "what was received is kept; the same command goes on ({})",
-        output.path().display()
-    );
+    let go_on = format!("what was received is kept; the same command goes on ({})", output.path().display());
     match &error {
         OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) => {
@@ -143,14 +118,10 @@ fn tell(report: &Report, output: &Output) {
     ));
     let failures = report.outcome.failures();
     if failures > 0 {
-        say(format_args!(
-            "{failures} parts are missing (all of them are in _metadata/failures.json):"
-        ));
+        say(format_args!("{failures} parts are missing (all of them are in _metadata/failures.json):"));
         for failure in &report.failures {
-            let what = failure
-                .session_id
-                .as_deref()
-                .map_or("listing".to_owned(), |id| format!("session {id:?}"));
+            let what =
+                failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));
             say(format_args!(
                 "  {what}, {} to {}: {}: {}",
                 failure.from, failure.to, failure.code, failure.message

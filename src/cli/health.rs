@@ -10,12 +10,7 @@ use super::{FAILED, WHOLE, say};
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Where the service listens
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        value_name = "ADDR",
-        default_value = "127.0.0.1:8080"
-    )]
+    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
     listen_addr: SocketAddr,
 }
 
@@ -27,10 +22,7 @@ pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<u8> {
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let client = reqwest::Client::builder()
-        .timeout(Duration::from_secs(4))
-        .no_proxy()
-        .build()?;
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(4)).no_proxy().build()?;
     match client.get(format!("http://{address}/readyz")).send().await {
         Ok(response) if response.status().is_success() => {
             say("ready");

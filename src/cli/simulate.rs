@@ -73,17 +73,9 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
     let simulator = Simulator::start(settings).await?;
     let [account, client, secret] = credentials;
     say("# a simulated Zoom account is up; to use it:");
-    say(format_args!(
-        "export ZOOM_API_BASE_URL={}",
-        simulator.api_base_url()
-    ));
-    say(format_args!(
-        "export ZOOM_OAUTH_BASE_URL={}",
-        simulator.oauth_base_url()
-    ));
-    say(format_args!(
-        "export ZOOM_ACCOUNT_ID={account} ZOOM_CLIENT_ID={client} ZOOM_CLIENT_SECRET={secret}"
-    ));
+    say(format_args!("export ZOOM_API_BASE_URL={}", simulator.api_base_url()));
+    say(format_args!("export ZOOM_OAUTH_BASE_URL={}", simulator.oauth_base_url()));
+    say(format_args!("export ZOOM_ACCOUNT_ID={account} ZOOM_CLIENT_ID={client} ZOOM_CLIENT_SECRET={secret}"));
     say(format_args!(
         "# messages from {} to {}",
         simulator.dataset().first_day(),

@@ -13,10 +13,7 @@ use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
 /// Zoom's names for what the app must be allowed (vendor's description of both endpoints): the classic pair, or the
 /// granular pair.
 const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
-const GRANULAR: [&str; 2] = [
-    "report:read:list_chat_sessions:admin",
-    "report:read:chat_session:admin",
-];
+const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
 /// A check is for a person who waits: few tries.
 const ATTEMPTS: u32 = 2;
 
@@ -33,13 +30,8 @@ pub struct Step {
 
 /// Runs the steps in order and stops at the first that fails.
 pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Vec<Step> {
-    let mut steps = vec![Step {
-        name: "settings",
-        ok: true,
-        elapsed_ms: 0,
-        detail: account.describe(),
-        help: None,
-    }];
+    let mut steps =
+        vec![Step { name: "settings", ok: true, elapsed_ms: 0, detail: account.describe(), help: None }];
     let lane = account.lane();
     let today = clock.today();
     let from = windows::oldest_reachable(today).max(today.saturating_sub(jiff::Span::new().days(27)));
@@ -56,52 +48,24 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
     };
     steps.push(fine("token", elapsed, "Zoom gave an access token".to_owned()));
 
-    let granted: Vec<&str> = token
-        .scopes
-        .split([' ', ','])
-        .filter(|scope| !scope.is_empty())
-        .collect();
+    let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
     let missing = |wanted: [&'static str; 2]| -> Vec<&str> {
-        wanted
-            .into_iter()
-            .filter(|scope| !granted.contains(scope))
-            .collect()
+        wanted.into_iter().filter(|scope| !granted.contains(scope)).collect()
     };
     if !granted.is_empty() && !missing(CLASSIC).is_empty() && !missing(GRANULAR).is_empty() {
-        let detail = format!(
-            "the token has: {}; missing: {}",
-            token.scopes,
-            missing(GRANULAR).join(", ")
-        );
+        let detail = format!("the token has: {}; missing: {}", token.scopes, missing(GRANULAR).join(", "));
         let help = help_for(FailureKind::MissingScopes);
-        steps.push(Step {
-            name: "scopes",
-            ok: false,
-            elapsed_ms: 0,
-            detail,
-            help: Some(help.to_owned()),
-        });
+        steps.push(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help.to_owned()) });
         return steps;
     }
-    steps.push(fine(
-        "scopes",
-        Duration::ZERO,
-        format!("granted: {}", token.scopes),
-    ));
+    steps.push(fine("scopes", Duration::ZERO, format!("granted: {}", token.scopes)));
 
     let started = clock.elapsed();
-    let call = Call::ListSessions {
-        from,
-        to: today,
-        page_token: None,
-    };
+    let call = Call::ListSessions { from, to: today, page_token: None };
     let listed = lane
         .fetch(&call, ATTEMPTS, |body| {
             let page = Page::read(&body, SESSIONS)?;
-            let first = page.arrays[0]
-                .first()
-                .map(|info| SessionHead::read(info))
-                .transpose()?;
+            let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
             Ok((page.arrays[0].len(), first.map(|head| head.id)))
         })
         .await;
@@ -135,38 +99,18 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
         custom_emoji_reactions: true,
         by_modification_time: false,
     };
-    let call = Call::Messages {
-        session_id: id.into(),
-        from,
-        to: today,
-        page_token: None,
-        choice,
-    };
-    let read = lane
-        .fetch(&call, ATTEMPTS, |body| {
-            Ok(Page::read(&body, MESSAGES)?.arrays[0].len())
-        })
-        .await;
+    let call = Call::Messages { session_id: id.into(), from, to: today, page_token: None, choice };
+    let read = lane.fetch(&call, ATTEMPTS, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len())).await;
     let elapsed = clock.elapsed().saturating_sub(started);
     steps.push(match read {
-        Ok(count) => fine(
-            "messages",
-            elapsed,
-            format!("{count} messages on the first page of one session"),
-        ),
+        Ok(count) => fine("messages", elapsed, format!("{count} messages on the first page of one session")),
         Err(ended) => failed("messages", elapsed, &failure_of(ended)),
     });
     steps
 }
 
 fn fine(name: &'static str, elapsed: Duration, detail: String) -> Step {
-    Step {
-        name,
-        ok: true,
-        elapsed_ms: elapsed.as_millis() as u64,
-        detail,
-        help: None,
-    }
+    Step { name, ok: true, elapsed_ms: elapsed.as_millis() as u64, detail, help: None }
 }
 
 fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {

@@ -26,29 +26,17 @@ pub(super) const MAX_RESTARTS: u32 = 5;
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let mut reader = shared.location.open_reader().await?;
     let windows = reader.windows().await?;
-    try_join_all(windows.iter().map(|window| {
-        list_window(
-            shared,
-            window.idx,
-            DateRange {
-                from: window.from,
-                to: window.to,
-            },
-        )
-    }))
+    try_join_all(
+        windows
+            .iter()
+            .map(|window| list_window(shared, window.idx, DateRange { from: window.from, to: window.to })),
+    )
     .await?;
     for (window, from, to) in reader.days_not_listed().await? {
-        shared
-            .writer
-            .commit(Change::ProbeDays { window, from, to })
-            .await?;
+        shared.writer.commit(Change::ProbeDays { window, from, to }).await?;
     }
     let counts = reader.counts().await?;
-    shared
-        .context
-        .progress
-        .units_total
-        .store(counts.units_total, Relaxed);
+    shared.context.progress.units_total.store(counts.units_total, Relaxed);
     reader.close().await;
     Ok(())
 }
@@ -99,35 +87,21 @@ fn read_page(body: &Bytes) -> Result<ListPage, String> {
 
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
     let context = &shared.context;
-    let days = DateRange {
-        from: list.from,
-        to: list.to,
-    };
+    let days = DateRange { from: list.from, to: list.to };
     let oldest = windows::oldest_reachable(context.clock.today());
     if days.to < oldest {
         let failure = out_of_reach(oldest);
         return Ok(shared
             .writer
-            .commit(Change::FailList {
-                list: list.id,
-                failure,
-                at: shared.now(),
-            })
+            .commit(Change::FailList { list: list.id, failure, at: shared.now() })
             .await?);
     }
     if days.from < oldest {
         let last_lost = oldest.yesterday().unwrap_or(days.from);
         let parts = vec![(days.from, last_lost), (oldest, days.to)];
-        return Ok(shared
-            .writer
-            .commit(Change::CutList { list: list.id, parts })
-            .await?);
+        return Ok(shared.writer.commit(Change::CutList { list: list.id, parts }).await?);
     }
-    let attempts = if days == whole {
-        context.settings.max_attempts
-    } else {
-        ATTEMPTS_FOR_A_PART
-    };
+    let attempts = if days == whole { context.settings.max_attempts } else { ATTEMPTS_FOR_A_PART };
     match follow(shared, list, attempts).await? {
         Ok(()) => Ok(()),
         Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
@@ -141,34 +115,20 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let young = |token: &&PageToken| {
         shared.now().duration_since(token.at).unsigned_abs() < context.settings.page_token_life
     };
-    let mut token = list
-        .resume
-        .as_ref()
-        .filter(young)
-        .map(|resume| resume.token.clone());
+    let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
     let mut seq = if token.is_some() { list.pages } else { 0 };
     let mut seen: HashSet<String> = token.iter().cloned().collect();
     let mut restarts = 0;
     if list.pages > 0 && token.is_none() {
-        shared
-            .writer
-            .commit(Change::RestartList { list: list.id })
-            .await?;
+        shared.writer.commit(Change::RestartList { list: list.id }).await?;
     }
     loop {
-        let call = Call::ListSessions {
-            from: list.from,
-            to: list.to,
-            page_token: token.clone(),
-        };
+        let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context.lane.fetch(&call, attempts, |body| read_page(&body)).await {
             Ok(page) => page,
             Err(Ended::Restart) if restarts < MAX_RESTARTS => {
                 restarts += 1;
-                shared
-                    .writer
-                    .commit(Change::RestartList { list: list.id })
-                    .await?;
+                shared.writer.commit(Change::RestartList { list: list.id }).await?;
                 (token, seq) = (None, 0);
                 seen.clear();
                 continue;
@@ -176,11 +136,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             Err(Ended::Restart) => return Ok(Err(token_trouble(FailureKind::Rejected, restarts))),
             // Zoom says 404 for "nothing there".
             Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && token.is_none() => {
-                ListPage {
-                    sessions: Vec::new(),
-                    next: None,
-                    unknown: Vec::new(),
-                }
+                ListPage { sessions: Vec::new(), next: None, unknown: Vec::new() }
             }
             Err(Ended::Failed(failure)) => return Ok(Err(failure)),
         };
@@ -202,22 +158,11 @@ async fn commit_page(shared: &Shared, list: &Chain, seq: i64, page: ListPage) ->
         .sessions
         .into_iter()
         .filter(|(head, _)| filter.matches(head))
-        .map(|(head, info)| ListedSession {
-            zoom_id: head.id,
-            info,
-        })
+        .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
-    let next = page.next.map(|token| PageToken {
-        token,
-        at: shared.now(),
-    });
+    let next = page.next.map(|token| PageToken { token, at: shared.now() });
     let found = sessions.len() as u64;
-    let page = PageOf {
-        chain: list.id,
-        seq,
-        next,
-        unknown: page.unknown,
-    };
+    let page = PageOf { chain: list.id, seq, next, unknown: page.unknown };
     shared.writer.commit(Change::ListPage { page, sessions }).await?;
     let progress = &shared.context.progress;
     progress.units_total.fetch_add(found, Relaxed);
@@ -236,19 +181,12 @@ async fn give_up(
     let change = match windows::cut(days) {
         Some(parts) => {
             tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
-            let parts = parts
-                .iter()
-                .map(|part| (part.from, part.to))
-                .collect::<Vec<(Date, Date)>>();
+            let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
             Change::CutList { list: list.id, parts }
         }
         None => {
             tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
-            Change::FailList {
-                list: list.id,
-                failure: note(failure),
-                at: shared.now(),
-            }
+            Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
         }
     };
     Ok(shared.writer.commit(change).await?)
@@ -259,11 +197,5 @@ pub(super) fn token_trouble(kind: FailureKind, attempts: u32) -> Failure {
         FailureKind::PageTokenLoop => "Zoom gave the same page token twice in one chain of pages",
         _ => "Zoom refused the page token each time the chain of pages began again",
     };
-    Failure {
-        kind,
-        status: Some(200),
-        zoom_code: None,
-        message: message.to_owned(),
-        attempts,
-    }
+    Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts }
 }

@@ -103,15 +103,9 @@ impl Progress {
         let totals = self.totals(traffic);
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         let sent = traffic.requests.load(Relaxed);
-        let requests_per_second = self
-            .rate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .measure(now, sent);
-        let (units_total, units_settled) = (
-            load(&self.units_total),
-            load(&self.units_done) + load(&self.units_failed),
-        );
+        let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
+        let (units_total, units_settled) =
+            (load(&self.units_total), load(&self.units_done) + load(&self.units_failed));
         let (windows_total, windows_listed) = (load(&self.windows_total), load(&self.windows_listed));
         let all_listed = windows_total > 0 && windows_listed == windows_total;
         // Until everything is listed the units seen so far are scaled up by the windows still to come.
@@ -122,13 +116,8 @@ impl Progress {
         } else {
             None
         };
-        let share = expected_units.map(|expected| {
-            if expected < 1.0 {
-                1.0
-            } else {
-                (units_settled as f64 / expected).min(1.0)
-            }
-        });
+        let share = expected_units
+            .map(|expected| if expected < 1.0 { 1.0 } else { (units_settled as f64 / expected).min(1.0) });
         let eta_seconds = match (expected_units, requests_per_second) {
             (Some(expected), Some(rate)) if rate > 0.01 && units_settled > 0 => {
                 let requests_a_unit = totals.requests as f64 / units_settled as f64;
@@ -160,11 +149,7 @@ impl Rate {
     /// An average that forgets over about ten seconds.
     fn measure(&mut self, now: Duration, requests: u64) -> Option<f64> {
         let Some(at) = self.at else {
-            *self = Self {
-                at: Some(now),
-                requests,
-                per_second: None,
-            };
+            *self = Self { at: Some(now), requests, per_second: None };
             return None;
         };
         let passed = now.saturating_sub(at).as_secs_f64();
@@ -173,14 +158,8 @@ impl Rate {
         }
         let current = (requests - self.requests) as f64 / passed;
         let weight = 1.0 - (-passed / 10.0).exp();
-        let smoothed = self
-            .per_second
-            .map_or(current, |old| old + (current - old) * weight);
-        *self = Self {
-            at: Some(now),
-            requests,
-            per_second: Some(smoothed),
-        };
+        let smoothed = self.per_second.map_or(current, |old| old + (current - old) * weight);
+        *self = Self { at: Some(now), requests, per_second: Some(smoothed) };
         self.per_second
     }
 }

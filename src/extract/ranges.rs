@@ -72,12 +72,7 @@ pub(super) async fn follow(shared: &Shared, mut range: PendingRange) -> Result<(
     }
     if range.chain.from < oldest {
         let (failure, at) = (out_of_reach(oldest), shared.now());
-        let cut = Change::CutRange {
-            range: range.chain.id,
-            reachable_from: oldest,
-            failure,
-            at,
-        };
+        let cut = Change::CutRange { range: range.chain.id, reachable_from: oldest, failure, at };
         shared.writer.commit(cut).await?;
         (range.chain.from, range.chain.pages, range.chain.resume) = (oldest, 0, None);
     }
@@ -87,10 +82,7 @@ pub(super) async fn follow(shared: &Shared, mut range: PendingRange) -> Result<(
         let previous = chain.previous.clone();
         let level = context.settings.compression_level;
         let attempts = context.settings.max_attempts;
-        let page = context
-            .lane
-            .fetch(&call, attempts, move |body| read_page(&body, &previous, level))
-            .await;
+        let page = context.lane.fetch(&call, attempts, move |body| read_page(&body, &previous, level)).await;
         let page = match page {
             Ok(page) => page,
             Err(Ended::Restart) if chain.restarts < MAX_RESTARTS => {
@@ -103,17 +95,8 @@ pub(super) async fn follow(shared: &Shared, mut range: PendingRange) -> Result<(
             }
             Err(Ended::Failed(failure)) => return ended(shared, &range, &chain, failure).await,
         };
-        if page
-            .next
-            .as_ref()
-            .is_some_and(|next| !chain.seen.insert(next.clone()))
-        {
-            return fail(
-                shared,
-                &range,
-                note(&token_trouble(FailureKind::PageTokenLoop, 1)),
-            )
-            .await;
+        if page.next.as_ref().is_some_and(|next| !chain.seen.insert(next.clone())) {
+            return fail(shared, &range, note(&token_trouble(FailureKind::PageTokenLoop, 1))).await;
         }
         chain.commit(shared, &range, &call, page).await?;
         if chain.token.is_none() {
@@ -131,12 +114,7 @@ async fn ended(
     failure: Failure,
 ) -> Result<(), ExtractError> {
     if failure.kind == FailureKind::NotFound && chain.seq == 0 {
-        shared
-            .writer
-            .commit(Change::RangeNotFound {
-                range: range.chain.id,
-            })
-            .await?;
+        shared.writer.commit(Change::RangeNotFound { range: range.chain.id }).await?;
         shared.context.progress.units_done.fetch_add(1, Relaxed);
         return Ok(());
     }
@@ -149,14 +127,7 @@ async fn ended(
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
     tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
-    shared
-        .writer
-        .commit(Change::FailRange {
-            range: range.chain.id,
-            failure,
-            at: shared.now(),
-        })
-        .await?;
+    shared.writer.commit(Change::FailRange { range: range.chain.id, failure, at: shared.now() }).await?;
     shared.context.progress.units_failed.fetch_add(1, Relaxed);
     Ok(())
 }
@@ -218,12 +189,7 @@ impl Pages {
     }
 
     async fn restart(&mut self, shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
-        shared
-            .writer
-            .commit(Change::RestartRange {
-                range: range.chain.id,
-            })
-            .await?;
+        shared.writer.commit(Change::RestartRange { range: range.chain.id }).await?;
         for (counter, counted) in counters(shared).iter().zip(self.counted) {
             counter.fetch_sub(counted, Relaxed);
         }
@@ -243,25 +209,12 @@ impl Pages {
         call: &Call,
         page: MessagesPage,
     ) -> Result<(), ExtractError> {
-        let next = page.next.clone().map(|token| PageToken {
-            token,
-            at: shared.now(),
-        });
-        let items = page
-            .segments
-            .each_ref()
-            .map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
-        let of = PageOf {
-            chain: range.chain.id,
-            seq: self.seq,
-            next,
-            unknown: page.unknown,
-        };
+        let next = page.next.clone().map(|token| PageToken { token, at: shared.now() });
+        let items =
+            page.segments.each_ref().map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
+        let of = PageOf { chain: range.chain.id, seq: self.seq, next, unknown: page.unknown };
         if page.repeats > 0 {
-            tracing::info!(
-                repeats = page.repeats,
-                "dropped items that the page before held already"
-            );
+            tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
         let change = Change::MessagesPage {
             page: of,
@@ -283,11 +236,7 @@ impl Pages {
 
 fn counters(shared: &Shared) -> [&std::sync::atomic::AtomicU64; 3] {
     let progress = &shared.context.progress;
-    [
-        &progress.messages,
-        &progress.edited_messages,
-        &progress.deleted_messages,
-    ]
+    [&progress.messages, &progress.edited_messages, &progress.deleted_messages]
 }
 
 /// The digests of a stored page, whose items are joined as the segment joined them.
@@ -297,8 +246,5 @@ fn digests_of(items: &[u8]) -> HashSet<[u8; 32]> {
     }
     let array = [b"[", items, b"]"].concat();
     let items: Vec<&serde_json::value::RawValue> = serde_json::from_slice(&array).unwrap_or_default();
-    items
-        .iter()
-        .map(|item| Sha256::digest(item.get().as_bytes()).into())
-        .collect()
+    items.iter().map(|item| Sha256::digest(item.get().as_bytes()).into()).collect()
 }

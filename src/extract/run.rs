@@ -105,13 +105,8 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
     let writer = location.open_writer().await?;
     let mut reader = location.open_reader().await?;
-    let shared = Arc::new(Shared {
-        context,
-        location,
-        writer,
-        found: Notify::new(),
-        listed: AtomicBool::new(false),
-    });
+    let shared =
+        Arc::new(Shared { context, location, writer, found: Notify::new(), listed: AtomicBool::new(false) });
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
@@ -151,19 +146,14 @@ impl Shared {
             let request = &self.context.request;
             let now = self.context.clock.now();
             let mut meta = self.context.facts.clone();
-            meta.push((
-                "request",
-                serde_json::to_string(request).expect("a request is plain data"),
-            ));
+            meta.push(("request", serde_json::to_string(request).expect("a request is plain data")));
             meta.push(("started_at", now.to_string()));
             if request.to >= self.context.clock.today() {
                 // Whatever was sent before this instant is asked for after it.
                 meta.push(("captured_until", now.to_string()));
             }
-            let windows = windows::plan(request.range())
-                .iter()
-                .map(|window| (window.from, window.to))
-                .collect();
+            let windows =
+                windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
             self.writer.commit(Change::Plan { windows, meta }).await?;
         }
         if self.context.retry_failed {
@@ -171,12 +161,7 @@ impl Shared {
         }
         if let Some(totals) = reader.meta("traffic").await? {
             let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
-            *self
-                .context
-                .progress
-                .earlier
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = totals;
+            *self.context.progress.earlier.lock().unwrap_or_else(PoisonError::into_inner) = totals;
         }
         self.context.progress.load(&reader.counts().await?);
         Ok(())
@@ -197,10 +182,9 @@ impl Shared {
                 };
                 let shared = self.clone();
                 let stop = self.context.cancel.clone();
-                chains.spawn(async move {
-                    stop.run_until_cancelled_owned(ranges::follow(&shared, range))
-                        .await
-                });
+                chains.spawn(
+                    async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await },
+                );
             }
             if exhausted && all_listed && chains.is_empty() {
                 return Ok(());
@@ -218,11 +202,7 @@ impl Shared {
 
     /// Every two seconds: the figures that only the capture knows, and the traffic so far.
     async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
-        while stop
-            .run_until_cancelled(self.context.clock.sleep(Duration::from_secs(2)))
-            .await
-            .is_some()
-        {
+        while stop.run_until_cancelled(self.context.clock.sleep(Duration::from_secs(2))).await.is_some() {
             if let Err(error) = self.refresh().await {
                 tracing::warn!(%error, "figures could not be refreshed");
             }
@@ -231,8 +211,9 @@ impl Shared {
 
     async fn refresh(&self) -> Result<(), ExtractError> {
         let mut reader = self.location.open_reader().await?;
-        let done = reader.counts().await?.sessions_done;
-        self.context.progress.sessions_done.store(done, Ordering::Relaxed);
+        let counts = reader.counts().await?;
+        self.context.progress.sessions_total.store(counts.sessions_total, Ordering::Relaxed);
+        self.context.progress.sessions_done.store(counts.sessions_done, Ordering::Relaxed);
         reader.close().await;
         self.leave_totals().await
     }
@@ -240,10 +221,7 @@ impl Shared {
     async fn leave_totals(&self) -> Result<(), ExtractError> {
         let totals = self.context.progress.totals(&self.context.lane.traffic);
         let text = serde_json::to_string(&totals).expect("totals are numbers");
-        Ok(self
-            .writer
-            .commit(Change::SetMeta(vec![("traffic", text)]))
-            .await?)
+        Ok(self.writer.commit(Change::SetMeta(vec![("traffic", text)])).await?)
     }
 
     pub(super) fn now(&self) -> Timestamp {

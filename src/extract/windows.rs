@@ -18,9 +18,7 @@ pub struct DateRange {
 
 /// The oldest day that Zoom still answers for.
 pub fn oldest_reachable(today: Date) -> Date {
-    today
-        .checked_sub(Span::new().months(REACH_MONTHS))
-        .unwrap_or(Date::MIN)
+    today.checked_sub(Span::new().months(REACH_MONTHS)).unwrap_or(Date::MIN)
 }
 
 /// Checks a range; one message for each field that is wrong, all at once.
@@ -28,10 +26,7 @@ pub fn validate(range: DateRange, today: Date) -> Vec<(&'static str, String)> {
     let mut errors = Vec::new();
     let oldest = oldest_reachable(today);
     if range.from > range.to {
-        errors.push((
-            "from",
-            format!("must not be after to ({} > {})", range.from, range.to),
-        ));
+        errors.push(("from", format!("must not be after to ({} > {})", range.from, range.to)));
     } else if range.from < oldest {
         errors.push((
             "from",
@@ -74,17 +69,8 @@ pub fn cut(range: DateRange) -> Option<Vec<DateRange>> {
         let days = range.from.until(range.to).ok()?.get_days();
         range.from.checked_add((days / 2).days()).ok()?
     };
-    let rest = DateRange {
-        from: middle.tomorrow().ok()?,
-        to: range.to,
-    };
-    Some(vec![
-        DateRange {
-            from: range.from,
-            to: middle,
-        },
-        rest,
-    ])
+    let rest = DateRange { from: middle.tomorrow().ok()?, to: range.to };
+    Some(vec![DateRange { from: range.from, to: middle }, rest])
 }
 
 #[cfg(test)]
@@ -96,10 +82,7 @@ mod tests {
     fn days() -> impl Strategy<Value = DateRange> {
         (0i32..4000, 0i32..200).prop_map(|(start, length)| {
             let from = date(2019, 1, 1).checked_add(start.days()).unwrap();
-            DateRange {
-                from,
-                to: from.checked_add(length.days()).unwrap(),
-            }
+            DateRange { from, to: from.checked_add(length.days()).unwrap() }
         })
     }
 
@@ -135,65 +118,31 @@ mod tests {
 
     #[test]
     fn month_ends_clamp() {
-        let windows = plan(DateRange {
-            from: date(2026, 1, 31),
-            to: date(2026, 4, 10),
-        });
-        let ends: Vec<_> = windows
-            .iter()
-            .map(|window| (window.from.to_string(), window.to.to_string()))
-            .collect();
-        let expected = [
-            ("2026-01-31", "2026-02-27"),
-            ("2026-02-28", "2026-03-27"),
-            ("2026-03-28", "2026-04-10"),
-        ];
+        let windows = plan(DateRange { from: date(2026, 1, 31), to: date(2026, 4, 10) });
+        let ends: Vec<_> =
+            windows.iter().map(|window| (window.from.to_string(), window.to.to_string())).collect();
+        let expected =
+            [("2026-01-31", "2026-02-27"), ("2026-02-28", "2026-03-27"), ("2026-03-28", "2026-04-10")];
         assert_eq!(ends, expected.map(|(from, to)| (from.to_owned(), to.to_owned())));
     }
 
     #[test]
     fn a_window_over_a_month_boundary_is_cut_there_first() {
-        let parts = cut(DateRange {
-            from: date(2026, 1, 15),
-            to: date(2026, 2, 14),
-        })
-        .unwrap();
-        assert_eq!(
-            parts[0],
-            DateRange {
-                from: date(2026, 1, 15),
-                to: date(2026, 1, 31)
-            }
-        );
-        assert_eq!(
-            parts[1],
-            DateRange {
-                from: date(2026, 2, 1),
-                to: date(2026, 2, 14)
-            }
-        );
+        let parts = cut(DateRange { from: date(2026, 1, 15), to: date(2026, 2, 14) }).unwrap();
+        assert_eq!(parts[0], DateRange { from: date(2026, 1, 15), to: date(2026, 1, 31) });
+        assert_eq!(parts[1], DateRange { from: date(2026, 2, 1), to: date(2026, 2, 14) });
     }
 
     #[test]
     fn every_wrong_field_is_named_at_once() {
         let today = date(2026, 8, 31);
         let fields = |from, to| {
-            validate(DateRange { from, to }, today)
-                .into_iter()
-                .map(|(field, _)| field)
-                .collect::<Vec<_>>()
+            validate(DateRange { from, to }, today).into_iter().map(|(field, _)| field).collect::<Vec<_>>()
         };
         assert!(fields(date(2026, 2, 28), date(2026, 8, 31)).is_empty());
         assert_eq!(fields(date(2026, 2, 27), date(2026, 9, 1)), ["from", "to"]);
         assert_eq!(fields(date(2026, 8, 3), date(2026, 8, 2)), ["from"]);
-        let message = &validate(
-            DateRange {
-                from: date(2025, 1, 1),
-                to: today,
-            },
-            today,
-        )[0]
-        .1;
+        let message = &validate(DateRange { from: date(2025, 1, 1), to: today }, today)[0].1;
         assert!(message.contains("2026-02-28"), "{message}");
     }
 }

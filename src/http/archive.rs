@@ -53,10 +53,7 @@ pub(super) async fn download(
         return Err(Problem::internal());
     };
     let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
-    if headers
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|known| etag_matches(known, &etag))
-    {
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| etag_matches(known, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
     let range = wanted_range(&headers, &etag, archive.size);
@@ -72,9 +69,7 @@ pub(super) async fn download(
             tracing::error!(%error, job.id = %job.id, "an archive could not be opened");
             Problem::internal()
         })?;
-        file.seek(SeekFrom::Start(from))
-            .await
-            .map_err(|_| Problem::internal())?;
+        file.seek(SeekFrom::Start(from)).await.map_err(|_| Problem::internal())?;
         Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
     };
     let request = &job.request;
@@ -86,18 +81,9 @@ pub(super) async fn download(
     fields.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     fields.insert(header::ETAG, etag);
-    fields.insert(
-        header::CONTENT_DISPOSITION,
-        text(format!("attachment; filename=\"{name}\"")),
-    );
-    fields.insert(
-        "repr-digest",
-        text(format!("sha-256=:{}:", base64_of_hex(&archive.sha256))),
-    );
-    fields.insert(
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("private, no-cache"),
-    );
+    fields.insert(header::CONTENT_DISPOSITION, text(format!("attachment; filename=\"{name}\"")));
+    fields.insert("repr-digest", text(format!("sha-256=:{}:", base64_of_hex(&archive.sha256))));
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     if status == StatusCode::PARTIAL_CONTENT {
         fields.insert(
             header::CONTENT_RANGE,
@@ -132,9 +118,7 @@ pub(super) fn etag_matches(if_none_match: &HeaderValue, etag: &HeaderValue) -> b
     let (Ok(list), Ok(etag)) = (if_none_match.to_str(), etag.to_str()) else {
         return false;
     };
-    list.split(',')
-        .map(str::trim)
-        .any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == etag)
+    list.split(',').map(str::trim).any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == etag)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,17 +155,13 @@ fn parse_range(range: &str, size: u64) -> Wanted {
         Some(text.parse().unwrap_or(u64::MAX))
     };
     match (number(first), number(last)) {
-        (Some(from), Some(to)) if from <= to && from < size => Wanted::Part {
-            from,
-            to: to.min(size - 1),
-        },
+        (Some(from), Some(to)) if from <= to && from < size => Wanted::Part { from, to: to.min(size - 1) },
         (Some(from), Some(to)) if from > to => Wanted::Whole,
         (Some(from), None) if last.is_empty() && from < size => Wanted::Part { from, to: size - 1 },
         (Some(_), None) if !last.is_empty() => Wanted::Whole,
-        (None, Some(suffix)) if first.is_empty() && suffix > 0 && size > 0 => Wanted::Part {
-            from: size.saturating_sub(suffix),
-            to: size - 1,
-        },
+        (None, Some(suffix)) if first.is_empty() && suffix > 0 && size > 0 => {
+            Wanted::Part { from: size.saturating_sub(suffix), to: size - 1 }
+        }
         (None, Some(_)) if !first.is_empty() => Wanted::Whole,
         (None, None) => Wanted::Whole,
         _ => Wanted::Unsatisfiable,

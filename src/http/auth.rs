@@ -42,13 +42,10 @@ impl ApiKeys {
             }
             if secret.chars().any(|c| !c.is_ascii_graphic()) || name.as_ref().is_some_and(String::is_empty) {
                 return Err(
-                    "each key must be `key` or `name:key`, of printable ASCII without spaces".to_owned(),
+                    "each key must be `key` or `name:key`, of printable ASCII without spaces".to_owned()
                 );
             }
-            keys.push(ApiKey {
-                name,
-                secret: secret.into(),
-            });
+            keys.push(ApiKey { name, secret: secret.into() });
         }
         Ok(Self(keys))
     }
@@ -90,11 +87,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
             next.run(request).await
         }
         None => {
-            tracing::warn!(
-                path = request.uri().path(),
-                sent_a_key = candidate.is_some(),
-                "refused a caller"
-            );
+            tracing::warn!(path = request.uri().path(), sent_a_key = candidate.is_some(), "refused a caller");
             let mut response = Problem::new(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
@@ -102,9 +95,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
                 "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
             )
             .into_response();
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
     }

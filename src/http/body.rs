@@ -94,10 +94,7 @@ struct Reader {
 
 impl Reader {
     fn wrong(&mut self, field: &str, message: impl Into<String>) {
-        self.errors.push(FieldError {
-            field: field.to_owned(),
-            message: message.into(),
-        });
+        self.errors.push(FieldError { field: field.to_owned(), message: message.into() });
     }
 
     fn request(&mut self, value: Value, today: Date) -> Option<ExtractRequest> {
@@ -124,21 +121,11 @@ impl Reader {
         };
         let sessions = self.sessions(members.remove("sessions"));
         let label = self.text(members.remove("label"), "label");
-        if label
-            .as_ref()
-            .is_some_and(|label| label.chars().count() > MAX_LABEL)
-        {
+        if label.as_ref().is_some_and(|label| label.chars().count() > MAX_LABEL) {
             self.wrong("label", format!("must have at most {MAX_LABEL} characters"));
         }
         self.nothing_else("", &members);
-        Some(ExtractRequest {
-            from: from?,
-            to: to?,
-            include,
-            edits_by,
-            sessions,
-            label,
-        })
+        Some(ExtractRequest { from: from?, to: to?, include, edits_by, sessions, label })
     }
 
     fn date(&mut self, members: &mut Map<String, Value>, field: &str) -> Option<Date> {
@@ -184,10 +171,7 @@ impl Reader {
     fn sessions(&mut self, value: Option<Value>) -> SessionFilter {
         let mut members = self.object(value, "sessions");
         let types = self.texts(members.remove("types"), "sessions.types");
-        if types
-            .iter()
-            .any(|kind| !["1:1", "group"].contains(&kind.to_lowercase().as_str()))
-        {
+        if types.iter().any(|kind| !["1:1", "group"].contains(&kind.to_lowercase().as_str())) {
             self.wrong("sessions.types", "each must be 1:1 or group");
         }
         let filter = SessionFilter {
@@ -237,13 +221,7 @@ impl Reader {
         let count = items.len();
         let texts: Vec<String> = items
             .into_iter()
-            .filter_map(|item| {
-                if let Value::String(text) = item {
-                    Some(text)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|item| if let Value::String(text) = item { Some(text) } else { None })
             .collect();
         if texts.len() < count {
             self.wrong(field, "must be an array of strings");
@@ -261,13 +239,10 @@ impl Reader {
 /// Exactly `yyyy-mm-dd`: other ISO forms would be understood here and refused by Zoom.
 fn is_plain_date(text: &str) -> bool {
     text.len() == 10
-        && text.bytes().enumerate().all(|(index, byte)| {
-            if index == 4 || index == 7 {
-                byte == b'-'
-            } else {
-                byte.is_ascii_digit()
-            }
-        })
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(index, byte)| if index == 4 || index == 7 { byte == b'-' } else { byte.is_ascii_digit() })
 }
 
 #[cfg(test)]
@@ -278,11 +253,7 @@ mod tests {
 
     fn errors(body: &str) -> Vec<(String, String)> {
         let problem = read(body.as_bytes(), date(2026, 11, 24)).unwrap_err();
-        problem
-            .errors
-            .into_iter()
-            .map(|error| (error.field, error.message))
-            .collect()
+        problem.errors.into_iter().map(|error| (error.field, error.message)).collect()
     }
 
     #[test]
@@ -296,10 +267,7 @@ mod tests {
     fn defaults_and_all_fields_are_understood() {
         let today = date(2026, 11, 24);
         let plain = read(br#"{"from":"2026-10-01","to":"2026-10-31"}"#, today).unwrap();
-        assert_eq!(
-            (plain.include, plain.edits_by),
-            (Include::default(), EditsBy::SentTime)
-        );
+        assert_eq!((plain.include, plain.edits_by), (Include::default(), EditsBy::SentTime));
         let full = read(
             br#"{"from":"2026-10-01","to":"2026-10-31","include":{"edited":false},"edits_by":"modification_time",
                 "sessions":{"types":["1:1"],"ids":["a"],"channel_ids":["c"],"name_contains":"x"},"label":"l"}"#,

@@ -37,18 +37,9 @@ pub(super) async fn events(
     let id = parse_id(&id)?;
     let follower = state.jobs.follow(id);
     let job = state.jobs.get(id).await?;
-    let mut feed = Feed {
-        app: state,
-        id,
-        follower,
-        shown: job.clone(),
-        queue: VecDeque::new(),
-    };
+    let mut feed = Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new() };
     feed.queue.push_back(event("progress", &job));
-    let stream = unfold(
-        feed,
-        |mut feed| async move { Some((Ok(feed.next().await?), feed)) },
-    );
+    let stream = unfold(feed, |mut feed| async move { Some((Ok(feed.next().await?), feed)) });
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }
 
@@ -61,10 +52,7 @@ struct Feed {
 }
 
 fn event(name: &str, job: &Job) -> Event {
-    Event::default()
-        .event(name)
-        .json_data(JobView::from(job))
-        .expect("a view is plain data")
+    Event::default().event(name).json_data(JobView::from(job)).expect("a view is plain data")
 }
 
 impl Feed {

@@ -32,12 +32,7 @@ pub(super) fn parse_id(text: &str) -> Result<JobId, Problem> {
 
 fn accepted(job: &Job) -> Response {
     let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).expect("an id is plain ASCII");
-    (
-        StatusCode::ACCEPTED,
-        [(header::LOCATION, location)],
-        Json(JobView::from(job)),
-    )
-        .into_response()
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(JobView::from(job))).into_response()
 }
 
 /// Submit a job
@@ -73,10 +68,8 @@ pub(super) async fn create(
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let declared = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let declared =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = declared.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
@@ -98,12 +91,7 @@ fn refused_body(rejection: &BytesRejection) -> Problem {
             "a body may have at most 1 MiB",
         );
     }
-    Problem::new(
-        StatusCode::BAD_REQUEST,
-        "broken-body",
-        "The body could not be read",
-        "the body broke off",
-    )
+    Problem::new(StatusCode::BAD_REQUEST, "broken-body", "The body could not be read", "the body broke off")
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -143,10 +131,7 @@ pub(super) struct JobPage {
 }
 
 fn bad_parameter(field: &str, message: &str) -> Problem {
-    let error = FieldError {
-        field: field.to_owned(),
-        message: message.to_owned(),
-    };
+    let error = FieldError { field: field.to_owned(), message: message.to_owned() };
     Problem::invalid(StatusCode::BAD_REQUEST, vec![error])
 }
 
@@ -154,9 +139,7 @@ fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
     let Some(limit) = limit else {
         return Ok(DEFAULT_PAGE);
     };
-    let number: i128 = limit
-        .parse()
-        .map_err(|_| bad_parameter("limit", "must be a whole number"))?;
+    let number: i128 = limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number"))?;
     Ok(number.clamp(1, MAX_PAGE as i128) as usize)
 }
 
@@ -167,19 +150,10 @@ fn cursor_of(list: char, number: i64) -> String {
 
 fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i64>, Problem> {
     let Some(cursor) = cursor else { return Ok(None) };
-    let bad = || {
-        bad_parameter(
-            "cursor",
-            "must be the next_cursor of an earlier page of this list",
-        )
-    };
+    let bad = || bad_parameter("cursor", "must be the next_cursor of an earlier page of this list");
     let digits = cursor.strip_prefix(list).ok_or_else(bad)?;
     let number = u64::from_str_radix(digits, 16).map_err(|_| bad())?;
-    if cursor_of(list, number as i64) == cursor {
-        Ok(Some(number as i64))
-    } else {
-        Err(bad())
-    }
+    if cursor_of(list, number as i64) == cursor { Ok(Some(number as i64)) } else { Err(bad()) }
 }
 
 /// List jobs
@@ -207,25 +181,11 @@ pub(super) async fn list(
     };
     let before = parse_cursor('j', query.cursor.as_deref())?;
     // One more than asked for tells whether there is a next page.
-    let mut jobs = state
-        .jobs
-        .list(ListFilter {
-            state: wanted,
-            before,
-            limit: limit + 1,
-        })
-        .await?;
+    let mut jobs = state.jobs.list(ListFilter { state: wanted, before, limit: limit + 1 }).await?;
     let more = jobs.len() > limit;
     jobs.truncate(limit);
-    let next_cursor = if more {
-        jobs.last().map(|(number, _)| cursor_of('j', *number))
-    } else {
-        None
-    };
-    Ok(Json(JobPage {
-        items: jobs.iter().map(|(_, job)| JobView::from(job)).collect(),
-        next_cursor,
-    }))
+    let next_cursor = if more { jobs.last().map(|(number, _)| cursor_of('j', *number)) } else { None };
+    Ok(Json(JobPage { items: jobs.iter().map(|(_, job)| JobView::from(job)).collect(), next_cursor }))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -295,11 +255,7 @@ pub(super) async fn get(
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, shown.etag)]).into_response());
     }
     let json = HeaderValue::from_static("application/json");
-    Ok((
-        [(header::ETAG, shown.etag), (header::CONTENT_TYPE, json)],
-        shown.body,
-    )
-        .into_response())
+    Ok(([(header::ETAG, shown.etag), (header::CONTENT_TYPE, json)], shown.body).into_response())
 }
 
 /// A job's representation and its validator.
@@ -455,10 +411,7 @@ pub(super) async fn failures(
     let limit = page_size(query.limit.as_deref())?;
     let after = parse_cursor('f', query.cursor.as_deref())?;
     let (items, next) = state.jobs.failures(id, after, limit).await?;
-    Ok(Json(FailurePage {
-        items,
-        next_cursor: next.map(|number| cursor_of('f', number)),
-    }))
+    Ok(Json(FailurePage { items, next_cursor: next.map(|number| cursor_of('f', number)) }))
 }
 
 #[cfg(test)]

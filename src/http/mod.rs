@@ -70,9 +70,7 @@ fn protected() -> OpenApiRouter<AppState> {
 
 /// Routes open to everybody.
 fn open() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new()
-        .routes(routes!(system::healthz))
-        .routes(routes!(system::readyz))
+    OpenApiRouter::new().routes(routes!(system::healthz)).routes(routes!(system::readyz))
 }
 
 fn document() -> utoipa::openapi::OpenApi {
@@ -93,16 +91,9 @@ pub fn router(state: AppState) -> Router {
     let protected = protected.layer(from_fn_with_state(state.clone(), auth::require_key));
     let layers = ServiceBuilder::new()
         .set_request_id(REQUEST_ID, NewRequestId(state.clock.clone()))
-        .layer(
-            TraceLayer::new_for_http()
-                .make_span_with(span)
-                .on_response(log_response)
-                .on_failure(()),
-        )
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log_response).on_failure(()))
         .propagate_request_id(REQUEST_ID)
-        .layer(CatchPanicLayer::custom(|_| -> Response {
-            Problem::internal().into_response()
-        }))
+        .layer(CatchPanicLayer::custom(|_| -> Response { Problem::internal().into_response() }))
         .layer(set("x-content-type-options", "nosniff"))
         .layer(set("x-frame-options", "DENY"))
         .layer(set("referrer-policy", "no-referrer"));
@@ -142,28 +133,20 @@ struct NewRequestId(SharedClock);
 
 impl MakeRequestId for NewRequestId {
     fn make_request_id<B>(&mut self, _: &axum::http::Request<B>) -> Option<RequestId> {
-        HeaderValue::from_str(&self.0.uuid().to_string())
-            .ok()
-            .map(RequestId::new)
+        HeaderValue::from_str(&self.0.uuid().to_string()).ok().map(RequestId::new)
     }
 }
 
 fn span(request: &Request) -> tracing::Span {
-    let id = request
-        .headers()
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let id = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
     tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), request.id = id)
 }
 
 fn log_response<B>(response: &axum::http::Response<B>, latency: Duration, _: &tracing::Span) {
     let status = response.status();
     metrics::counter!("zcr_http_responses_total", "status" => status.as_str().to_owned()).increment(1);
-    let is_problem = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind == "application/problem+json");
+    let is_problem =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/problem+json");
     let latency_ms = latency.as_millis() as u64;
     if status.is_server_error() {
         tracing::error!(status = status.as_u16(), latency_ms, "answered");

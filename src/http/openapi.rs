@@ -10,10 +10,8 @@ download one zip. Errors are RFC 9457 problem documents with a stable `code`. If
 *Authorize* and enter one.";
 
 /// Answers that every operation under `/v1` may give.
-const COMMON: [(&str, &str); 2] = [
-    ("401", "A valid API key is needed"),
-    ("500", "Something went wrong here; the service's log says more"),
-];
+const COMMON: [(&str, &str); 2] =
+    [("401", "A valid API key is needed"), ("500", "Something went wrong here; the service's log says more")];
 
 /// Completes the document collected from the routes.
 pub fn complete(mut document: OpenApi) -> OpenApi {
@@ -24,10 +22,8 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     info.license = Some(license);
     document.info = info;
     document.servers = Some(vec![ServerBuilder::new().url("/").build()]);
-    document.security = Some(vec![
-        SecurityRequirement::new("api_key", Vec::<String>::new()),
-        SecurityRequirement::default(),
-    ]);
+    document.security =
+        Some(vec![SecurityRequirement::new("api_key", Vec::<String>::new()), SecurityRequirement::default()]);
     document.tags = Some(
         [
             ("jobs", "Extraction jobs"),
@@ -43,29 +39,19 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     );
     let components = document.components.get_or_insert_default();
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-    components
-        .security_schemes
-        .insert("api_key".to_owned(), RefOr::T(bearer));
+    components.security_schemes.insert("api_key".to_owned(), RefOr::T(bearer));
     for (path, item) in &mut document.paths.paths {
         if !path.starts_with("/v1") && path != "/metrics" {
             continue;
         }
-        for operation in [&mut item.get, &mut item.post, &mut item.delete]
-            .into_iter()
-            .flatten()
-        {
+        for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
             for (status, description) in COMMON {
-                let content = ContentBuilder::new()
-                    .schema(Some(Ref::from_schema_name("Problem")))
-                    .build();
+                let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
                 let response = ResponseBuilder::new()
                     .description(description)
                     .content("application/problem+json", content)
                     .build();
-                operation
-                    .responses
-                    .responses
-                    .insert(status.to_owned(), RefOr::T(response));
+                operation.responses.responses.insert(status.to_owned(), RefOr::T(response));
             }
         }
     }
@@ -74,9 +60,7 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
 
 /// The document as committed under `openapi/`.
 pub fn document() -> String {
-    let mut text = super::document()
-        .to_pretty_json()
-        .expect("the document is plain data");
+    let mut text = super::document().to_pretty_json().expect("the document is plain data");
     text.push('\n');
     text
 }

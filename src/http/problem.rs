@@ -61,14 +61,9 @@ impl Problem {
     }
 
     pub fn invalid(status: StatusCode, errors: Vec<FieldError>) -> Self {
-        let detail = errors
-            .iter()
-            .map(|error| format!("{}: {}", error.field, error.message));
+        let detail = errors.iter().map(|error| format!("{}: {}", error.field, error.message));
         let detail = detail.collect::<Vec<_>>().join("; ");
-        Self {
-            errors,
-            ..Self::new(status, "invalid-request", "The request is not valid", detail)
-        }
+        Self { errors, ..Self::new(status, "invalid-request", "The request is not valid", detail) }
     }
 
     pub fn job_not_found() -> Self {
@@ -96,10 +91,7 @@ impl IntoResponse for Problem {
         let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
@@ -121,19 +113,11 @@ impl From<JobsError> for Problem {
             ),
             JobsError::QueueFull { .. } => Self {
                 retry_after: Some(Duration::from_secs(30)),
-                ..Self::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "queue-full",
-                    "Too many jobs are queued",
-                    detail,
-                )
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue-full", "Too many jobs are queued", detail)
             },
-            JobsError::WrongState { .. } => Self::new(
-                StatusCode::CONFLICT,
-                "wrong-state",
-                "The job's state does not allow this",
-                detail,
-            ),
+            JobsError::WrongState { .. } => {
+                Self::new(StatusCode::CONFLICT, "wrong-state", "The job's state does not allow this", detail)
+            }
             JobsError::ArchiveNotReady => Self {
                 retry_after: Some(Duration::from_secs(5)),
                 ..Self::new(

@@ -19,10 +19,7 @@ pub(super) struct Health {
     version: &'static str,
 }
 
-const OK: Health = Health {
-    status: "ok",
-    version: env!("CARGO_PKG_VERSION"),
-};
+const OK: Health = Health { status: "ok", version: env!("CARGO_PKG_VERSION") };
 
 /// Alive
 ///
@@ -41,12 +38,7 @@ pub(super) async fn healthz() -> Json<Health> {
         (status = 503, description = "Not ready", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>, Problem> {
     let refused = |why: &str| {
-        Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not-ready",
-            "The service is not ready",
-            why,
-        )
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", why)
     };
     if state.stopping.is_cancelled() {
         return Err(refused("it is shutting down"));
@@ -69,11 +61,7 @@ pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, P
     metrics::gauge!("zcr_jobs_running").set(state.jobs.running() as f64);
     metrics::gauge!("zcr_jobs_queued").set(state.jobs.count(JobState::Queued).await? as f64);
     let text = crate::telemetry::metrics().render();
-    Ok((
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -104,8 +92,5 @@ pub(super) struct StepView {
     responses((status = 200, description = "The steps", body = CheckAnswer)))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Json<CheckAnswer> {
     let steps = check::check(&state.account, &state.clock).await;
-    Json(CheckAnswer {
-        ok: steps.iter().all(|step| step.ok),
-        steps,
-    })
+    Json(CheckAnswer { ok: steps.iter().all(|step| step.ok), steps })
 }

@@ -87,10 +87,7 @@ impl JobState {
         match self {
             Self::Queued => matches!(next, Self::Running | Self::Cancelled),
             Self::Running => {
-                matches!(
-                    next,
-                    Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled
-                )
+                matches!(next, Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled)
             }
             Self::Completed => next == Self::Expired,
             Self::CompletedWithFailures | Self::Failed | Self::Cancelled => {
@@ -140,11 +137,8 @@ mod tests {
     fn states_follow_each_other_as_documented() {
         let mut table = String::new();
         for from in JobState::ALL {
-            let next: Vec<_> = JobState::ALL
-                .into_iter()
-                .filter(|to| from.may_become(*to))
-                .map(JobState::as_str)
-                .collect();
+            let next: Vec<_> =
+                JobState::ALL.into_iter().filter(|to| from.may_become(*to)).map(JobState::as_str).collect();
             table.push_str(&format!("{} -> {}\n", from.as_str(), next.join(", ")));
             assert_eq!(JobState::parse(from.as_str()), Some(from));
         }

@@ -25,10 +25,7 @@ pub struct Registry {
 
 impl Registry {
     pub fn new() -> Self {
-        Self {
-            live: DashMap::new(),
-            changes: watch::Sender::new(0),
-        }
+        Self { live: DashMap::new(), changes: watch::Sender::new(0) }
     }
 
     pub fn enter(&self, job: Job, cancel: CancellationToken) {

@@ -10,24 +10,15 @@ use super::store::ListFilter;
 
 /// How often finished jobs are looked at.
 const EVERY: Duration = Duration::from_secs(60);
-const FINAL: [JobState; 4] = [
-    JobState::Completed,
-    JobState::CompletedWithFailures,
-    JobState::Failed,
-    JobState::Cancelled,
-];
+const FINAL: [JobState; 4] =
+    [JobState::Completed, JobState::CompletedWithFailures, JobState::Failed, JobState::Cancelled];
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
     loop {
         if let Err(error) = expire(&jobs).await {
             tracing::error!(%error, "finished jobs could not be expired");
         }
-        if jobs
-            .stop
-            .run_until_cancelled(jobs.clock.sleep(EVERY))
-            .await
-            .is_none()
-        {
+        if jobs.stop.run_until_cancelled(jobs.clock.sleep(EVERY)).await.is_none() {
             return;
         }
     }
@@ -40,14 +31,7 @@ async fn expire(jobs: &Jobs) -> Result<(), JobsError> {
     for state in FINAL {
         let mut before = None;
         loop {
-            let page = jobs
-                .store
-                .list(ListFilter {
-                    state: Some(state),
-                    before,
-                    limit: 200,
-                })
-                .await?;
+            let page = jobs.store.list(ListFilter { state: Some(state), before, limit: 200 }).await?;
             let Some((last, _)) = page.last() else { break };
             before = Some(*last);
             for (_, mut job) in page {
@@ -72,20 +56,11 @@ pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let mut known = HashSet::new();
     let mut before = None;
     loop {
-        let page = jobs
-            .store
-            .list(ListFilter {
-                state: None,
-                before,
-                limit: 500,
-            })
-            .await?;
+        let page = jobs.store.list(ListFilter { state: None, before, limit: 500 }).await?;
         let Some((last, _)) = page.last() else { break };
         before = Some(*last);
         known.extend(
-            page.iter()
-                .filter(|(_, job)| job.state != JobState::Expired)
-                .map(|(_, job)| job.id.to_string()),
+            page.iter().filter(|(_, job)| job.state != JobState::Expired).map(|(_, job)| job.id.to_string()),
         );
     }
     for entry in std::fs::read_dir(jobs.settings.data_dir.join("jobs"))? {

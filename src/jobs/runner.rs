@@ -48,9 +48,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
                 Ok(None) => break,
                 Err(error) => {
                     tracing::error!(%error, "the next job could not be claimed");
-                    jobs.stop
-                        .run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE))
-                        .await;
+                    jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                     break;
                 }
             }
@@ -99,13 +97,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
     }
     let lane = Arc::new(jobs.account.lane());
     let progress = Arc::new(Progress::default());
-    let figures = || {
-        progress.snapshot(
-            &lane.traffic,
-            jobs.account.budget().waiting(),
-            jobs.clock.elapsed(),
-        )
-    };
+    let figures = || progress.snapshot(&lane.traffic, jobs.account.budget().waiting(), jobs.clock.elapsed());
     let directory = jobs.directory(job.id);
     let context = RunContext {
         request: job.request.clone(),
@@ -140,11 +132,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             return;
         }
         End::Whole(archive, failures) => {
-            job.state = if failures == 0 {
-                JobState::Completed
-            } else {
-                JobState::CompletedWithFailures
-            };
+            job.state = if failures == 0 { JobState::Completed } else { JobState::CompletedWithFailures };
             job.failures_total = failures;
             job.archive = Some(archive);
             (job.progress.percent, job.progress.eta_seconds) = (Some(100.0), None);
@@ -171,10 +159,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             Ok(_) => break,
             Err(error) => {
                 tracing::error!(%error, job.id = %job.id, "the end of a job could not be written down, trying again");
-                let slept = jobs
-                    .stop
-                    .run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE))
-                    .await;
+                let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
                     break;
                 }
@@ -185,10 +170,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
 }
 
 fn facts(job: &Job) -> Vec<(&'static str, String)> {
-    let mut facts = vec![
-        ("job_id", job.id.to_string()),
-        ("version", env!("CARGO_PKG_VERSION").to_owned()),
-    ];
+    let mut facts = vec![("job_id", job.id.to_string()), ("version", env!("CARGO_PKG_VERSION").to_owned())];
     if let Some(requester) = &job.requester {
         facts.push(("requester", requester.clone()));
     }
@@ -197,20 +179,12 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
 
 async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> End {
     let stopped = || {
-        if jobs.stop.is_cancelled() {
-            End::Interrupted
-        } else {
-            End::Cancelled
-        }
+        if jobs.stop.is_cancelled() { End::Interrupted } else { End::Cancelled }
     };
     let directory = context.directory.clone();
     let progress = context.progress.clone();
     if let Err(error) = std::fs::create_dir_all(&directory) {
-        return End::Failed(trouble(
-            "data-directory",
-            &error,
-            Some("check DATA_DIR and its permissions"),
-        ));
+        return End::Failed(trouble("data-directory", &error, Some("check DATA_DIR and its permissions")));
     }
     let outcome = match extract::run(context).await {
         Ok(outcome) => outcome,
@@ -218,10 +192,7 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
         Err(error) => return End::Failed(extract_trouble(&error)),
     };
     progress.load(&outcome.counts);
-    let input = archive::AssembleInput {
-        directory: directory.clone(),
-        cancel: cancel.clone(),
-    };
+    let input = archive::AssembleInput { directory: directory.clone(), cancel: cancel.clone() };
     match archive::assemble_zip(input, directory.join(ARCHIVE_NAME)).await {
         Ok(archive) => End::Whole(archive, outcome.failures()),
         Err(ArchiveError::Cancelled) => stopped(),
@@ -230,39 +201,27 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
             &error,
             Some("make room, then retry the job; nothing is fetched again"),
         )),
-        Err(error) => End::Failed(trouble(
-            "archive",
-            &error,
-            Some("retry the job; nothing is fetched again"),
-        )),
+        Err(error) => {
+            End::Failed(trouble("archive", &error, Some("retry the job; nothing is fetched again")))
+        }
     }
 }
 
 fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> JobError {
-    JobError {
-        code: code.to_owned(),
-        detail: error.to_string(),
-        help: help.map(str::to_owned),
-    }
+    JobError { code: code.to_owned(), detail: error.to_string(), help: help.map(str::to_owned) }
 }
 
 fn extract_trouble(error: &ExtractError) -> JobError {
     match error {
-        ExtractError::Account(failure) => trouble(
-            failure.kind.code(),
-            error,
-            Some(extract::check::help_for(failure.kind)),
-        ),
-        ExtractError::Capture(inner) if inner.is_disk_full() => trouble(
-            "disk-full",
-            error,
-            Some("make room, then retry the job; it goes on where it stopped"),
-        ),
-        ExtractError::Capture(_) => trouble(
-            "capture",
-            error,
-            Some("see the log; retry goes on where it stopped"),
-        ),
+        ExtractError::Account(failure) => {
+            trouble(failure.kind.code(), error, Some(extract::check::help_for(failure.kind)))
+        }
+        ExtractError::Capture(inner) if inner.is_disk_full() => {
+            trouble("disk-full", error, Some("make room, then retry the job; it goes on where it stopped"))
+        }
+        ExtractError::Capture(_) => {
+            trouble("capture", error, Some("see the log; retry goes on where it stopped"))
+        }
         ExtractError::Cancelled | ExtractError::Panicked => trouble("internal", error, None),
     }
 }

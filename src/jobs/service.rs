@@ -140,10 +140,7 @@ impl Jobs {
                 self.work.notify_one();
                 Ok(Created { job, is_new: true })
             }
-            Inserted::Same(job) => Ok(Created {
-                job: self.freshest(*job),
-                is_new: false,
-            }),
+            Inserted::Same(job) => Ok(Created { job: self.freshest(*job), is_new: false }),
             Inserted::Conflict => Err(JobsError::IdempotencyConflict),
         }
     }
@@ -157,10 +154,7 @@ impl Jobs {
 
     pub async fn list(&self, filter: ListFilter) -> Result<Vec<(i64, Job)>, JobsError> {
         let jobs = self.store.list(filter).await?;
-        Ok(jobs
-            .into_iter()
-            .map(|(number, job)| (number, self.freshest(job)))
-            .collect())
+        Ok(jobs.into_iter().map(|(number, job)| (number, self.freshest(job))).collect())
     }
 
     fn freshest(&self, job: Job) -> Job {
@@ -189,10 +183,7 @@ impl Jobs {
                 JobState::Running => job.cancel_requested = true,
                 JobState::Cancelled => return Ok(job),
                 _ => {
-                    return Err(JobsError::WrongState {
-                        state,
-                        action: "cancelled",
-                    });
+                    return Err(JobsError::WrongState { state, action: "cancelled" });
                 }
             }
             if self.store.replace(state, &job).await? {
@@ -210,10 +201,7 @@ impl Jobs {
             let mut job = self.stored(id).await?;
             let state = job.state;
             if !state.may_become(JobState::Queued) {
-                return Err(JobsError::WrongState {
-                    state,
-                    action: "retried",
-                });
+                return Err(JobsError::WrongState { state, action: "retried" });
             }
             job.state = JobState::Queued;
             job.retry_failed = true;
@@ -232,17 +220,11 @@ impl Jobs {
     pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
         let job = self.stored(id).await?;
         if job.state == JobState::Running {
-            return Err(JobsError::WrongState {
-                state: job.state,
-                action: "deleted; cancel it first",
-            });
+            return Err(JobsError::WrongState { state: job.state, action: "deleted; cancel it first" });
         }
         if !self.store.remove(id, job.state).await? {
             let state = self.stored(id).await?.state;
-            return Err(JobsError::WrongState {
-                state,
-                action: "deleted; cancel it first",
-            });
+            return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
         }
         // The record is gone first: files without a record are swept, a record without files would be a lie.
         remove_directory(&self.directory(id))?;
@@ -319,11 +301,7 @@ impl Jobs {
     /// Begins to follow before the caller looks, so that no change falls between.
     pub fn follow(&self, id: JobId) -> Follower {
         let changes = self.registry.changes();
-        Follower {
-            id,
-            changes,
-            live: self.registry.watch(id),
-        }
+        Follower { id, changes, live: self.registry.watch(id) }
     }
 }
 

@@ -57,10 +57,7 @@ impl JobStore {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30))
             .pragma("cache_size", "-1000");
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options)
-            .await?;
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::raw_sql(
             "CREATE TABLE IF NOT EXISTS jobs (
                  number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -131,9 +128,7 @@ impl JobStore {
         .bind(filter.limit as i64)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("number")?, read(row)?)))
-            .collect()
+        rows.iter().map(|row| Ok((row.try_get("number")?, read(row)?))).collect()
     }
 
     pub async fn count(&self, state: JobState) -> Result<u64, StoreError> {

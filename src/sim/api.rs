@@ -88,12 +88,7 @@ impl Api {
             credentials_valid: true,
             down: false,
         };
-        Arc::new(Self {
-            settings,
-            data,
-            changing: Mutex::new(changing),
-            noise,
-        })
+        Arc::new(Self { settings, data, changing: Mutex::new(changing), noise })
     }
 
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut Changing) -> T) -> T {
@@ -145,25 +140,14 @@ impl Api {
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;
         let request = match session {
-            Some(session) => Request::Messages {
-                key: &asked_key,
-                session,
-                has_page_token,
-            },
-            None => Request::List {
-                key: &asked_key,
-                from,
-                to,
-                has_page_token,
-            },
+            Some(session) => Request::Messages { key: &asked_key, session, has_page_token },
+            None => Request::List { key: &asked_key, from, to, has_page_token },
         };
         let fault = self.with(|changing| changing.faults.strike(&request, &self.data));
         match &fault {
-            Some(FaultAnswer::Status {
-                status,
-                headers,
-                body,
-            }) => return Ok(plain(raw(*status, headers, body.clone()))),
+            Some(FaultAnswer::Status { status, headers, body }) => {
+                return Ok(plain(raw(*status, headers, body.clone())));
+            }
             Some(FaultAnswer::ReplaceBody(body)) => return Ok(plain(json_body(200, body.clone()))),
             Some(FaultAnswer::ExpiredToken) => {
                 self.with(|changing| changing.tokens.revoke(&token));
@@ -174,11 +158,11 @@ impl Api {
         let repeat = matches!(fault, Some(FaultAnswer::RepeatPageToken))
             .then(|| query.page_token.clone().unwrap_or_else(|| "loop".to_owned()));
         let cursor = match &query.page_token {
-            Some(token) if repeat.as_deref() != Some(token) => Some(
-                tokens::open(self.noise, &key, token, self.settings.page_token_ttl).ok_or_else(|| {
-                    error(400, 300, "The next page token is either invalid or has expired.")
-                })?,
-            ),
+            Some(token) if repeat.as_deref() != Some(token) => {
+                Some(tokens::open(self.noise, &key, token, self.settings.page_token_ttl).ok_or_else(
+                    || error(400, 300, "The next page token is either invalid or has expired."),
+                )?)
+            }
             _ => None,
         };
         let body = match session {
@@ -210,27 +194,15 @@ impl Api {
         self.with(|changing| {
             let counters = &mut changing.counters;
             counters.requests += 1;
-            *(if messages {
-                &mut counters.message_requests
-            } else {
-                &mut counters.list_requests
-            }) += 1;
+            *(if messages { &mut counters.message_requests } else { &mut counters.list_requests }) += 1;
             counters.first.get_or_insert(now);
             counters.last = Some(now);
             let day = now_ms.div_euclid(DAY_MS);
-            match changing
-                .limits
-                .arrive(now, day, changing.qps, self.settings.daily_limit)
-            {
+            match changing.limits.arrive(now, day, changing.qps, self.settings.daily_limit) {
                 Verdict::Admitted { left } => Ok(left),
                 verdict => {
                     counters.rate_limited += 1;
-                    Err(too_many(
-                        verdict,
-                        changing.qps,
-                        counters.rate_limited,
-                        (day + 1) * DAY_MS,
-                    ))
+                    Err(too_many(verdict, changing.qps, counters.rate_limited, (day + 1) * DAY_MS))
                 }
             }
         })
@@ -257,10 +229,7 @@ impl Api {
         let twice = percent_decode(&once, false).ok_or_else(unknown)?;
         // "." and ".." cannot be sent as a segment in any other way.
         let only_twice = needs_two(&twice) || twice == ".." || twice == ".";
-        self.data
-            .index_of(&twice)
-            .filter(|_| only_twice)
-            .ok_or_else(unknown)
+        self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(unknown)
     }
 
     fn list_page(&self, query: &Query, cursor: Option<&[u64]>, key: &str, repeat: Option<String>) -> String {
@@ -302,20 +271,14 @@ impl Api {
         repeat: Option<String>,
     ) -> String {
         let cursor = cursor.and_then(|cursor| match cursor {
-            [message_slot, classes @ ..] => Some(Cursor {
-                message_slot: *message_slot,
-                class_slots: classes.try_into().ok()?,
-            }),
+            [message_slot, classes @ ..] => {
+                Some(Cursor { message_slot: *message_slot, class_slots: classes.try_into().ok()? })
+            }
             [] => None,
         });
         let mut arrays: [String; 3] = Default::default();
-        let next = self.data.page(
-            session,
-            query.days,
-            &query.options,
-            (query.page_size, cursor),
-            &mut arrays,
-        );
+        let next =
+            self.data.page(session, query.days, &query.options, (query.page_size, cursor), &mut arrays);
         let next = next.map(|cursor| {
             let mut words = vec![cursor.message_slot];
             words.extend(cursor.class_slots);
@@ -347,34 +310,20 @@ impl Api {
     fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
         let (fault, valid) = self.with(|changing| {
             changing.counters.token_requests += 1;
-            (
-                changing.faults.strike(&Request::Token, &self.data),
-                changing.credentials_valid,
-            )
+            (changing.faults.strike(&Request::Token, &self.data), changing.credentials_valid)
         });
         match fault {
-            Some(FaultAnswer::Status {
-                status,
-                headers,
-                body,
-            }) => return plain(raw(status, &headers, body)),
+            Some(FaultAnswer::Status { status, headers, body }) => return plain(raw(status, &headers, body)),
             Some(FaultAnswer::ReplaceBody(body)) => return plain(json_body(200, body)),
             Some(FaultAnswer::Reset) => {
-                return Answer {
-                    response: error(500, 500, ""),
-                    delivery: Delivery::Reset,
-                };
+                return Answer { response: error(500, 500, ""), delivery: Delivery::Reset };
             }
             _ => {}
         }
         if method != Method::POST {
             return plain(error(405, 405, "Method not allowed."));
         }
-        let text = format!(
-            "{}&{}",
-            uri.query().unwrap_or_default(),
-            String::from_utf8_lossy(body)
-        );
+        let text = format!("{}&{}", uri.query().unwrap_or_default(), String::from_utf8_lossy(body));
         let pairs: BTreeMap<String, String> = parse_pairs(&text).into_iter().collect();
         let field = |name: &str| pairs.get(name).map(String::as_str).unwrap_or_default();
         let settings = &self.settings;
@@ -387,16 +336,10 @@ impl Api {
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .unwrap_or_default();
         if !valid || basic != format!("{}:{}", settings.client_id, settings.client_secret) {
-            return plain(oauth_error(
-                "Invalid client_id or client_secret",
-                "invalid_client",
-            ));
+            return plain(oauth_error("Invalid client_id or client_secret", "invalid_client"));
         }
         if field("account_id") != settings.account_id {
-            return plain(oauth_error(
-                "The account does not exist or is not enabled.",
-                "invalid_request",
-            ));
+            return plain(oauth_error("The account does not exist or is not enabled.", "invalid_request"));
         }
         let token = self.with(|changing| changing.tokens.issue(settings.token_ttl));
         plain(json_body(
@@ -456,18 +399,9 @@ impl Query {
             Some("true") => Ok(true),
             Some(_) => Err(bad(name, "must be true or false")),
         };
-        let fields = pairs
-            .get("include_fields")
-            .map(String::as_str)
-            .unwrap_or_default();
-        if fields
-            .split(',')
-            .any(|field| !["", "edited_messages", "deleted_messages"].contains(&field))
-        {
-            return Err(bad(
-                "include_fields",
-                "must be edited_messages, deleted_messages or both",
-            ));
+        let fields = pairs.get("include_fields").map(String::as_str).unwrap_or_default();
+        if fields.split(',').any(|field| !["", "edited_messages", "deleted_messages"].contains(&field)) {
+            return Err(bad("include_fields", "must be edited_messages, deleted_messages or both"));
         }
         let options = ItemOptions {
             edited: fields.contains("edited_messages"),
@@ -479,18 +413,9 @@ impl Query {
         };
         switch("include_reacted_sessions")?;
         switch("include_reaction_recent_changed")?;
-        let page_token = pairs
-            .get("next_page_token")
-            .filter(|token| !token.is_empty())
-            .cloned();
+        let page_token = pairs.get("next_page_token").filter(|token| !token.is_empty()).cloned();
         let bound = format!("{from} {to} {page_size} {options:?}");
-        Ok(Self {
-            days: (from, to),
-            page_size,
-            page_token,
-            options,
-            bound,
-        })
+        Ok(Self { days: (from, to), page_size, page_token, options, bound })
     }
 }
 
@@ -504,10 +429,7 @@ fn push_head(out: &mut String, query: &Query, next: Option<String>) {
 }
 
 fn plain(response: Response<Body>) -> Answer {
-    Answer {
-        response,
-        delivery: Delivery::Plain,
-    }
+    Answer { response, delivery: Delivery::Plain }
 }
 
 fn raw(status: u16, headers: &[(String, String)], body: String) -> Response<Body> {
@@ -523,10 +445,9 @@ fn raw(status: u16, headers: &[(String, String)], body: String) -> Response<Body
 fn json_body(status: u16, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json;charset=UTF-8"),
-    );
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
     response
 }
 
@@ -559,12 +480,8 @@ fn too_many(verdict: Verdict, qps: u32, count: u64, midnight_ms: i64) -> Respons
     let mut response = error(429, 429, message);
     // Observed: with and without the type, never with Retry-After.
     if count % 2 == 0 {
-        response
-            .headers_mut()
-            .insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
-        response
-            .headers_mut()
-            .insert("x-ratelimit-limit", HeaderValue::from(qps));
+        response.headers_mut().insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
+        response.headers_mut().insert("x-ratelimit-limit", HeaderValue::from(qps));
     }
     response
 }

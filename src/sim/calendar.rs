@@ -10,19 +10,13 @@ use jiff::civil::Date;
 pub(super) const DAY_MS: i64 = 86_400_000;
 
 /// Milliseconds since 1970.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the simulator imports nothing of ours, so it has no Clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "the simulator imports nothing of ours, so it has no Clock")]
 pub(super) fn now_ms() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the simulator imports nothing of ours, so it has no Clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "the simulator imports nothing of ours, so it has no Clock")]
 pub(super) fn now() -> Instant {
     Instant::now()
 }
@@ -33,11 +27,7 @@ pub(super) fn system_today() -> Date {
 
 /// Days since 1970-01-01.
 pub(super) fn day_number(date: Date) -> i64 {
-    let (year, month, day) = (
-        i64::from(date.year()),
-        i64::from(date.month()),
-        i64::from(date.day()),
-    );
+    let (year, month, day) = (i64::from(date.year()), i64::from(date.month()), i64::from(date.day()));
     let shifted_year = if month <= 2 { year - 1 } else { year };
     let era = shifted_year.div_euclid(400);
     let year_of_era = shifted_year.rem_euclid(400);
@@ -55,11 +45,7 @@ fn civil_of_day(day: i64) -> (i64, i64, i64) {
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day_of_year - (153 * month_from_march + 2) / 5 + 1)
 }
@@ -88,13 +74,9 @@ pub(super) fn push_instant(out: &mut String, ms: i64) {
     let (year, month, day) = civil_of_day(ms.div_euclid(DAY_MS));
     let second = ms.rem_euclid(DAY_MS) / 1_000;
     push_padded(out, year, 4);
-    for (separator, value) in [
-        ('-', month),
-        ('-', day),
-        ('T', second / 3_600),
-        (':', second / 60 % 60),
-        (':', second % 60),
-    ] {
+    for (separator, value) in
+        [('-', month), ('-', day), ('T', second / 3_600), (':', second / 60 % 60), (':', second % 60)]
+    {
         out.push(separator);
         push_padded(out, value, 2);
     }

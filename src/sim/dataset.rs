@@ -153,9 +153,7 @@ impl Dataset {
     }
 
     pub(super) fn is_listed(&self, index: u32, from: Date, to: Date) -> bool {
-        self.0
-            .plan(index)
-            .is_active(start_of_day_ms(from), end_of_day_ms(to))
+        self.0.plan(index).is_active(start_of_day_ms(from), end_of_day_ms(to))
     }
 
     /// The exact text of everything a query of these days serves, in order.
@@ -217,11 +215,7 @@ impl Dataset {
         let mut out = String::with_capacity(300);
         out.push_str("{\"id\":");
         push_json_string(&mut out, &inner.id(index));
-        out.push_str(if shape.group {
-            ",\"type\":\"Group\""
-        } else {
-            ",\"type\":\"1:1\""
-        });
+        out.push_str(if shape.group { ",\"type\":\"Group\"" } else { ",\"type\":\"1:1\"" });
         out.push_str(",\"name\":");
         push_json_string(&mut out, &inner.name(index));
         if shape.group {
@@ -234,11 +228,7 @@ impl Dataset {
                 if member > 0 {
                     out.push_str("\",\"");
                 }
-                words::push_email(
-                    &mut out,
-                    inner.account,
-                    words::person_of(inner.plan(index).noise, member),
-                );
+                words::push_email(&mut out, inner.account, words::person_of(inner.plan(index).noise, member));
             }
             out.push_str("\"]");
         }
@@ -280,11 +270,7 @@ impl Dataset {
         if inner.faults != FaultLevel::Nasty {
             return None;
         }
-        let second_month = inner
-            .first_day
-            .last_of_month()
-            .saturating_add(1.day())
-            .saturating_add(1.month());
+        let second_month = inner.first_day.last_of_month().saturating_add(1.day()).saturating_add(1.month());
         if second_month.last_of_month() < inner.last_day {
             return Some((second_month, second_month.last_of_month()));
         }
@@ -310,10 +296,7 @@ impl Inner {
         let noise = self.session_noise(index);
         let has_special_name = self.hostile && (1..=hostile::NAMES.len()).contains(&(index as usize));
         let group = index == 0 || has_special_name || noise.with(11).below(10) < 4;
-        SessionShape {
-            group,
-            members: if group { noise.with(12).between(3, 60) } else { 2 },
-        }
+        SessionShape { group, members: if group { noise.with(12).between(3, 60) } else { 2 } }
     }
 
     fn id(&self, index: u32) -> String {
@@ -323,11 +306,7 @@ impl Inner {
             push_hex(&mut out, noise.with(4).value(), digits);
             out
         };
-        let special = if self.hostile && index > 0 {
-            hostile::IDS.get(index as usize - 1)
-        } else {
-            None
-        };
+        let special = if self.hostile && index > 0 { hostile::IDS.get(index as usize - 1) } else { None };
         match special {
             Some(pattern) if *pattern == hostile::LONG_ID => {
                 digits(16).repeat(hostile::LONG_ID_LENGTH / 16 + 1)[..hostile::LONG_ID_LENGTH].to_owned()
@@ -349,11 +328,7 @@ impl Inner {
             return String::new();
         }
         let noise = self.session_noise(index);
-        let special = if self.hostile && index > 0 {
-            hostile::NAMES.get(index as usize - 1)
-        } else {
-            None
-        };
+        let special = if self.hostile && index > 0 { hostile::NAMES.get(index as usize - 1) } else { None };
         match special {
             Some(name) if *name == hostile::LONG_NAME => "long näme ".repeat(hostile::LONG_NAME_LENGTH / 10),
             Some(name) => (*name).to_owned(),
@@ -377,18 +352,18 @@ impl Inner {
         }
     }
 
-    /// The n-th ordinary group with a fair number of messages over the whole time.
+    /// The n-th session without a special id that has a fair number of messages over the whole time.
     fn ordinary(&self, nth: usize) -> Option<u32> {
         if self.faults != FaultLevel::Nasty {
             return None;
         }
-        let first = if self.hostile {
-            hostile::IDS.len() as u32 + 1
-        } else {
-            1
-        };
+        let first = if self.hostile { hostile::IDS.len() as u32 + 1 } else { 1 };
+        let whole_time = self.sizes.first()?.span_ms;
         (first..self.sizes.len() as u32)
-            .filter(|index| self.sizes[*index as usize].live >= 5)
+            .filter(|index| {
+                let size = &self.sizes[*index as usize];
+                size.live >= 5 && size.span_ms == whole_time
+            })
             .nth(nth)
     }
 
@@ -413,22 +388,12 @@ impl Inner {
         let text = |kind, action_ms| {
             let mut out = String::with_capacity(1_000);
             let (account, plan, hostile) = (self.account, self.plan(session), self.hostile);
-            let item = ItemOf {
-                account,
-                shape,
-                plan,
-                slot: step.slot,
-                kind,
-                action_ms,
-                hostile,
-            };
+            let item = ItemOf { account, shape, plan, slot: step.slot, kind, action_ms, hostile };
             push_item(&mut out, &item, options);
             (kind, out)
         };
         let message = step.message.then(|| text(ItemKind::Message, None));
-        let modification = step
-            .modification
-            .map(|found| text(found.kind, Some(found.action_ms)));
+        let modification = step.modification.map(|found| text(found.kind, Some(found.action_ms)));
         message.into_iter().chain(modification)
     }
 }
@@ -440,12 +405,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     fn dataset(sessions: u32, messages: u64) -> Dataset {
-        let settings = SimSettings {
-            sessions,
-            messages,
-            months: 3,
-            ..SimSettings::default()
-        };
+        let settings = SimSettings { sessions, messages, months: 3, ..SimSettings::default() };
         Dataset::new(&settings, date(2026, 11, 24))
     }
 
@@ -467,20 +427,12 @@ mod tests {
     fn days_one_by_one_give_the_same_items_as_the_whole() {
         for all_modifications in [false, true] {
             let data = dataset(20, 3_000);
-            let options = ItemOptions {
-                all_modifications,
-                ..ItemOptions::default()
-            };
+            let options = ItemOptions { all_modifications, ..ItemOptions::default() };
             for session in 0..data.session_count() {
-                let mut whole: Vec<_> = data
-                    .items(session, data.first_day(), data.last_day(), options)
-                    .collect();
+                let mut whole: Vec<_> =
+                    data.items(session, data.first_day(), data.last_day(), options).collect();
                 let mut parts = Vec::new();
-                for day in data
-                    .first_day()
-                    .series(1.day())
-                    .take_while(|day| *day <= data.last_day())
-                {
+                for day in data.first_day().series(1.day()).take_while(|day| *day <= data.last_day()) {
                     parts.extend(data.items(session, day, day, options));
                 }
                 if all_modifications {
@@ -496,10 +448,7 @@ mod tests {
     fn pages_joined_are_the_items() {
         let data = dataset(10, 4_000);
         for all_modifications in [false, true] {
-            let options = ItemOptions {
-                all_modifications,
-                ..ItemOptions::default()
-            };
+            let options = ItemOptions { all_modifications, ..ItemOptions::default() };
             let (from, to) = (date(2026, 9, 10), date(2026, 10, 9));
             let mut arrays: [Vec<String>; 3] = Default::default();
             let mut cursor = None;

@@ -16,10 +16,8 @@ pub(super) fn base64url_encode(bytes: &[u8]) -> String {
 
 pub(super) fn push_base64url(out: &mut String, bytes: &[u8]) {
     for chunk in bytes.chunks(3) {
-        let word = chunk
-            .iter()
-            .fold(0_u32, |word, byte| (word << 8) | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0_u32, |word, byte| (word << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
         for position in 0..=chunk.len() {
             let index = (word >> (18 - 6 * position)) & 0x3f;
             out.push(char::from(URL_SAFE[index as usize]));
@@ -119,9 +117,7 @@ pub(super) fn push_number(out: &mut String, value: u64) {
             break;
         }
     }
-    digits[start..]
-        .iter()
-        .for_each(|digit| out.push(char::from(*digit)));
+    digits[start..].iter().for_each(|digit| out.push(char::from(*digit)));
 }
 
 #[cfg(test)]
@@ -134,10 +130,7 @@ mod tests {
             let bytes: Vec<u8> = (0..length).map(|n| n.wrapping_mul(37)).collect();
             assert_eq!(base64url_decode(&base64url_encode(&bytes)), Some(bytes));
         }
-        assert_eq!(
-            base64_decode_standard("c2ltOnNlY3JldA=="),
-            Some(b"sim:secret".to_vec())
-        );
+        assert_eq!(base64_decode_standard("c2ltOnNlY3JldA=="), Some(b"sim:secret".to_vec()));
         assert_eq!(base64url_decode("QQ"), Some(b"A".to_vec()));
         assert_eq!(base64url_decode("QR"), None);
     }

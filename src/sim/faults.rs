@@ -63,17 +63,8 @@ pub enum FaultAnswer {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Request<'a> {
     Token,
-    List {
-        key: &'a str,
-        from: Date,
-        to: Date,
-        has_page_token: bool,
-    },
-    Messages {
-        key: &'a str,
-        session: u32,
-        has_page_token: bool,
-    },
+    List { key: &'a str, from: Date, to: Date, has_page_token: bool },
+    Messages { key: &'a str, session: u32, has_page_token: bool },
 }
 
 #[derive(Debug)]
@@ -82,19 +73,13 @@ pub(super) struct Faults {
     noise: Noise,
     scripted: Vec<ScriptedFault>,
     /// How often each request was asked; only kept while there are random faults.
-    asked: HashMap<u64, u8>,
+    asked: HashMap<u64, u32>,
     pub(super) count: u64,
 }
 
 impl Faults {
     pub(super) fn new(level: FaultLevel, noise: Noise) -> Self {
-        Self {
-            level,
-            noise,
-            scripted: Vec::new(),
-            asked: HashMap::new(),
-            count: 0,
-        }
+        Self { level, noise, scripted: Vec::new(), asked: HashMap::new(), count: 0 }
     }
 
     pub(super) fn script(&mut self, fault: ScriptedFault) {
@@ -113,19 +98,11 @@ impl Faults {
 
     fn scripted_for(&mut self, request: &Request<'_>) -> Option<FaultAnswer> {
         let mut answer = None;
-        for fault in self
-            .scripted
-            .iter_mut()
-            .filter(|fault| fault.matches.holds(request))
-        {
+        for fault in self.scripted.iter_mut().filter(|fault| fault.matches.holds(request)) {
             if fault.after > 0 {
                 fault.after -= 1;
             } else if fault.times > 0 && answer.is_none() {
-                fault.times = if fault.times == u32::MAX {
-                    u32::MAX
-                } else {
-                    fault.times - 1
-                };
+                fault.times = if fault.times == u32::MAX { u32::MAX } else { fault.times - 1 };
                 answer = Some(fault.answer.clone());
             }
         }
@@ -143,10 +120,9 @@ impl Faults {
             Request::Messages { session, .. } if data.always_failing() == Some(*session) => {
                 Some(json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
             }
-            Request::Messages { session, .. } if data.gone() == Some(*session) => Some(json(
-                404,
-                "{\"code\":5301,\"message\":\"The session does not exist.\"}",
-            )),
+            Request::Messages { session, .. } if data.gone() == Some(*session) => {
+                Some(json(404, "{\"code\":5301,\"message\":\"The session does not exist.\"}"))
+            }
             _ => None,
         }
     }
@@ -204,22 +180,11 @@ impl Match {
 }
 
 fn json(status: u16, body: &str) -> FaultAnswer {
-    let headers = vec![(
-        "content-type".to_owned(),
-        "application/json;charset=UTF-8".to_owned(),
-    )];
-    FaultAnswer::Status {
-        status,
-        headers,
-        body: body.to_owned(),
-    }
+    let headers = vec![("content-type".to_owned(), "application/json;charset=UTF-8".to_owned())];
+    FaultAnswer::Status { status, headers, body: body.to_owned() }
 }
 
 fn html(status: u16) -> FaultAnswer {
     let headers = vec![("content-type".to_owned(), "text/html".to_owned())];
-    FaultAnswer::Status {
-        status,
-        headers,
-        body: format!("<html><h1>{status} Bad Gateway</h1></html>"),
-    }
+    FaultAnswer::Status { status, headers, body: format!("<html><h1>{status} Bad Gateway</h1></html>") }
 }

@@ -19,12 +19,8 @@ pub enum ItemKind {
 const CLASSES: usize = 4;
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 1_440 * MINUTE;
-const DELAYS: [(u64, u64); CLASSES] = [
-    (MINUTE, 60 * MINUTE),
-    (60 * MINUTE, 2 * DAY),
-    (2 * DAY, 15 * DAY),
-    (15 * DAY, 35 * DAY),
-];
+const DELAYS: [(u64, u64); CLASSES] =
+    [(MINUTE, 60 * MINUTE), (60 * MINUTE, 2 * DAY), (2 * DAY, 15 * DAY), (15 * DAY, 35 * DAY)];
 
 /// One message in `EDITED_RARITY` that was not deleted was edited.
 const EDITED_RARITY: u64 = 30;
@@ -52,12 +48,7 @@ impl SlotPlan {
 
     /// When the slot's message was sent; never decreases from slot to slot.
     pub(super) fn sent_ms(&self, slot: u64) -> i64 {
-        let SessionSize {
-            slots,
-            start_ms,
-            span_ms,
-            ..
-        } = self.size;
+        let SessionSize { slots, start_ms, span_ms, .. } = self.size;
         let (step, rest) = (span_ms / slots, span_ms % slots);
         let jitter = self.slot_noise(slot).with(0).below(step);
         let offset = slot * step + slot * rest / slots + jitter;
@@ -66,12 +57,7 @@ impl SlotPlan {
 
     /// The first slot sent at or after the instant; the number of slots when there is none.
     pub(super) fn first_slot_at(&self, instant_ms: i64) -> u64 {
-        let SessionSize {
-            slots,
-            start_ms,
-            span_ms,
-            ..
-        } = self.size;
+        let SessionSize { slots, start_ms, span_ms, .. } = self.size;
         if slots == 0 || instant_ms <= start_ms {
             return 0;
         }
@@ -117,18 +103,10 @@ impl SlotPlan {
         let sent_ms = self.sent_ms(slot);
         let action_ms = sent_ms.saturating_add_unsigned(self.delay_ms(class));
         if action_ms < self.end_ms {
-            return Some(Modification {
-                kind,
-                action_ms,
-                class,
-            });
+            return Some(Modification { kind, action_ms, class });
         }
         // A slow one would lie in the future. A quick one always fits: nothing is sent in the last two hours.
-        Some(Modification {
-            kind,
-            action_ms: sent_ms.saturating_add_unsigned(self.delay_ms(0)),
-            class: 0,
-        })
+        Some(Modification { kind, action_ms: sent_ms.saturating_add_unsigned(self.delay_ms(0)), class: 0 })
     }
 
     fn delay_ms(&self, class: usize) -> u64 {
@@ -151,10 +129,7 @@ impl SlotPlan {
                 if slot >= end {
                     break false;
                 }
-                if self
-                    .modification(slot)
-                    .is_some_and(|modification| modification.class == class)
-                {
+                if self.modification(slot).is_some_and(|modification| modification.class == class) {
                     break true;
                 }
                 slot += 1;
@@ -219,17 +194,8 @@ impl Feed {
                     plan.slots_acted_on(class, query.from_ms, query.until_ms);
             }
         }
-        let cursor = Cursor {
-            message_slot: plan.first_slot_at(query.from_ms),
-            class_slots,
-        };
-        Self {
-            plan,
-            query,
-            cursor,
-            message_end: plan.first_slot_at(query.until_ms),
-            class_ends,
-        }
+        let cursor = Cursor { message_slot: plan.first_slot_at(query.from_ms), class_slots };
+        Self { plan, query, cursor, message_end: plan.first_slot_at(query.until_ms), class_ends }
     }
 
     /// Goes on where a page ended; a cursor that lies before the range's start is moved there.
@@ -255,11 +221,7 @@ impl Feed {
 
     /// The next step without taking it.
     pub(super) fn peek(&mut self) -> Option<Step> {
-        if self.query.by_action_time {
-            self.peek_by_time()
-        } else {
-            self.peek_by_slot()
-        }
+        if self.query.by_action_time { self.peek_by_time() } else { self.peek_by_slot() }
     }
 
     pub(super) fn take(&mut self, step: &Step) {
@@ -276,12 +238,7 @@ impl Feed {
             let message = modification.is_none_or(|modification| modification.kind != ItemKind::Deleted);
             let modification = modification.filter(|modification| self.wants(modification.kind));
             if message || modification.is_some() {
-                return Some(Step {
-                    slot,
-                    message,
-                    modification,
-                    source: None,
-                });
+                return Some(Step { slot, message, modification, source: None });
             }
             self.cursor.message_slot += 1;
         }
@@ -295,21 +252,14 @@ impl Feed {
         let mut earliest = None;
         if self.cursor.message_slot < self.message_end {
             let slot = self.cursor.message_slot;
-            let step = Step {
-                slot,
-                message: true,
-                modification: None,
-                source: None,
-            };
+            let step = Step { slot, message: true, modification: None, source: None };
             earliest = Some((self.plan.sent_ms(slot), step));
         }
         for class in 0..CLASSES {
             let Some(step) = self.head_of_class(class) else {
                 continue;
             };
-            let action_ms = step
-                .modification
-                .map_or(i64::MAX, |modification| modification.action_ms);
+            let action_ms = step.modification.map_or(i64::MAX, |modification| modification.action_ms);
             if earliest.as_ref().is_none_or(|(time, _)| action_ms < *time) {
                 earliest = Some((action_ms, step));
             }
@@ -322,12 +272,7 @@ impl Feed {
             let slot = self.cursor.class_slots[class];
             let modification = self.plan.modification(slot);
             if modification.is_some_and(|found| found.class == class && self.wants(found.kind)) {
-                return Some(Step {
-                    slot,
-                    message: false,
-                    modification,
-                    source: Some(class),
-                });
+                return Some(Step { slot, message: false, modification, source: Some(class) });
             }
             self.cursor.class_slots[class] += 1;
         }

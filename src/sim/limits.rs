@@ -46,9 +46,7 @@ impl Limits {
         if per_second > 0 {
             self.admitted.push_back(now);
         }
-        Verdict::Admitted {
-            left: per_second.saturating_sub(self.admitted.len() as u32),
-        }
+        Verdict::Admitted { left: per_second.saturating_sub(self.admitted.len() as u32) }
     }
 }
 
@@ -68,10 +66,8 @@ mod tests {
             }
         }
         for (index, at) in admitted.iter().enumerate() {
-            let within = admitted[index..]
-                .iter()
-                .take_while(|later| later.duration_since(*at) < SECOND)
-                .count();
+            let within =
+                admitted[index..].iter().take_while(|later| later.duration_since(*at) < SECOND).count();
             assert!(within <= 20);
         }
         assert!(admitted.len() > 600, "refusals do not count: {}", admitted.len());
@@ -81,9 +77,8 @@ mod tests {
     fn a_day_ends_and_begins_anew() {
         let now = super::super::calendar::now();
         let mut limits = Limits::default();
-        let verdicts: Vec<_> = [0, 0, 0, 1]
-            .map(|day| limits.arrive(now, day, 0, 2) == Verdict::Daily)
-            .to_vec();
+        let verdicts: Vec<_> =
+            [0, 0, 0, 1].map(|day| limits.arrive(now, day, 0, 2) == Verdict::Daily).to_vec();
         assert_eq!(verdicts, [false, false, true, false]);
     }
 }

@@ -68,12 +68,7 @@ impl Simulator {
         let api = api::Api::new(settings);
         let stop = CancellationToken::new();
         let server = tokio::spawn(server::accept(listener, api.clone(), stop.clone()));
-        Ok(Self {
-            api,
-            addr,
-            stop,
-            server,
-        })
+        Ok(Self { api, addr, stop, server })
     }
 
     pub fn addr(&self) -> SocketAddr {

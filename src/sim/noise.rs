@@ -20,20 +20,16 @@ impl Noise {
 
     /// An independent value for the part of the world called `part`.
     pub(super) const fn with(self, part: u64) -> Self {
-        Self(mix(self.0.wrapping_add(
-            part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15),
-        )))
+        Self(mix(self.0.wrapping_add(part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))))
     }
 
     /// The same for a text, for example a query string.
     pub(super) fn with_text(self, text: &str) -> Self {
-        text.as_bytes()
-            .chunks(8)
-            .fold(self.with(text.len() as u64), |noise, chunk| {
-                let mut word = [0_u8; 8];
-                word[..chunk.len()].copy_from_slice(chunk);
-                noise.with(u64::from_le_bytes(word))
-            })
+        text.as_bytes().chunks(8).fold(self.with(text.len() as u64), |noise, chunk| {
+            let mut word = [0_u8; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            noise.with(u64::from_le_bytes(word))
+        })
     }
 
     pub(super) const fn value(self) -> u64 {

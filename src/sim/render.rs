@@ -40,16 +40,9 @@ pub(super) fn push_message_id(out: &mut String, plan: &SlotPlan, slot: u64) {
 pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: &ItemOptions) {
     let noise = item.plan.slot_noise(item.slot);
     let sent_ms = item.plan.sent_ms(item.slot);
-    let sender = words::person_of(
-        item.plan.noise,
-        noise.with(31).below(item.shape.writers().min(WRITERS)),
-    );
+    let sender = words::person_of(item.plan.noise, noise.with(31).below(item.shape.writers().min(WRITERS)));
     // Legal, and easily lost by whoever parses and writes again.
-    out.push_str(if noise.with(32).one_in(20) {
-        "{ \"id\" : \""
-    } else {
-        "{\"id\":\""
-    });
+    out.push_str(if noise.with(32).one_in(20) { "{ \"id\" : \"" } else { "{\"id\":\"" });
     push_message_id(out, &item.plan, item.slot);
     out.push_str("\",\"message\":\"");
     if item.kind == ItemKind::Edited {
@@ -132,11 +125,7 @@ fn push_attachments(out: &mut String, noise: Noise) {
     }
     if noise.with(47).one_in(6) {
         out.push_str(",\"rich_text\":[{\"start_position\":0,\"end_position\":5,\"format_type\":\"");
-        out.push_str(
-            noise
-                .with(48)
-                .pick(&["Bold", "Italic", "Strikethrough", "Paragraph", "Quote"]),
-        );
+        out.push_str(noise.with(48).pick(&["Bold", "Italic", "Strikethrough", "Paragraph", "Quote"]));
         out.push_str("\",\"format_attr\":\"h1\"}]");
     }
 }
@@ -186,11 +175,7 @@ fn push_reactors(out: &mut String, item: &ItemOf<'_>, noise: Noise) {
         out.push('"');
     }
     out.push_str("],\"member_ids\":[\"");
-    words::push_member_id(
-        out,
-        item.account,
-        words::person_of(item.plan.noise, noise.with(2).below(WRITERS)),
-    );
+    words::push_member_id(out, item.account, words::person_of(item.plan.noise, noise.with(2).below(WRITERS)));
     out.push_str("\"]}");
 }
 

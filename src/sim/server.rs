@@ -46,16 +46,12 @@ async fn serve(socket: TcpStream, api: Arc<Api>) {
     let _ = socket.set_nodelay(true);
     let service = service_fn(move |request| respond(api.clone(), request));
     // A connection that was reset on purpose ends in an error; there is nobody to tell.
-    let _ = http1::Builder::new()
-        .serve_connection(TokioIo::new(socket), service)
-        .await;
+    let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
 }
 
 async fn respond(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
     let (head, body) = request.into_parts();
-    let body = axum::body::to_bytes(Body::new(body), MAX_BODY)
-        .await
-        .map_err(io::Error::other)?;
+    let body = axum::body::to_bytes(Body::new(body), MAX_BODY).await.map_err(io::Error::other)?;
     let Answer { response, delivery } = api.answer(&head.method, &head.uri, &head.headers, &body);
     sleep(latency(&api)).await;
     match delivery {
@@ -73,10 +69,7 @@ async fn respond(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<B
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the simulator imports nothing of ours, so it has no Clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "the simulator imports nothing of ours, so it has no Clock")]
 async fn sleep(duration: Duration) {
     if !duration.is_zero() {
         tokio::time::sleep(duration).await;
@@ -90,28 +83,18 @@ fn latency(api: &Api) -> Duration {
         return middle;
     }
     let number = api.with(|changing| changing.counters.requests);
-    let spread = Noise::new(api.settings.seed)
-        .with(300)
-        .with(number)
-        .below(2 * jitter.as_micros() as u64 + 1);
+    let spread =
+        Noise::new(api.settings.seed).with(300).with(number).below(2 * jitter.as_micros() as u64 + 1);
     (middle + Duration::from_micros(spread)).saturating_sub(jitter)
 }
 
 /// Says the full length and stops half-way.
 async fn cut(response: Response<Body>, after: usize) -> Result<Response<Body>, io::Error> {
     let (mut head, body) = response.into_parts();
-    let whole = axum::body::to_bytes(body, usize::MAX)
-        .await
-        .map_err(io::Error::other)?;
+    let whole = axum::body::to_bytes(body, usize::MAX).await.map_err(io::Error::other)?;
     let length = whole.len().max(1);
     head.headers.insert(header::CONTENT_LENGTH, length.into());
     let part = whole.slice(..after.min(length - 1).min(whole.len()));
-    let pieces = [
-        Ok::<Bytes, io::Error>(part),
-        Err(io::ErrorKind::ConnectionReset.into()),
-    ];
-    Ok(Response::from_parts(
-        head,
-        Body::from_stream(stream::iter(pieces)),
-    ))
+    let pieces = [Ok::<Bytes, io::Error>(part), Err(io::ErrorKind::ConnectionReset.into())];
+    Ok(Response::from_parts(head, Body::from_stream(stream::iter(pieces))))
 }

@@ -61,10 +61,7 @@ impl Default for SimSettings {
             account_id: "sim-account".to_owned(),
             client_id: "sim-client".to_owned(),
             client_secret: "sim-secret".to_owned(),
-            scopes: vec![
-                "report_chat:read:admin".to_owned(),
-                "imchat:read:admin".to_owned(),
-            ],
+            scopes: vec!["report_chat:read:admin".to_owned(), "imchat:read:admin".to_owned()],
             heaviest_share: 0.15,
             hostile: true,
         }

@@ -52,13 +52,7 @@ pub(super) fn plan(
             };
             let (start_ms, span_ms) = active_span(noise.with(1), index == 0, start_ms, end_ms - QUIET_END_MS);
             let slots = live / LIVE_IN_BLOCK * BLOCK + rest + u64::from(deleted_in_rest);
-            SessionSize {
-                live,
-                slots,
-                start_ms,
-                span_ms,
-                deleted_in_rest,
-            }
+            SessionSize { live, slots, start_ms, span_ms, deleted_in_rest }
         })
         .collect()
 }
@@ -74,10 +68,7 @@ fn active_span(noise: Noise, whole: bool, start_ms: i64, end_ms: i64) -> (i64, u
     };
     let length = length.clamp(1, total);
     let offset = noise.with(2).below(total - length + 1);
-    (
-        start_ms + i64::try_from(offset).expect("an offset inside a span of dates fits"),
-        length,
-    )
+    (start_ms + i64::try_from(offset).expect("an offset inside a span of dates fits"), length)
 }
 
 /// Counts that add up to `messages` exactly.
@@ -98,10 +89,7 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
     // Which rank of the distribution each session has, so that size does not follow from position.
     let mut order: Vec<u32> = (1..sessions).collect();
     for position in (1..order.len()).rev() {
-        order.swap(
-            position,
-            noise.with(10).with(position as u64).index_below(position + 1),
-        );
+        order.swap(position, noise.with(10).with(position as u64).index_below(position + 1));
     }
 
     let mut counts = vec![0_u64; total];
@@ -141,12 +129,8 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
         counts[index as usize] += given;
         left -= given;
     }
-    let takers: Vec<u32> = order
-        .iter()
-        .copied()
-        .take(large)
-        .filter(|&index| counts[index as usize] > 0)
-        .collect();
+    let takers: Vec<u32> =
+        order.iter().copied().take(large).filter(|&index| counts[index as usize] > 0).collect();
     if takers.is_empty() {
         counts[0] += left;
         return counts;
@@ -169,11 +153,7 @@ mod tests {
                 for share in [0.0, 0.15, 0.5, 1.0] {
                     let counts = message_counts(Noise::new(3), sessions, messages, share);
                     assert_eq!(counts.len(), sessions as usize);
-                    assert_eq!(
-                        counts.iter().sum::<u64>(),
-                        messages,
-                        "{sessions} {messages} {share}"
-                    );
+                    assert_eq!(counts.iter().sum::<u64>(), messages, "{sessions} {messages} {share}");
                 }
             }
         }

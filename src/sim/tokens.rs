@@ -20,11 +20,7 @@ pub(super) struct AccessTokens {
 
 impl AccessTokens {
     pub(super) fn new(noise: Noise) -> Self {
-        Self {
-            noise,
-            issued: 0,
-            live: HashMap::new(),
-        }
+        Self { noise, issued: 0, live: HashMap::new() }
     }
 
     pub(super) fn issue(&mut self, life: Duration) -> String {
@@ -41,9 +37,7 @@ impl AccessTokens {
     }
 
     pub(super) fn is_good(&self, token: &str) -> bool {
-        self.live
-            .get(token)
-            .is_some_and(|ends| *ends > calendar::now_ms())
+        self.live.get(token).is_some_and(|ends| *ends > calendar::now_ms())
     }
 
     pub(super) fn revoke(&mut self, token: &str) {
@@ -86,12 +80,7 @@ pub(super) fn open(noise: Noise, query: &str, token: &str, life: Duration) -> Op
 }
 
 fn check(noise: Noise, query: &str, issued: u64, cursor: &[u64]) -> u64 {
-    cursor
-        .iter()
-        .fold(noise.with_text(query).with(issued), |noise, part| {
-            noise.with(*part)
-        })
-        .value()
+    cursor.iter().fold(noise.with_text(query).with(issued), |noise, part| noise.with(*part)).value()
 }
 
 #[cfg(test)]

@@ -112,21 +112,8 @@ const CJK: &[&str] = &[
     "已经",
     "部署完成",
 ];
-const DEVANAGARI: &[&str] = &[
-    "कृपया",
-    "रिपोर्ट",
-    "देखें",
-    "बैठक",
-    "कल",
-    "सुबह",
-    "होगी",
-    "धन्यवाद",
-    "ग्राहक",
-    "प्रतीक्षा",
-    "कर",
-    "रहा",
-    "है",
-];
+const DEVANAGARI: &[&str] =
+    &["कृपया", "रिपोर्ट", "देखें", "बैठक", "कल", "सुबह", "होगी", "धन्यवाद", "ग्राहक", "प्रतीक्षा", "कर", "रहा", "है"];
 const EMOJI: &[&str] = &["😀", "🎉", "👍🏽", "🚀", "👩‍💻", "🇧🇷", "❤️", "🙏", "🔥", "✅"];
 /// Text whose JSON form is not the shortest one; a client must keep it as it is.
 const ESCAPED: &[&str] = &[
@@ -158,18 +145,10 @@ pub(super) fn push_display_name(out: &mut String, account: Noise, person: u64) {
 /// An address that is valid everywhere: ASCII, unique to the person.
 pub(super) fn push_email(out: &mut String, account: Noise, person: u64) {
     let noise = account.with(902).with(person);
-    out.push_str(
-        noise
-            .with(0)
-            .pick(&["a.user", "mail", "jane.doe", "sales", "first.last", "dev"]),
-    );
+    out.push_str(noise.with(0).pick(&["a.user", "mail", "jane.doe", "sales", "first.last", "dev"]));
     push_number(out, person);
     out.push('@');
-    out.push_str(
-        noise
-            .with(1)
-            .pick(&["example.com", "example.org", "corp.example.net"]),
-    );
+    out.push_str(noise.with(1).pick(&["example.com", "example.org", "corp.example.net"]));
 }
 
 pub(super) fn push_member_id(out: &mut String, account: Noise, person: u64) {
@@ -200,16 +179,8 @@ pub(super) fn push_message_text(out: &mut String, noise: Noise, account: Noise, 
         push_display_name(out, account, noise.with(5).below(PEOPLE));
         out.push(' ');
     }
-    let escaped_at = if noise.with(6).one_in(14) {
-        noise.with(7).below(words)
-    } else {
-        u64::MAX
-    };
-    let line_length = if noise.with(8).one_in(8) {
-        noise.with(9).between(4, 12)
-    } else {
-        u64::MAX
-    };
+    let escaped_at = if noise.with(6).one_in(14) { noise.with(7).below(words) } else { u64::MAX };
+    let line_length = if noise.with(8).one_in(8) { noise.with(9).between(4, 12) } else { u64::MAX };
     let mut picks = noise.with(10);
     for word in 0..words {
         if word > 0 {

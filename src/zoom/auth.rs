@@ -90,25 +90,25 @@ impl Tokens {
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        let _permit = self
-            .renewal
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
+        let _permit = self.renewal.acquire().await.expect("the semaphore is never closed");
         if let Some(token) = self.current() {
             return Ok(token);
         }
         self.renew().await
     }
 
-    /// Zoom refused a token of this generation: it is not handed out again.
-    pub fn refused(&self, generation: u64) {
+    /// Zoom refused a token of this generation: it is not handed out again. True for the first to tell, false when the
+    /// token was given up before; who comes later was only unlucky.
+    pub fn refused(&self, generation: u64) -> bool {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = cached
-            .as_mut()
-            .filter(|cached| cached.token.generation == generation)
-        {
-            current.renew_at = Duration::ZERO;
+        let still_used =
+            |cached: &&mut Cached| cached.token.generation == generation && !cached.renew_at.is_zero();
+        match cached.as_mut().filter(still_used) {
+            Some(current) => {
+                current.renew_at = Duration::ZERO;
+                true
+            }
+            None => false,
         }
     }
 
@@ -128,9 +128,7 @@ impl Tokens {
                 Ok(body) => return Ok(self.keep(body, asked_at)),
                 Err(outcome) => outcome,
             };
-            let decision = self
-                .policy
-                .decide(&outcome, attempt, self.clock.now(), self.clock.roll());
+            let decision = self.policy.decide(&outcome, attempt, self.clock.now(), self.clock.roll());
             let after = match decision {
                 Decision::Again { after, .. } => after,
                 Decision::Limited { after, .. } => after.max(Duration::from_secs(1)),
@@ -149,27 +147,20 @@ impl Tokens {
     }
 
     async fn ask(&self) -> Result<TokenBody, Outcome> {
-        let form = [
-            ("grant_type", "account_credentials"),
-            ("account_id", self.credentials.account_id.as_str()),
-        ];
+        let form =
+            [("grant_type", "account_credentials"), ("account_id", self.credentials.account_id.as_str())];
         let response = self
             .http
             .post(&self.url)
-            .basic_auth(
-                &self.credentials.client_id,
-                Some(self.credentials.client_secret.expose_secret()),
-            )
+            .basic_auth(&self.credentials.client_id, Some(self.credentials.client_secret.expose_secret()))
             .form(&form)
             .send()
             .await
             .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+        let body =
+            response.bytes().await.map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
         if status != 200 {
             return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
         }
@@ -182,15 +173,9 @@ impl Tokens {
         let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = cached.as_ref().map_or(1, |old| old.token.generation + 1);
-        let token = Token {
-            secret: Arc::new(body.access_token),
-            scopes: Arc::from(body.scope.as_str()),
-            generation,
-        };
-        *cached = Some(Cached {
-            token: token.clone(),
-            renew_at,
-        });
+        let token =
+            Token { secret: Arc::new(body.access_token), scopes: Arc::from(body.scope.as_str()), generation };
+        *cached = Some(Cached { token: token.clone(), renew_at });
         tracing::info!(generation, valid_for_s = life.as_secs(), "got an access token");
         token
     }
@@ -204,11 +189,7 @@ fn token_failure(outcome: &Outcome, attempts: u32) -> Failure {
             zoom_code: refusal.zoom_code,
             message: format!(
                 "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
-                if refusal.message.is_empty() {
-                    "no reason given"
-                } else {
-                    &refusal.message
-                }
+                if refusal.message.is_empty() { "no reason given" } else { &refusal.message }
             ),
             attempts,
         },

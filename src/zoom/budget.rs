@@ -77,12 +77,7 @@ impl Budget {
             last_change: Duration::ZERO,
             waiting: None,
         };
-        Self {
-            clock,
-            turn: tokio::sync::Mutex::new(()),
-            pace: Mutex::new(pace),
-            changed: Notify::new(),
-        }
+        Self { clock, turn: tokio::sync::Mutex::new(()), pace: Mutex::new(pace), changed: Notify::new() }
     }
 
     /// Waits for this caller's turn and the account's next slot.
@@ -113,10 +108,7 @@ impl Budget {
     pub fn pause(&self, until: Timestamp, reason: &str) {
         self.with_pace(|pace| {
             if pace.waiting.as_ref().is_none_or(|waiting| waiting.until < until) {
-                pace.waiting = Some(Waiting {
-                    until,
-                    reason: reason.to_owned(),
-                });
+                pace.waiting = Some(Waiting { until, reason: reason.to_owned() });
             }
         });
         self.changed.notify_waiters();
@@ -168,11 +160,7 @@ impl Pace {
             return Slot::Wait(self.next - now);
         }
         let Some(limit) = self.limit else {
-            return if self.next > now {
-                Slot::Wait(self.next - now)
-            } else {
-                Slot::Granted
-            };
+            return if self.next > now { Slot::Wait(self.next - now) } else { Slot::Granted };
         };
         self.recover(now);
         let interval = Duration::from_secs_f64(1.0 / (limit * self.share * PACE));
@@ -200,9 +188,7 @@ impl Pace {
 
     fn slow_down(&mut self, now: Duration, hold: Duration) {
         // Requests already under way when the first 429 came will be refused too; they are one event.
-        let fresh = self
-            .last_slow_down
-            .is_none_or(|last| now.saturating_sub(last) >= WINDOW);
+        let fresh = self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW);
         if fresh {
             self.share = (self.share * SLOW_DOWN).max(FLOOR);
             self.last_slow_down = Some(now);
@@ -270,10 +256,7 @@ mod tests {
                     .iter()
                     .take_while(|(_, later)| *later < *at + Duration::from_secs(1))
                     .count();
-                assert!(
-                    within <= limit as usize,
-                    "{within} requests in one second at limit {limit}"
-                );
+                assert!(within <= limit as usize, "{within} requests in one second at limit {limit}");
             }
             let rate = total as f64 / all.last().unwrap().1.as_secs_f64();
             assert!(rate > limit * 0.96, "{rate} of {limit}");
@@ -287,10 +270,7 @@ mod tests {
         let all = grants(budget, clock, 7, 40).await;
         for lane in 0..7 {
             let early = all[..140].iter().filter(|(of, _)| *of == lane).count();
-            assert!(
-                (19..=21).contains(&early),
-                "lane {lane} had {early} of the first 140 grants"
-            );
+            assert!((19..=21).contains(&early), "lane {lane} had {early} of the first 140 grants");
         }
     }
 
@@ -302,11 +282,7 @@ mod tests {
         budget.slow_down(Duration::ZERO);
         let all = grants(budget, clock, 1, 400).await;
         let in_second = |second: u64| all.iter().filter(|(_, at)| at.as_secs() == second).count();
-        assert!(
-            (15..=17).contains(&in_second(0)),
-            "one event however many 429s: {}",
-            in_second(0)
-        );
+        assert!((15..=17).contains(&in_second(0)), "one event however many 429s: {}", in_second(0));
         assert!(in_second(10) >= 19, "recovered: {}", in_second(10));
     }
 
@@ -327,11 +303,7 @@ mod tests {
         let clock = clock();
         let budget = Arc::new(Budget::new(Some(0.5), clock.clone()));
         let all = grants(budget, clock, 2, 5).await;
-        assert!(
-            all.last().unwrap().1 >= Duration::from_secs(17),
-            "{:?}",
-            all.last()
-        );
+        assert!(all.last().unwrap().1 >= Duration::from_secs(17), "{:?}", all.last());
     }
 
     proptest! {

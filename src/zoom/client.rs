@@ -51,18 +51,8 @@ pub struct ItemChoice {
 /// One request of the report API.
 #[derive(Debug, Clone)]
 pub enum Call {
-    ListSessions {
-        from: Date,
-        to: Date,
-        page_token: Option<String>,
-    },
-    Messages {
-        session_id: Arc<str>,
-        from: Date,
-        to: Date,
-        page_token: Option<String>,
-        choice: ItemChoice,
-    },
+    ListSessions { from: Date, to: Date, page_token: Option<String> },
+    Messages { session_id: Arc<str>, from: Date, to: Date, page_token: Option<String>, choice: ItemChoice },
 }
 
 /// Zoom's maxima (vendor's description): fewer requests are not possible.
@@ -70,11 +60,7 @@ const SESSIONS_A_PAGE: u32 = 300;
 const MESSAGES_A_PAGE: u32 = 100;
 
 /// Everything but RFC 3986's unreserved characters.
-const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Call {
     pub fn page_token(&self) -> Option<&str> {
@@ -98,9 +84,7 @@ impl Call {
             Self::ListSessions { .. } => {
                 format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
             }
-            Self::Messages {
-                session_id, choice, ..
-            } => {
+            Self::Messages { session_id, choice, .. } => {
                 let fields = match (choice.edited, choice.deleted) {
                     (true, true) => "&include_fields=edited_messages%2Cdeleted_messages",
                     (true, false) => "&include_fields=edited_messages",
@@ -125,12 +109,7 @@ impl Call {
         let token = self
             .page_token()
             .map(|token| format!("&next_page_token={}", utf8_percent_encode(token, PATH_SEGMENT)));
-        format!(
-            "{}{}{}",
-            base.trim_end_matches('/'),
-            self.query(),
-            token.unwrap_or_default()
-        )
+        format!("{}{}{}", base.trim_end_matches('/'), self.query(), token.unwrap_or_default())
     }
 }
 
@@ -171,10 +150,7 @@ pub struct Account {
 
 impl fmt::Debug for Account {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Account")
-            .field("budget", &self.budget)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Account").field("budget", &self.budget).finish_non_exhaustive()
     }
 }
 
@@ -189,25 +165,16 @@ impl Account {
             clock.clone(),
         );
         let budget = Budget::new(settings.limit, clock.clone());
-        Ok(Arc::new(Self {
-            http,
-            settings,
-            tokens,
-            budget,
-            clock,
-        }))
+        Ok(Arc::new(Self { http, settings, tokens, budget, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
     pub fn describe(&self) -> String {
-        let pace = self.budget.limit().map_or_else(
-            || "without pacing".to_owned(),
-            |limit| format!("{limit} requests/s"),
-        );
-        format!(
-            "API {}, tokens from {}, {pace}",
-            self.settings.api_base, self.settings.oauth_base
-        )
+        let pace = self
+            .budget
+            .limit()
+            .map_or_else(|| "without pacing".to_owned(), |limit| format!("{limit} requests/s"));
+        format!("API {}, tokens from {}, {pace}", self.settings.api_base, self.settings.oauth_base)
     }
 
     pub fn budget(&self) -> &Budget {
@@ -220,11 +187,7 @@ impl Account {
 
     /// A job's own queue at this account.
     pub fn lane(self: &Arc<Self>) -> Lane {
-        Lane {
-            account: self.clone(),
-            turn: tokio::sync::Mutex::new(()),
-            traffic: Traffic::default(),
-        }
+        Lane { account: self.clone(), turn: tokio::sync::Mutex::new(()), traffic: Traffic::default() }
     }
 }
 
@@ -295,10 +258,12 @@ impl Lane {
                     self.limited(kind, after);
                 }
                 Decision::Renew { after } => {
-                    account.tokens.refused(token.generation);
                     self.traffic.retries.fetch_add(1, Relaxed);
-                    attempt += 1;
-                    account.clock.sleep(after).await;
+                    // Many requests are under way with one token; when it is refused, that is one event.
+                    if account.tokens.refused(token.generation) {
+                        attempt += 1;
+                        account.clock.sleep(after).await;
+                    }
                 }
                 Decision::Again { after, spends } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
@@ -326,9 +291,7 @@ impl Lane {
                     .saturating_add(jiff::SignedDuration::try_from(after).unwrap_or_default());
                 let until = until.unwrap_or(jiff::Timestamp::MAX);
                 tracing::warn!(%until, "Zoom's daily limit is reached, waiting");
-                account
-                    .budget
-                    .pause(until, "Zoom's daily request limit is reached");
+                account.budget.pause(until, "Zoom's daily request limit is reached");
             }
         }
     }
@@ -341,13 +304,7 @@ impl Lane {
         let account = &*self.account;
         let url = call.url(&account.settings.api_base);
         let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
-        let response = account
-            .http
-            .get(&url)
-            .bearer_auth(token)
-            .send()
-            .await
-            .map_err(no_answer)?;
+        let response = account.http.get(&url).bearer_auth(token).send().await.map_err(no_answer)?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         self.believe_limit(&headers);
@@ -369,28 +326,20 @@ impl Lane {
         let per_second = header("x-ratelimit-type").is_some_and(|kind| {
             kind.eq_ignore_ascii_case("qps") || kind.eq_ignore_ascii_case("per-second-limit")
         });
-        if let (true, Some(limit)) = (
-            per_second,
-            header("x-ratelimit-limit").and_then(|limit| limit.parse().ok()),
-        ) {
+        if let (true, Some(limit)) =
+            (per_second, header("x-ratelimit-limit").and_then(|limit| limit.parse().ok()))
+        {
             self.account.budget.believe(limit);
         }
     }
 }
 
 async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
-    if response
-        .content_length()
-        .is_some_and(|length| length > most as u64)
-    {
+    if response.content_length().is_some_and(|length| length > most as u64) {
         return Err(Outcome::TooLarge);
     }
     let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0) as usize);
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|error| Outcome::NoAnswer(describe(&error)))?
-    {
+    while let Some(chunk) = response.chunk().await.map_err(|error| Outcome::NoAnswer(describe(&error)))? {
         if body.len() + chunk.len() > most {
             return Err(Outcome::TooLarge);
         }
@@ -422,15 +371,8 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
 pub(super) fn failure(kind: FailureKind, outcome: &Outcome, attempts: u32) -> Failure {
     let (status, zoom_code, message) = match outcome {
         Outcome::Refused(refusal) => {
-            let said = if refusal.message.is_empty() {
-                "no message"
-            } else {
-                &refusal.message
-            };
-            let code = refusal
-                .zoom_code
-                .map(|code| format!(", code {code}"))
-                .unwrap_or_default();
+            let said = if refusal.message.is_empty() { "no message" } else { &refusal.message };
+            let code = refusal.zoom_code.map(|code| format!(", code {code}")).unwrap_or_default();
             (
                 Some(refusal.status),
                 refusal.zoom_code,
@@ -439,19 +381,9 @@ pub(super) fn failure(kind: FailureKind, outcome: &Outcome, attempts: u32) -> Fa
         }
         Outcome::NoAnswer(what) => (None, None, what.clone()),
         Outcome::Unreadable(what) => (Some(200), None, format!("the answer could not be read: {what}")),
-        Outcome::TooLarge => (
-            Some(200),
-            None,
-            "the answer is larger than MAX_ANSWER_BYTES".to_owned(),
-        ),
+        Outcome::TooLarge => (Some(200), None, "the answer is larger than MAX_ANSWER_BYTES".to_owned()),
     };
-    Failure {
-        kind,
-        status,
-        zoom_code,
-        message,
-        attempts,
-    }
+    Failure { kind, status, zoom_code, message, attempts }
 }
 
 impl Failure {
@@ -479,17 +411,9 @@ mod tests {
         ];
         for (id, segment) in table {
             assert_eq!(path_segment(id), segment, "{id}");
-            let call = Call::ListSessions {
-                from: Date::MIN,
-                to: Date::MAX,
-                page_token: None,
-            };
+            let call = Call::ListSessions { from: Date::MIN, to: Date::MAX, page_token: None };
             let url = reqwest::Url::parse(&format!("http://h/v2/x/{segment}{}", &call.query()[..0])).unwrap();
-            assert_eq!(
-                url.path(),
-                format!("/v2/x/{segment}"),
-                "the URL parser leaves it alone"
-            );
+            assert_eq!(url.path(), format!("/v2/x/{segment}"), "the URL parser leaves it alone");
         }
     }
 

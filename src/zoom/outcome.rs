@@ -162,11 +162,7 @@ impl Refusal {
             zoom_code,
             message: sanitised(&message),
             retry_after,
-            limit: if says_daily {
-                LimitKind::Daily
-            } else {
-                LimitKind::PerSecond
-            },
+            limit: if says_daily { LimitKind::Daily } else { LimitKind::PerSecond },
             page_token_sent,
         }
     }
@@ -174,11 +170,7 @@ impl Refusal {
 
 /// A message from outside, fit for a log line or an error: one line, bounded.
 fn sanitised(message: &str) -> String {
-    message
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(500)
-        .collect()
+    message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
 }
 
 #[cfg(test)]
@@ -207,11 +199,7 @@ mod tests {
     #[test]
     fn error_bodies_are_read_in_every_observed_variant() {
         let table: [(&[u8], Option<i64>, &str); 6] = [
-            (
-                br#"{"code":124,"message":"Invalid access token."}"#,
-                Some(124),
-                "Invalid access token.",
-            ),
+            (br#"{"code":124,"message":"Invalid access token."}"#, Some(124), "Invalid access token."),
             (br#"{"errorCode":401,"errorMessage":"no"}"#, Some(401), "no"),
             (br#"{"code":"300","message":"x"}"#, Some(300), "x"),
             (

@@ -23,11 +23,7 @@ pub struct RetryPolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self {
-            max_attempts: 8,
-            base: Duration::from_millis(500),
-            cap: Duration::from_secs(30),
-        }
+        Self { max_attempts: 8, base: Duration::from_millis(500), cap: Duration::from_secs(30) }
     }
 }
 
@@ -61,10 +57,7 @@ impl RetryPolicy {
             if attempt >= self.max_attempts {
                 Decision::Fail(kind)
             } else {
-                Decision::Again {
-                    after: backoff.max(at_least),
-                    spends: true,
-                }
+                Decision::Again { after: backoff.max(at_least), spends: true }
             }
         };
         match outcome {
@@ -72,9 +65,7 @@ impl RetryPolicy {
             Outcome::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
             Outcome::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
             Outcome::Refused(refusal) => {
-                let asked = refusal
-                    .retry_after
-                    .map_or(Duration::ZERO, |retry| retry.after(now));
+                let asked = refusal.retry_after.map_or(Duration::ZERO, |retry| retry.after(now));
                 match refusal.class() {
                     Class::Limited => Decision::Limited {
                         kind: refusal.limit,
@@ -87,9 +78,9 @@ impl RetryPolicy {
                     // The first 401 is nearly always an expired or superseded token; a token that is refused again
                     // is given time (observed: a short-lived 401 on a token that is still valid).
                     Class::Token if attempt >= self.max_attempts => Decision::Fail(FailureKind::Credentials),
-                    Class::Token => Decision::Renew {
-                        after: if attempt == 1 { Duration::ZERO } else { backoff },
-                    },
+                    Class::Token => {
+                        Decision::Renew { after: if attempt == 1 { Duration::ZERO } else { backoff } }
+                    }
                     Class::PageToken => Decision::Restart,
                     Class::Passing(kind) => again_or(kind, asked),
                     Class::Final(kind) => Decision::Fail(kind),
@@ -100,10 +91,7 @@ impl RetryPolicy {
 
     /// The delay before the try after `attempt`: a random share of `base * 2^(attempt-1)`, at most `cap`.
     fn backoff(&self, attempt: u32, roll: f64) -> Duration {
-        let ceiling = self
-            .base
-            .saturating_mul(1 << attempt.saturating_sub(1).min(20))
-            .min(self.cap);
+        let ceiling = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.cap);
         ceiling.mul_f64(roll.clamp(0.0, 1.0))
     }
 }
@@ -170,15 +158,7 @@ mod tests {
     fn every_status_and_code_has_its_place() {
         let policy = RetryPolicy::default();
         let mut table = String::new();
-        let codes = [
-            None,
-            Some(104),
-            Some(124),
-            Some(200),
-            Some(300),
-            Some(4700),
-            Some(4711),
-        ];
+        let codes = [None, Some(104), Some(124), Some(200), Some(300), Some(4700), Some(4711)];
         for code in codes {
             for page_token_sent in [false, true] {
                 let mut previous = String::new();
@@ -188,21 +168,16 @@ mod tests {
                     let last = policy.decide(&outcome, 8, now(), 0.5);
                     let line = format!("first {first:?}, last {last:?}");
                     if line != previous {
-                        writeln!(
-                            table,
-                            "code {code:?} token {page_token_sent} from {status}: {line}"
-                        )
-                        .unwrap();
+                        writeln!(table, "code {code:?} token {page_token_sent} from {status}: {line}")
+                            .unwrap();
                         previous = line;
                     }
                 }
             }
         }
-        for outcome in [
-            Outcome::NoAnswer(String::new()),
-            Outcome::Unreadable(String::new()),
-            Outcome::TooLarge,
-        ] {
+        for outcome in
+            [Outcome::NoAnswer(String::new()), Outcome::Unreadable(String::new()), Outcome::TooLarge]
+        {
             let first = policy.decide(&outcome, 1, now(), 0.5);
             let last = policy.decide(&outcome, 8, now(), 0.5);
             writeln!(table, "{outcome:?}: first {first:?}, last {last:?}").unwrap();
@@ -225,10 +200,7 @@ mod tests {
         };
         let named = RetryAfter::At("2026-05-31T03:00:00Z".parse().unwrap());
         let wait = |outcome| match policy.decide(&outcome, 99, now(), 0.0) {
-            Decision::Limited {
-                kind: LimitKind::Daily,
-                after,
-            } => after.as_secs(),
+            Decision::Limited { kind: LimitKind::Daily, after } => after.as_secs(),
             other => panic!("{other:?}"),
         };
         assert_eq!(wait(daily(Some(named))), 9 * 3600);

@@ -32,9 +32,7 @@ impl<'a, const N: usize> Page<'a, N> {
     /// no array) is an error, never an empty page.
     pub fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, String> {
         let mut deserializer = serde_json::Deserializer::from_slice(body);
-        let page = PageSeed { names }
-            .deserialize(&mut deserializer)
-            .map_err(|error| shape_of(&error))?;
+        let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
         deserializer.end().map_err(|error| shape_of(&error))?;
         Ok(page)
     }
@@ -42,13 +40,7 @@ impl<'a, const N: usize> Page<'a, N> {
 
 /// A parse error without quotes from the body, which is chat content.
 fn shape_of(error: &serde_json::Error) -> String {
-    format!(
-        "{:?} error at line {} column {}",
-        error.classify(),
-        error.line(),
-        error.column()
-    )
-    .to_lowercase()
+    format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()).to_lowercase()
 }
 
 struct PageSeed<const N: usize> {
@@ -75,11 +67,8 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut page = Page {
-            arrays: std::array::from_fn(|_| Vec::new()),
-            next_page_token: None,
-            unknown: Vec::new(),
-        };
+        let mut page =
+            Page { arrays: std::array::from_fn(|_| Vec::new()), next_page_token: None, unknown: Vec::new() };
         let mut is_a_page = false;
         while let Some(Name(name)) = map.next_key()? {
             if let Some(index) = self.names.iter().position(|known| *known == name) {
@@ -100,11 +89,7 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                 _ => page.unknown.push((name, map.next_value()?)),
             }
         }
-        if is_a_page {
-            Ok(page)
-        } else {
-            Err(serde::de::Error::custom("not a page"))
-        }
+        if is_a_page { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
 }
 
@@ -133,9 +118,7 @@ impl SessionHead {
         }
         let raw: Raw<'_> =
             serde_json::from_str(info.get()).map_err(|error| format!("a session: {}", shape_of(&error)))?;
-        let id = text_of(raw.id)
-            .filter(|id| !id.is_empty())
-            .ok_or("a session without an id")?;
+        let id = text_of(raw.id).filter(|id| !id.is_empty()).ok_or("a session without an id")?;
         Ok(Self {
             id,
             kind: raw.kind.and_then(text_of),
@@ -155,19 +138,10 @@ mod tests {
             "deleted_messages":null,"next_page_token":"t"}"#;
         let page = Page::read(body, MESSAGES).unwrap();
         let items: Vec<_> = page.arrays[0].iter().map(|item| item.get()).collect();
-        assert_eq!(
-            items,
-            [
-                r#"{"n":12345678901234567890123, "s":"\ud83d\u00e9"}"#,
-                r#"{"f":1E400}"#
-            ]
-        );
+        assert_eq!(items, [r#"{"n":12345678901234567890123, "s":"\ud83d\u00e9"}"#, r#"{"f":1E400}"#]);
         assert!(page.arrays[1].is_empty() && page.arrays[2].is_empty());
         assert_eq!(page.next_page_token.as_deref(), Some("t"));
-        assert_eq!(
-            (page.unknown[0].0.as_ref(), page.unknown[0].1.get()),
-            ("x", r#"{"a" : 1.10}"#)
-        );
+        assert_eq!((page.unknown[0].0.as_ref(), page.unknown[0].1.get()), ("x", r#"{"a" : 1.10}"#));
     }
 
     #[test]

@@ -1,0 +1,356 @@
+//! The real app on a temporary directory, a simulator beside it, and a reader that shares no code with the writer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Cursor, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use zoom_chat_reports::app::{App, AppSettings};
+use zoom_chat_reports::clock::{SharedClock, SystemClock};
+use zoom_chat_reports::extract::ExtractSettings;
+use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::jobs::JobSettings;
+use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::zoom::ZoomSettings;
+use zoom_chat_reports::zoom::auth::Credentials;
+use zoom_chat_reports::zoom::retry::RetryPolicy;
+
+/// A simulator and the service in front of it.
+pub struct World {
+    pub sim: Simulator,
+    pub settings: AppSettings,
+    pub client: reqwest::Client,
+    pub directory: Arc<TempDir>,
+    clock: SharedClock,
+    app: Option<App>,
+}
+
+/// Fast enough for tests, still the real policy: short delays, all attempts.
+fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
+    let defaults = SimSettings::default();
+    AppSettings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        api_keys: ApiKeys::default(),
+        jobs: JobSettings {
+            data_dir: directory.path().join("data"),
+            max_running: 4,
+            max_queued: 100,
+            retention: Duration::from_secs(7 * 86_400),
+            extract: ExtractSettings { compression_level: 1, ..ExtractSettings::default() },
+        },
+        zoom: ZoomSettings {
+            api_base: sim.api_base_url(),
+            oauth_base: sim.oauth_base_url(),
+            credentials: Credentials {
+                account_id: defaults.account_id,
+                client_id: defaults.client_id,
+                client_secret: defaults.client_secret.into(),
+            },
+            limit: None,
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(5),
+            max_answer_bytes: 16 << 20,
+            retry: RetryPolicy {
+                max_attempts: 8,
+                base: Duration::from_millis(5),
+                cap: Duration::from_millis(100),
+            },
+        },
+    }
+}
+
+impl World {
+    pub async fn new(sim: SimSettings) -> Self {
+        Self::with(sim, |_| {}).await
+    }
+
+    pub async fn with(sim: SimSettings, adjust: impl FnOnce(&mut AppSettings)) -> Self {
+        Self::with_clock(sim, SystemClock::shared(), adjust).await
+    }
+
+    pub async fn with_clock(
+        sim: SimSettings,
+        clock: SharedClock,
+        adjust: impl FnOnce(&mut AppSettings),
+    ) -> Self {
+        let sim = Simulator::start(sim).await.unwrap();
+        let directory = Arc::new(TempDir::new().unwrap());
+        let mut settings = settings(&sim, &directory);
+        adjust(&mut settings);
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
+        let app = App::start(settings.clone(), clock.clone()).await.unwrap();
+        Self { sim, settings, client, directory, clock, app: Some(app) }
+    }
+
+    /// Stops the service and starts it again on the same data.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.app = Some(App::start(self.settings.clone(), self.clock.clone()).await.unwrap());
+    }
+
+    pub async fn stop(&mut self) {
+        if let Some(app) = self.app.take() {
+            app.shut_down().await;
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.app.as_ref().unwrap().address)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        self.client.post(self.url(path)).json(body).send().await.unwrap()
+    }
+
+    pub async fn submit(&self, body: &Value) -> String {
+        let response = self.post("/v1/jobs", body).await;
+        assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
+        let job: Value = response.json().await.unwrap();
+        job["id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn job(&self, id: &str) -> Value {
+        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
+    }
+
+    /// Follows a job by long polling until `done` says so.
+    pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
+        let mut etag = None;
+        for _ in 0..2_000 {
+            let mut request = self.client.get(self.url(&format!("/v1/jobs/{id}?wait=20s")));
+            if let Some(etag) = &etag {
+                request = request.header("if-none-match", etag);
+            } else {
+                request = self.client.get(self.url(&format!("/v1/jobs/{id}")));
+            }
+            let response = request.send().await.unwrap();
+            if response.status() == 304 {
+                continue;
+            }
+            etag = response.headers().get("etag").cloned();
+            let job: Value = response.json().await.unwrap();
+            if done(&job) {
+                return job;
+            }
+        }
+        panic!("the job did not get there");
+    }
+
+    pub async fn finished(&self, id: &str) -> Value {
+        self.wait_until(id, |job| !["queued", "running"].contains(&job["state"].as_str().unwrap())).await
+    }
+
+    pub async fn archive(&self, id: &str) -> Archive {
+        let response = self.get(&format!("/v1/jobs/{id}/archive")).await;
+        assert_eq!(response.status(), 200);
+        Archive::read(response.bytes().await.unwrap().to_vec())
+    }
+
+    pub async fn failures(&self, id: &str) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page: Value =
+                self.get(&format!("/v1/jobs/{id}/failures?limit=7{cursor}")).await.json().await.unwrap();
+            all.extend(page["items"].as_array().unwrap().iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return all,
+            }
+        }
+    }
+
+    /// The whole of the simulator's days.
+    pub fn everything(&self) -> Value {
+        let data = self.sim.dataset();
+        json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
+    }
+
+    /// Runs one job to its end and returns it with its archive.
+    pub async fn run(&self, body: &Value) -> (Value, Archive) {
+        let id = self.submit(body).await;
+        let job = self.finished(&id).await;
+        assert!(job["archive"].is_object(), "{job:#}");
+        (job, self.archive(&id).await)
+    }
+}
+
+/// An archive, opened by an independent reader.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    pub bytes: Vec<u8>,
+    pub files: BTreeMap<String, Vec<u8>>,
+    pub names: Vec<String>,
+}
+
+impl Archive {
+    pub fn read(bytes: Vec<u8>) -> Self {
+        let mut zip = zip::ZipArchive::new(Cursor::new(&bytes)).unwrap();
+        let mut files = BTreeMap::new();
+        let mut names = Vec::new();
+        for index in 0..zip.len() {
+            let mut file = zip.by_index(index).unwrap();
+            let mut content = Vec::new();
+            file.read_to_end(&mut content).unwrap();
+            let name = file.name().unwrap().into_owned();
+            names.push(name.clone());
+            files.insert(name, content);
+        }
+        Self { bytes, files, names }
+    }
+
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.files[name]).unwrap()
+    }
+
+    /// Everything that must be the same in two runs over the same account.
+    pub fn comparable(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut files = self.files.clone();
+        files.remove("_metadata/SHA256SUMS");
+        let mut summary = self.json("_metadata/extraction_summary.json");
+        for volatile in ["extraction_date", "captured_until", "requests", "retries", "rate_limited", "job_id"]
+        {
+            summary.as_object_mut().unwrap().remove(volatile);
+        }
+        files.insert("_metadata/extraction_summary.json".to_owned(), summary.to_string().into_bytes());
+        let mut failures = self.json("_metadata/failures.json");
+        for failure in failures.as_array_mut().unwrap() {
+            for volatile in ["attempts", "failed_at"] {
+                failure.as_object_mut().unwrap().remove(volatile);
+            }
+        }
+        files.insert("_metadata/failures.json".to_owned(), failures.to_string().into_bytes());
+        files
+    }
+
+    /// The archive agrees with its own sums, its names are safe and sorted.
+    pub fn check_form(&self) {
+        let sums = String::from_utf8(self.files["_metadata/SHA256SUMS"].clone()).unwrap();
+        let mut summed = BTreeSet::new();
+        for line in sums.lines() {
+            let (sum, name) = line.split_once("  ").unwrap();
+            let actual: String =
+                Sha256::digest(&self.files[name]).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(actual, sum, "{name}");
+            summed.insert(name.to_owned());
+        }
+        let mut all: BTreeSet<String> = self.names.iter().cloned().collect();
+        all.remove("_metadata/SHA256SUMS");
+        assert_eq!(summed, all, "every file has its sum");
+        assert!(self.names.is_sorted(), "entries are sorted");
+        let folded: BTreeSet<String> = self.names.iter().map(|name| name.to_lowercase()).collect();
+        assert_eq!(folded.len(), self.names.len(), "no two names meet on a disk that ignores case");
+        for name in &self.names {
+            assert!(name.len() <= 200 && !name.contains("..") && !name.starts_with('/'), "{name}");
+            assert!(name.chars().all(|c| !c.is_control()), "{name:?}");
+        }
+    }
+}
+
+/// The items of one array, exactly as they stand.
+pub fn raw_items(array: &RawValue) -> Vec<String> {
+    let items: Vec<&RawValue> = serde_json::from_str(array.get()).unwrap();
+    items.iter().map(|item| item.get().to_owned()).collect()
+}
+
+fn members(text: &[u8]) -> BTreeMap<String, Box<RawValue>> {
+    serde_json::from_slice(text).unwrap()
+}
+
+/// What may be missing, and of which sessions.
+#[derive(Debug, Default)]
+pub struct Missing {
+    /// Sessions that are there but empty.
+    pub empty: BTreeSet<u32>,
+    /// Sessions that nobody could list.
+    pub unlisted: BTreeSet<u32>,
+}
+
+/// Every item of the account's truth is in the archive exactly once, byte for byte and in order, and nothing else is.
+pub fn assert_whole(
+    archive: &Archive,
+    data: &Dataset,
+    (from, to): (Date, Date),
+    options: ItemOptions,
+    missing: &Missing,
+) {
+    archive.check_form();
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let mut by_id: BTreeMap<&str, &Value> =
+        summary.as_array().unwrap().iter().map(|line| (line["id"].as_str().unwrap(), line)).collect();
+    assert_eq!(by_id.len(), summary.as_array().unwrap().len(), "a session is listed once");
+    let mut expected_files: BTreeSet<String> =
+        ["SHA256SUMS", "extraction_summary.json", "failures.json", "sessions_summary.json"]
+            .map(|name| format!("_metadata/{name}"))
+            .into();
+    let mut totals = [0; 3];
+    for index in data.sessions_listed(from, to).filter(|index| !missing.unlisted.contains(index)) {
+        let session = data.session(index);
+        let line = by_id.remove(session.id.as_str()).unwrap_or_else(|| panic!("session {index} is missing"));
+        let key = line["key"].as_str().unwrap();
+        let mut truth: [Vec<String>; 3] = Default::default();
+        if !missing.empty.contains(&index) {
+            for (kind, text) in data.items(index, from, to, options) {
+                let wanted = match kind {
+                    ItemKind::Message => true,
+                    ItemKind::Edited => options.edited,
+                    ItemKind::Deleted => options.deleted,
+                };
+                assert!(wanted);
+                truth[kind as usize].push(text);
+            }
+        }
+        let name = line["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|file| file.as_str().unwrap())
+            .find(|file| file.starts_with("sessions/"));
+        let name = name.unwrap();
+        expected_files.insert(name.to_owned());
+        let file = members(&archive.files[name]);
+        assert_eq!(
+            file["session_info"].get(),
+            data.info_json(index),
+            "session {index}'s info, byte for byte"
+        );
+        let content = members(file["messages_data"].get().as_bytes());
+        assert_eq!(serde_json::from_str::<String>(content["session_id"].get()).unwrap(), session.id);
+        let arrays = [
+            ("messages", "total_messages"),
+            ("edited_messages", "total_edited"),
+            ("deleted_messages", "total_deleted"),
+        ];
+        for (position, (array, total)) in arrays.into_iter().enumerate() {
+            let items = raw_items(&content[array]);
+            assert_eq!(items, truth[position], "{array} of session {index}");
+            assert_eq!(content[total].get(), truth[position].len().to_string());
+            let suffix = ["messages", "edited", "deleted"][position];
+            let own = format!("messages/{key}_{suffix}.json");
+            if items.is_empty() {
+                assert!(!archive.files.contains_key(&own), "{own} has nothing in it");
+            } else {
+                let text = String::from_utf8(archive.files[&own].clone()).unwrap();
+                assert_eq!(text, format!("[\n{}\n]\n", items.join(",\n")), "one message a line");
+                expected_files.insert(own);
+            }
+            totals[position] += truth[position].len() as u64;
+        }
+    }
+    assert!(by_id.is_empty(), "sessions nobody asked for: {:?}", by_id.keys());
+    assert_eq!(archive.names.iter().cloned().collect::<BTreeSet<_>>(), expected_files);
+    let summary = archive.json("_metadata/extraction_summary.json");
+    let told = ["total_messages", "total_edited_messages", "total_deleted_messages"]
+        .map(|name| summary[name].as_u64().unwrap());
+    assert_eq!(told, totals);
+}

@@ -1,0 +1,66 @@
+//! Rooms may import only what the map in `lib.rs` allows.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Which rooms a room may use. `clock`, `json` and `telemetry` are leaves that anyone may use.
+const ALLOWED: [(&str, &[&str]); 15] = [
+    ("clock", &[]),
+    ("json", &[]),
+    ("telemetry", &[]),
+    ("shutdown", &[]),
+    ("sim", &[]),
+    ("zoom", &["clock", "json"]),
+    ("capture", &["json"]),
+    ("archive", &["capture", "json"]),
+    ("extract", &["zoom", "capture", "clock"]),
+    ("jobs", &["extract", "archive", "clock"]),
+    ("http", &["jobs", "extract", "archive", "clock", "telemetry"]),
+    ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "telemetry"]),
+    ("config", &["app", "http", "jobs", "extract", "zoom", "telemetry"]),
+    ("cli", &["app", "config", "sim", "clock", "shutdown", "telemetry", "http", "extract", "jobs", "zoom"]),
+    ("lib", &[]),
+];
+
+fn edges(path: &Path, found: &mut BTreeSet<(String, String)>) {
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            edges(&path, found);
+            continue;
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let relative = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
+        let room = relative.iter().next().unwrap().to_string_lossy().trim_end_matches(".rs").to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for (at, _) in line.match_indices("crate::") {
+                let rest = &line[at + "crate::".len()..];
+                let target: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                assert!(
+                    !target.is_empty(),
+                    "one room an import, so that this test can read it: {}: {line}",
+                    path.display()
+                );
+                if target != room {
+                    found.insert((room.clone(), target));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rooms_import_only_what_the_map_allows() {
+    let mut found = BTreeSet::new();
+    edges(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.len() > 15, "the walk sees the code");
+    for (room, target) in found {
+        let allowed = ALLOWED.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, allowed)| *allowed);
+        let is_main = room == "main";
+        assert!(is_main || allowed.contains(&target.as_str()), "{room} must not import {target}");
+    }
+}

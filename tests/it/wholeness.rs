@@ -1,0 +1,166 @@
+//! Nothing lost, nothing doubled, nothing altered, nothing outside the range.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use jiff::ToSpan;
+use serde_json::json;
+use zoom_chat_reports::sim::{FaultLevel, ItemOptions, SimSettings};
+
+use crate::harness::{Missing, World, assert_whole};
+
+fn account(sessions: u32, messages: u64, faults: FaultLevel) -> SimSettings {
+    SimSettings { sessions, messages, months: 6, faults, ..SimSettings::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn six_months_from_mid_month_to_mid_month_come_out_whole() {
+    let world = World::new(account(500, 200_000, FaultLevel::None)).await;
+    let data = world.sim.dataset().clone();
+    let (from, to) = (data.first_day().saturating_add(1.day()), data.last_day().saturating_sub(3.days()));
+    let (job, archive) = world.run(&json!({ "from": from.to_string(), "to": to.to_string() })).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert_eq!(job["progress"]["sessions_done"], job["progress"]["sessions_total"]);
+    assert_eq!(job["progress"]["percent"], 100.0);
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    let file = world.directory.path().join("a.zip");
+    std::fs::write(&file, &archive.bytes).unwrap();
+    let tested = Command::new("unzip").arg("-tq").arg(&file).output().unwrap();
+    assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+    let summed = Command::new("python3")
+        .args(["-c", "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1]); assert z.testzip() is None; print(len(z.namelist()))"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&summed.stdout).trim(), archive.names.len().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn light_faults_lose_nothing() {
+    let world = World::new(account(500, 200_000, FaultLevel::Light)).await;
+    let data = world.sim.dataset().clone();
+    let (from, to) = (data.first_day().saturating_add(4.days()), data.last_day());
+    let (job, archive) = world.run(&json!({ "from": from.to_string(), "to": to.to_string() })).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert!(world.sim.stats().faults > 50, "there were faults: {:?}", world.sim.stats());
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nasty_account_ends_with_exactly_the_failures_it_must_have() {
+    let world = World::new(account(200, 30_000, FaultLevel::Nasty)).await;
+    let data = world.sim.dataset().clone();
+    let (from, to) = (data.first_day(), data.last_day());
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let (failing, gone) = (data.always_failing().unwrap(), data.gone().unwrap());
+    let (bad_from, bad_to) = data.unlistable().unwrap();
+    let failures = world.failures(&id).await;
+    assert_eq!(failures.len() as u64, job["failures_total"].as_u64().unwrap());
+
+    let days_listed_bad: BTreeSet<String> = failures
+        .iter()
+        .filter(|line| line["what"] == "listing")
+        .map(|line| line["from"].as_str().unwrap().to_owned())
+        .collect();
+    let bad_days: BTreeSet<String> =
+        bad_from.series(1.day()).take_while(|day| *day <= bad_to).map(|day| day.to_string()).collect();
+    assert_eq!(days_listed_bad, bad_days, "exactly the bad month's days are reported");
+    let failing_id = data.session(failing).id;
+    for failure in failures.iter().filter(|line| line["what"] == "session") {
+        assert_eq!(
+            (failure["session_id"].as_str(), failure["code"].as_str()),
+            (Some(failing_id.as_str()), Some("server-error"))
+        );
+        assert_eq!(failure["status"], 500);
+    }
+    assert!(failures.iter().any(|line| line["what"] == "session"));
+
+    // Sessions active in the bad month alone cannot be known; all others are whole, also for the bad month's days.
+    let known: BTreeSet<u32> = data
+        .sessions_listed(from, bad_from.yesterday().unwrap())
+        .chain(data.sessions_listed(bad_to.tomorrow().unwrap(), to))
+        .collect();
+    let unlisted = data.sessions_listed(from, to).filter(|index| !known.contains(index)).collect();
+    let archive = world.archive(&id).await;
+    let missing = Missing { empty: [failing, gone].into(), unlisted };
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &missing);
+    let summary = archive.json("_metadata/extraction_summary.json");
+    let gone_id = data.session(gone).id;
+    assert!(
+        summary["not_found"].as_array().unwrap().iter().all(|line| line["session_id"] == gone_id.as_str())
+    );
+    assert!(!summary["not_found"].as_array().unwrap().is_empty());
+    assert_eq!(archive.json("_metadata/failures.json").as_array().unwrap().len(), failures.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_can_be_selected_by_their_own_time_and_parts_left_out() {
+    let world = World::new(account(60, 8_000, FaultLevel::None)).await;
+    let data = world.sim.dataset().clone();
+    let from = data.last_day().saturating_sub(40.days());
+    let to = from.saturating_add(20.days());
+    let body = |more: serde_json::Value| {
+        let mut body = json!({ "from": from.to_string(), "to": to.to_string() });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let (_, archive) = world.run(&body(json!({ "edits_by": "modification_time" }))).await;
+    let options = ItemOptions { all_modifications: true, ..ItemOptions::default() };
+    assert_whole(&archive, &data, (from, to), options, &Missing::default());
+    let without = json!({ "include": { "edited": false, "deleted": false, "bot_messages": false, "reactions": false, "custom_emoji_reactions": false } });
+    let (_, archive) = world.run(&body(without)).await;
+    let options = ItemOptions {
+        edited: false,
+        deleted: false,
+        bot_messages: false,
+        reactions: false,
+        custom_emoji_reactions: false,
+        all_modifications: false,
+    };
+    assert_whole(&archive, &data, (from, to), options, &Missing::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_select_sessions_and_save_requests() {
+    let world = World::new(account(80, 4_000, FaultLevel::None)).await;
+    let data = world.sim.dataset().clone();
+    let mut body = world.everything();
+    let wanted = [data.session(0).id, data.session(2).id];
+    body["sessions"] = json!({ "ids": wanted });
+    let (job, archive) = world.run(&body).await;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let ids: BTreeSet<_> =
+        summary.as_array().unwrap().iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(ids, wanted.into());
+    assert!(job["progress"]["units_total"].as_u64().unwrap() <= 14);
+    body["sessions"] = json!({ "types": ["1:1"] });
+    let (_, archive) = world.run(&body).await;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let lines = summary.as_array().unwrap();
+    assert!(!lines.is_empty() && lines.iter().all(|line| line["type"] == "1:1" && line["member_count"] == 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_day_is_open_when_it_is_today_and_an_empty_account_is_whole() {
+    let world = World::new(SimSettings { sessions: 0, messages: 0, ..SimSettings::default() }).await;
+    let today = world.sim.dataset().last_day().tomorrow().unwrap();
+    let (job, archive) = world
+        .run(&json!({ "from": today.saturating_sub(3.days()).to_string(), "to": today.to_string() }))
+        .await;
+    assert_eq!(job["state"], "completed");
+    let summary = archive.json("_metadata/extraction_summary.json");
+    assert_eq!(summary["total_sessions"], 0);
+    assert!(summary["captured_until"].is_string());
+    assert_eq!(summary["windows"][0]["open"], true);
+    assert_eq!(archive.json("_metadata/failures.json"), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_capture_gives_the_same_bytes_and_two_runs_are_equal() {
+    let world = World::new(account(60, 5_000, FaultLevel::None)).await;
+    let (_, one) = world.run(&world.everything()).await;
+    let (_, two) = world.run(&world.everything()).await;
+    assert_eq!(one.comparable(), two.comparable());
+}
