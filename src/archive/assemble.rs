@@ -85,8 +85,13 @@ async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFil
     Ok(made)
 }
 
+/// A rename is durable once its directory is.
 fn sync_parent(path: &Path) -> std::io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// Inflating and hashing would hold up the threads that serve sockets.
@@ -150,7 +155,7 @@ impl Entry for Hashing {
 
 impl Hashing {
     fn hex(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(self.0.finalize())
     }
 }
 

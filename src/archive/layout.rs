@@ -29,7 +29,7 @@ pub fn hashed_key(id: &str) -> String {
     let readable: String =
         id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect();
     let hash = Sha256::digest(id.as_bytes());
-    let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hex::encode(hash);
     format!("{}~{}", readable.trim_matches('_'), &digits[..HASH_DIGITS])
 }
 

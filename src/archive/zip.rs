@@ -77,8 +77,8 @@ impl<W: Write> ZipSink<W> {
     /// Writes the directory and returns the file with its size and hash.
     pub fn finish(self) -> Result<(W, ArchiveFile), ArchiveError> {
         let HashingWriter { inner, hash, size } = self.zip.finish()?;
-        let file = inner.into_inner().map_err(|error| error.into_error())?;
-        let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let file = inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let sha256 = hex::encode(hash.finalize());
         Ok((file, ArchiveFile { size, sha256 }))
     }
 }

@@ -50,7 +50,10 @@ impl CaptureError {
 impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
         // SQLITE_FULL, and what a full disk looks like from inside an fsync or a WAL extension.
-        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .map(std::borrow::Cow::into_owned);
         if code.as_deref() == Some("13") { Self::DiskFull } else { Self::Database(error) }
     }
 }

@@ -167,7 +167,7 @@ impl Reader {
                 (row.try_get("window")?, date(row, "first_day")?, date(row, "last_day")?);
             match spans.last_mut() {
                 Some(span) if span.0 == window && span.2.tomorrow().is_ok_and(|next| next == from) => {
-                    span.2 = to
+                    span.2 = to;
                 }
                 _ => spans.push((window, from, to)),
             }

@@ -176,5 +176,5 @@ async fn download(client: &reqwest::Client, url: &str, target: &Path) -> anyhow:
     }
     file.sync_all().await?;
     tokio::fs::rename(&temporary, target).await?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(hash.finalize()))
 }

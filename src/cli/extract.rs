@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::civil::Date;
@@ -85,19 +84,19 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let mut reporter = Reporter::new(clock.elapsed());
     let ended = job.run(stop, |snapshot| reporter.show(snapshot, clock.elapsed())).await;
     reporter.clear();
-    let report = ended.map_err(|error| explain(error, &output))?;
+    let report = ended.map_err(|error| explain(&error, &output))?;
     tell(&report, &output);
     Ok(if report.outcome.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
-fn explain(error: OneJobError, output: &Output) -> anyhow::Error {
+fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
     let go_on = format!("what was received is kept; the same command goes on ({})", output.path().display());
-    match &error {
+    match error {
         OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) => {
             anyhow::anyhow!("{failure}\n{}", help_for(failure.kind))
         }
-        _ => Err::<(), _>(error).context(go_on).expect_err("it is an error"),
+        _ => anyhow::anyhow!("{error}\n{go_on}"),
     }
 }
 

@@ -90,7 +90,7 @@ pub fn main() -> ExitCode {
 }
 
 fn complain(error: &anyhow::Error) -> ExitCode {
-    for line in format!("{error:#}").lines() {
+    for line in error.to_string().lines() {
         eprintln!("error: {line}");
     }
     let wrong_use = error.is::<ConfigError>() || error.is::<WrongUse>();
@@ -128,7 +128,7 @@ fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

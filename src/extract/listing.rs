@@ -178,16 +178,13 @@ async fn give_up(
     days: DateRange,
     failure: &Failure,
 ) -> Result<(), ExtractError> {
-    let change = match windows::cut(days) {
-        Some(parts) => {
-            tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
-            let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
-            Change::CutList { list: list.id, parts }
-        }
-        None => {
-            tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
-            Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
-        }
+    let change = if let Some(parts) = windows::cut(days) {
+        tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
+        let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
+        Change::CutList { list: list.id, parts }
+    } else {
+        tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
+        Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
     Ok(shared.writer.commit(change).await?)
 }

@@ -106,11 +106,8 @@ fn unsatisfiable(size: u64) -> Response {
     response
 }
 
-fn base64_of_hex(hex: &str) -> String {
-    let bytes: Vec<u8> = (0..hex.len() / 2)
-        .filter_map(|index| u8::from_str_radix(&hex[index * 2..index * 2 + 2], 16).ok())
-        .collect();
-    BASE64_STANDARD.encode(bytes)
+fn base64_of_hex(text: &str) -> String {
+    BASE64_STANDARD.encode(hex::decode(text).unwrap_or_default())
 }
 
 /// Weak comparison, as `If-None-Match` asks for (RFC 9110, 13.1.2).

@@ -81,23 +81,20 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key.trim());
-    match candidate.and_then(|candidate| state.api_keys.find(candidate)) {
-        Some(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        None => {
-            tracing::warn!(path = request.uri().path(), sent_a_key = candidate.is_some(), "refused a caller");
-            let mut response = Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "A valid API key is needed",
-                "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
-            )
-            .into_response();
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            response
-        }
+    if let Some(caller) = candidate.and_then(|candidate| state.api_keys.find(candidate)) {
+        request.extensions_mut().insert(caller);
+        next.run(request).await
+    } else {
+        tracing::warn!(path = request.uri().path(), sent_a_key = candidate.is_some(), "refused a caller");
+        let mut response = Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "A valid API key is needed",
+            "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
+        )
+        .into_response();
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
     }
 }
 

@@ -111,8 +111,7 @@ impl Reader {
         }
         let include = self.include(members.remove("include"));
         let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
-            None => EditsBy::SentTime,
-            Some("sent_time") => EditsBy::SentTime,
+            None | Some("sent_time") => EditsBy::SentTime,
             Some("modification_time") => EditsBy::ModificationTime,
             Some(_) => {
                 self.wrong("edits_by", "must be sent_time or modification_time");

@@ -268,7 +268,7 @@ impl Shown {
     fn of(job: &Job) -> Self {
         let body = serde_json::to_vec(&JobView::from(job)).expect("a view is plain data");
         let hash = Sha256::digest(&body);
-        let digits: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex::encode(&hash[..8]);
         Self {
             body,
             etag: HeaderValue::from_str(&format!("\"{digits}\"")).expect("hex digits are plain ASCII"),

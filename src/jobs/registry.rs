@@ -28,7 +28,7 @@ impl Registry {
         Self { live: DashMap::new(), changes: watch::Sender::new(0) }
     }
 
-    pub fn enter(&self, job: Job, cancel: CancellationToken) {
+    pub fn enter(&self, job: &Job, cancel: CancellationToken) {
         let latest = watch::Sender::new(Arc::new(job.clone()));
         self.live.insert(job.id, Live { latest, cancel });
         self.announce();

@@ -42,7 +42,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
             match next {
                 Ok(Some(job)) => {
                     let cancel = jobs.stop.child_token();
-                    jobs.registry.enter(job.clone(), cancel.clone());
+                    jobs.registry.enter(&job, cancel.clone());
                     running.spawn(run_one(jobs.clone(), job, cancel));
                 }
                 Ok(None) => break,

@@ -277,8 +277,7 @@ impl Api {
             [] => None,
         });
         let mut arrays: [String; 3] = Default::default();
-        let next =
-            self.data.page(session, query.days, &query.options, (query.page_size, cursor), &mut arrays);
+        let next = self.data.page(session, query.days, query.options, (query.page_size, cursor), &mut arrays);
         let next = next.map(|cursor| {
             let mut words = vec![cursor.message_slot];
             words.extend(cursor.class_slots);
@@ -479,7 +478,7 @@ fn too_many(verdict: Verdict, qps: u32, count: u64, midnight_ms: i64) -> Respons
     let message = "You have reached the maximum per-second rate limit for this API. Try again later.";
     let mut response = error(429, 429, message);
     // Observed: with and without the type, never with Retry-After.
-    if count % 2 == 0 {
+    if count.is_multiple_of(2) {
         response.headers_mut().insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
         response.headers_mut().insert("x-ratelimit-limit", HeaderValue::from(qps));
     }

@@ -165,7 +165,7 @@ impl Dataset {
         options: ItemOptions,
     ) -> impl Iterator<Item = (ItemKind, String)> + use<> {
         let inner = self.0.clone();
-        let mut feed = inner.feed(session, from, to, &options);
+        let mut feed = inner.feed(session, from, to, options);
         let shape = inner.shape(session);
         let mut waiting = None;
         std::iter::from_fn(move || {
@@ -174,7 +174,7 @@ impl Dataset {
             }
             let step = feed.peek()?;
             feed.take(&step);
-            let mut items = inner.items_of(session, &shape, &step, &options);
+            let mut items = inner.items_of(session, &shape, &step, options);
             let first = items.next();
             waiting = items.next();
             first
@@ -186,7 +186,7 @@ impl Dataset {
         &self,
         session: u32,
         (from, to): (Date, Date),
-        options: &ItemOptions,
+        options: ItemOptions,
         (page_size, cursor): (u32, Option<Cursor>),
         arrays: &mut [String; 3],
     ) -> Option<Cursor> {
@@ -367,7 +367,7 @@ impl Inner {
             .nth(nth)
     }
 
-    fn feed(&self, session: u32, from: Date, to: Date, options: &ItemOptions) -> Feed {
+    fn feed(&self, session: u32, from: Date, to: Date, options: ItemOptions) -> Feed {
         let query = FeedQuery {
             from_ms: start_of_day_ms(from),
             until_ms: end_of_day_ms(to),
@@ -383,7 +383,7 @@ impl Inner {
         session: u32,
         shape: &SessionShape,
         step: &Step,
-        options: &ItemOptions,
+        options: ItemOptions,
     ) -> impl Iterator<Item = (ItemKind, String)> + use<> {
         let text = |kind, action_ms| {
             let mut out = String::with_capacity(1_000);
@@ -454,7 +454,7 @@ mod tests {
             let mut cursor = None;
             loop {
                 let mut page: [String; 3] = Default::default();
-                cursor = data.page(0, (from, to), &options, (100, cursor), &mut page);
+                cursor = data.page(0, (from, to), options, (100, cursor), &mut page);
                 for (array, text) in arrays.iter_mut().zip(page) {
                     let items: Vec<Box<RawValue>> = serde_json::from_str(&format!("[{text}]")).unwrap();
                     array.extend(items.iter().map(|item| item.get().to_owned()));

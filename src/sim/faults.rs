@@ -90,7 +90,7 @@ impl Faults {
     pub(super) fn strike(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         let answer = self
             .scripted_for(request)
-            .or_else(|| self.permanent(request, data))
+            .or_else(|| Self::permanent(request, data))
             .or_else(|| self.by_chance(request));
         self.count += u64::from(answer.is_some());
         answer
@@ -110,7 +110,7 @@ impl Faults {
     }
 
     /// The three things that never work in a nasty account.
-    fn permanent(&self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
+    fn permanent(request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         match request {
             Request::List { from, to, .. } => {
                 let (first, last) = data.unlistable()?;

@@ -37,7 +37,7 @@ pub(super) fn push_message_id(out: &mut String, plan: &SlotPlan, slot: u64) {
     }
 }
 
-pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: &ItemOptions) {
+pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: ItemOptions) {
     let noise = item.plan.slot_noise(item.slot);
     let sent_ms = item.plan.sent_ms(item.slot);
     let sender = words::person_of(item.plan.noise, noise.with(31).below(item.shape.writers().min(WRITERS)));
@@ -130,7 +130,7 @@ fn push_attachments(out: &mut String, noise: Noise) {
     }
 }
 
-fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: &ItemOptions) {
+fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: ItemOptions) {
     if options.reactions && noise.with(50).one_in(4) {
         out.push_str(",\"reactions\":[");
         for reaction in 0..=noise.with(51).below(2) {

@@ -240,6 +240,9 @@ impl Lane {
             ..account.settings.retry
         };
         let mut attempt = 1;
+        // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
+        // the credentials.
+        let mut refusals = 1;
         loop {
             let token = account.tokens.get().await.map_err(Ended::Failed)?;
             self.take_turn().await;
@@ -248,10 +251,11 @@ impl Lane {
                 Ok(answer) => return Ok(answer),
                 Err(outcome) => outcome,
             };
-            let decision = policy.decide(&outcome, attempt, account.clock.now(), account.clock.roll());
-            tracing::debug!(attempt, ?decision, "a request was not answered well");
+            let tries = if outcome.is_token_refusal() { refusals } else { attempt };
+            let decision = policy.decide(&outcome, tries, account.clock.now(), account.clock.roll());
+            tracing::debug!(tries, ?decision, "a request was not answered well");
             match decision {
-                Decision::Fail(kind) => return Err(Ended::Failed(failure(kind, &outcome, attempt))),
+                Decision::Fail(kind) => return Err(Ended::Failed(failure(kind, &outcome, tries))),
                 Decision::Restart => return Err(Ended::Restart),
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
@@ -261,13 +265,13 @@ impl Lane {
                     self.traffic.retries.fetch_add(1, Relaxed);
                     // Many requests are under way with one token; when it is refused, that is one event.
                     if account.tokens.refused(token.generation) {
-                        attempt += 1;
+                        refusals += 1;
                         account.clock.sleep(after).await;
                     }
                 }
                 Decision::Again { after, spends } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
-                    attempt += u32::from(spends);
+                    (attempt, refusals) = (attempt + u32::from(spends), 1);
                     account.clock.sleep(after).await;
                 }
             }

@@ -50,7 +50,7 @@ pub enum Decision {
 }
 
 impl RetryPolicy {
-    /// Decides. `attempt` counts from 1 for the first try; `roll` is a random number in `[0, 1)`.
+    /// Decides. `attempt` counts from 1 for the first try (for a refused token: from the first refusal in a row); `roll` is a random number in `[0, 1)`.
     pub fn decide(&self, outcome: &Outcome, attempt: u32, now: Timestamp, roll: f64) -> Decision {
         let backoff = self.backoff(attempt, roll);
         let again_or = |kind: FailureKind, at_least: Duration| {
@@ -96,6 +96,13 @@ impl RetryPolicy {
     }
 }
 
+impl Outcome {
+    /// True when Zoom did not accept the access token.
+    pub fn is_token_refusal(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if matches!(refusal.class(), Class::Token))
+    }
+}
+
 enum Class {
     Limited,
     Token,
@@ -105,7 +112,7 @@ enum Class {
 }
 
 impl Refusal {
-    /// The one table of what answers mean (`../shared` facts: error codes of the report endpoints, observed variants).
+    /// The one table of what answers mean (error codes of the report endpoints, and variants observed by users).
     fn class(&self) -> Class {
         match (self.status, self.zoom_code) {
             (429, _) => Class::Limited,
@@ -116,8 +123,7 @@ impl Refusal {
             (400 | 403, Some(104 | 4700 | 4711)) => Class::Final(FailureKind::MissingScopes),
             (400 | 403, Some(200)) => Class::Final(FailureKind::NoPermission),
             (404, _) => Class::Final(FailureKind::NotFound),
-            (408 | 425, _) => Class::Passing(FailureKind::ServerError),
-            (500..=599, _) => Class::Passing(FailureKind::ServerError),
+            (408 | 425 | 500..=599, _) => Class::Passing(FailureKind::ServerError),
             // A 403 without one of Zoom's codes comes from a proxy or firewall and is often gone in a moment.
             (403, None) => Class::Passing(FailureKind::NoPermission),
             // Redirects are not followed on API calls; 2xx other than 200 and 1xx have no meaning here.

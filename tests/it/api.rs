@@ -1,1 +1,323 @@
-//! api
+//! The HTTP contract, exactly.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use zoom_chat_reports::clock::ManualClock;
+use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::sim::SimSettings;
+
+use crate::harness::World;
+
+fn account() -> SimSettings {
+    SimSettings { sessions: 12, messages: 400, ..SimSettings::default() }
+}
+
+async fn problem(response: reqwest::Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert!(response.headers().contains_key("x-request-id"));
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["status"], status);
+    for member in ["type", "title", "detail", "code"] {
+        assert!(body[member].as_str().is_some_and(|text| !text.is_empty()), "{member} of {body}");
+    }
+    (status, body["code"].as_str().unwrap().to_owned())
+}
+
+fn is(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_error_is_a_problem_with_a_stable_code() {
+    let world = World::new(account()).await;
+    let post = |body: &'static str, kind: &'static str| {
+        world.client.post(world.url("/v1/jobs")).header("content-type", kind).body(body).send()
+    };
+    let no_kind = world.client.post(world.url("/v1/jobs")).body("{}").send().await.unwrap();
+    assert_eq!(problem(no_kind).await, is(415, "unsupported-media-type"));
+    assert_eq!(problem(post("{}", "text/plain").await.unwrap()).await, is(415, "unsupported-media-type"));
+    assert_eq!(problem(post("{", "application/json").await.unwrap()).await, is(400, "malformed-json"));
+    assert_eq!(problem(post("{}", "application/json").await.unwrap()).await, is(422, "invalid-request"));
+    let huge = world
+        .client
+        .post(world.url("/v1/jobs"))
+        .header("content-type", "application/json")
+        .body(" ".repeat((1 << 20) + 1))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(problem(huge).await, is(413, "body-too-large"));
+    assert_eq!(problem(world.get("/nowhere").await).await, is(404, "not-found"));
+    assert_eq!(problem(world.get("/v1/jobs/abc").await).await, is(404, "job-not-found"));
+    let unknown = "/v1/jobs/0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d";
+    assert_eq!(problem(world.get(unknown).await).await, is(404, "job-not-found"));
+    for path in ["events", "failures", "archive"] {
+        assert_eq!(problem(world.get(&format!("{unknown}/{path}")).await).await, is(404, "job-not-found"));
+    }
+    for path in ["cancel", "retry"] {
+        let response = world.post(&format!("{unknown}/{path}"), &Value::Null).await;
+        assert_eq!(problem(response).await, is(404, "job-not-found"));
+    }
+    let put = world.client.put(world.url("/v1/jobs")).send().await.unwrap();
+    assert!(put.headers()["allow"].to_str().unwrap().contains("POST"));
+    assert_eq!(problem(put).await, is(405, "method-not-allowed"));
+    assert_eq!(problem(world.get("/v1/jobs?cursor=%2F").await).await, is(400, "invalid-request"));
+    assert_eq!(problem(world.get("/v1/jobs?limit=x").await).await, is(400, "invalid-request"));
+    assert_eq!(problem(world.get("/v1/jobs?state=lost").await).await, is(400, "invalid-request"));
+    let body = json!({ "from": "2020-01-01", "to": "2099-01-01" });
+    let errors: Value = world.post("/v1/jobs", &body).await.json().await.unwrap();
+    let fields: Vec<_> =
+        errors["errors"].as_array().unwrap().iter().map(|error| error["field"].as_str().unwrap()).collect();
+    assert_eq!(fields, ["from", "to"]);
+    assert!(errors["detail"].as_str().unwrap().contains("oldest possible date"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_created_once_for_an_idempotency_key() {
+    let world = World::new(account()).await;
+    let post = |label: &'static str| {
+        let mut body = world.everything();
+        body["label"] = json!(label);
+        world.client.post(world.url("/v1/jobs")).header("idempotency-key", "k1").json(&body).send()
+    };
+    let first = post("a").await.unwrap();
+    assert_eq!(first.status(), 202);
+    let location = first.headers()["location"].to_str().unwrap().to_owned();
+    let first: Value = first.json().await.unwrap();
+    assert_eq!(location, format!("/v1/jobs/{}", first["id"].as_str().unwrap()));
+    let again: Value = post("a").await.unwrap().json().await.unwrap();
+    assert_eq!(first["id"], again["id"]);
+    assert_eq!(problem(post("b").await.unwrap()).await, is(409, "idempotency-conflict"));
+    world.finished(first["id"].as_str().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_job_has_every_member_of_the_contract() {
+    let world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    let members: Vec<_> = job.as_object().unwrap().keys().map(String::as_str).collect();
+    insta::assert_json_snapshot!("job_members", members);
+    let members: Vec<_> = job["progress"].as_object().unwrap().keys().map(String::as_str).collect();
+    insta::assert_json_snapshot!("progress_members", members);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_page_newest_first_and_filter_by_state() {
+    let world = World::new(account()).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(world.submit(&world.everything()).await);
+    }
+    for id in &ids {
+        world.finished(id).await;
+    }
+    ids.reverse();
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page: Value = world.get(&format!("/v1/jobs?limit=2{cursor}")).await.json().await.unwrap();
+        seen.extend(
+            page["items"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()),
+        );
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, ids);
+    let completed: Value = world.get("/v1/jobs?state=completed&limit=9999").await.json().await.unwrap();
+    assert_eq!(completed["items"].as_array().unwrap().len(), 5);
+    let failed: Value = world.get("/v1/jobs?state=failed").await.json().await.unwrap();
+    assert_eq!(failed, json!({ "items": [], "next_cursor": null }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_downloads_whole_conditionally_and_by_range() {
+    let world = World::new(account()).await;
+    let (job, archive) = world.run(&world.everything()).await;
+    let id = job["id"].as_str().unwrap();
+    let url = world.url(&format!("/v1/jobs/{id}/archive"));
+    let whole = world.client.get(&url).send().await.unwrap();
+    let headers = whole.headers().clone();
+    let etag = headers["etag"].to_str().unwrap().to_owned();
+    assert_eq!(etag, format!("\"{}\"", job["archive"]["sha256"].as_str().unwrap()));
+    assert_eq!(headers["content-type"], "application/zip");
+    assert_eq!(headers["accept-ranges"], "bytes");
+    assert!(headers["repr-digest"].to_str().unwrap().starts_with("sha-256=:"));
+    assert!(headers["content-disposition"].to_str().unwrap().ends_with(".zip\""));
+    assert_eq!(headers["content-length"].to_str().unwrap(), job["archive"]["size"].to_string());
+    let head = world.client.head(&url).send().await.unwrap();
+    assert_eq!(
+        (head.status().as_u16(), &head.headers()["content-length"]),
+        (200, &headers["content-length"])
+    );
+    let get = |name: &'static str, value: String| world.client.get(&url).header(name, value).send();
+    assert_eq!(get("if-none-match", etag.clone()).await.unwrap().status(), 304);
+    assert_eq!(get("if-none-match", "\"other\"".to_owned()).await.unwrap().status(), 200);
+    let part = get("range", "bytes=10-19".to_owned()).await.unwrap();
+    assert_eq!(part.status(), 206);
+    assert_eq!(
+        part.headers()["content-range"].to_str().unwrap(),
+        format!("bytes 10-19/{}", archive.bytes.len())
+    );
+    assert_eq!(&part.bytes().await.unwrap()[..], &archive.bytes[10..20]);
+    let tail = get("range", "bytes=-7".to_owned()).await.unwrap();
+    assert_eq!(&tail.bytes().await.unwrap()[..], &archive.bytes[archive.bytes.len() - 7..]);
+    let beyond = get("range", format!("bytes={}-", archive.bytes.len())).await.unwrap();
+    assert_eq!(
+        beyond.headers()["content-range"].to_str().unwrap(),
+        format!("bytes */{}", archive.bytes.len())
+    );
+    assert_eq!(problem(beyond).await, is(416, "range-not-satisfiable"));
+    let ranged = |condition: String| {
+        world.client.get(&url).header("range", "bytes=0-0").header("if-range", condition).send()
+    };
+    assert_eq!(ranged(etag).await.unwrap().status(), 206);
+    assert_eq!(ranged("\"old\"".to_owned()).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_job_has_no_archive_and_cannot_be_deleted_and_a_deleted_one_is_gone() {
+    let world = World::new(SimSettings { latency: Duration::from_millis(300), ..account() }).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["state"] == "running").await;
+    let early = world.get(&format!("/v1/jobs/{id}/archive")).await;
+    assert!(early.headers().contains_key("retry-after"));
+    assert_eq!(problem(early).await, is(409, "archive-not-ready"));
+    let delete = || world.client.delete(world.url(&format!("/v1/jobs/{id}"))).send();
+    assert_eq!(problem(delete().await.unwrap()).await, is(409, "wrong-state"));
+    assert_eq!(
+        problem(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await).await,
+        is(409, "wrong-state")
+    );
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(
+        problem(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await).await,
+        is(409, "wrong-state")
+    );
+    assert_eq!(delete().await.unwrap().status(), 204);
+    assert_eq!(problem(delete().await.unwrap()).await, is(404, "job-not-found"));
+    assert_eq!(problem(world.get(&format!("/v1/jobs/{id}")).await).await, is(404, "job-not-found"));
+    assert_eq!(
+        std::fs::read_dir(world.settings.jobs.data_dir.join("jobs")).unwrap().count(),
+        0,
+        "its files are gone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_answers_at_a_change_and_304_without_one() {
+    let world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    let job = world.get(&format!("/v1/jobs/{id}")).await;
+    let etag = job.headers()["etag"].clone();
+    let wait = |etag: Option<reqwest::header::HeaderValue>| {
+        let request = world.client.get(world.url(&format!("/v1/jobs/{id}?wait=300ms")));
+        match etag {
+            Some(etag) => request.header("if-none-match", etag).send(),
+            None => request.send(),
+        }
+    };
+    let unchanged = wait(Some(etag.clone())).await.unwrap();
+    assert_eq!((unchanged.status().as_u16(), &unchanged.headers()["etag"]), (304, &etag));
+    assert_eq!(wait(None).await.unwrap().status(), 200, "without a validator the wait ends with the job");
+    assert_eq!(wait(Some("\"old\"".parse().unwrap())).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_begin_with_progress_and_end_with_a_final_state() {
+    let world = World::new(SimSettings { latency: Duration::from_millis(100), ..account() }).await;
+    let id = world.submit(&world.everything()).await;
+    let stream = world.get(&format!("/v1/jobs/{id}/events")).await;
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let text = stream.text().await.unwrap();
+    let events: Vec<(&str, Value)> = text
+        .split("\n\n")
+        .filter(|event| event.contains("event:"))
+        .map(|event| {
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            (field("event:"), serde_json::from_str(field("data:")).unwrap())
+        })
+        .collect();
+    assert_eq!(events[0].0, "progress");
+    let (last, job) = events.last().unwrap();
+    assert_eq!((*last, job["state"].as_str()), ("state", Some("completed")));
+    let after: String = world.get(&format!("/v1/jobs/{id}/events")).await.text().await.unwrap();
+    assert_eq!(
+        after.matches("event: progress").count(),
+        1,
+        "a finished job has one event and no more: {after}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_asked_for_where_they_must_be() {
+    let key = "night-job:0123456789abcdef";
+    let world = World::with(account(), |settings| settings.api_keys = ApiKeys::parse(key).unwrap()).await;
+    for path in ["/v1/jobs", "/metrics"] {
+        let refused = world.get(path).await;
+        assert_eq!(refused.headers()["www-authenticate"], "Bearer");
+        assert_eq!(problem(refused).await, is(401, "unauthorized"));
+    }
+    for path in ["/healthz", "/readyz", "/openapi.json", "/docs/"] {
+        assert_eq!(world.get(path).await.status(), 200, "{path}");
+    }
+    let with_key = |key: &'static str| {
+        world.client.post(world.url("/v1/jobs")).bearer_auth(key).json(&world.everything()).send()
+    };
+    assert_eq!(with_key("0123456789abcdeX").await.unwrap().status(), 401);
+    let job: Value = with_key("0123456789abcdef").await.unwrap().json().await.unwrap();
+    assert_eq!(job["requester"], "night-job");
+    assert!(!job.to_string().contains("0123456789abcdef"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
+    let world = World::with(SimSettings { latency: Duration::from_millis(200), ..account() }, |settings| {
+        settings.jobs.max_running = 1;
+        settings.jobs.max_queued = 2;
+    })
+    .await;
+    let first = world.submit(&world.everything()).await;
+    world.wait_until(&first, |job| job["state"] == "running").await;
+    let second = world.submit(&world.everything()).await;
+    world.submit(&world.everything()).await;
+    let refused = world.post("/v1/jobs", &world.everything()).await;
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(problem(refused).await, is(429, "queue-full"));
+    let cancelled: Value =
+        world.post(&format!("/v1/jobs/{second}/cancel"), &Value::Null).await.json().await.unwrap();
+    assert_eq!(cancelled["state"], "cancelled", "a queued job is cancelled at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_go_when_the_retention_is_over_and_the_record_stays() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
+    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let (job, _) = world.run(&world.everything()).await;
+    let id = job["id"].as_str().unwrap();
+    assert!(job["expires_at"].as_str().unwrap().starts_with("2026-12-01T12:00"));
+    clock.advance(Duration::from_secs(7 * 86_400 + 61));
+    let expired = world.wait_until(id, |job| job["state"] == "expired").await;
+    assert!(expired["archive"].is_null());
+    assert_eq!(problem(world.get(&format!("/v1/jobs/{id}/archive")).await).await, is(410, "archive-gone"));
+    assert_eq!(std::fs::read_dir(world.settings.jobs.data_dir.join("jobs")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_front_door_leads_to_the_documentation_and_metrics_are_there() {
+    let world = World::new(account()).await;
+    world.run(&world.everything()).await;
+    let page = world.get("/").await;
+    assert!(page.url().path().starts_with("/docs"), "{}", page.url());
+    assert!(page.text().await.unwrap().contains("swagger-ui"));
+    assert!(world.get("/docs").await.url().path().starts_with("/docs/"));
+    let metrics = world.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("zcr_jobs_running 0"), "{metrics}");
+    assert!(metrics.contains("zcr_http_responses_total"), "{metrics}");
+}

@@ -1,1 +1,216 @@
-//! command_line
+//! The command line as a person uses it: the real binary, its output, its exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use jiff::ToSpan;
+use tempfile::TempDir;
+use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zoom-chat-reports"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ZOOM_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn account() -> SimSettings {
+    SimSettings { sessions: 30, messages: 2_000, ..SimSettings::default() }
+}
+
+fn connected(sim: &Simulator, directory: &Path) -> Command {
+    let defaults = SimSettings::default();
+    let mut command = binary();
+    command
+        .current_dir(directory)
+        .env("ZOOM_ACCOUNT_ID", defaults.account_id)
+        .env("ZOOM_CLIENT_ID", defaults.client_id)
+        .env("ZOOM_CLIENT_SECRET", defaults.client_secret)
+        .env("ZOOM_API_BASE_URL", sim.api_base_url())
+        .env("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url())
+        .env("ZOOM_RATE_LIMIT", "0")
+        .env("RETRY_BASE", "5ms");
+    command
+}
+
+async fn run(mut command: Command) -> (i32, String, String) {
+    let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn extract(sim: &Simulator, directory: &Path) -> Command {
+    let data = sim.dataset();
+    let mut command = connected(sim, directory);
+    command.args([
+        "extract",
+        "--from-date",
+        &data.first_day().to_string(),
+        "--to-date",
+        &data.last_day().to_string(),
+    ]);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let (code, out, err) = run(extract(&sim, home.path())).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("2,000 messages"), "{out}");
+    let directory = home.path().join("zoom_chat_reports");
+    let checked = Command::new("sha256sum")
+        .args(["--check", "--quiet", "_metadata/SHA256SUMS"])
+        .current_dir(&directory)
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let asked = sim.stats().requests;
+    let (code, out, _) = run(extract(&sim, home.path())).await;
+    assert_eq!((code, sim.stats().requests), (0, asked), "{out}");
+    let mut other = extract(&sim, home.path());
+    other.arg("--no-edited");
+    let (code, _, err) = run(other).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("with other options") && err.contains("choose another place"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_continues_after_a_kill_and_makes_a_zip() {
+    let sim =
+        Simulator::start(SimSettings { latency: Duration::from_millis(40), ..account() }).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let mut command = extract(&sim, home.path());
+    command
+        .args(["--zip", "out.zip"])
+        .stderr(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    while sim.stats().pages_served < 30 {
+        tokio::task::yield_now().await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!home.path().join("out.zip").exists());
+    let mut command = extract(&sim, home.path());
+    command.args(["--zip", "out.zip"]);
+    let (code, out, err) = run(command).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(err.contains("going on with"), "{err}");
+    assert!(out.contains("2,000 messages"), "{out}");
+    let names: Vec<_> =
+        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["out.zip"], "nothing but the zip is left");
+    let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
+    assert!(tested.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
+    let sim =
+        Simulator::start(SimSettings { faults: FaultLevel::Nasty, sessions: 60, ..account() }).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let (code, out, _) = run(extract(&sim, home.path())).await;
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("parts are missing") && out.contains("server-error"), "{out}");
+
+    let empty = Simulator::start(SimSettings { sessions: 0, messages: 0, ..account() }).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let (code, out, _) = run(extract(&empty, home.path())).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("no sessions"), "{out}");
+
+    let home = TempDir::new().unwrap();
+    let mut wrong = extract(&empty, home.path());
+    wrong.env("ZOOM_CLIENT_SECRET", "not-this-one");
+    let (code, _, err) = run(wrong).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("ZOOM_CLIENT_SECRET") && !err.contains("not-this-one"), "{err}");
+
+    let old = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC).date().saturating_add(1.day());
+    let mut too_old = connected(&empty, home.path());
+    too_old.args(["extract", "--from-date", &old.to_string(), "--to-date", &old.to_string()]);
+    let (code, _, err) = run(too_old).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("oldest possible date"), "{err}");
+
+    let mut bare = binary();
+    bare.current_dir(home.path()).arg("check");
+    let (code, _, err) = run(bare).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("ZOOM_ACCOUNT_ID") && err.contains("ZOOM_CLIENT_SECRET"), "{err}");
+    let mut nonsense = binary();
+    nonsense.arg("extract");
+    assert_eq!(run(nonsense).await.0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_prints_a_line_a_step() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let mut check = connected(&sim, home.path());
+    check.arg("check");
+    let (code, out, _) = run(check).await;
+    assert_eq!(code, 0, "{out}");
+    for step in ["settings", "token", "scopes", "list", "messages", "the account is ready"] {
+        assert!(out.contains(step), "{step} in {out}");
+    }
+    let answer = FaultAnswer::Status {
+        status: 400,
+        headers: Vec::new(),
+        body: r#"{"code":200,"message":"No permission."}"#.to_owned(),
+    };
+    sim.script(ScriptedFault { matches: Match::Messages, after: 0, times: u32::MAX, answer });
+    let mut check = connected(&sim, home.path());
+    check.arg("check");
+    let (code, out, _) = run(check).await;
+    assert_eq!(code, 1);
+    assert!(out.contains("FAIL messages") && out.contains("Pro plan"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_refused() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let serve = |address: &str| {
+        let mut command = connected(&sim, home.path());
+        command.arg("serve").env("LISTEN_ADDR", address).env("DATA_DIR", home.path().join("data"));
+        command
+    };
+    let (code, _, err) = run(serve("0.0.0.0:0")).await;
+    assert_eq!(code, 2);
+    assert!(err.contains("API_KEYS"), "{err}");
+    let mut first = serve("127.0.0.1:0").stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !home.path().join("data/state.db").exists() {
+        tokio::task::yield_now().await;
+    }
+    let (code, _, err) = run(serve("127.0.0.1:0")).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("in use by another process"), "{err}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+/// The first command of the README.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    assert!(readme.contains("cargo run --release -- demo"));
+    let home = TempDir::new().unwrap();
+    let mut demo = binary();
+    demo.current_dir(home.path()).arg("demo");
+    let (code, out, err) = run(demo).await;
+    assert_eq!(code, 0, "{out}{err}");
+    for words in ["verified:", "zoom-chat-reports-demo.zip", "/docs/", "curl http://"] {
+        assert!(out.contains(words), "{words} in {out}");
+    }
+    let tested = Command::new("unzip")
+        .arg("-tq")
+        .arg(home.path().join("zoom-chat-reports-demo.zip"))
+        .output()
+        .unwrap();
+    assert!(tested.status.success());
+}

@@ -1,1 +1,202 @@
-//! failures
+//! What goes wrong on Zoom's side, and what a job says of it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+
+use crate::harness::{Missing, World, assert_whole};
+
+fn account() -> SimSettings {
+    SimSettings { sessions: 40, messages: 3_000, ..SimSettings::default() }
+}
+
+fn status(status: u16, body: &str) -> FaultAnswer {
+    FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() }
+}
+
+async fn whole_despite(faults: Vec<ScriptedFault>) -> Value {
+    let world = World::new(account()).await;
+    for fault in faults {
+        world.sim.script(fault);
+    }
+    let data = world.sim.dataset().clone();
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    job
+}
+
+fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
+    ScriptedFault { matches, after, times, answer }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_passing_fault_is_ridden_out() {
+    let html = "<html><body>Bad gateway</body></html>";
+    let answers = [
+        status(500, r#"{"code":500,"message":"x"}"#),
+        status(502, html),
+        status(503, ""),
+        status(
+            429,
+            r#"{"code":429,"message":"You have reached the maximum per-second rate limit for this API. Try again later."}"#,
+        ),
+        status(200, html),
+        FaultAnswer::ReplaceBody("{\"messages\":\"none\"}".to_owned()),
+        FaultAnswer::ReplaceBody("{\"code\":500,\"message\":\"an error in disguise\"}".to_owned()),
+        FaultAnswer::Reset,
+        FaultAnswer::CutBody(100),
+        FaultAnswer::CutBody(0),
+        FaultAnswer::ExpiredToken,
+        status(401, r#"{"errorCode":401}"#),
+        status(400, r#"{"code":124,"message":"Invalid access token."}"#),
+        FaultAnswer::Delay(Duration::from_millis(200)),
+    ];
+    let faults = answers.into_iter().enumerate();
+    let job = whole_despite(
+        faults.map(|(index, answer)| fault(Match::Any, 1 + index as u32 * 6, 1, answer)).collect(),
+    )
+    .await;
+    assert!(job["progress"]["retries"].as_u64().unwrap() >= 11, "{job:#}");
+    assert_eq!(job["progress"]["rate_limited"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arrays_that_are_null_or_absent_are_empty() {
+    let world = World::new(account()).await;
+    let answer = FaultAnswer::ReplaceBody(
+        r#"{"from":"2026-01-01","messages":null,"next_page_token":null}"#.to_owned(),
+    );
+    world.sim.script(fault(Match::Session(0), 0, u32::MAX, answer));
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed");
+    let id = world.sim.dataset().session(0).id;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let line = summary.as_array().unwrap().iter().find(|line| line["id"] == id.as_str()).unwrap();
+    assert_eq!(line["counts"]["messages"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_token_that_repeats_is_a_failure_and_no_endless_loop() {
+    let world = World::new(account()).await;
+    world.sim.script(fault(Match::Session(0), 1, u32::MAX, FaultAnswer::RepeatPageToken));
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    assert!(failures.iter().any(|failure| failure["code"] == "page-token-loop"), "{failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept() {
+    let world = World::new(account()).await;
+    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    assert!(failures.iter().all(|failure| failure["code"] == "not-found" && failure["zoom_code"] == 5301));
+    let kept: u64 = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap()).sum();
+    assert!(kept >= 100, "{failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_larger_than_the_limit_is_refused() {
+    let world = World::with(account(), |settings| settings.zoom.max_answer_bytes = 1 << 20).await;
+    let huge = format!("{{\"messages\":[\"{}\"]}}", "x".repeat(2 << 20));
+    world.sim.script(fault(Match::Session(0), 0, u32::MAX, FaultAnswer::ReplaceBody(huge)));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "answer-too-large"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_answers_404_is_an_empty_window() {
+    let world = World::new(account()).await;
+    world.sim.script(fault(Match::List, 0, u32::MAX, status(404, "")));
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(
+        (job["state"].as_str(), job["progress"]["sessions_total"].as_u64()),
+        (Some("completed"), Some(0))
+    );
+    archive.check_form();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_what_to_do() {
+    let world = World::new(account()).await;
+    world.sim.set_credentials_valid(false);
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("credentials")));
+    assert!(job["error"]["help"].as_str().unwrap().contains("ZOOM_CLIENT_SECRET"));
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["ok"], false);
+    let last = check["steps"].as_array().unwrap().last().unwrap();
+    assert_eq!((last["name"].as_str(), last["ok"].as_bool()), (Some("token"), Some(false)));
+    assert!(last["help"].as_str().unwrap().contains("ZOOM_CLIENT_ID"));
+    // New credentials, and the same job goes on.
+    world.sim.set_credentials_valid(true);
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["ok"], true, "{check:#}");
+
+    let scopes = vec!["report_chat:read:admin".to_owned()];
+    let world = World::new(SimSettings { scopes, ..account() }).await;
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["error"]["code"], "missing-scopes");
+    assert!(job["error"]["detail"].as_str().unwrap().contains("report:read:list_chat_sessions:admin"));
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["steps"].as_array().unwrap().last().unwrap()["name"], "scopes");
+
+    let world = World::new(account()).await;
+    world.sim.script(fault(
+        Match::Any,
+        0,
+        u32::MAX,
+        status(400, r#"{"code":200,"message":"No permission."}"#),
+    ));
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["error"]["code"], "no-permission");
+    assert!(job["error"]["help"].as_str().unwrap().contains("Pro"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn granular_scopes_are_enough() {
+    let scopes = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"]
+        .map(str::to_owned)
+        .to_vec();
+    let world = World::new(SimSettings { scopes, ..account() }).await;
+    assert_eq!(world.run(&world.everything()).await.0["state"], "completed");
+    let check: Value = world.post("/v1/check", &json!({})).await.json().await.unwrap();
+    assert_eq!(check["ok"], true, "{check:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_the_limit_no_429_is_seen_and_two_jobs_share_it() {
+    let sim = SimSettings { qps: 60, ..account() };
+    let world = World::with(sim, |settings| settings.zoom.limit = Some(60.0)).await;
+    let (one, two) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
+    let jobs = [world.finished(&one).await, world.finished(&two).await];
+    assert!(
+        jobs.iter().all(|job| job["state"] == "completed" && job["progress"]["rate_limited"] == 0),
+        "{jobs:#?}"
+    );
+    assert!(world.sim.stats().max_in_one_second <= 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_lower_than_believed_slows_down_and_loses_nothing() {
+    let world =
+        World::with(SimSettings { qps: 30, ..account() }, |settings| settings.zoom.limit = Some(60.0)).await;
+    let data = world.sim.dataset().clone();
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed");
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+}

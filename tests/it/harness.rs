@@ -119,10 +119,6 @@ impl World {
         job["id"].as_str().unwrap().to_owned()
     }
 
-    pub async fn job(&self, id: &str) -> Value {
-        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
-    }
-
     /// Follows a job by long polling until `done` says so.
     pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
         let mut etag = None;
