@@ -200,3 +200,21 @@ async fn a_limit_lower_than_believed_slows_down_and_loses_nothing() {
     let days = (data.first_day(), data.last_day());
     assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
 }
+
+/// Once, the eighth try of a request that had met server errors before met a 401, and the whole job was given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_token_after_server_errors_does_not_end_the_job() {
+    let world = World::new(account()).await;
+    world.sim.script(fault(Match::Session(0), 0, 7, status(500, "")));
+    world.sim.script(fault(
+        Match::Session(0),
+        7,
+        1,
+        status(401, r#"{"code":124,"message":"Invalid access token."}"#),
+    ));
+    world.sim.script(fault(Match::Session(0), 8, u32::MAX, status(500, "")));
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
+}

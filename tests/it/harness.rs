@@ -235,8 +235,7 @@ impl Archive {
         let mut summed = BTreeSet::new();
         for line in sums.lines() {
             let (sum, name) = line.split_once("  ").unwrap();
-            let actual: String =
-                Sha256::digest(&self.files[name]).iter().map(|byte| format!("{byte:02x}")).collect();
+            let actual = hex::encode(Sha256::digest(&self.files[name]));
             assert_eq!(actual, sum, "{name}");
             summed.insert(name.to_owned());
         }
