@@ -4,6 +4,7 @@
 //! result and, at the end, all of them as JSON. Nothing here asserts: figures are for people to compare.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
+#![expect(clippy::print_stdout, reason = "the figures are the result")]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
