@@ -166,7 +166,10 @@ pub async fn failures_page(
     most: usize,
 ) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
     let mut reader = Location::in_directory(directory).open_reader().await?;
-    let rows = reader.failures(after.unwrap_or(i64::MIN), most as i64).await?;
+    // A job that has only just begun has a capture without a plan.
+    let begun = reader.has_plan().await?;
+    let rows =
+        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await? } else { Vec::new() };
     reader.close().await;
     let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))

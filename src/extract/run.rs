@@ -123,21 +123,24 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
 impl Shared {
     async fn work(self: Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
         self.prepare(reader).await?;
+        // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
         let stop = self.context.cancel.child_token();
         let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()));
         let listing = async {
-            let listed = listing::list_all(&self).await;
+            let listed = stop.run_until_cancelled(listing::list_all(&self)).await;
             self.listed.store(true, Ordering::Release);
             self.found.notify_one();
-            listed
+            end_both_unless_ok(listed.unwrap_or(Err(ExtractError::Cancelled)), &stop)
         };
-        let worked = tokio::select! {
-            worked = async { tokio::try_join!(listing, self.fetch_all(reader)) } => worked.map(|_| ()),
-            () = self.context.cancel.cancelled() => Err(ExtractError::Cancelled),
-        };
+        let fetching = async { end_both_unless_ok(self.fetch_all(reader, &stop).await, &stop) };
+        let (listed, fetched) = tokio::join!(listing, fetching);
         stop.cancel();
         bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
-        worked
+        match listed {
+            // What the other half failed with is the cause.
+            Err(ExtractError::Cancelled) | Ok(()) => fetched.and(listed),
+            Err(cause) => Err(cause),
+        }
     }
 
     /// Plans a new capture, or takes up the figures of one that is there.
@@ -167,21 +170,39 @@ impl Shared {
         Ok(())
     }
 
-    /// Keeps as many chains going as settings allow, oldest window first, until there is nothing left to find.
-    async fn fetch_all(self: &Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
-        let mut feed = Feed::default();
+    /// Fetches every range; when it returns, no chain is under way any more.
+    async fn fetch_all(
+        self: &Arc<Self>,
+        reader: &mut Reader,
+        stop: &CancellationToken,
+    ) -> Result<(), ExtractError> {
         let mut chains = JoinSet::new();
+        let fetched = self.keep_fetching(reader, stop, &mut chains).await;
+        if fetched.is_err() {
+            stop.cancel();
+        }
+        while chains.join_next().await.is_some() {}
+        fetched
+    }
+
+    /// Keeps as many chains going as settings allow, oldest window first, until there is nothing left to find.
+    async fn keep_fetching(
+        self: &Arc<Self>,
+        reader: &mut Reader,
+        stop: &CancellationToken,
+        chains: &mut JoinSet<Option<Result<(), ExtractError>>>,
+    ) -> Result<(), ExtractError> {
+        let mut feed = Feed::default();
         loop {
             // Asked before looking: what is found after this is announced again.
             let all_listed = self.listed.load(Ordering::Acquire);
             let mut exhausted = false;
-            while chains.len() < self.context.settings.in_flight {
+            while chains.len() < self.context.settings.in_flight && !stop.is_cancelled() {
                 let Some(range) = feed.next(reader).await? else {
                     exhausted = true;
                     break;
                 };
-                let shared = self.clone();
-                let stop = self.context.cancel.clone();
+                let (shared, stop) = (self.clone(), stop.clone());
                 chains.spawn(
                     async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await },
                 );
@@ -196,6 +217,7 @@ impl Shared {
                     Err(_) => return Err(ExtractError::Panicked),
                 },
                 () = self.found.notified() => {}
+                () = stop.cancelled() => return Err(ExtractError::Cancelled),
             }
         }
     }
@@ -212,6 +234,7 @@ impl Shared {
     async fn refresh(&self) -> Result<(), ExtractError> {
         let mut reader = self.location.open_reader().await?;
         let counts = reader.counts().await?;
+        self.context.progress.units_total.store(counts.units_total, Ordering::Relaxed);
         self.context.progress.sessions_total.store(counts.sessions_total, Ordering::Relaxed);
         self.context.progress.sessions_done.store(counts.sessions_done, Ordering::Relaxed);
         reader.close().await;
@@ -227,6 +250,16 @@ impl Shared {
     pub(super) fn now(&self) -> Timestamp {
         self.context.clock.now()
     }
+}
+
+fn end_both_unless_ok(
+    result: Result<(), ExtractError>,
+    stop: &CancellationToken,
+) -> Result<(), ExtractError> {
+    if result.is_err() {
+        stop.cancel();
+    }
+    result
 }
 
 /// Ranges to fetch in the order of windows, a few at a time.

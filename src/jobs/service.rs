@@ -111,7 +111,6 @@ impl Jobs {
         requester: ApiKeyName,
         idempotency_key: Option<&str>,
     ) -> Result<Created, JobsError> {
-        let queued = self.store.count(JobState::Queued).await?;
         // Two keys' holders may use the same idempotency key for different things.
         let scope = idempotency_key.map(|key| format!("{}\n{key}", requester.as_deref().unwrap_or_default()));
         let job = Job {
@@ -130,10 +129,22 @@ impl Jobs {
             cancel_requested: false,
             retry_failed: false,
         };
-        if queued >= self.settings.max_queued as u64 {
-            return Err(JobsError::QueueFull { queued });
-        }
-        match self.store.insert(&job, scope.as_deref()).await? {
+        // A repeated request is answered even when no new one would be taken.
+        let known = match &scope {
+            Some(scope) => self.store.known(scope, &job.request).await?,
+            None => None,
+        };
+        let inserted = match known {
+            Some(known) => known,
+            None => {
+                let queued = self.store.count(JobState::Queued).await?;
+                if queued >= self.settings.max_queued as u64 {
+                    return Err(JobsError::QueueFull { queued });
+                }
+                self.store.insert(&job, scope.as_deref()).await?
+            }
+        };
+        match inserted {
             Inserted::New => {
                 tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
                 self.registry.announce();

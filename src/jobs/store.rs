@@ -12,6 +12,7 @@ use sqlx::sqlite::{
 };
 
 use super::model::{Job, JobId, JobState};
+use crate::extract::ExtractRequest;
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
@@ -98,15 +99,23 @@ impl JobStore {
         if inserted.rows_affected() == 1 {
             return Ok(Inserted::New);
         }
+        // Somebody was faster with the same key.
+        let known = match idempotency_scope {
+            Some(scope) => self.known(scope, &job.request).await?,
+            None => None,
+        };
+        Ok(known.unwrap_or(Inserted::Conflict))
+    }
+
+    /// What an idempotency scope led to before, if it was used.
+    pub async fn known(&self, scope: &str, request: &ExtractRequest) -> Result<Option<Inserted>, StoreError> {
         let row = sqlx::query("SELECT job, request FROM jobs WHERE idempotency_scope = ?")
-            .bind(idempotency_scope)
-            .fetch_one(&self.pool)
+            .bind(scope)
+            .fetch_optional(&self.pool)
             .await?;
-        if row.try_get::<String, _>("request")? == request {
-            Ok(Inserted::Same(Box::new(read(&row)?)))
-        } else {
-            Ok(Inserted::Conflict)
-        }
+        let Some(row) = row else { return Ok(None) };
+        let same = row.try_get::<String, _>("request")? == serde_json::to_string(request)?;
+        Ok(Some(if same { Inserted::Same(Box::new(read(&row)?)) } else { Inserted::Conflict }))
     }
 
     pub async fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use jiff::civil::Date;
+use jiff::{SignedDuration, Timestamp};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
@@ -252,14 +253,15 @@ impl Lane {
                 Err(outcome) => outcome,
             };
             let tries = if outcome.is_token_refusal() { refusals } else { attempt };
-            let decision = policy.decide(&outcome, tries, account.clock.now(), account.clock.roll());
+            let now = account.clock.now();
+            let decision = policy.decide(&outcome, tries, now, account.clock.roll());
             tracing::debug!(tries, ?decision, "a request was not answered well");
             match decision {
                 Decision::Fail(kind) => return Err(Ended::Failed(failure(kind, &outcome, tries))),
                 Decision::Restart => return Err(Ended::Restart),
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
-                    self.limited(kind, after);
+                    self.limited(kind, after, now);
                 }
                 Decision::Renew { after } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
@@ -283,17 +285,13 @@ impl Lane {
         self.account.budget.take().await;
     }
 
-    fn limited(&self, kind: LimitKind, after: Duration) {
+    fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
         let account = &self.account;
         match kind {
             LimitKind::PerSecond => account.budget.slow_down(after.max(Duration::from_millis(250))),
             LimitKind::Daily => {
-                // A moment's margin: the clocks of two machines never agree.
-                let until = account
-                    .clock
-                    .now()
-                    .saturating_add(jiff::SignedDuration::try_from(after).unwrap_or_default());
-                let until = until.unwrap_or(jiff::Timestamp::MAX);
+                let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
+                let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
                 tracing::warn!(%until, "Zoom's daily limit is reached, waiting");
                 account.budget.pause(until, "Zoom's daily request limit is reached");
             }

@@ -1,8 +1,10 @@
 //! What goes wrong on Zoom's side, and what a job says of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole};
@@ -217,4 +219,50 @@ async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_leaves_zooms_reach_before_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
+    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
+    let today = jiff::civil::date(2026, 11, 24);
+    let sim = SimSettings { months: 6, today: Some(today), latency: Duration::from_millis(100), ..account() };
+    let world = World::with_clock(sim, clock.clone(), |settings| settings.jobs.max_running = 1).await;
+    let data = world.sim.dataset().clone();
+    let lost = jiff::civil::date(2026, 5, 24);
+    assert_eq!(data.first_day(), lost, "as far back as Zoom goes today");
+    let first = world.submit(&world.everything()).await;
+    world.wait_until(&first, |job| job["state"] == "running").await;
+    let second = world.submit(&world.everything()).await;
+    clock.advance(Duration::from_secs(7_200));
+    let job = world.finished(&second).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&second).await;
+    for failure in &failures {
+        assert_eq!(
+            (failure["code"].as_str(), failure["from"].as_str()),
+            (Some("out-of-reach"), Some("2026-05-24"))
+        );
+        assert_eq!(failure["to"], "2026-05-24");
+    }
+    // Sessions of that day alone cannot be known any more.
+    let known: BTreeSet<u32> = data.sessions_listed(lost.tomorrow().unwrap(), data.last_day()).collect();
+    let unlisted =
+        data.sessions_listed(lost, data.last_day()).filter(|index| !known.contains(index)).collect();
+    let missing = Missing { empty: BTreeSet::new(), unlisted, lost_days: Some((lost, lost)) };
+    let archive = world.archive(&second).await;
+    assert_whole(&archive, &data, (lost, data.last_day()), ItemOptions::default(), &missing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_daily_limit_the_job_waits_and_says_until_when() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let sim = SimSettings { daily_limit: 20, today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
+    let world = World::with_clock(sim, clock, |_| {}).await;
+    let id = world.submit(&world.everything()).await;
+    let job = world.wait_until(&id, |job| job["progress"]["waiting_until"].is_string()).await;
+    assert_eq!(job["state"], "running");
+    assert!(job["progress"]["waiting_reason"].as_str().unwrap().contains("daily"));
+    assert!(job["progress"]["waiting_until"].as_str().unwrap().ends_with("T00:00:00Z"), "{job:#}");
+    world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+    assert_eq!(world.finished(&id).await["state"], "cancelled", "a waiting job can be cancelled");
 }

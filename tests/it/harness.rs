@@ -269,6 +269,8 @@ pub struct Missing {
     pub empty: BTreeSet<u32>,
     /// Sessions that nobody could list.
     pub unlisted: BTreeSet<u32>,
+    /// Days of which nothing can be had.
+    pub lost_days: Option<(Date, Date)>,
 }
 
 /// Every item of the account's truth is in the archive exactly once, byte for byte and in order, and nothing else is.
@@ -295,6 +297,8 @@ pub fn assert_whole(
         let key = line["key"].as_str().unwrap();
         let mut truth: [Vec<String>; 3] = Default::default();
         if !missing.empty.contains(&index) {
+            // Lost days are the first ones, so what is left is one range.
+            let from = missing.lost_days.map_or(from, |(_, last)| last.tomorrow().unwrap());
             for (kind, text) in data.items(index, from, to, options) {
                 let wanted = match kind {
                     ItemKind::Message => true,

@@ -9,5 +9,6 @@ mod command_line;
 mod documents;
 mod failures;
 mod import_rule;
+mod legacy;
 mod resume;
 mod wholeness;

@@ -84,7 +84,7 @@ async fn a_nasty_account_ends_with_exactly_the_failures_it_must_have() {
         .collect();
     let unlisted = data.sessions_listed(from, to).filter(|index| !known.contains(index)).collect();
     let archive = world.archive(&id).await;
-    let missing = Missing { empty: [failing, gone].into(), unlisted };
+    let missing = Missing { empty: [failing, gone].into(), unlisted, lost_days: None };
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &missing);
     let summary = archive.json("_metadata/extraction_summary.json");
     let gone_id = data.session(gone).id;
