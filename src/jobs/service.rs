@@ -134,15 +134,14 @@ impl Jobs {
             Some(scope) => self.store.known(scope, &job.request).await?,
             None => None,
         };
-        let inserted = match known {
-            Some(known) => known,
-            None => {
-                let queued = self.store.count(JobState::Queued).await?;
-                if queued >= self.settings.max_queued as u64 {
-                    return Err(JobsError::QueueFull { queued });
-                }
-                self.store.insert(&job, scope.as_deref()).await?
+        let inserted = if let Some(known) = known {
+            known
+        } else {
+            let queued = self.store.count(JobState::Queued).await?;
+            if queued >= self.settings.max_queued as u64 {
+                return Err(JobsError::QueueFull { queued });
             }
+            self.store.insert(&job, scope.as_deref()).await?
         };
         match inserted {
             Inserted::New => {
