@@ -117,7 +117,7 @@ pub(super) struct ListQuery {
     #[param(value_type = Option<JobStateView>)]
     state: Option<String>,
     /// 1 to 200, else the nearest of these; 50 by default.
-    #[param(value_type = Option<i64>, example = 50)]
+    #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -192,8 +192,8 @@ pub(super) async fn list(
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
-    /// changed already, 304 if it has not changed at the end.
-    #[param(example = "30s", pattern = "^[0-9]+(ms|s|m)?$")]
+    /// changed already, 304 if it has not changed at the end. For example `30s`.
+    #[param(pattern = "^[0-9]+(ms|s|m)?$")]
     wait: Option<String>,
 }
 
@@ -343,7 +343,7 @@ pub(super) async fn delete(
 #[into_params(parameter_in = Query)]
 pub(super) struct FailuresQuery {
     /// 1 to 200, else the nearest of these; 50 by default.
-    #[param(value_type = Option<i64>, example = 50)]
+    #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
