@@ -24,7 +24,7 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
-    /// Chains of pages followed at the same time; enough to cover Zoom's latency at the full rate.
+    /// The most chains of pages followed at the same time.
     pub in_flight: usize,
     /// Deflate level of stored pages.
     pub compression_level: u32,
@@ -197,7 +197,8 @@ impl Shared {
             // Asked before looking: what is found after this is announced again.
             let all_listed = self.listed.load(Ordering::Acquire);
             let mut exhausted = false;
-            while chains.len() < self.context.settings.in_flight && !stop.is_cancelled() {
+            let callers = self.context.lane.useful_callers(self.context.settings.in_flight);
+            while chains.len() < callers && !stop.is_cancelled() {
                 let Some(range) = feed.next(reader).await? else {
                     exhausted = true;
                     break;

@@ -15,9 +15,9 @@ use tokio::sync::Notify;
 use crate::clock::SharedClock;
 
 /// The share of the limit that pacing aims at: jitter on the way bunches requests that left evenly spaced.
-const PACE: f64 = 0.985;
+const PACE: f64 = 0.98;
 /// No more than the limit's number of requests leave within this time: just over Zoom's one second.
-const WINDOW: Duration = Duration::from_millis(1_015);
+const WINDOW: Duration = Duration::from_millis(1_020);
 /// A 429 lowers the pace to this share of itself, at most once a window.
 const SLOW_DOWN: f64 = 0.8;
 /// ... and each second without one raises it by this share of the limit.

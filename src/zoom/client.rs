@@ -188,7 +188,12 @@ impl Account {
 
     /// A job's own queue at this account.
     pub fn lane(self: &Arc<Self>) -> Lane {
-        Lane { account: self.clone(), turn: tokio::sync::Mutex::new(()), traffic: Traffic::default() }
+        Lane {
+            account: self.clone(),
+            turn: tokio::sync::Mutex::new(()),
+            traffic: Traffic::default(),
+            latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
+        }
     }
 }
 
@@ -222,9 +227,28 @@ pub struct Lane {
     account: Arc<Account>,
     turn: tokio::sync::Mutex<()>,
     pub traffic: Traffic,
+    /// How long an answer takes, smoothed, in microseconds.
+    latency_us: AtomicU64,
 }
 
+/// What an answer is taken to need before the first has come.
+const FIRST_GUESS: Duration = Duration::from_millis(300);
+
 impl Lane {
+    /// How many callers it takes to use the budget fully, at most `most`: as many requests as are under way at the full
+    /// rate, twice over, since answers come unevenly. More would only make each chain of pages slower.
+    pub fn useful_callers(&self, most: usize) -> usize {
+        let Some(limit) = self.account.budget.limit() else { return most };
+        let under_way = limit * self.latency_us.load(Relaxed) as f64 / 1e6;
+        ((under_way * 2.0).ceil() as usize + 2).min(most)
+    }
+
+    fn took(&self, elapsed: Duration) {
+        let old = self.latency_us.load(Relaxed);
+        // A lost update between two answers changes nothing that matters.
+        self.latency_us.store((old * 15 + elapsed.as_micros() as u64) / 16, Relaxed);
+    }
+
     pub fn account(&self) -> &Arc<Account> {
         &self.account
     }
@@ -248,7 +272,10 @@ impl Lane {
             let token = account.tokens.get().await.map_err(Ended::Failed)?;
             self.take_turn().await;
             self.traffic.requests.fetch_add(1, Relaxed);
-            let outcome = match self.send(call, token.secret.expose_secret(), read.clone()).await {
+            let sent = account.clock.elapsed();
+            let answered = self.send(call, token.secret.expose_secret(), read.clone()).await;
+            self.took(account.clock.elapsed().saturating_sub(sent));
+            let outcome = match answered {
                 Ok(answer) => return Ok(answer),
                 Err(outcome) => outcome,
             };
