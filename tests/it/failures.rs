@@ -180,7 +180,7 @@ async fn granular_scopes_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_the_limit_no_429_is_seen_and_two_jobs_share_it() {
+async fn two_jobs_at_the_limit_are_both_whole_and_hardly_ever_refused() {
     let sim = SimSettings { qps: 60, ..account() };
     let world = World::with(sim, |settings| settings.zoom.limit = Some(60.0)).await;
     let (one, two) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
