@@ -2,6 +2,7 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY benches benches
 COPY src src
 COPY README.md ./
 RUN cargo build --release --locked --bin zoom-chat-reports
