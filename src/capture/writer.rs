@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use super::{CaptureError, FailureNote, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
-const QUEUE: usize = 256;
+const QUEUE: usize = 64;
 /// The most changes in one commit.
-const GROUP: usize = 64;
+const GROUP: usize = 32;
 
 /// A session as listed.
 #[derive(Debug, Clone)]

@@ -146,6 +146,8 @@ pub struct Account {
     settings: ZoomSettings,
     tokens: Tokens,
     budget: Budget,
+    /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
+    reading: tokio::sync::Semaphore,
     clock: SharedClock,
 }
 
@@ -166,7 +168,9 @@ impl Account {
             clock.clone(),
         );
         let budget = Budget::new(settings.limit, clock.clone());
-        Ok(Arc::new(Self { http, settings, tokens, budget, clock }))
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let reading = tokio::sync::Semaphore::new(processors);
+        Ok(Arc::new(Self { http, settings, tokens, budget, reading, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -231,14 +235,16 @@ pub struct Lane {
     latency_us: AtomicU64,
 }
 
+/// Without pacing the processors are the limit; this many pages a second is about what two of them read.
+const UNPACED: f64 = 1_500.0;
 /// What an answer is taken to need before the first has come.
-const FIRST_GUESS: Duration = Duration::from_millis(300);
+const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 impl Lane {
     /// How many callers it takes to use the budget fully, at most `most`: as many requests as are under way at the full
     /// rate, twice over, since answers come unevenly. More would only make each chain of pages slower.
     pub fn useful_callers(&self, most: usize) -> usize {
-        let Some(limit) = self.account.budget.limit() else { return most };
+        let limit = self.account.budget.limit().unwrap_or(UNPACED);
         let under_way = limit * self.latency_us.load(Relaxed) as f64 / 1e6;
         ((under_way * 2.0).ceil() as usize + 2).min(most)
     }
@@ -272,10 +278,7 @@ impl Lane {
             let token = account.tokens.get().await.map_err(Ended::Failed)?;
             self.take_turn().await;
             self.traffic.requests.fetch_add(1, Relaxed);
-            let sent = account.clock.elapsed();
-            let answered = self.send(call, token.secret.expose_secret(), read.clone()).await;
-            self.took(account.clock.elapsed().saturating_sub(sent));
-            let outcome = match answered {
+            let outcome = match self.send(call, token.secret.expose_secret(), read.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(outcome) => outcome,
             };
@@ -331,6 +334,7 @@ impl Lane {
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
         let account = &*self.account;
+        let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);
         let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
         let response = account.http.get(&url).bearer_auth(token).send().await.map_err(no_answer)?;
@@ -338,12 +342,14 @@ impl Lane {
         let headers = response.headers().clone();
         self.believe_limit(&headers);
         let body = collect(response, account.settings.max_answer_bytes).await?;
+        self.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
         if status != 200 {
             let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
             return Err(Outcome::Refused(refusal));
         }
         // Parsing and compressing a page takes a good part of a millisecond: not on the threads that serve sockets.
+        let _reading = account.reading.acquire().await.expect("the semaphore is never closed");
         let read = tokio::task::spawn_blocking(move || read(body)).await;
         read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
             .map_err(Outcome::Unreadable)
