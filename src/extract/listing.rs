@@ -76,11 +76,7 @@ fn read_page(body: &Bytes) -> Result<ListPage, String> {
             .iter()
             .map(|info| Ok((SessionHead::read(info)?, info.get().to_owned())))
             .collect::<Result<_, String>>()?,
-        unknown: page
-            .unknown
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.get().to_owned()))
-            .collect(),
+        unknown: page.unknown,
         next: page.next_page_token,
     })
 }

@@ -50,17 +50,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
             .collect();
         segments[kind] = Segment::of_items(fresh.into_iter(), level);
     }
-    Ok(MessagesPage {
-        segments,
-        digests,
-        repeats,
-        unknown: page
-            .unknown
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.get().to_owned()))
-            .collect(),
-        next: page.next_page_token,
-    })
+    Ok(MessagesPage { segments, digests, repeats, unknown: page.unknown, next: page.next_page_token })
 }
 
 /// Follows the chain of a range to its end, whatever that is. Only what concerns the whole run is an error.

@@ -19,7 +19,7 @@ pub struct Page<'a, const N: usize> {
     /// `None` on the last page.
     pub next_page_token: Option<String>,
     /// Members of the response nobody told us of, verbatim.
-    pub unknown: Vec<(Cow<'a, str>, &'a RawValue)>,
+    pub unknown: Vec<(String, String)>,
 }
 
 /// The arrays of a list page.
@@ -86,7 +86,7 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                     map.next_value::<IgnoredAny>()?;
                     is_a_page = true;
                 }
-                _ => page.unknown.push((name, map.next_value()?)),
+                _ => page.unknown.push((name.into_owned(), map.next_value::<&RawValue>()?.get().to_owned())),
             }
         }
         if is_a_page { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(items, [r#"{"n":12345678901234567890123, "s":"\ud83d\u00e9"}"#, r#"{"f":1E400}"#]);
         assert!(page.arrays[1].is_empty() && page.arrays[2].is_empty());
         assert_eq!(page.next_page_token.as_deref(), Some("t"));
-        assert_eq!((page.unknown[0].0.as_ref(), page.unknown[0].1.get()), ("x", r#"{"a" : 1.10}"#));
+        assert_eq!(page.unknown, [("x".to_owned(), r#"{"a" : 1.10}"#.to_owned())]);
     }
 
     #[test]
