@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions, Connection};
 
 pub use reader::{Counts, FailureRow, PageRow, Reader, SessionRow, WindowCount};
 pub use segment::{Segment, inflate, pack};
-pub use writer::{Change, ListedSession, PageOf, Writer};
+pub use writer::{Change, Effect, ListedSession, PageOf, Settled, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
@@ -107,8 +107,9 @@ pub struct Chain {
 pub struct PendingRange {
     pub chain: Chain,
     pub session_id: String,
-    pub listed: bool,
     pub query: Option<String>,
+    /// The most pages that the same session has in another window: a hint at how long this will be.
+    pub pages_elsewhere: i64,
 }
 
 /// A capture's place on disk.

@@ -193,7 +193,10 @@ impl Reader {
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT r.*, s.zoom_id, u.listed FROM ranges r INDEXED BY ranges_pending
+            "SELECT r.*, s.zoom_id,
+                    (SELECT coalesce(max((SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id)), 0)
+                     FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
+             FROM ranges r INDEXED BY ranges_pending
              JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
              WHERE r.state = 'pending' AND r.window = ? AND r.id > ? ORDER BY r.id LIMIT ?",
         )
@@ -207,7 +210,7 @@ impl Reader {
                 Ok(PendingRange {
                     chain: chain(row)?,
                     session_id: row.try_get("zoom_id")?,
-                    listed: row.try_get::<i64, _>("listed")? != 0,
+                    pages_elsewhere: row.try_get("pages_elsewhere")?,
                     query: row.try_get("query")?,
                 })
             })

@@ -87,6 +87,12 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
+    /// A range is too long for one chain of pages: its pages are dropped and it is cut into shorter ones, the first of
+    /// which keeps its number.
+    SplitRange {
+        range: i64,
+        parts: Vec<(Date, Date)>,
+    },
     /// Sessions known from elsewhere are asked for days that could not be listed.
     ProbeDays {
         window: i64,
@@ -97,7 +103,28 @@ pub enum Change {
     RetryFailed,
 }
 
-type Request = (Change, oneshot::Sender<Result<(), CaptureError>>);
+/// What a change did, as far as anybody counts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Effect {
+    pub new_sessions: u64,
+    pub new_units: u64,
+    /// Sessions that were done until this brought them another unit.
+    pub reopened_sessions: u64,
+    /// The numbers of new ranges; only of a split.
+    pub new_ranges: Vec<i64>,
+    /// Set when the change brought a unit to its end.
+    pub settled: Option<Settled>,
+}
+
+/// The end of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    pub failed: bool,
+    /// It was the last unit of its session, and none of them failed.
+    pub session_done: bool,
+}
+
+type Request = (Change, oneshot::Sender<Result<Effect, CaptureError>>);
 
 /// The writer's handle.
 #[derive(Debug)]
@@ -113,7 +140,7 @@ impl Writer {
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
-    pub async fn commit(&self, change: Change) -> Result<(), CaptureError> {
+    pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
         receiver.await.map_err(|_| CaptureError::WriterGone)?
@@ -133,10 +160,10 @@ async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Requ
     while receiver.recv_many(&mut group, GROUP).await > 0 {
         let result = commit_group(&mut connection, &group).await;
         match result {
-            Ok(()) => {
-                for (_, reply) in group.drain(..) {
+            Ok(effects) => {
+                for ((_, reply), effect) in group.drain(..).zip(effects) {
                     // A caller that was cancelled no longer listens; its change is committed all the same.
-                    let _ = reply.send(Ok(()));
+                    let _ = reply.send(Ok(effect));
                 }
             }
             Err(error) => {
@@ -155,18 +182,23 @@ async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Requ
     }
 }
 
-async fn commit_group(connection: &mut SqliteConnection, group: &[Request]) -> Result<(), CaptureError> {
+async fn commit_group(
+    connection: &mut SqliteConnection,
+    group: &[Request],
+) -> Result<Vec<Effect>, CaptureError> {
     let mut transaction = connection.begin().await?;
+    let mut effects = Vec::with_capacity(group.len());
     for (change, _) in group {
-        apply(&mut transaction, change).await?;
+        effects.push(apply(&mut transaction, change).await?);
     }
     transaction.commit().await?;
-    Ok(())
+    Ok(effects)
 }
 
 type Tx<'a> = Transaction<'a, Sqlite>;
 
-async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
+async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError> {
+    let mut effect = Effect::default();
     match change {
         Change::Plan { windows, meta } => {
             for (index, (from, to)) in windows.iter().enumerate() {
@@ -181,7 +213,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             set_meta(tx, meta).await?;
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
-        Change::ListPage { page, sessions } => list_page(tx, page, sessions).await?,
+        Change::ListPage { page, sessions } => list_page(tx, page, sessions, &mut effect).await?,
         Change::RestartList { list } => {
             run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
             run_with_id(
@@ -213,7 +245,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             .await?;
         }
         Change::MessagesPage { page, query, segments, repeats } => {
-            messages_page(tx, page, query, segments).await?;
+            effect.settled = messages_page(tx, page, query, segments).await?;
             if *repeats > 0 {
                 sqlx::query("UPDATE ranges SET repeats = repeats + ? WHERE id = ?")
                     .bind(*repeats as i64)
@@ -222,18 +254,10 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
                     .await?;
             }
         }
-        Change::RestartRange { range } => {
-            for table in [
-                "DELETE FROM pages WHERE range = ?",
-                "DELETE FROM unknown_members WHERE range = ?",
-                "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-            ] {
-                run_with_id(tx, table, *range).await?;
-            }
-        }
+        Change::RestartRange { range } => restart_range(tx, *range).await?,
         Change::RangeNotFound { range } => {
             run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", *range).await?;
-            settle_unit(tx, *range).await?;
+            effect.settled = settle_unit(tx, *range).await?;
         }
         Change::FailRange { range, failure, at } => {
             fail(
@@ -244,7 +268,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
                 *at,
             )
             .await?;
-            settle_unit(tx, *range).await?;
+            effect.settled = settle_unit(tx, *range).await?;
         }
         Change::CutRange { range, reachable_from, failure, at } => {
             let last_lost =
@@ -259,23 +283,45 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
             .bind(range)
             .execute(&mut **tx)
             .await?;
-            sqlx::query(
-                "UPDATE ranges SET first_day = ?, pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-            )
-            .bind(reachable_from.to_string())
-            .bind(range)
-            .execute(&mut **tx)
-            .await?;
-            run_with_id(tx, "DELETE FROM pages WHERE range = ?", *range).await?;
+            sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
+                .bind(reachable_from.to_string())
+                .bind(range)
+                .execute(&mut **tx)
+                .await?;
+            restart_range(tx, *range).await?;
+        }
+        Change::SplitRange { range, parts } => {
+            restart_range(tx, *range).await?;
+            let mut parts = parts.iter();
+            let Some(first) = parts.next() else { return Ok(effect) };
+            for (from, to) in parts {
+                let id = sqlx::query_scalar(
+                    "INSERT INTO ranges (unit, window, first_day, last_day)
+                     SELECT unit, window, ?, ? FROM ranges WHERE id = ? RETURNING id",
+                )
+                .bind(from.to_string())
+                .bind(to.to_string())
+                .bind(range)
+                .fetch_one(&mut **tx)
+                .await?;
+                effect.new_ranges.push(id);
+            }
+            sqlx::query("UPDATE ranges SET first_day = ?, last_day = ? WHERE id = ?")
+                .bind(first.0.to_string())
+                .bind(first.1.to_string())
+                .bind(range)
+                .execute(&mut **tx)
+                .await?;
         }
         Change::ProbeDays { window, from, to } => {
-            sqlx::query(
+            let probed = sqlx::query(
                 "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE true
                  ON CONFLICT (session, window) DO NOTHING",
             )
             .bind(window)
             .execute(&mut **tx)
             .await?;
+            effect.new_units = probed.rows_affected();
             // A session listed beside the bad days has a range over the whole window, which holds them already.
             sqlx::query(
                 "INSERT INTO ranges (unit, window, first_day, last_day)
@@ -297,6 +343,17 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<(), CaptureError> {
                 sqlx::query(statement).execute(&mut **tx).await?;
             }
         }
+    }
+    Ok(effect)
+}
+
+async fn restart_range(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
+    for statement in [
+        "DELETE FROM pages WHERE range = ?",
+        "DELETE FROM unknown_members WHERE range = ?",
+        "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+    ] {
+        run_with_id(tx, statement, range).await?;
     }
     Ok(())
 }
@@ -342,33 +399,32 @@ async fn insert_list(tx: &mut Tx<'_>, window: i64, (from, to): (Date, Date)) -> 
     Ok(())
 }
 
-async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -> Result<(), CaptureError> {
+async fn list_page(
+    tx: &mut Tx<'_>,
+    page: &PageOf,
+    sessions: &[ListedSession],
+    effect: &mut Effect,
+) -> Result<(), CaptureError> {
     let window: i64 = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
     for session in sessions {
-        let id: i64 = sqlx::query_scalar(
-            "INSERT INTO sessions (zoom_id, window, info) VALUES (?1, ?2, ?3)
-             ON CONFLICT (zoom_id) DO UPDATE SET
-                 info = CASE WHEN excluded.window >= window THEN excluded.info ELSE info END,
-                 window = max(window, excluded.window)
-             RETURNING id",
-        )
-        .bind(&session.zoom_id)
-        .bind(window)
-        .bind(&session.info)
-        .fetch_one(&mut **tx)
-        .await?;
-        let unit: Option<i64> = sqlx::query_scalar(
+        let (id, is_new) = store_session(tx, session, window).await?;
+        effect.new_sessions += u64::from(is_new);
+        let was_done = !is_new && session_is_done(tx, id).await?;
+        let unit: Option<(i64, bool)> = sqlx::query_as(
             "INSERT INTO units (session, window, listed) VALUES (?, ?, 1)
-             ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0 RETURNING id",
+             ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0
+             RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
         )
         .bind(id)
         .bind(window)
         .fetch_optional(&mut **tx)
         .await?;
-        if let Some(unit) = unit {
+        if let Some((unit, was_probed)) = unit {
+            effect.new_units += u64::from(!was_probed);
+            effect.reopened_sessions += u64::from(was_done);
             // The unit may have been probed for some days before it was listed: the whole window replaces those.
             run_with_id(tx, "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)", unit)
                 .await?;
@@ -403,12 +459,50 @@ async fn list_page(tx: &mut Tx<'_>, page: &PageOf, sessions: &[ListedSession]) -
     Ok(())
 }
 
+/// Stores a session; the info of the latest window that lists it wins. Tells its number and whether it is new.
+async fn store_session(
+    tx: &mut Tx<'_>,
+    session: &ListedSession,
+    window: i64,
+) -> Result<(i64, bool), CaptureError> {
+    let new = sqlx::query_scalar(
+        "INSERT INTO sessions (zoom_id, window, info) VALUES (?, ?, ?) ON CONFLICT (zoom_id) DO NOTHING RETURNING id",
+    )
+    .bind(&session.zoom_id)
+    .bind(window)
+    .bind(&session.info)
+    .fetch_optional(&mut **tx)
+    .await?;
+    if let Some(id) = new {
+        return Ok((id, true));
+    }
+    let known = sqlx::query_scalar(
+        "UPDATE sessions SET info = CASE WHEN ?2 >= window THEN ?3 ELSE info END, window = max(window, ?2)
+         WHERE zoom_id = ?1 RETURNING id",
+    )
+    .bind(&session.zoom_id)
+    .bind(window)
+    .bind(&session.info)
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok((known, false))
+}
+
+async fn session_is_done(tx: &mut Tx<'_>, session: i64) -> Result<bool, CaptureError> {
+    Ok(sqlx::query_scalar(
+        "SELECT NOT EXISTS (SELECT 1 FROM units WHERE session = ? AND state IN ('pending', 'failed'))",
+    )
+    .bind(session)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
 async fn messages_page(
     tx: &mut Tx<'_>,
     page: &PageOf,
     query: &str,
     segments: &[Option<Segment>; 3],
-) -> Result<(), CaptureError> {
+) -> Result<Option<Settled>, CaptureError> {
     for (kind, segment) in segments.iter().enumerate() {
         let Some(segment) = segment else { continue };
         sqlx::query(
@@ -444,24 +538,26 @@ async fn messages_page(
     .bind(page.chain)
     .execute(&mut **tx)
     .await?;
-    if page.next.is_none() {
-        settle_unit(tx, page.chain).await?;
-    }
-    Ok(())
+    if page.next.is_none() { settle_unit(tx, page.chain).await } else { Ok(None) }
 }
 
 /// A unit is what its ranges are: pending while one is, else failed if one is, else not found if all are.
-async fn settle_unit(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
-    run_with_id(
-        tx,
+async fn settle_unit(tx: &mut Tx<'_>, range: i64) -> Result<Option<Settled>, CaptureError> {
+    let (state, session): (String, i64) = sqlx::query_as(
         "UPDATE units SET state = (
              SELECT CASE WHEN sum(r.state = 'pending') > 0 THEN 'pending'
                          WHEN sum(r.state = 'failed') > 0 THEN 'failed'
                          WHEN sum(r.state = 'done') = 0 THEN 'not_found'
                          ELSE 'done' END
              FROM ranges r WHERE r.unit = units.id)
-         WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
-        range,
+         WHERE id = (SELECT unit FROM ranges WHERE id = ?) RETURNING state, session",
     )
-    .await
+    .bind(range)
+    .fetch_one(&mut **tx)
+    .await?;
+    if state == "pending" {
+        return Ok(None);
+    }
+    let failed = state == "failed";
+    Ok(Some(Settled { failed, session_done: !failed && session_is_done(tx, session).await? }))
 }

@@ -33,10 +33,8 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     )
     .await?;
     for (window, from, to) in reader.days_not_listed().await? {
-        shared.writer.commit(Change::ProbeDays { window, from, to }).await?;
+        shared.count(&shared.writer.commit(Change::ProbeDays { window, from, to }).await?);
     }
-    let counts = reader.counts().await?;
-    shared.context.progress.units_total.store(counts.units_total, Relaxed);
     reader.close().await;
     Ok(())
 }
@@ -87,15 +85,14 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
     let oldest = windows::oldest_reachable(context.clock.today());
     if days.to < oldest {
         let failure = out_of_reach(oldest);
-        return Ok(shared
-            .writer
-            .commit(Change::FailList { list: list.id, failure, at: shared.now() })
-            .await?);
+        shared.writer.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;
+        return Ok(());
     }
     if days.from < oldest {
         let last_lost = oldest.yesterday().unwrap_or(days.from);
         let parts = vec![(days.from, last_lost), (oldest, days.to)];
-        return Ok(shared.writer.commit(Change::CutList { list: list.id, parts }).await?);
+        shared.writer.commit(Change::CutList { list: list.id, parts }).await?;
+        return Ok(());
     }
     let attempts = if days == whole { context.settings.max_attempts } else { ATTEMPTS_FOR_A_PART };
     match follow(shared, list, attempts).await? {
@@ -157,12 +154,8 @@ async fn commit_page(shared: &Shared, list: &Chain, seq: i64, page: ListPage) ->
         .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
     let next = page.next.map(|token| PageToken { token, at: shared.now() });
-    let found = sessions.len() as u64;
     let page = PageOf { chain: list.id, seq, next, unknown: page.unknown };
-    shared.writer.commit(Change::ListPage { page, sessions }).await?;
-    let progress = &shared.context.progress;
-    progress.units_total.fetch_add(found, Relaxed);
-    progress.sessions_total.fetch_max(found, Relaxed);
+    shared.count(&shared.writer.commit(Change::ListPage { page, sessions }).await?);
     shared.found.notify_one();
     Ok(())
 }
@@ -182,7 +175,8 @@ async fn give_up(
         tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
         Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
-    Ok(shared.writer.commit(change).await?)
+    shared.writer.commit(change).await?;
+    Ok(())
 }
 
 pub(super) fn token_trouble(kind: FailureKind, attempts: u32) -> Failure {

@@ -9,6 +9,7 @@ pub mod progress;
 mod ranges;
 pub mod request;
 pub mod run;
+mod split;
 pub mod windows;
 
 pub use crate::zoom::Account;

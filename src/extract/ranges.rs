@@ -1,7 +1,7 @@
 //! Following one range: page after page to the last, each committed before the next is asked for.
 //!
 //! Owns what happens at the seams of a chain: a page token that is too old, a repeated item, a session that is gone,
-//! days that left Zoom's reach.
+//! days that left Zoom's reach, a chain that turns out too long.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use sha2::{Digest, Sha256};
 
 use super::listing::{MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach};
-use super::windows;
-use crate::capture::{Change, FailureNote, PageOf, PageToken, PendingRange, Segment};
+use super::split;
+use super::windows::{self, DateRange};
+use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::client::Ended;
-use crate::zoom::wire::{MESSAGES, Page};
+use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// SHA-256 of each item of a page, by kind: what the next page's items are compared with.
@@ -29,6 +30,8 @@ struct MessagesPage {
     repeats: u64,
     next: Option<String>,
     unknown: Vec<(String, String)>,
+    /// When its first and its last message were sent, the earlier of the two first.
+    span: Option<(i64, i64)>,
 }
 
 fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPage, String> {
@@ -50,15 +53,23 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
             .collect();
         segments[kind] = Segment::of_items(fresh.into_iter(), level);
     }
-    Ok(MessagesPage { segments, digests, repeats, unknown: page.unknown, next: page.next_page_token })
+    let ends =
+        [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
+    let span = ends[0].zip(ends[1]).map(|(first, last)| (first.min(last), first.max(last)));
+    Ok(MessagesPage { segments, digests, repeats, unknown: page.unknown, next: page.next_page_token, span })
 }
 
-/// Follows the chain of a range to its end, whatever that is. Only what concerns the whole run is an error.
-pub(super) async fn follow(shared: &Shared, mut range: PendingRange) -> Result<(), ExtractError> {
+/// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
+/// take its place are returned. Only what concerns the whole run is an error.
+pub(super) async fn follow(
+    shared: &Shared,
+    mut range: PendingRange,
+) -> Result<Vec<PendingRange>, ExtractError> {
     let context = &shared.context;
     let oldest = windows::oldest_reachable(context.clock.today());
     if range.chain.to < oldest {
-        return fail(shared, &range, out_of_reach(oldest)).await;
+        fail(shared, &range, out_of_reach(oldest)).await?;
+        return Ok(Vec::new());
     }
     if range.chain.from < oldest {
         let (failure, at) = (out_of_reach(oldest), shared.now());
@@ -66,59 +77,80 @@ pub(super) async fn follow(shared: &Shared, mut range: PendingRange) -> Result<(
         shared.writer.commit(cut).await?;
         (range.chain.from, range.chain.pages, range.chain.resume) = (oldest, 0, None);
     }
+    let days = DateRange { from: range.chain.from, to: range.chain.to };
+    let latency = context.lane.latency();
+    if range.chain.pages == 0
+        && let Some(parts) = split::in_advance(days, range.pages_elsewhere, latency)
+    {
+        return split_range(shared, &range, &parts).await;
+    }
     let mut chain = Pages::take_up(shared, &range).await?;
     loop {
-        let call = chain.call(&range, shared);
-        let previous = chain.previous.clone();
-        let level = context.settings.compression_level;
-        let attempts = context.settings.max_attempts;
-        let page = context.lane.fetch(&call, attempts, move |body| read_page(&body, &previous, level)).await;
-        let page = match page {
-            Ok(page) => page,
-            Err(Ended::Restart) if chain.restarts < MAX_RESTARTS => {
-                chain.restart(shared, &range).await?;
-                continue;
+        match chain.next(shared, &range).await? {
+            Step::More => {
+                if let Some(parts) = split::under_way(days, &chain.observed, latency, shared.now()) {
+                    chain.uncount(shared);
+                    return split_range(shared, &range, &parts).await;
+                }
             }
-            Err(Ended::Restart) => {
-                let failure = token_trouble(FailureKind::Rejected, chain.restarts);
-                return fail(shared, &range, note(&failure)).await;
+            Step::End => break,
+            Step::Failed(failure) if failure.kind == FailureKind::NotFound && chain.seq == 0 => {
+                let change = Change::RangeNotFound { range: range.chain.id };
+                shared.count(&shared.writer.commit(change).await?);
+                break;
             }
-            Err(Ended::Failed(failure)) => return ended(shared, &range, &chain, failure).await,
-        };
-        if page.next.as_ref().is_some_and(|next| !chain.seen.insert(next.clone())) {
-            return fail(shared, &range, note(&token_trouble(FailureKind::PageTokenLoop, 1))).await;
-        }
-        chain.commit(shared, &range, &call, page).await?;
-        if chain.token.is_none() {
-            shared.context.progress.units_done.fetch_add(1, Relaxed);
-            return Ok(());
+            Step::Failed(failure) if failure.kind.concerns_the_account() => {
+                return Err(ExtractError::Account(failure));
+            }
+            Step::Failed(failure) => {
+                fail(shared, &range, note(&failure)).await?;
+                break;
+            }
         }
     }
+    Ok(Vec::new())
 }
 
-/// A failed call: gone is not failed, some failures concern the whole account, the rest is this range's own.
-async fn ended(
+/// What became of one request of a chain.
+enum Step {
+    More,
+    End,
+    Failed(Failure),
+}
+
+/// Cuts a range; the first part keeps its number.
+async fn split_range(
     shared: &Shared,
     range: &PendingRange,
-    chain: &Pages,
-    failure: Failure,
-) -> Result<(), ExtractError> {
-    if failure.kind == FailureKind::NotFound && chain.seq == 0 {
-        shared.writer.commit(Change::RangeNotFound { range: range.chain.id }).await?;
-        shared.context.progress.units_done.fetch_add(1, Relaxed);
-        return Ok(());
-    }
-    if failure.kind.concerns_the_account() {
-        return Err(ExtractError::Account(failure));
-    }
-    fail(shared, range, note(&failure)).await
+    parts: &[DateRange],
+) -> Result<Vec<PendingRange>, ExtractError> {
+    tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a large session is split");
+    let days = parts.iter().map(|part| (part.from, part.to)).collect();
+    let Effect { new_ranges, .. } =
+        shared.writer.commit(Change::SplitRange { range: range.chain.id, parts: days }).await?;
+    let numbers = std::iter::once(range.chain.id).chain(new_ranges);
+    Ok(numbers
+        .zip(parts)
+        .map(|(id, part)| {
+            let chain = Chain {
+                id,
+                from: part.from,
+                to: part.to,
+                pages: 0,
+                resume: None,
+                window: range.chain.window,
+            };
+            // Planned as long as it should be: not to be cut again before it has shown something.
+            PendingRange { chain, session_id: range.session_id.clone(), query: None, pages_elsewhere: 0 }
+        })
+        .collect())
 }
 
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
     tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
-    shared.writer.commit(Change::FailRange { range: range.chain.id, failure, at: shared.now() }).await?;
-    shared.context.progress.units_failed.fetch_add(1, Relaxed);
+    let change = Change::FailRange { range: range.chain.id, failure, at: shared.now() };
+    shared.count(&shared.writer.commit(change).await?);
     Ok(())
 }
 
@@ -129,6 +161,7 @@ struct Pages {
     previous: Arc<Digests>,
     seen: HashSet<String>,
     restarts: u32,
+    observed: split::Seen,
     /// Items counted for this range, to be taken back when it begins again.
     counted: [u64; 3],
 }
@@ -142,6 +175,7 @@ impl Pages {
             previous: Arc::default(),
             seen: HashSet::new(),
             restarts: 0,
+            observed: split::Seen::default(),
             counted: [0; 3],
         };
         if range.chain.pages == 0 {
@@ -178,12 +212,42 @@ impl Pages {
         }
     }
 
-    async fn restart(&mut self, shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
-        shared.writer.commit(Change::RestartRange { range: range.chain.id }).await?;
-        for (counter, counted) in counters(shared).iter().zip(self.counted) {
+    /// Asks for the next page and commits it.
+    async fn next(&mut self, shared: &Shared, range: &PendingRange) -> Result<Step, ExtractError> {
+        let settings = &shared.context.settings;
+        let call = self.call(range, shared);
+        let (previous, level) = (self.previous.clone(), settings.compression_level);
+        let read = move |body: Bytes| read_page(&body, &previous, level);
+        let page = match shared.context.lane.fetch(&call, settings.max_attempts, read).await {
+            Ok(page) => page,
+            Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
+                self.restart(shared, range).await?;
+                return Ok(Step::More);
+            }
+            Err(Ended::Restart) => {
+                return Ok(Step::Failed(token_trouble(FailureKind::Rejected, self.restarts)));
+            }
+            Err(Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
+        };
+        if page.next.as_ref().is_some_and(|next| !self.seen.insert(next.clone())) {
+            return Ok(Step::Failed(token_trouble(FailureKind::PageTokenLoop, 1)));
+        }
+        self.observed.add(page.span);
+        self.commit(shared, range, &call, page).await?;
+        Ok(if self.token.is_some() { Step::More } else { Step::End })
+    }
+
+    /// Takes back what was counted of pages that are dropped.
+    fn uncount(&mut self, shared: &Shared) {
+        for (counter, counted) in counters(shared).iter().zip(std::mem::take(&mut self.counted)) {
             counter.fetch_sub(counted, Relaxed);
         }
-        self.counted = [0; 3];
+    }
+
+    async fn restart(&mut self, shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
+        shared.writer.commit(Change::RestartRange { range: range.chain.id }).await?;
+        self.uncount(shared);
+        self.observed = split::Seen::default();
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
@@ -212,7 +276,7 @@ impl Pages {
             segments: page.segments,
             repeats: page.repeats,
         };
-        shared.writer.commit(change).await?;
+        shared.count(&shared.writer.commit(change).await?);
         for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {
             counter.fetch_add(items, Relaxed);
             *counted += items;

@@ -3,7 +3,7 @@
 //! Owns every task it starts: when [`run`] returns, none is left. Stops at cancellation with everything received so
 //! far in the capture; called again on the same capture it goes on where it was.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
 use super::{listing, ranges, windows};
-use crate::capture::{CaptureError, Change, Counts, FailureNote, Location, PendingRange, Reader, Writer};
+use crate::capture::{
+    CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
+};
 use crate::clock::SharedClock;
 use crate::zoom::{Failure, FailureKind, Lane};
 
@@ -190,7 +192,7 @@ impl Shared {
         self: &Arc<Self>,
         reader: &mut Reader,
         stop: &CancellationToken,
-        chains: &mut JoinSet<Option<Result<(), ExtractError>>>,
+        chains: &mut JoinSet<Option<Result<Vec<PendingRange>, ExtractError>>>,
     ) -> Result<(), ExtractError> {
         let mut feed = Feed::default();
         loop {
@@ -213,7 +215,7 @@ impl Shared {
             }
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
-                    Ok(Some(followed)) => followed?,
+                    Ok(Some(followed)) => feed.put_first(followed?),
                     Ok(None) => return Err(ExtractError::Cancelled),
                     Err(_) => return Err(ExtractError::Panicked),
                 },
@@ -223,29 +225,33 @@ impl Shared {
         }
     }
 
-    /// Every two seconds: the figures that only the capture knows, and the traffic so far.
+    /// Every two seconds: the traffic so far, which only the process knows.
     async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(self.context.clock.sleep(Duration::from_secs(2))).await.is_some() {
-            if let Err(error) = self.refresh().await {
-                tracing::warn!(%error, "figures could not be refreshed");
+            if let Err(error) = self.leave_totals().await {
+                tracing::warn!(%error, "figures could not be written down");
             }
         }
     }
 
-    async fn refresh(&self) -> Result<(), ExtractError> {
-        let mut reader = self.location.open_reader().await?;
-        let counts = reader.counts().await?;
-        self.context.progress.units_total.store(counts.units_total, Ordering::Relaxed);
-        self.context.progress.sessions_total.store(counts.sessions_total, Ordering::Relaxed);
-        self.context.progress.sessions_done.store(counts.sessions_done, Ordering::Relaxed);
-        reader.close().await;
-        self.leave_totals().await
+    /// Counts what a committed change did.
+    pub(super) fn count(&self, effect: &Effect) {
+        let progress = &self.context.progress;
+        progress.sessions_total.fetch_add(effect.new_sessions, Ordering::Relaxed);
+        progress.units_total.fetch_add(effect.new_units, Ordering::Relaxed);
+        progress.sessions_done.fetch_sub(effect.reopened_sessions, Ordering::Relaxed);
+        if let Some(settled) = effect.settled {
+            let units = if settled.failed { &progress.units_failed } else { &progress.units_done };
+            units.fetch_add(1, Ordering::Relaxed);
+            progress.sessions_done.fetch_add(u64::from(settled.session_done), Ordering::Relaxed);
+        }
     }
 
     async fn leave_totals(&self) -> Result<(), ExtractError> {
         let totals = self.context.progress.totals(&self.context.lane.traffic);
         let text = serde_json::to_string(&totals).expect("totals are numbers");
-        Ok(self.writer.commit(Change::SetMeta(vec![("traffic", text)])).await?)
+        self.writer.commit(Change::SetMeta(vec![("traffic", text)])).await?;
+        Ok(())
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -269,22 +275,36 @@ struct Feed {
     queue: VecDeque<PendingRange>,
     /// The last range handed out of each window.
     handed_out: HashMap<i64, i64>,
+    /// Ranges handed out before their turn.
+    early: HashSet<i64>,
 }
 
 impl Feed {
     const AT_A_TIME: i64 = 128;
 
+    /// The parts of a large session come first: they would be the last to end.
+    fn put_first(&mut self, parts: Vec<PendingRange>) {
+        for part in parts.into_iter().rev() {
+            self.early.insert(part.chain.id);
+            self.queue.push_front(part);
+        }
+    }
+
     async fn next(&mut self, reader: &mut Reader) -> Result<Option<PendingRange>, CaptureError> {
-        if self.queue.is_empty() {
+        while self.queue.is_empty() {
+            let mut found = Vec::new();
             for window in reader.window_numbers().await? {
                 let after = self.handed_out.get(&window).copied().unwrap_or(0);
-                let found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
+                found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
                 if let Some(last) = found.last() {
                     self.handed_out.insert(window, last.chain.id);
-                    self.queue.extend(found);
                     break;
                 }
             }
+            if found.is_empty() {
+                return Ok(None);
+            }
+            self.queue.extend(found.into_iter().filter(|range| !self.early.contains(&range.chain.id)));
         }
         Ok(self.queue.pop_front())
     }

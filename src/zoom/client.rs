@@ -245,8 +245,13 @@ impl Lane {
     /// rate, twice over, since answers come unevenly. More would only make each chain of pages slower.
     pub fn useful_callers(&self, most: usize) -> usize {
         let limit = self.account.budget.limit().unwrap_or(UNPACED);
-        let under_way = limit * self.latency_us.load(Relaxed) as f64 / 1e6;
+        let under_way = limit * self.latency().as_secs_f64();
         ((under_way * 2.0).ceil() as usize + 2).min(most)
+    }
+
+    /// How long an answer takes at the moment.
+    pub fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency_us.load(Relaxed))
     }
 
     fn took(&self, elapsed: Duration) {

@@ -93,6 +93,15 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
     }
 }
 
+/// When a message was sent, in milliseconds since 1970; `None` where it does not say so in the usual way.
+pub fn sent_at(message: &RawValue) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Sent {
+        timestamp: i64,
+    }
+    serde_json::from_str::<Sent>(message.get()).ok().map(|sent| sent.timestamp)
+}
+
 /// What is read of a listed session; everything else stays in its raw text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionHead {

@@ -1,0 +1,161 @@
+//! When a range is too long for one chain of pages, and into which shorter ones it is cut. Pure.
+//!
+//! A chain is asked for one page after the other, so a session that holds half of all messages would leave the budget
+//! idle at the end. Cutting costs requests (the pages already there are dropped, each part ends on a page that is not
+//! full), so it must pay for itself. Relies on no order of messages: where pages do not come in the order of time, the
+//! time they span says nothing and nothing is cut.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan};
+
+use super::windows::DateRange;
+
+/// Chains shorter than this are never cut.
+const LONG: f64 = 96.0;
+/// Pages that are dropped may be this share of what is still to come, at most.
+const MAY_DROP: f64 = 1.0 / 24.0;
+/// How long a part should take; shorter parts would only cost more requests.
+const PART_TAKES: Duration = Duration::from_secs(8);
+/// The least and the most pages a part is planned to have.
+const PART_PAGES: (f64, f64) = (16.0, 64.0);
+
+/// What the pages of a chain have shown so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seen {
+    pub pages: u32,
+    /// The first and last instant of any message, in milliseconds since 1970.
+    pub span: Option<(i64, i64)>,
+}
+
+impl Seen {
+    pub fn add(&mut self, span: Option<(i64, i64)>) {
+        self.pages += 1;
+        self.span = match (self.span, span) {
+            (Some(old), Some(new)) => Some((old.0.min(new.0), old.1.max(new.1))),
+            (old, new) => old.or(new),
+        };
+    }
+
+    /// How many pages the whole range would have at this density.
+    fn expected_pages(&self, range: DateRange, now: Timestamp) -> Option<f64> {
+        let (first, last) = self.span?;
+        let end = range.to.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp().min(now);
+        let start = range.from.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        let whole = (end.as_millisecond() - start.as_millisecond()) as f64;
+        let spanned = ((last - first) as f64).max(1.0);
+        Some(f64::from(self.pages) * whole / spanned)
+    }
+}
+
+/// Cuts a chain under way when what it has shown says that it will be long. Asked after each page; looks only at the
+/// 8th, 16th, 32nd, ... so that one busy hour is not taken for a busy month.
+pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestamp) -> Option<Vec<DateRange>> {
+    if seen.pages < 8 || !seen.pages.is_power_of_two() {
+        return None;
+    }
+    let expected = seen.expected_pages(range, now)?;
+    if f64::from(seen.pages) > expected * MAY_DROP { None } else { cut(range, expected, latency) }
+}
+
+/// Cuts a range before its first page when the same session was long in another window.
+pub fn in_advance(range: DateRange, pages_elsewhere: i64, latency: Duration) -> Option<Vec<DateRange>> {
+    let month = 30.0;
+    let days = f64::from(days_of(range));
+    cut(range, pages_elsewhere as f64 * (days / month).min(1.0), latency)
+}
+
+fn days_of(range: DateRange) -> i32 {
+    range.from.until(range.to).map_or(1, |span| span.get_days() + 1)
+}
+
+/// Parts of about equally many days.
+fn cut(range: DateRange, pages: f64, latency: Duration) -> Option<Vec<DateRange>> {
+    if pages < LONG {
+        return None;
+    }
+    let part =
+        (PART_TAKES.as_secs_f64() / latency.as_secs_f64().max(0.001)).clamp(PART_PAGES.0, PART_PAGES.1);
+    let days = days_of(range);
+    let parts = ((pages / part).ceil() as i32).min(days);
+    if parts < 2 {
+        return None;
+    }
+    let day = |number: i32| range.from.checked_add(number.days()).ok();
+    (0..parts)
+        .map(|index| {
+            let (from, to) = (days * index / parts, days * (index + 1) / parts - 1);
+            Some(DateRange { from: day(from)?, to: day(to)? })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+    use proptest::prelude::*;
+
+    const LATENCY: Duration = Duration::from_millis(150);
+    const DAY_MS: i64 = 86_400_000;
+
+    fn month() -> DateRange {
+        DateRange { from: date(2026, 3, 1), to: date(2026, 3, 31) }
+    }
+
+    fn start_ms() -> i64 {
+        month().from.to_zoned(TimeZone::UTC).unwrap().timestamp().as_millisecond()
+    }
+
+    fn later() -> Timestamp {
+        "2026-08-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn seen(pages: u32, days: f64) -> Seen {
+        Seen { pages, span: Some((start_ms(), start_ms() + (days * DAY_MS as f64) as i64)) }
+    }
+
+    #[test]
+    fn only_what_will_be_long_is_cut() {
+        let parts =
+            |pages, days| under_way(month(), &seen(pages, days), LATENCY, later()).map(|parts| parts.len());
+        assert_eq!(parts(8, 0.4), Some(12), "620 pages to come, twelve parts of about 52");
+        assert_eq!(parts(8, 2.0), None, "124 pages to come do not pay for the eight that are there");
+        assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
+        assert_eq!(parts(9, 0.4), None, "looked at only now and then");
+        assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
+        assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, LATENCY, later()), None);
+    }
+
+    #[test]
+    fn another_window_of_the_same_session_is_a_hint() {
+        assert_eq!(in_advance(month(), 95, LATENCY), None);
+        assert_eq!(in_advance(month(), 583, LATENCY).map(|parts| parts.len()), Some(11));
+        let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
+        assert_eq!(in_advance(week, 583, LATENCY).map(|parts| parts.len()), Some(3));
+        assert_eq!(
+            in_advance(DateRange { to: week.from, ..week }, 10_000, LATENCY),
+            None,
+            "a day cannot be cut"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parts_cover_every_day_once_and_in_order(days in 1i32..31, pages in 0.0f64..1e7, latency in 0u64..5_000) {
+            let range = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 1).checked_add((days - 1).days()).unwrap() };
+            if let Some(parts) = cut(range, pages, Duration::from_millis(latency)) {
+                prop_assert!(parts.len() >= 2);
+                prop_assert_eq!(parts[0].from, range.from);
+                prop_assert_eq!(parts.last().unwrap().to, range.to);
+                for part in &parts {
+                    prop_assert!(part.from <= part.to);
+                }
+                for pair in parts.windows(2) {
+                    prop_assert_eq!(pair[0].to.tomorrow().unwrap(), pair[1].from);
+                }
+            }
+        }
+    }
+}
