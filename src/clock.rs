@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -91,11 +92,23 @@ pub struct ManualClock {
     base: Timestamp,
     real: SystemClock,
     advanced: watch::Sender<Duration>,
+    /// How far the wall clock has been set off, in milliseconds.
+    set_off_ms: AtomicI64,
 }
 
 impl ManualClock {
     pub fn starting_at(base: Timestamp) -> Arc<Self> {
-        Arc::new(Self { base, real: SystemClock::new(), advanced: watch::Sender::new(Duration::ZERO) })
+        Arc::new(Self {
+            base,
+            real: SystemClock::new(),
+            advanced: watch::Sender::new(Duration::ZERO),
+            set_off_ms: AtomicI64::new(0),
+        })
+    }
+
+    /// Sets the wall clock forward or back, as an operator or a time server does; no time passes.
+    pub fn set_wall(&self, by: SignedDuration) {
+        self.set_off_ms.fetch_add(by.as_millis() as i64, Relaxed);
     }
 
     /// Moves wall and monotonic time forward.
@@ -107,7 +120,8 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         let passed = SignedDuration::try_from(self.elapsed()).unwrap_or(SignedDuration::MAX);
-        self.base.checked_add(passed).unwrap_or(Timestamp::MAX)
+        let set_off = SignedDuration::from_millis(self.set_off_ms.load(Relaxed));
+        self.base.checked_add(passed.saturating_add(set_off)).unwrap_or(Timestamp::MAX)
     }
 
     fn elapsed(&self) -> Duration {

@@ -88,6 +88,9 @@ pub struct ZoomArgs {
     /// The first delay before a repetition; it doubles up to 60 times itself
     #[arg(long, env = "RETRY_BASE", value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub retry_base: Duration,
+    /// How long to wait for Zoom to answer again before a job fails (it can be retried)
+    #[arg(long, env = "MAX_OUTAGE", value_name = "TIME", default_value = "12h", value_parser = duration)]
+    pub max_outage: Duration,
     /// Requests that may be under way at the same time, for each job
     #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64)]
     pub in_flight: usize,
@@ -197,6 +200,7 @@ impl ZoomArgs {
             request_timeout: self.request_timeout,
             idle_timeout: self.idle_timeout,
             max_answer_bytes: self.max_answer_bytes,
+            max_outage: self.max_outage,
             retry: RetryPolicy {
                 max_attempts: self.retry_attempts,
                 base: self.retry_base,

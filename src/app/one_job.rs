@@ -130,8 +130,7 @@ impl OneJob {
     ) -> Result<Report, OneJobError> {
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
-        let figures =
-            || progress.snapshot(&lane.traffic, self.account.budget().waiting(), self.clock.elapsed());
+        let figures = || progress.snapshot(&lane.traffic, self.account.waiting(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
             facts: vec![("version", env!("CARGO_PKG_VERSION").to_owned())],

@@ -96,6 +96,7 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(10),
             max_answer_bytes: 64 << 20,
+            max_outage: Duration::from_secs(60),
             retry: RetryPolicy::default(),
         },
     }

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::windows;
 use crate::clock::SharedClock;
-use crate::zoom::client::Ended;
+use crate::zoom::client::{Effort, Ended};
+use crate::zoom::outcome::Outcome;
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
 use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
 
@@ -14,8 +15,8 @@ use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
 /// granular pair.
 const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
-/// A check is for a person who waits: few tries.
-const ATTEMPTS: u32 = 2;
+/// A check is for a person who waits.
+const EFFORT: Effort = Effort { attempts: 2, sits_out_outages: false };
 
 /// One step of the check.
 #[derive(Debug, Clone, Serialize)]
@@ -37,12 +38,20 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
     let from = windows::oldest_reachable(today).max(today.saturating_sub(jiff::Span::new().days(27)));
 
     let started = clock.elapsed();
-    let token = account.tokens().get().await;
+    let mut token = account.tokens().get().await;
+    if token.as_ref().is_err_and(Outcome::looks_like_an_outage) {
+        clock.sleep(Duration::from_secs(1)).await;
+        token = account.tokens().get().await;
+    }
     let elapsed = clock.elapsed().saturating_sub(started);
     let token = match token {
         Ok(token) => token,
-        Err(failure) => {
-            steps.push(failed("token", elapsed, &failure));
+        Err(outcome) => {
+            let kind = match outcome {
+                Outcome::NoToken(_) => FailureKind::Credentials,
+                _ => FailureKind::Connection,
+            };
+            steps.push(failed("token", elapsed, &outcome.into_failure(kind, EFFORT.attempts)));
             return steps;
         }
     };
@@ -63,7 +72,7 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
     let started = clock.elapsed();
     let call = Call::ListSessions { from, to: today, page_token: None };
     let listed = lane
-        .fetch(&call, ATTEMPTS, |body| {
+        .fetch(&call, EFFORT, |body| {
             let page = Page::read(&body, SESSIONS)?;
             let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
             Ok((page.arrays[0].len(), first.map(|head| head.id)))
@@ -100,7 +109,7 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
         by_modification_time: false,
     };
     let call = Call::Messages { session_id: id.into(), from, to: today, page_token: None, choice };
-    let read = lane.fetch(&call, ATTEMPTS, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len())).await;
+    let read = lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len())).await;
     let elapsed = clock.elapsed().saturating_sub(started);
     steps.push(match read {
         Ok(count) => fine("messages", elapsed, format!("{count} messages on the first page of one session")),
@@ -153,6 +162,9 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::Connection => {
             "Zoom could not be reached; check the network, a proxy (HTTPS_PROXY), certificates, and ZOOM_API_BASE_URL \
              and ZOOM_OAUTH_BASE_URL"
+        }
+        FailureKind::Unreachable => {
+            "Zoom, or the way to it, was down; retry the job when it answers again: what was received is kept"
         }
         FailureKind::PageTokenLoop => "Zoom's paging is at fault; run `retry` on the job later",
         FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",

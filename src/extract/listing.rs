@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use jiff::civil::Date;
 
-use super::run::{ExtractError, Shared, note, out_of_reach};
+use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
 use crate::zoom::client::Ended;
@@ -117,7 +117,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     }
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
-        let page = match context.lane.fetch(&call, attempts, |body| read_page(&body)).await {
+        let page = match context.lane.fetch(&call, run_effort(attempts), |body| read_page(&body)).await {
             Ok(page) => page,
             Err(Ended::Restart) if restarts < MAX_RESTARTS => {
                 restarts += 1;

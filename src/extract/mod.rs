@@ -12,7 +12,7 @@ pub mod run;
 mod split;
 pub mod windows;
 
-pub use crate::zoom::Account;
+pub use crate::zoom::{Account, Waiting};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
 pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::listing::{MAX_RESTARTS, token_trouble};
-use super::run::{ExtractError, Shared, note, out_of_reach};
+use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split;
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
@@ -218,7 +218,7 @@ impl Pages {
         let call = self.call(range, shared);
         let (previous, level) = (self.previous.clone(), settings.compression_level);
         let read = move |body: Bytes| read_page(&body, &previous, level);
-        let page = match shared.context.lane.fetch(&call, settings.max_attempts, read).await {
+        let page = match shared.context.lane.fetch(&call, run_effort(settings.max_attempts), read).await {
             Ok(page) => page,
             Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
                 self.restart(shared, range).await?;

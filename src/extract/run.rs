@@ -21,6 +21,7 @@ use crate::capture::{
     CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
 };
 use crate::clock::SharedClock;
+use crate::zoom::client::Effort;
 use crate::zoom::{Failure, FailureKind, Lane};
 
 /// How a run spends the machine.
@@ -308,6 +309,11 @@ impl Feed {
         }
         Ok(self.queue.pop_front())
     }
+}
+
+/// A run waits for Zoom as long as it must.
+pub(super) fn run_effort(attempts: u32) -> Effort {
+    Effort { attempts, sits_out_outages: true }
 }
 
 /// A failure as the capture keeps it.

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::model::JobState;
 use super::service::{Jobs, JobsError, remove_directory};
 use super::store::ListFilter;
@@ -14,8 +16,13 @@ const FINAL: [JobState; 4] =
     [JobState::Completed, JobState::CompletedWithFailures, JobState::Failed, JobState::Cancelled];
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
+    let (started, started_at) = (jobs.clock.elapsed(), jobs.clock.now());
     loop {
-        if let Err(error) = expire(&jobs).await {
+        // The wall clock may be set forward by mistake. What it said at the start and the time that has really passed
+        // since must agree before anything is removed.
+        let passed = SignedDuration::try_from(jobs.clock.elapsed() - started).unwrap_or(SignedDuration::MAX);
+        let steady = started_at.checked_add(passed).unwrap_or(Timestamp::MAX);
+        if let Err(error) = expire(&jobs, steady.min(jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
         }
         if jobs.stop.run_until_cancelled(jobs.clock.sleep(EVERY)).await.is_none() {
@@ -26,8 +33,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
 
 /// Takes the files of jobs whose time is over. The state changes first: an expired job without files is the promise,
 /// a completed one without files would be a lie.
-async fn expire(jobs: &Jobs) -> Result<(), JobsError> {
-    let now = jobs.clock.now();
+async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     for state in FINAL {
         let mut before = None;
         loop {

@@ -97,7 +97,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
     }
     let lane = Arc::new(jobs.account.lane());
     let progress = Arc::new(Progress::default());
-    let figures = || progress.snapshot(&lane.traffic, jobs.account.budget().waiting(), jobs.clock.elapsed());
+    let figures = || progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
     let directory = jobs.directory(job.id);
     let context = RunContext {
         request: job.request.clone(),

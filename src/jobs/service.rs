@@ -92,6 +92,10 @@ impl Jobs {
             tasks: TaskTracker::new(),
         });
         retention::sweep(&jobs).await?;
+        if let Some(pause) = jobs.store.pause().await? {
+            jobs.account.budget().pause(pause);
+        }
+        jobs.tasks.spawn(remember_pauses(jobs.clone()));
         jobs.tasks.spawn(runner::run(jobs.clone()));
         jobs.tasks.spawn(retention::run(jobs.clone()));
         Ok(jobs)
@@ -289,6 +293,18 @@ impl Jobs {
 
     async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
         self.store.get(id).await?.ok_or(JobsError::NotFound)
+    }
+}
+
+/// Writes down what Zoom said of its daily limit, so that a restart does not ask in vain.
+async fn remember_pauses(jobs: Arc<Jobs>) {
+    let mut pauses = jobs.account.budget().pauses();
+    while let Some(Ok(())) = jobs.stop.run_until_cancelled(pauses.changed()).await {
+        let pause = pauses.borrow_and_update().clone();
+        let Some(pause) = pause else { continue };
+        if let Err(error) = jobs.store.set_pause(&pause).await {
+            tracing::warn!(%error, "the account's pause could not be written down");
+        }
     }
 }
 

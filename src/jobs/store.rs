@@ -12,7 +12,7 @@ use sqlx::sqlite::{
 };
 
 use super::model::{Job, JobId, JobState};
-use crate::extract::ExtractRequest;
+use crate::extract::{ExtractRequest, Waiting};
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
@@ -71,7 +71,10 @@ impl JobStore {
              ) STRICT;
              CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_idempotency ON jobs(idempotency_scope)
                  WHERE idempotency_scope IS NOT NULL;
-             CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs(state, number);",
+             CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs(state, number);
+             -- The pause that Zoom has put upon the account, if any.
+             CREATE TABLE IF NOT EXISTS account_pause (only INTEGER PRIMARY KEY CHECK (only = 1), pause TEXT NOT NULL)
+                 STRICT;",
         )
         .execute(&pool)
         .await?;
@@ -175,6 +178,21 @@ impl JobStore {
                 .execute(&self.pool)
                 .await?;
         Ok(changed.rows_affected() == 1)
+    }
+
+    /// The pause that was in force when it was last written down; it may be over.
+    pub async fn pause(&self) -> Result<Option<Waiting>, StoreError> {
+        let text: Option<String> =
+            sqlx::query_scalar("SELECT pause FROM account_pause").fetch_optional(&self.pool).await?;
+        Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
+    }
+
+    pub async fn set_pause(&self, pause: &Waiting) -> Result<(), StoreError> {
+        sqlx::query("INSERT OR REPLACE INTO account_pause (only, pause) VALUES (1, ?)")
+            .bind(serde_json::to_string(pause)?)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     /// Removes a job that is in the given state.

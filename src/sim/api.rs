@@ -46,6 +46,7 @@ pub(super) struct Changing {
     pub faults: Faults,
     pub counters: Counters,
     pub qps: u32,
+    pub daily_limit: u64,
     pub credentials_valid: bool,
     pub down: bool,
 }
@@ -85,6 +86,7 @@ impl Api {
             faults: Faults::new(settings.faults, noise.with(101)),
             counters: Counters::default(),
             qps: settings.qps,
+            daily_limit: settings.daily_limit,
             credentials_valid: true,
             down: false,
         };
@@ -190,15 +192,14 @@ impl Api {
     }
 
     fn admit(&self, messages: bool) -> Result<u32, Refused> {
-        let (now, now_ms) = (calendar::now(), calendar::now_ms());
+        let (now, day) = (calendar::now(), calendar::day_number(self.today()));
         self.with(|changing| {
             let counters = &mut changing.counters;
             counters.requests += 1;
             *(if messages { &mut counters.message_requests } else { &mut counters.list_requests }) += 1;
             counters.first.get_or_insert(now);
             counters.last = Some(now);
-            let day = now_ms.div_euclid(DAY_MS);
-            match changing.limits.arrive(now, day, changing.qps, self.settings.daily_limit) {
+            match changing.limits.arrive(now, day, changing.qps, changing.daily_limit) {
                 Verdict::Admitted { left } => Ok(left),
                 verdict => {
                     counters.rate_limited += 1;

@@ -115,6 +115,11 @@ impl Simulator {
         self.api.with(|changing| changing.qps = qps);
     }
 
+    /// Changes the daily limit; 0 is unlimited.
+    pub fn set_daily_limit(&self, daily_limit: u64) {
+        self.api.with(|changing| changing.daily_limit = daily_limit);
+    }
+
     /// Every access token issued so far is no longer good.
     pub fn revoke_tokens(&self) {
         self.api.with(|changing| changing.tokens.revoke_all());

@@ -1,6 +1,7 @@
 //! The access token: cached, renewed before it expires, asked for by one caller on behalf of all.
 //!
-//! Owns the credentials. A token has a generation, so that many requests refused with the same old token lead to one
+//! Owns the credentials. Asks once for each caller that needs a token; repeating is the caller's affair, as with any
+//! other request. A token has a generation, so that many requests refused with the same old token lead to one
 //! new token and not to one each (asking for a second token can invalidate the first).
 
 use std::fmt;
@@ -10,8 +11,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::outcome::{Failure, FailureKind, Outcome, Refusal};
-use super::retry::{Decision, RetryPolicy};
+use super::outcome::{Outcome, Refusal};
 use crate::clock::SharedClock;
 
 /// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
@@ -51,7 +51,6 @@ pub struct Tokens {
     http: reqwest::Client,
     url: String,
     credentials: Credentials,
-    policy: RetryPolicy,
     clock: SharedClock,
     cached: Mutex<Option<Cached>>,
     /// One renewal at a time: whoever holds it asks, the others find its answer.
@@ -71,14 +70,12 @@ impl Tokens {
         http: reqwest::Client,
         oauth_base: &str,
         credentials: Credentials,
-        policy: RetryPolicy,
         clock: SharedClock,
     ) -> Self {
         Self {
             http,
             url: format!("{}/oauth/token", oauth_base.trim_end_matches('/')),
             credentials,
-            policy,
             clock,
             cached: Mutex::new(None),
             renewal: tokio::sync::Semaphore::new(1),
@@ -86,7 +83,7 @@ impl Tokens {
     }
 
     /// The current token, or a new one.
-    pub async fn get(&self) -> Result<Token, Failure> {
+    pub async fn get(&self) -> Result<Token, Outcome> {
         if let Some(token) = self.current() {
             return Ok(token);
         }
@@ -94,7 +91,9 @@ impl Tokens {
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        self.renew().await
+        let asked_at = self.clock.elapsed();
+        let body = self.ask().await.map_err(of_the_token_endpoint)?;
+        Ok(self.keep(body, asked_at))
     }
 
     /// Zoom refused a token of this generation: it is not handed out again. True for the first to tell, false when the
@@ -118,32 +117,6 @@ impl Tokens {
             .as_ref()
             .filter(|cached| self.clock.elapsed() < cached.renew_at)
             .map(|cached| cached.token.clone())
-    }
-
-    async fn renew(&self) -> Result<Token, Failure> {
-        let mut attempt = 1;
-        loop {
-            let asked_at = self.clock.elapsed();
-            let outcome = match self.ask().await {
-                Ok(body) => return Ok(self.keep(body, asked_at)),
-                Err(outcome) => outcome,
-            };
-            let decision = self.policy.decide(&outcome, attempt, self.clock.now(), self.clock.roll());
-            let after = match decision {
-                Decision::Again { after, .. } => after,
-                Decision::Limited { after, .. } => after.max(Duration::from_secs(1)),
-                Decision::Renew { .. } | Decision::Restart | Decision::Fail(_) => {
-                    return Err(token_failure(&outcome, attempt));
-                }
-            };
-            tracing::debug!(
-                attempt,
-                delay_ms = after.as_millis() as u64,
-                "token endpoint did not answer well"
-            );
-            attempt += 1;
-            self.clock.sleep(after).await;
-        }
     }
 
     async fn ask(&self) -> Result<TokenBody, Outcome> {
@@ -181,19 +154,15 @@ impl Tokens {
     }
 }
 
-fn token_failure(outcome: &Outcome, attempts: u32) -> Failure {
+/// The token endpoint speaks of credentials where the API would speak of requests.
+fn of_the_token_endpoint(outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Refused(refusal) if (400..500).contains(&refusal.status) => Failure {
-            kind: FailureKind::Credentials,
-            status: Some(refusal.status),
-            zoom_code: refusal.zoom_code,
-            message: format!(
-                "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
-                if refusal.message.is_empty() { "no reason given" } else { &refusal.message }
-            ),
-            attempts,
-        },
-        other => super::client::failure(FailureKind::Connection, other, attempts)
-            .with_context("could not get an access token"),
+        Outcome::Refused(refusal) if refusal.status == 429 => Outcome::Refused(refusal),
+        Outcome::Refused(refusal)
+            if (400..500).contains(&refusal.status) && ![408, 425].contains(&refusal.status) =>
+        {
+            Outcome::NoToken(refusal)
+        }
+        other => Outcome::NoAnswer(format!("could not get an access token: {}", other.describe())),
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::SharedClock;
 
@@ -43,6 +43,8 @@ pub struct Budget {
     pace: Mutex<Pace>,
     /// Wakes the head of the queue when rate or pause change.
     changed: Notify,
+    /// The last pause, for those who must remember it.
+    paused: watch::Sender<Option<Waiting>>,
 }
 
 #[derive(Debug)]
@@ -77,7 +79,13 @@ impl Budget {
             last_change: Duration::ZERO,
             waiting: None,
         };
-        Self { clock, turn: tokio::sync::Mutex::new(()), pace: Mutex::new(pace), changed: Notify::new() }
+        Self {
+            clock,
+            turn: tokio::sync::Mutex::new(()),
+            pace: Mutex::new(pace),
+            changed: Notify::new(),
+            paused: watch::Sender::new(None),
+        }
     }
 
     /// Waits for this caller's turn and the account's next slot.
@@ -104,14 +112,24 @@ impl Budget {
         self.changed.notify_waiters();
     }
 
-    /// Nothing is asked before `until`.
-    pub fn pause(&self, until: Timestamp, reason: &str) {
-        self.with_pace(|pace| {
-            if pace.waiting.as_ref().is_none_or(|waiting| waiting.until < until) {
-                pace.waiting = Some(Waiting { until, reason: reason.to_owned() });
+    /// Nothing is asked before the pause is over. A shorter pause than the one in force changes nothing.
+    pub fn pause(&self, pause: Waiting) {
+        let longer = self.with_pace(|pace| {
+            let longer = pace.waiting.as_ref().is_none_or(|waiting| waiting.until < pause.until);
+            if longer {
+                pace.waiting = Some(pause.clone());
             }
+            longer
         });
-        self.changed.notify_waiters();
+        if longer {
+            self.paused.send_replace(Some(pause));
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Follows pauses as they begin. They outlive the process: Zoom goes on counting when it is started again.
+    pub fn pauses(&self) -> watch::Receiver<Option<Waiting>> {
+        self.paused.subscribe()
     }
 
     /// An answer named the account's limit: never go above it.
@@ -291,7 +309,7 @@ mod tests {
         let clock = clock();
         let budget = Arc::new(Budget::new(None, clock.clone()));
         let until = "2026-05-31T00:00:00Z".parse().unwrap();
-        budget.pause(until, "daily limit");
+        budget.pause(Waiting { until, reason: "daily limit".to_owned() });
         assert_eq!(budget.waiting().map(|waiting| waiting.until), Some(until));
         let all = grants(budget.clone(), clock, 3, 1).await;
         assert!(all[0].1 >= Duration::from_secs(6 * 3600));

@@ -4,8 +4,9 @@
 //! Does not interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,8 +17,9 @@ use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
 
 use super::auth::{Credentials, Tokens};
-use super::budget::Budget;
-use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
+use super::budget::{Budget, Waiting};
+use super::outage::{DIFFERENT, Outage};
+use super::outcome::{Failure, LimitKind, Outcome, Refusal};
 use super::retry::{Decision, RetryPolicy};
 use crate::clock::SharedClock;
 
@@ -34,6 +36,8 @@ pub struct ZoomSettings {
     /// No byte of a body for this long ends the request.
     pub idle_timeout: Duration,
     pub max_answer_bytes: usize,
+    /// How long to wait for Zoom to answer again before a job fails.
+    pub max_outage: Duration,
     pub retry: RetryPolicy,
 }
 
@@ -56,6 +60,15 @@ pub enum Call {
     Messages { session_id: Arc<str>, from: Date, to: Date, page_token: Option<String>, choice: ItemChoice },
 }
 
+/// How hard to try.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Tries, the first included; never more than the policy's.
+    pub attempts: u32,
+    /// Wait for the end of an outage. A person who waits for an answer would rather know.
+    pub sits_out_outages: bool,
+}
+
 /// Zoom's maxima (vendor's description): fewer requests are not possible.
 const SESSIONS_A_PAGE: u32 = 300;
 const MESSAGES_A_PAGE: u32 = 100;
@@ -64,6 +77,10 @@ const MESSAGES_A_PAGE: u32 = 100;
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Call {
+    fn endpoint(&self) -> usize {
+        usize::from(matches!(self, Self::Messages { .. }))
+    }
+
     pub fn page_token(&self) -> Option<&str> {
         match self {
             Self::ListSessions { page_token, .. } | Self::Messages { page_token, .. } => {
@@ -146,6 +163,9 @@ pub struct Account {
     settings: ZoomSettings,
     tokens: Tokens,
     budget: Budget,
+    outage: Outage,
+    /// The first pages answered last, of the list and of messages: what Zoom is asked to find out whether it answers.
+    answered: Mutex<[Option<Call>; 2]>,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
     clock: SharedClock,
@@ -160,17 +180,14 @@ impl fmt::Debug for Account {
 impl Account {
     pub fn new(settings: ZoomSettings, clock: SharedClock) -> Result<Arc<Self>, reqwest::Error> {
         let http = http_client(&settings)?;
-        let tokens = Tokens::new(
-            http.clone(),
-            &settings.oauth_base,
-            settings.credentials.clone(),
-            settings.retry,
-            clock.clone(),
-        );
+        let tokens =
+            Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let reading = tokio::sync::Semaphore::new(processors);
-        Ok(Arc::new(Self { http, settings, tokens, budget, reading, clock }))
+        let outage = Outage::new(settings.max_outage, clock.clone());
+        let answered = Mutex::default();
+        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, reading, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -186,8 +203,35 @@ impl Account {
         &self.budget
     }
 
+    /// Why nothing is being asked at the moment, if so.
+    pub fn waiting(&self) -> Option<Waiting> {
+        self.budget.waiting().or_else(|| self.outage.waiting())
+    }
+
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    fn note_answer(&self, call: &Call) {
+        self.outage.answered();
+        if call.page_token().is_none() {
+            self.answered.lock().unwrap_or_else(PoisonError::into_inner)[call.endpoint()] =
+                Some(call.clone());
+        }
+    }
+
+    /// What to ask to find out whether Zoom answers, when `call` was not answered: the like of it that was answered
+    /// before, so that a session that always fails is not taken for an outage; without one, `call` itself if it is not
+    /// alone in failing; else the shortest list.
+    fn probe_for(&self, call: &Call) -> Call {
+        let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner)[call.endpoint()].clone();
+        known.unwrap_or_else(|| {
+            if self.outage.failing() >= DIFFERENT {
+                return call.clone();
+            }
+            let today = self.clock.today();
+            Call::ListSessions { from: today, to: today, page_token: None }
+        })
     }
 
     /// A job's own queue at this account.
@@ -265,34 +309,51 @@ impl Lane {
     }
 
     /// Sends `call` until it is answered or has failed for good; `read` runs on the blocking pool.
-    pub async fn fetch<T, R>(&self, call: &Call, max_attempts: u32, read: R) -> Result<T, Ended>
+    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Ended>
     where
         T: Send + 'static,
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
     {
         let account = &*self.account;
         let policy = RetryPolicy {
-            max_attempts: max_attempts.min(account.settings.retry.max_attempts),
+            max_attempts: effort.attempts.min(account.settings.retry.max_attempts),
             ..account.settings.retry
         };
         let mut attempt = 1;
         // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
         // the credentials.
         let mut refusals = 1;
+        let mut sent = account.outage.mark();
         loop {
-            let token = account.tokens.get().await.map_err(Ended::Failed)?;
-            self.take_turn().await;
-            self.traffic.requests.fetch_add(1, Relaxed);
-            let outcome = match self.send(call, token.secret.expose_secret(), read.clone()).await {
-                Ok(answer) => return Ok(answer),
+            if effort.sits_out_outages && account.outage.is_on() {
+                self.sit_out(call).await.map_err(Ended::Failed)?;
+            }
+            let before = std::mem::replace(&mut sent, account.outage.mark());
+            if sent.saw_outage_since(before) {
+                (attempt, refusals) = (1, 1);
+            }
+            let mut generation = 0;
+            let outcome = match self.send(call, &mut generation, read.clone()).await {
+                Ok(answer) => {
+                    account.note_answer(call);
+                    return Ok(answer);
+                }
                 Err(outcome) => outcome,
             };
             let tries = if outcome.is_token_refusal() { refusals } else { attempt };
             let now = account.clock.now();
             let decision = policy.decide(&outcome, tries, now, account.clock.roll());
             tracing::debug!(tries, ?decision, "a request was not answered well");
+            if !outcome.looks_like_an_outage() {
+                account.outage.answered();
+            } else if effort.sits_out_outages
+                && account.outage.failed(hash(call), matches!(decision, Decision::Fail(_)), sent)
+                && self.sit_out(call).await.map_err(Ended::Failed)?
+            {
+                continue;
+            }
             match decision {
-                Decision::Fail(kind) => return Err(Ended::Failed(failure(kind, &outcome, tries))),
+                Decision::Fail(kind) => return Err(Ended::Failed(outcome.into_failure(kind, tries))),
                 Decision::Restart => return Err(Ended::Restart),
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
@@ -301,7 +362,7 @@ impl Lane {
                 Decision::Renew { after } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
                     // Many requests are under way with one token; when it is refused, that is one event.
-                    if account.tokens.refused(token.generation) {
+                    if account.tokens.refused(generation) {
                         refusals += 1;
                         account.clock.sleep(after).await;
                     }
@@ -313,6 +374,24 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// Waits until Zoom answers. True when there was an outage.
+    async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
+        let account = &self.account;
+        account
+            .outage
+            .sit_out(async || {
+                let probe = account.probe_for(call);
+                let read = |body: Bytes| {
+                    serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
+                };
+                match self.send(&probe, &mut 0, read).await {
+                    Err(outcome) if outcome.looks_like_an_outage() => Err(outcome.describe()),
+                    _ => Ok(()),
+                }
+            })
+            .await
     }
 
     async fn take_turn(&self) {
@@ -328,21 +407,33 @@ impl Lane {
                 let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
                 let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
                 tracing::warn!(%until, "Zoom's daily limit is reached, waiting");
-                account.budget.pause(until, "Zoom's daily request limit is reached");
+                let reason = "Zoom's daily request limit is reached".to_owned();
+                account.budget.pause(Waiting { until, reason });
             }
         }
     }
 
-    async fn send<T, R>(&self, call: &Call, token: &str, read: R) -> Result<T, Outcome>
+    /// One try. `generation` tells which token it was made with.
+    async fn send<T, R>(&self, call: &Call, generation: &mut u64, read: R) -> Result<T, Outcome>
     where
         T: Send + 'static,
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
         let account = &*self.account;
+        let token = account.tokens.get().await?;
+        *generation = token.generation;
+        self.take_turn().await;
+        self.traffic.requests.fetch_add(1, Relaxed);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);
         let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
-        let response = account.http.get(&url).bearer_auth(token).send().await.map_err(no_answer)?;
+        let response = account
+            .http
+            .get(&url)
+            .bearer_auth(token.secret.expose_secret())
+            .send()
+            .await
+            .map_err(no_answer)?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         self.believe_limit(&headers);
@@ -372,6 +463,13 @@ impl Lane {
             self.account.budget.believe(limit);
         }
     }
+}
+
+/// Tells requests apart; pages of one chain are the same request.
+fn hash(call: &Call) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    call.query().hash(&mut hasher);
+    hasher.finish()
 }
 
 async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
@@ -406,31 +504,6 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
         source = inner.source();
     }
     deepest.map_or_else(|| what.to_owned(), |deepest| format!("{what}: {deepest}"))
-}
-
-pub(super) fn failure(kind: FailureKind, outcome: &Outcome, attempts: u32) -> Failure {
-    let (status, zoom_code, message) = match outcome {
-        Outcome::Refused(refusal) => {
-            let said = if refusal.message.is_empty() { "no message" } else { &refusal.message };
-            let code = refusal.zoom_code.map(|code| format!(", code {code}")).unwrap_or_default();
-            (
-                Some(refusal.status),
-                refusal.zoom_code,
-                format!("Zoom answered {}{code}: {said}", refusal.status),
-            )
-        }
-        Outcome::NoAnswer(what) => (None, None, what.clone()),
-        Outcome::Unreadable(what) => (Some(200), None, format!("the answer could not be read: {what}")),
-        Outcome::TooLarge => (Some(200), None, "the answer is larger than MAX_ANSWER_BYTES".to_owned()),
-    };
-    Failure { kind, status, zoom_code, message, attempts }
-}
-
-impl Failure {
-    pub(super) fn with_context(mut self, context: &str) -> Self {
-        self.message = format!("{context}: {}", self.message);
-        self
-    }
 }
 
 #[cfg(test)]

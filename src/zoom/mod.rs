@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod budget;
 pub mod client;
+pub mod outage;
 pub mod outcome;
 pub mod retry;
 pub mod wire;

@@ -34,6 +34,8 @@ pub enum FailureKind {
     PageTokenLoop,
     /// The days left Zoom's reach of six months before they could be fetched.
     OutOfReach,
+    /// Zoom, or the way to it, was down for longer than MAX_OUTAGE.
+    Unreachable,
 }
 
 impl FailureKind {
@@ -51,12 +53,13 @@ impl FailureKind {
             Self::AnswerTooLarge => "answer-too-large",
             Self::PageTokenLoop => "page-token-loop",
             Self::OutOfReach => "out-of-reach",
+            Self::Unreachable => "zoom-unreachable",
         }
     }
 
     /// True when every other call of the account would fail the same way, so that going on is pointless.
     pub fn concerns_the_account(self) -> bool {
-        matches!(self, Self::Credentials | Self::MissingScopes | Self::NoPermission)
+        matches!(self, Self::Credentials | Self::MissingScopes | Self::NoPermission | Self::Unreachable)
     }
 }
 
@@ -132,6 +135,49 @@ pub enum Outcome {
     /// 200, but not readable as the page it should be.
     Unreadable(String),
     TooLarge,
+    /// The token endpoint refused the credentials.
+    NoToken(Refusal),
+}
+
+impl Outcome {
+    /// True when an outage looks like this. Any other answer is an answer.
+    pub fn looks_like_an_outage(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) | Self::Unreadable(_) => true,
+            Self::Refused(refusal) => refusal.status >= 500,
+            Self::TooLarge | Self::NoToken(_) => false,
+        }
+    }
+
+    /// What happened, in a line.
+    pub fn describe(&self) -> String {
+        let said = |refusal: &Refusal| {
+            if refusal.message.is_empty() { "no message".to_owned() } else { refusal.message.clone() }
+        };
+        match self {
+            Self::Refused(refusal) => {
+                let code = refusal.zoom_code.map(|code| format!(", code {code}")).unwrap_or_default();
+                format!("Zoom answered {}{code}: {}", refusal.status, said(refusal))
+            }
+            Self::NoAnswer(what) => what.clone(),
+            Self::Unreadable(what) => format!("the answer could not be read: {what}"),
+            Self::TooLarge => "the answer is larger than MAX_ANSWER_BYTES".to_owned(),
+            Self::NoToken(refusal) => format!(
+                "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
+                said(refusal)
+            ),
+        }
+    }
+
+    /// The failure it is when it is not repeated any more.
+    pub fn into_failure(self, kind: FailureKind, attempts: u32) -> Failure {
+        let (status, zoom_code) = match &self {
+            Self::Refused(refusal) | Self::NoToken(refusal) => (Some(refusal.status), refusal.zoom_code),
+            Self::NoAnswer(_) => (None, None),
+            Self::Unreadable(_) | Self::TooLarge => (Some(200), None),
+        };
+        Failure { kind, status, zoom_code, message: self.describe(), attempts }
+    }
 }
 
 #[derive(Deserialize)]

@@ -64,6 +64,7 @@ impl RetryPolicy {
             Outcome::NoAnswer(_) => again_or(FailureKind::Connection, Duration::ZERO),
             Outcome::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
             Outcome::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
+            Outcome::NoToken(_) => Decision::Fail(FailureKind::Credentials),
             Outcome::Refused(refusal) => {
                 let asked = refusal.retry_after.map_or(Duration::ZERO, |retry| retry.after(now));
                 match refusal.class() {

@@ -56,6 +56,7 @@ fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(5),
             max_answer_bytes: 16 << 20,
+            max_outage: Duration::from_secs(12 * 3_600),
             retry: RetryPolicy {
                 max_attempts: 8,
                 base: Duration::from_millis(5),
@@ -138,6 +139,8 @@ impl World {
             if done(&job) {
                 return job;
             }
+            let over = ["failed", "cancelled", "expired"].contains(&job["state"].as_str().unwrap());
+            assert!(!over, "the job ended before it got there: {job:#}");
         }
         panic!("the job did not get there");
     }

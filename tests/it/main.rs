@@ -10,5 +10,6 @@ mod documents;
 mod failures;
 mod import_rule;
 mod legacy;
+mod outages;
 mod resume;
 mod wholeness;

@@ -1,0 +1,299 @@
+//! Whether Zoom answers at all: tells an outage from a request that fails on its own account.
+//!
+//! Owns the suspicion, the one prober, and the pause. While an outage is on nobody asks but the prober, with growing
+//! delay, and nobody's attempts are spent. Knows no HTTP: callers say what happened and how to probe.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Notify;
+
+use super::budget::Waiting;
+use super::outcome::{Failure, FailureKind};
+use crate::clock::SharedClock;
+
+/// So many different requests failing in a row, without any answer in between, look like an outage.
+pub(super) const DIFFERENT: usize = 5;
+/// The delay after the first probe; it doubles with each.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Outage {
+    clock: SharedClock,
+    /// Nobody waits longer than this.
+    longest: Duration,
+    state: Mutex<State>,
+    /// Held by the prober. Whoever waits here takes over when the prober is cancelled.
+    probing: tokio::sync::Mutex<()>,
+    over: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Answers of any kind so far.
+    answers: u64,
+    /// Outages so far.
+    outages: u64,
+    /// Different requests that have failed since the last answer.
+    failing: HashSet<u64>,
+    down: Option<Down>,
+}
+
+#[derive(Debug)]
+struct Down {
+    since: Timestamp,
+    delay: Duration,
+    /// When the next probe is due.
+    next: Duration,
+    why: String,
+}
+
+/// How things stood before a request was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    answers: u64,
+    outages: u64,
+}
+
+impl Mark {
+    /// True when an outage has begun since `earlier`.
+    pub fn saw_outage_since(self, earlier: Self) -> bool {
+        self.outages != earlier.outages
+    }
+}
+
+impl Outage {
+    pub fn new(longest: Duration, clock: SharedClock) -> Self {
+        Self {
+            clock,
+            longest,
+            state: Mutex::default(),
+            probing: tokio::sync::Mutex::default(),
+            over: Notify::new(),
+        }
+    }
+
+    pub fn mark(&self) -> Mark {
+        self.with(|state| Mark { answers: state.answers, outages: state.outages })
+    }
+
+    pub fn is_on(&self) -> bool {
+        self.with(|state| state.down.is_some())
+    }
+
+    /// Zoom answered something, if only with a refusal.
+    pub fn answered(&self) {
+        let ended = self.with(|state| {
+            state.answers += 1;
+            state.failing.clear();
+            state.down.take()
+        });
+        if let Some(down) = ended {
+            tracing::info!(since = %down.since, "Zoom answers again");
+            self.over.notify_waiters();
+        }
+    }
+
+    /// A request failed in a way that may be an outage. True when it is time to find out: many different requests fail,
+    /// or this one is about to be given up and nothing has been answered since it was sent.
+    pub fn failed(&self, request: u64, last_try: bool, sent: Mark) -> bool {
+        self.with(|state| {
+            state.failing.insert(request);
+            state.failing.len() >= DIFFERENT || (last_try && state.answers == sent.answers)
+        })
+    }
+
+    /// Different requests that have failed since the last answer.
+    pub fn failing(&self) -> usize {
+        self.with(|state| state.failing.len())
+    }
+
+    /// Probes until Zoom answers. `probe` tells why it got no answer. True when there was an outage, false when the
+    /// first probe was answered.
+    pub async fn sit_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
+    where
+        F: Future<Output = Result<(), String>>,
+    {
+        let since = self.clock.elapsed();
+        let (before, was_on) = (self.mark(), self.is_on());
+        let _only_one = self.probing.lock().await;
+        loop {
+            let over = self.over.notified();
+            let (down, settled) =
+                self.with(|state| (state.down.as_ref().map(|down| down.next), state.failing.is_empty()));
+            if down.is_none() && settled {
+                return Ok(was_on || self.mark().saw_outage_since(before));
+            }
+            if let Some(next) = down {
+                let now = self.clock.elapsed();
+                if now.saturating_sub(since) >= self.longest {
+                    return Err(self.given_up());
+                }
+                tokio::select! {
+                    () = self.clock.sleep(next.saturating_sub(now)) => {}
+                    () = over => continue,
+                }
+            }
+            match probe().await {
+                Ok(()) => self.answered(),
+                Err(why) => self.unanswered(&why),
+            }
+        }
+    }
+
+    /// What a job says while an outage is on.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let (now, wall) = (self.clock.elapsed(), self.clock.now());
+        self.with(|state| {
+            let down = state.down.as_ref()?;
+            let left = SignedDuration::try_from(down.next.saturating_sub(now)).ok()?;
+            let since = down.since.strftime("%Y-%m-%dT%H:%M:%SZ");
+            let reason =
+                format!("Zoom has not answered since {since} ({}); it is asked again then", down.why);
+            Some(Waiting { until: wall.checked_add(left).ok()?, reason })
+        })
+    }
+
+    fn unanswered(&self, why: &str) {
+        let (now, wall) = (self.clock.elapsed(), self.clock.now());
+        let began = self.with(|state| {
+            let began = state.down.is_none();
+            state.outages += u64::from(began);
+            let (since, delay) = match &state.down {
+                Some(down) => (down.since, (down.delay * 2).min(LONGEST_DELAY)),
+                None => (wall, FIRST_DELAY),
+            };
+            state.down = Some(Down { since, delay, next: now + delay, why: why.to_owned() });
+            began
+        });
+        if began {
+            tracing::warn!(why, "Zoom does not answer, all jobs wait");
+        }
+    }
+
+    fn given_up(&self) -> Failure {
+        let why = self.with(|state| state.down.as_ref().map(|down| down.why.clone())).unwrap_or_default();
+        Failure {
+            kind: FailureKind::Unreachable,
+            status: None,
+            zoom_code: None,
+            message: format!(
+                "Zoom did not answer for {} minutes: {why}",
+                self.longest.as_secs().div_ceil(60)
+            ),
+            attempts: 0,
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        // Every state between two statements is a valid one.
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    fn outage(clock: &Arc<ManualClock>) -> Arc<Outage> {
+        Arc::new(Outage::new(Duration::from_secs(3_600), clock.clone()))
+    }
+
+    fn clock() -> Arc<ManualClock> {
+        ManualClock::starting_at("2026-05-30T18:00:00Z".parse().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn different_requests_failing_in_a_row_are_suspicious_and_one_alone_only_at_its_end() {
+        let outage = outage(&clock());
+        let sent = outage.mark();
+        for _ in 0..7 {
+            assert!(!outage.failed(1, false, sent), "one request failing often is its own affair");
+        }
+        assert!(outage.failed(1, true, sent), "nothing was answered meanwhile: who knows?");
+        for request in 2..5 {
+            assert!(!outage.failed(request, false, sent));
+        }
+        assert!(outage.failed(5, false, sent));
+        outage.answered();
+        assert!(!outage.failed(1, true, sent), "others were answered meanwhile: it is this request");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_answered_ends_the_suspicion_without_a_pause() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed(1, true, outage.mark());
+        assert!(!outage.sit_out(|| async { Ok(()) }).await.unwrap());
+        assert_eq!(clock.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_prober_asks_with_growing_delay_and_everybody_goes_on_when_it_is_answered() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed(1, true, outage.mark());
+        let probes = Arc::new(AtomicU32::new(0));
+        let waiters: Vec<_> = (0..20)
+            .map(|_| {
+                let (outage, probes) = (outage.clone(), probes.clone());
+                tokio::spawn(async move {
+                    let probe = || async {
+                        let number = probes.fetch_add(1, Relaxed);
+                        if number < 12 { Err("could not connect".to_owned()) } else { Ok(()) }
+                    };
+                    outage.sit_out(probe).await
+                })
+            })
+            .collect();
+        clock.sleep(Duration::from_millis(10)).await;
+        let waiting = outage.waiting().unwrap();
+        assert!(
+            waiting.reason.contains("since 2026-05-30T18:00:00Z (could not connect)"),
+            "{}",
+            waiting.reason
+        );
+        for waiter in waiters {
+            assert!(waiter.await.unwrap().unwrap(), "there was an outage");
+        }
+        assert_eq!(probes.load(Relaxed), 13, "nobody asked beside the prober");
+        // 1 + 2 + 4 + 8 + 16 + 32 + 6 * 60
+        assert_eq!(clock.elapsed().as_secs(), 423);
+        assert_eq!(outage.waiting(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_somebody_else_ends_it_too_and_a_cancelled_prober_is_replaced() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed(1, true, outage.mark());
+        let spawn = || {
+            let outage = outage.clone();
+            tokio::spawn(async move { outage.sit_out(|| async { Err("503".to_owned()) }).await })
+        };
+        let (first, second) = (spawn(), spawn());
+        clock.sleep(Duration::from_secs(100)).await;
+        first.abort();
+        clock.sleep(Duration::from_secs(100)).await;
+        assert!(outage.is_on() && !second.is_finished());
+        outage.answered();
+        assert!(second.await.unwrap().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_the_longest() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed(1, true, outage.mark());
+        let failure = outage.sit_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Unreachable);
+        assert_eq!(failure.message, "Zoom did not answer for 60 minutes: 503");
+        assert!((3_600..3_700).contains(&clock.elapsed().as_secs()));
+    }
+}

@@ -1,0 +1,210 @@
+//! Zoom away, the account at its daily limit, credentials withdrawn, clocks set wrong: jobs wait, say so, and go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use serde_json::Value;
+use zoom_chat_reports::app::AppSettings;
+use zoom_chat_reports::clock::{Clock, ManualClock};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+
+use crate::harness::{Missing, World, assert_whole};
+
+fn clock() -> Arc<ManualClock> {
+    ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap())
+}
+
+fn account() -> SimSettings {
+    SimSettings {
+        sessions: 60,
+        messages: 12_000,
+        latency: Duration::from_millis(5),
+        today: Some(jiff::civil::date(2026, 11, 24)),
+        ..SimSettings::default()
+    }
+}
+
+/// Slow enough for something to happen in the middle.
+fn paced(settings: &mut AppSettings) {
+    settings.zoom.limit = Some(100.0);
+}
+
+fn is_waiting(job: &Value) -> bool {
+    job["progress"]["waiting_reason"].as_str().is_some_and(|reason| reason.contains("has not answered since"))
+}
+
+async fn assert_completed(world: &World, id: &str) {
+    let job = world.finished(id).await;
+    assert_eq!(
+        (job["state"].as_str(), job["failures_total"].as_u64()),
+        (Some("completed"), Some(0)),
+        "{job:#}"
+    );
+    let data = world.sim.dataset().clone();
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&world.archive(id).await, &data, days, ItemOptions::default(), &Missing::default());
+}
+
+/// Lets ten minutes pass, a minute at a time, each seen by the prober.
+async fn ten_minutes(world: &World, clock: &ManualClock, id: &str) {
+    for _ in 0..10 {
+        let job = world.wait_until(id, is_waiting).await;
+        let until = job["progress"]["waiting_until"].clone();
+        clock.advance(Duration::from_secs(60));
+        world.wait_until(id, |job| is_waiting(job) && job["progress"]["waiting_until"] != until).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.sim.set_down(true);
+    // The token endpoint is down as well, and needed when it comes back.
+    world.sim.revoke_tokens();
+    ten_minutes(&world, &clock, &id).await;
+    let asked = world.sim.stats().requests;
+    world.sim.set_down(false);
+    clock.advance(Duration::from_secs(60));
+    assert_completed(&world, &id).await;
+    assert!(world.sim.stats().requests > asked);
+    let job = world.finished(&id).await;
+    assert!(job["progress"]["retries"].as_u64().unwrap() < 100, "nobody hammers: {job:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
+    for faults_of in [Match::Any, Match::Token] {
+        let clock = clock();
+        let sim = SimSettings { months: 1, ..account() };
+        let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+        world.sim.script(ScriptedFault {
+            matches: faults_of,
+            after: 0,
+            times: 40,
+            answer: FaultAnswer::Reset,
+        });
+        let id = world.submit(&world.everything()).await;
+        world.wait_until(&id, is_waiting).await;
+        while world.get(&format!("/v1/jobs/{id}")).await.json::<Value>().await.unwrap()["state"] == "running"
+        {
+            clock.advance(Duration::from_secs(30));
+            clock.sleep(Duration::from_millis(20)).await;
+        }
+        assert_completed(&world, &id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), |settings| {
+        paced(settings);
+        settings.zoom.max_outage = Duration::from_secs(240);
+    })
+    .await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.sim.set_down(true);
+    let mut job = world.wait_until(&id, |job| is_waiting(job) || job["state"] != "running").await;
+    while job["state"] == "running" {
+        clock.advance(Duration::from_secs(30));
+        job = world.wait_until(&id, |_| true).await;
+        clock.sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(
+        (job["state"].as_str(), job["error"]["code"].as_str()),
+        (Some("failed"), Some("zoom-unreachable"))
+    );
+    assert!(job["error"]["detail"].as_str().unwrap().contains("did not answer for 4 minutes"), "{job:#}");
+    assert!(world.failures(&id).await.is_empty(), "no session is to blame");
+    world.sim.set_down(false);
+    clock.advance(Duration::from_secs(60));
+    let before = world.sim.stats().requests;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_completed(&world, &id).await;
+    assert!(world.sim.stats().requests - before < 200, "what was there is not asked for again");
+}
+
+/// One chat fails for good while everything else is answered: that is no outage, however often it fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
+    let world = World::new(SimSettings { sessions: 1, ..account() }).await;
+    // The first page is answered, so that there is something to probe with; the second never is.
+    let answer = FaultAnswer::Status { status: 503, headers: Vec::new(), body: String::new() };
+    world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 0, times: u32::MAX, answer });
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_a_daily_limit_survives_a_restart() {
+    let clock = clock();
+    let sim = SimSettings { daily_limit: 20, ..account() };
+    let mut world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let (one, two) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
+    let daily = |job: &Value| {
+        job["progress"]["waiting_reason"].as_str().is_some_and(|reason| reason.contains("daily"))
+    };
+    let first = world.wait_until(&one, daily).await;
+    world.wait_until(&two, daily).await;
+    let asked = world.sim.stats().requests;
+    world.restart().await;
+    let again = world.wait_until(&one, daily).await;
+    assert_eq!(again["progress"]["waiting_until"], first["progress"]["waiting_until"]);
+    assert_eq!(world.sim.stats().requests, asked, "Zoom is not asked in vain");
+    world.sim.set_daily_limit(0);
+    clock.advance(Duration::from_secs(12 * 3_600));
+    assert_completed(&world, &one).await;
+    assert_completed(&world, &two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
+    let world = World::with(account(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 2_000).await;
+    world.sim.set_credentials_valid(false);
+    world.sim.revoke_tokens();
+    let job = world.finished(&id).await;
+    assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("credentials")));
+    assert!(job["progress"]["messages"].as_u64().unwrap() > 2_000, "everything is kept");
+    let before = world.sim.stats().requests;
+    world.sim.set_credentials_valid(true);
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_completed(&world, &id).await;
+    let all = world.finished(&id).await["progress"]["requests"].as_u64().unwrap();
+    assert!(world.sim.stats().requests - before < all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_set_an_hour_forward_or_back_stops_nothing_and_expires_nothing() {
+    for hours in [1, -1] {
+        let clock = clock();
+        let world = World::with_clock(account(), clock.clone(), |settings| {
+            settings.jobs.retention = Duration::from_secs(1_800);
+            settings.zoom.limit = Some(400.0);
+        })
+        .await;
+        let done = world.submit(&world.everything()).await;
+        world.finished(&done).await;
+        let id = world.submit(&world.everything()).await;
+        world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+        clock.set_wall(SignedDuration::from_hours(hours));
+        assert_completed(&world, &id).await;
+        // Retention looks once a minute.
+        clock.advance(Duration::from_secs(120));
+        let third = world.submit(&world.everything()).await;
+        world.finished(&third).await;
+        let job: Value = world.get(&format!("/v1/jobs/{done}")).await.json().await.unwrap();
+        assert_eq!(job["state"], "completed", "set by {hours} h: half an hour has not passed");
+        // By both clocks.
+        clock.advance(Duration::from_secs(2 * 3_600));
+        world.wait_until(&done, |job| job["state"] == "expired").await;
+    }
+}
