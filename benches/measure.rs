@@ -254,11 +254,9 @@ async fn kills() -> Value {
         "--jitter-ms",
         "100",
         "--messages",
-        "60000",
+        "250000",
         "--sessions",
-        "300",
-        "--months",
-        "3",
+        "500",
     ];
     let mut archives = Vec::new();
     let mut sent = Vec::new();
@@ -269,7 +267,7 @@ async fn kills() -> Value {
         let mut service = Service::start(&simulator, data.path(), "60", port).await;
         let id = service.submit(&simulator.range()).await;
         for kill in 0..kills {
-            service.clock.sleep(Duration::from_millis(900 + kill * 379 % 1_100)).await;
+            service.clock.sleep(Duration::from_millis(2_500 + kill * 1_379 % 5_000)).await;
             drop(service);
             service = Service::start(&simulator, data.path(), "60", port).await;
         }

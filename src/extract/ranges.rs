@@ -88,7 +88,12 @@ pub(super) async fn follow(
     loop {
         match chain.next(shared, &range).await? {
             Step::More => {
-                if let Some(parts) = split::under_way(days, &chain.observed, latency, shared.now()) {
+                let now = shared.now();
+                let idle = shared.idle.load(Relaxed);
+                let parts = split::under_way(days, &chain.observed, latency, now)
+                    .or_else(|| split::when_idle(days, &chain.observed, idle, now));
+                if let Some(parts) = parts {
+                    shared.idle.store(idle.saturating_sub(parts.len() - 1), Relaxed);
                     chain.uncount(shared);
                     return split_range(shared, &range, &parts).await;
                 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -101,6 +101,8 @@ pub(super) struct Shared {
     pub found: Notify,
     /// True once no more ranges will be found.
     listed: AtomicBool,
+    /// How many more chains could be followed, if there were any.
+    pub idle: AtomicUsize,
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
@@ -108,8 +110,14 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
     let writer = location.open_writer().await?;
     let mut reader = location.open_reader().await?;
-    let shared =
-        Arc::new(Shared { context, location, writer, found: Notify::new(), listed: AtomicBool::new(false) });
+    let shared = Arc::new(Shared {
+        context,
+        location,
+        writer,
+        found: Notify::new(),
+        listed: AtomicBool::new(false),
+        idle: AtomicUsize::new(0),
+    });
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
@@ -211,9 +219,12 @@ impl Shared {
                     async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await },
                 );
             }
-            if exhausted && all_listed && chains.is_empty() {
+            let nothing_else = exhausted && all_listed;
+            if nothing_else && chains.is_empty() {
                 return Ok(());
             }
+            let idle = if nothing_else { callers.saturating_sub(chains.len()) } else { 0 };
+            self.idle.store(idle, Ordering::Relaxed);
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
                     Ok(Some(followed)) => feed.put_first(followed?),
@@ -281,13 +292,17 @@ struct Feed {
 }
 
 impl Feed {
-    const AT_A_TIME: i64 = 128;
+    const AT_A_TIME: i64 = 1_000;
 
-    /// The parts of a large session come first: they would be the last to end.
+    /// The parts of a large session come first: they would be the last to end. The first of them has the number of the
+    /// whole; the others are new, and may have been found in the capture before the split was told of.
     fn put_first(&mut self, parts: Vec<PendingRange>) {
-        for part in parts.into_iter().rev() {
-            self.early.insert(part.chain.id);
-            self.queue.push_front(part);
+        for (index, part) in parts.into_iter().enumerate().rev() {
+            let found = self.handed_out.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
+            if index == 0 || !found {
+                self.early.insert(part.chain.id);
+                self.queue.push_front(part);
+            }
         }
     }
 
@@ -305,6 +320,8 @@ impl Feed {
             if found.is_empty() {
                 return Ok(None);
             }
+            // What was long before will be long again, and would be the last to end.
+            found.sort_by_key(|range| std::cmp::Reverse(range.pages_elsewhere));
             self.queue.extend(found.into_iter().filter(|range| !self.early.contains(&range.chain.id)));
         }
         Ok(self.queue.pop_front())

@@ -15,9 +15,11 @@ use super::windows::DateRange;
 /// Chains shorter than this are never cut.
 const LONG: f64 = 96.0;
 /// Pages that are dropped may be this share of what is still to come, at most.
-const MAY_DROP: f64 = 1.0 / 24.0;
+const MAY_DROP: f64 = 1.0 / 12.0;
 /// How long a part should take; shorter parts would only cost more requests.
 const PART_TAKES: Duration = Duration::from_secs(8);
+/// Shorter parts are not worth it even when nothing else is left to do.
+const IDLE_PART_PAGES: f64 = 8.0;
 /// The least and the most pages a part is planned to have.
 const PART_PAGES: (f64, f64) = (16.0, 64.0);
 
@@ -59,6 +61,17 @@ pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestam
     if f64::from(seen.pages) > expected * MAY_DROP { None } else { cut(range, expected, latency) }
 }
 
+/// Cuts a chain under way when there is nothing else left to do and callers stand idle: then pages asked for twice
+/// cost no time, and only what is to come must be worth it.
+pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> Option<Vec<DateRange>> {
+    let to_come = seen.expected_pages(range, now)? - f64::from(seen.pages);
+    if to_come < IDLE_PART_PAGES * 2.0 || f64::from(seen.pages) > to_come / 2.0 {
+        return None;
+    }
+    let all = to_come + f64::from(seen.pages);
+    evenly(range, ((all / IDLE_PART_PAGES) as usize).min(idle + 1))
+}
+
 /// Cuts a range before its first page when the same session was long in another window.
 pub fn in_advance(range: DateRange, pages_elsewhere: i64, latency: Duration) -> Option<Vec<DateRange>> {
     let month = 30.0;
@@ -70,15 +83,19 @@ fn days_of(range: DateRange) -> i32 {
     range.from.until(range.to).map_or(1, |span| span.get_days() + 1)
 }
 
-/// Parts of about equally many days.
 fn cut(range: DateRange, pages: f64, latency: Duration) -> Option<Vec<DateRange>> {
     if pages < LONG {
         return None;
     }
     let part =
         (PART_TAKES.as_secs_f64() / latency.as_secs_f64().max(0.001)).clamp(PART_PAGES.0, PART_PAGES.1);
+    evenly(range, (pages / part).ceil() as usize)
+}
+
+/// That many parts of about equally many days, as far as there are days.
+fn evenly(range: DateRange, parts: usize) -> Option<Vec<DateRange>> {
     let days = days_of(range);
-    let parts = ((pages / part).ceil() as i32).min(days);
+    let parts = i32::try_from(parts).unwrap_or(days).min(days);
     if parts < 2 {
         return None;
     }
@@ -121,11 +138,24 @@ mod tests {
         let parts =
             |pages, days| under_way(month(), &seen(pages, days), LATENCY, later()).map(|parts| parts.len());
         assert_eq!(parts(8, 0.4), Some(12), "620 pages to come, twelve parts of about 52");
-        assert_eq!(parts(8, 2.0), None, "124 pages to come do not pay for the eight that are there");
+        assert_eq!(parts(8, 2.0), Some(3), "124 pages to come");
+        assert_eq!(parts(8, 2.7), None, "92 pages do not pay for the eight that are there");
         assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
         assert_eq!(parts(9, 0.4), None, "looked at only now and then");
         assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
         assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, LATENCY, later()), None);
+    }
+
+    #[test]
+    fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
+        let parts = |pages, days, idle| {
+            when_idle(month(), &seen(pages, days), idle, later()).map(|parts| parts.len())
+        };
+        assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
+        assert_eq!(parts(4, 3.0, 2), Some(3));
+        assert_eq!(parts(4, 3.0, 0), None, "nobody is idle");
+        assert_eq!(parts(20, 15.0, 20), None, "half of it is there already");
+        assert_eq!(parts(2, 6.0, 20), None, "8 pages to come");
     }
 
     #[test]

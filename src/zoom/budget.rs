@@ -14,10 +14,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::SharedClock;
 
-/// The share of the limit that pacing aims at: jitter on the way bunches requests that left evenly spaced.
-const PACE: f64 = 0.98;
-/// No more than the limit's number of requests leave within this time: just over Zoom's one second.
+/// No more than the limit's number of requests leave within the window: Zoom's one second and a little more, because
+/// jitter on the way bunches requests that left evenly spaced. It begins at its longest, creeps down while no 429 is
+/// seen, and goes back to its longest when one is.
 const WINDOW: Duration = Duration::from_millis(1_020);
+const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
+/// ... by this much a second.
+const CREEP_A_SECOND: Duration = Duration::from_millis(1);
 /// A 429 lowers the pace to this share of itself, at most once a window.
 const SLOW_DOWN: f64 = 0.8;
 /// ... and each second without one raises it by this share of the limit.
@@ -53,6 +56,7 @@ struct Pace {
     limit: Option<f64>,
     /// Share of the limit in use: 1 unless a 429 was seen lately.
     share: f64,
+    window: Duration,
     /// When the next request may leave.
     next: Duration,
     /// When the last requests left, at most as many as the limit allows in one window.
@@ -73,6 +77,7 @@ impl Budget {
         let pace = Pace {
             limit,
             share: 1.0,
+            window: WINDOW,
             next: Duration::ZERO,
             recent: VecDeque::new(),
             last_slow_down: None,
@@ -181,7 +186,7 @@ impl Pace {
             return if self.next > now { Slot::Wait(self.next - now) } else { Slot::Granted };
         };
         self.recover(now);
-        let interval = Duration::from_secs_f64(1.0 / (limit * self.share * PACE));
+        let interval = self.window.div_f64(limit * self.share);
         // At most one interval is banked: a late timer does not cost a slot, a long pause does not make a burst.
         let slot = self.next.max(now.saturating_sub(interval));
         if slot > now {
@@ -192,7 +197,7 @@ impl Pace {
             self.recent.pop_front();
         }
         if self.recent.len() == most {
-            let window = if limit >= 1.0 { WINDOW } else { interval };
+            let window = if limit >= 1.0 { self.window } else { interval };
             let free = self.recent[0] + window;
             if free > now {
                 return Slot::Wait(free - now);
@@ -209,6 +214,7 @@ impl Pace {
         let fresh = self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW);
         if fresh {
             self.share = (self.share * SLOW_DOWN).max(FLOOR);
+            self.window = WINDOW;
             self.last_slow_down = Some(now);
             self.last_change = now;
         }
@@ -216,9 +222,12 @@ impl Pace {
     }
 
     fn recover(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.last_change);
         if self.share < 1.0 {
-            let passed = now.saturating_sub(self.last_change).as_secs_f64();
-            self.share = (self.share + passed * RECOVERY_A_SECOND).min(1.0);
+            self.share = (self.share + passed.as_secs_f64() * RECOVERY_A_SECOND).min(1.0);
+        } else {
+            let creep = CREEP_A_SECOND.mul_f64(passed.as_secs_f64());
+            self.window = self.window.saturating_sub(creep).max(SHORTEST_WINDOW);
         }
         self.last_change = now;
     }

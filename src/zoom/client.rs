@@ -239,6 +239,7 @@ impl Account {
         Lane {
             account: self.clone(),
             turn: tokio::sync::Mutex::new(()),
+            first_pages: tokio::sync::Mutex::new(()),
             traffic: Traffic::default(),
             latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
         }
@@ -274,6 +275,9 @@ pub type ReadResult<T> = Result<T, String>;
 pub struct Lane {
     account: Arc<Account>,
     turn: tokio::sync::Mutex<()>,
+    /// Where first pages queue before they may queue with the others: one of them at a time stands in the way of chains
+    /// under way, so that a long chain takes no longer than its answers do.
+    first_pages: tokio::sync::Mutex<()>,
     pub traffic: Traffic,
     /// How long an answer takes, smoothed, in microseconds.
     latency_us: AtomicU64,
@@ -394,7 +398,11 @@ impl Lane {
             .await
     }
 
-    async fn take_turn(&self) {
+    async fn take_turn(&self, call: &Call) {
+        let _first_of_first_pages = match call.page_token() {
+            None => Some(self.first_pages.lock().await),
+            Some(_) => None,
+        };
         let _first_of_this_job = self.turn.lock().await;
         self.account.budget.take().await;
     }
@@ -422,7 +430,7 @@ impl Lane {
         let account = &*self.account;
         let token = account.tokens.get().await?;
         *generation = token.generation;
-        self.take_turn().await;
+        self.take_turn(call).await;
         self.traffic.requests.fetch_add(1, Relaxed);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);
