@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
 use clap::{Args, ValueEnum};
 use jiff::{Span, SpanRelativeTo, Unit};
 use secrecy::SecretString;
 
 use crate::app::AppSettings;
 use crate::extract::ExtractSettings;
-use crate::http::ApiKeys;
+use crate::http::{ApiKeys, HttpSettings};
 use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
 use crate::zoom::ZoomSettings;
@@ -106,6 +107,27 @@ pub struct ServiceArgs {
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
     #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub api_keys: Option<SecretString>,
+    /// Keys that may look and download but change nothing; in the same form
+    #[arg(long, env = "READ_ONLY_API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
+    pub read_only_api_keys: Option<SecretString>,
+    /// A file with more keys: one a line, `key` or `name:key`, after `read-only ` for one that changes nothing
+    #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
+    pub api_keys_file: Option<PathBuf>,
+    /// Where to offer /metrics, without a key, instead of at LISTEN_ADDR
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDR")]
+    pub metrics_addr: Option<SocketAddr>,
+    /// Origins whose pages may call from a browser, comma-separated; none by default
+    #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
+    /// Connections at the same time
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = 4_096)]
+    pub max_connections: usize,
+    /// Event streams at the same time
+    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = 2_048)]
+    pub max_event_streams: usize,
+    /// Downloads at the same time
+    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = 256)]
+    pub max_downloads: usize,
     /// Where jobs and archives are kept
     #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "./data")]
     pub data_dir: PathBuf,
@@ -229,14 +251,35 @@ impl ZoomArgs {
 }
 
 impl ServiceArgs {
-    pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
+    /// The keys of all three sources.
+    fn keys(&self, errors: &mut Vec<String>) -> ApiKeys {
         use secrecy::ExposeSecret;
-        let mut errors = Vec::new();
-        let text = self.api_keys.as_ref().map(ExposeSecret::expose_secret).unwrap_or_default();
-        let api_keys = ApiKeys::parse(text).unwrap_or_else(|error| {
-            errors.push(format!("API_KEYS: {error}"));
-            ApiKeys::default()
+        let mut keys = ApiKeys::default();
+        let file = self.api_keys_file.as_ref().map(|path| {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+            ApiKeys::parse_file(&text)
         });
+        let parsed = |text: &Option<SecretString>, read_only| {
+            text.as_ref().map(|text| ApiKeys::parse(text.expose_secret(), read_only))
+        };
+        for (name, source) in [
+            ("API_KEYS", parsed(&self.api_keys, false)),
+            ("READ_ONLY_API_KEYS", parsed(&self.read_only_api_keys, true)),
+            ("API_KEYS_FILE", file),
+        ] {
+            match source {
+                Some(Ok(more)) => keys.add(more),
+                Some(Err(error)) => errors.push(format!("{name}: {error}")),
+                None => {}
+            }
+        }
+        keys
+    }
+
+    pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
+        let mut errors = Vec::new();
+        let api_keys = self.keys(&mut errors);
         if errors.is_empty() && api_keys.is_empty() && !self.listen_addr.ip().is_loopback() {
             errors.push(format!(
                 "LISTEN_ADDR {} can be reached from other machines: set API_KEYS, or listen on 127.0.0.1",
@@ -246,9 +289,21 @@ impl ServiceArgs {
         if self.max_running_jobs == 0 {
             errors.push("MAX_RUNNING_JOBS must be at least 1".to_owned());
         }
-        if self.max_queued_jobs == 0 {
-            errors.push("MAX_QUEUED_JOBS must be at least 1".to_owned());
+        let counts = [
+            ("MAX_QUEUED_JOBS", self.max_queued_jobs),
+            ("MAX_CONNECTIONS", self.max_connections),
+            ("MAX_EVENT_STREAMS", self.max_event_streams),
+            ("MAX_DOWNLOADS", self.max_downloads),
+        ];
+        for (name, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
+            errors.push(format!("{name} must be at least 1"));
         }
+        let cors_origins = self.cors_origins.iter().filter(|origin| !origin.trim().is_empty());
+        let cors_origins = cors_origins.map(|origin| origin_of(origin.trim())).collect::<Result<Vec<_>, _>>();
+        let cors_origins = cors_origins.unwrap_or_else(|error| {
+            errors.push(error);
+            Vec::new()
+        });
         let zoom_settings = match zoom.settings() {
             Ok(settings) if errors.is_empty() => settings,
             Ok(_) => return Err(ConfigError(errors)),
@@ -259,7 +314,14 @@ impl ServiceArgs {
         };
         Ok(AppSettings {
             listen: self.listen_addr,
-            api_keys,
+            http: HttpSettings {
+                api_keys,
+                max_connections: self.max_connections,
+                max_event_streams: self.max_event_streams,
+                max_downloads: self.max_downloads,
+                cors_origins,
+                metrics_listen: self.metrics_addr,
+            },
             jobs: JobSettings {
                 data_dir: self.data_dir.clone(),
                 max_running: self.max_running_jobs,
@@ -270,6 +332,16 @@ impl ServiceArgs {
             zoom: zoom_settings,
         })
     }
+}
+
+/// `https://host` or with a port, nothing after it.
+fn origin_of(text: &str) -> Result<HeaderValue, String> {
+    let wrong = || format!("CORS_ORIGINS must hold origins such as https://tools.example.org, not {text}");
+    let url = reqwest::Url::parse(text).map_err(|_| wrong())?;
+    if url.origin().ascii_serialization() != text || !["http", "https"].contains(&url.scheme()) {
+        return Err(wrong());
+    }
+    HeaderValue::from_str(text).map_err(|_| wrong())
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "clap's value parsers return results")]

@@ -12,23 +12,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::SharedClock;
 use crate::extract::Account;
-use crate::http::{self, ApiKeys, AppState};
+use crate::http::{self, AppState, Audit, FailedAttempts, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
 use crate::zoom::ZoomSettings;
 
 /// How long open connections may take to end after the jobs have stopped.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// More open files and sockets than this are never needed.
+const ENOUGH_DESCRIPTORS: u64 = 65_536;
+
 /// Everything a service needs to be told.
 #[derive(Debug, Clone)]
 pub struct AppSettings {
     pub listen: SocketAddr,
-    pub api_keys: ApiKeys,
+    pub http: HttpSettings,
     pub jobs: JobSettings,
     pub zoom: ZoomSettings,
 }
@@ -39,8 +43,8 @@ pub enum AppError {
     DataDir { path: PathBuf, error: io::Error },
     #[error("DATA_DIR {} is in use by another process", path.display())]
     Locked { path: PathBuf },
-    #[error("LISTEN_ADDR {address} cannot be used: {error}")]
-    Listen { address: SocketAddr, error: io::Error },
+    #[error("{setting} {address} cannot be used: {error}")]
+    Listen { setting: &'static str, address: SocketAddr, error: io::Error },
     #[error("the HTTP client could not be made: {0}")]
     Client(#[from] reqwest::Error),
     #[error(transparent)]
@@ -51,9 +55,10 @@ pub enum AppError {
 #[derive(Debug)]
 pub struct App {
     pub address: SocketAddr,
+    pub metrics_address: Option<SocketAddr>,
     pub jobs: Arc<Jobs>,
     stopping: CancellationToken,
-    server: JoinHandle<()>,
+    servers: TaskTracker,
     /// Held as long as the service runs: keeps a second process out.
     _lock: File,
 }
@@ -62,51 +67,71 @@ impl App {
     pub async fn start(settings: AppSettings, clock: SharedClock) -> Result<Self, AppError> {
         crate::telemetry::metrics();
         let lock = lock(&settings.jobs.data_dir)?;
-        let listener = TcpListener::bind(settings.listen)
-            .await
-            .and_then(|listener| listener.local_addr().map(|address| (listener, address)));
-        let (listener, address) =
-            listener.map_err(|error| AppError::Listen { address: settings.listen, error })?;
+        let (listener, address) = bind(settings.listen, "LISTEN_ADDR").await?;
+        let metrics = match settings.http.metrics_listen {
+            Some(wanted) => Some(bind(wanted, "METRICS_ADDR").await?),
+            None => None,
+        };
+        let data_dir = settings.jobs.data_dir.clone();
+        let audit = Audit::open(&data_dir, clock.clone())
+            .map_err(|error| AppError::DataDir { path: data_dir.join(http::audit::FILE_NAME), error })?;
         let account = Account::new(settings.zoom, clock.clone())?;
         let jobs = Jobs::start(settings.jobs, account.clone(), clock.clone()).await?;
         let stopping = CancellationToken::new();
+        let offer = &settings.http;
         let state = AppState {
             jobs: jobs.clone(),
             account,
-            api_keys: Arc::new(settings.api_keys),
+            api_keys: Arc::new(offer.api_keys.clone()),
+            failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
+            audit: Arc::new(audit),
+            event_streams: Arc::new(Semaphore::new(offer.max_event_streams)),
+            downloads: Arc::new(Semaphore::new(offer.max_downloads)),
             clock: clock.clone(),
             stopping: stopping.clone(),
         };
-        let server = tokio::spawn(serve(listener, state, clock));
+        let servers = TaskTracker::new();
+        let most = offer.max_connections.min(descriptors() / 4 * 3);
+        let serve = |listener, router| {
+            http::server::serve(listener, router, most, stopping.clone(), DRAIN, clock.clone())
+        };
+        let metrics_address = metrics.as_ref().map(|(_, address)| *address);
+        if let Some((listener, address)) = metrics {
+            servers.spawn(serve(listener, http::metrics_router(state.clone())));
+            tracing::info!(%address, "metrics");
+        }
+        servers.spawn(serve(listener, http::router(state, offer)));
+        servers.close();
         tracing::info!(%address, "listening");
-        Ok(Self { address, jobs, stopping, server, _lock: lock })
+        Ok(Self { address, metrics_address, jobs, stopping, servers, _lock: lock })
     }
 
     /// Stops in order: long answers end, jobs stop where they stand, open connections get a moment to finish.
     pub async fn shut_down(self) {
         self.stopping.cancel();
         self.jobs.shut_down().await;
-        if self.server.await.is_err() {
-            tracing::error!("the server ended abnormally");
-        }
+        self.servers.wait().await;
         tracing::info!("stopped");
     }
 }
 
-async fn serve(listener: TcpListener, state: AppState, clock: SharedClock) {
-    let stopping = state.stopping.clone();
-    let served =
-        axum::serve(listener, http::router(state)).with_graceful_shutdown(stopping.clone().cancelled_owned());
-    let too_long = async {
-        stopping.cancelled().await;
-        clock.sleep(DRAIN).await;
-    };
-    tokio::select! {
-        ended = served.into_future() => if let Err(error) = ended {
-            tracing::error!(%error, "the server stopped");
-        },
-        () = too_long => tracing::warn!("connections were still open after {}s", DRAIN.as_secs()),
-    }
+async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener, SocketAddr), AppError> {
+    let unusable = |error| AppError::Listen { setting, address: wanted, error };
+    let listener = TcpListener::bind(wanted).await.map_err(unusable)?;
+    let address = listener.local_addr().map_err(unusable)?;
+    Ok((listener, address))
+}
+
+/// Raises the number of files and sockets this process may open as far as it is allowed to, and tells it.
+fn descriptors() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(ENOUGH_DESCRIPTORS).min(ENOUGH_DESCRIPTORS);
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    let raised =
+        limit.current.is_none_or(|current| current < wanted) && setrlimit(Resource::Nofile, raised).is_ok();
+    let allowed = if raised { wanted } else { limit.current.unwrap_or(ENOUGH_DESCRIPTORS) };
+    usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
 /// The account alone, for commands that need no service.

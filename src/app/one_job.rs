@@ -17,7 +17,8 @@ use crate::archive::{
 use crate::capture::{CaptureError, Location};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext, Snapshot,
+    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
+    Snapshot,
 };
 use crate::zoom::ZoomSettings;
 
@@ -117,7 +118,7 @@ impl OneJob {
         }
         let lock = lock(&directory)?;
         if continues {
-            check_same(&location, &request, &output, &directory).await?;
+            check_same(&request, &output, &directory).await?;
         }
         Ok(Self { account, clock, request, settings, output, directory, continues, _lock: lock })
     }
@@ -171,18 +172,9 @@ impl OneJob {
     }
 }
 
-async fn check_same(
-    location: &Location,
-    request: &ExtractRequest,
-    output: &Output,
-    directory: &Path,
-) -> Result<(), OneJobError> {
-    let mut reader = location.open_reader().await?;
-    // A capture whose plan was never committed belongs to nobody yet.
-    let stored = reader.has_plan().await?;
-    let stored = if stored { reader.meta("request").await? } else { None };
-    reader.close().await;
-    let Some(stored) = stored.and_then(|text| serde_json::from_str::<ExtractRequest>(&text).ok()) else {
+async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path) -> Result<(), OneJobError> {
+    // A capture whose plan was never committed belongs to nobody yet, and a damaged one is set aside by the run.
+    let Ok(Some(Captured { request: stored, .. })) = extract::captured(directory).await else {
         return Ok(());
     };
     if stored == *request {

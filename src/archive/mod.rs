@@ -31,6 +31,17 @@ pub enum ArchiveError {
     Cancelled,
 }
 
+impl ArchiveError {
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Capture(error) => error.is_disk_full(),
+            Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
+            Self::Zip(_) | Self::Cancelled => false,
+        }
+    }
+}
+
 /// A finished archive.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ArchiveFile {

@@ -35,6 +35,9 @@ pub enum CaptureError {
     OtherVersion { found: i64 },
     #[error("the capture could not be used: {0}")]
     Database(#[source] sqlx::Error),
+    /// A group of changes was not committed; every caller in it is told.
+    #[error("the capture could not be written: {0}")]
+    Unwritable(String),
     #[error("the capture is damaged: {0}")]
     Damaged(String),
     #[error("the capture's writer has stopped")]
@@ -45,16 +48,25 @@ impl CaptureError {
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull)
     }
+
+    pub fn is_damaged(&self) -> bool {
+        matches!(self, Self::Damaged(_))
+    }
 }
 
 impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
-        // SQLITE_FULL, and what a full disk looks like from inside an fsync or a WAL extension.
         let code = error
             .as_database_error()
             .and_then(sqlx::error::DatabaseError::code)
-            .map(std::borrow::Cow::into_owned);
-        if code.as_deref() == Some("13") { Self::DiskFull } else { Self::Database(error) }
+            .and_then(|code| code.parse::<i32>().ok());
+        match code {
+            // SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
+            Some(13 | 4_874) => Self::DiskFull,
+            // SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms.
+            Some(code) if [11, 26].contains(&(code & 0xff)) => Self::Damaged(error.to_string()),
+            _ => Self::Database(error),
+        }
     }
 }
 
@@ -147,6 +159,26 @@ impl Location {
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
         Ok(Reader::new(self.options().connect().await?))
+    }
+
+    /// Reads the whole file and finds what a torn write or a bad disk did to it.
+    pub async fn check(&self) -> Result<(), CaptureError> {
+        let mut connection = self.options().connect().await?;
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
+        connection.close().await?;
+        if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
+    }
+
+    /// Moves a damaged file out of the way, where it stays for whoever wants to look at it.
+    pub fn set_aside(&self) -> std::io::Result<()> {
+        std::fs::rename(&self.path, self.path.with_extension("db.damaged"))?;
+        for suffix in ["db-wal", "db-shm"] {
+            match std::fs::remove_file(self.path.with_extension(suffix)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn options(&self) -> SqliteConnectOptions {

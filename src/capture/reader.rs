@@ -90,6 +90,16 @@ impl Reader {
         Ok(tables == 1)
     }
 
+    /// Whether anything is still to be fetched.
+    pub async fn has_pending(&mut self) -> Result<bool, CaptureError> {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM lists WHERE state = 'pending')
+                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending')",
+        )
+        .fetch_one(&mut self.connection)
+        .await?)
+    }
+
     pub async fn meta(&mut self, key: &str) -> Result<Option<String>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
             .bind(key)
@@ -194,7 +204,8 @@ impl Reader {
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
             "SELECT r.*, s.zoom_id,
-                    (SELECT coalesce(max((SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id)), 0)
+                    (SELECT coalesce(max(max(v.expected_pages,
+                         (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
                      FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
              FROM ranges r INDEXED BY ranges_pending
              JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session

@@ -27,6 +27,7 @@ CREATE TABLE units (
     window INTEGER NOT NULL REFERENCES windows(idx),
     listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
     state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
+    expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when it was split
     UNIQUE (session, window)
 ) STRICT;
 

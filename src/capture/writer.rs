@@ -92,6 +92,8 @@ pub enum Change {
     SplitRange {
         range: i64,
         parts: Vec<(Date, Date)>,
+        /// How many pages its unit is taken to have: a hint for the session's other units.
+        expected_pages: i64,
     },
     /// Sessions known from elsewhere are asked for days that could not be listed.
     ProbeDays {
@@ -171,7 +173,8 @@ async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Requ
                 for (_, reply) in group.drain(..) {
                     let _ = reply.send(Err(match &error {
                         CaptureError::DiskFull => CaptureError::DiskFull,
-                        other => CaptureError::Damaged(other.to_string()),
+                        CaptureError::Damaged(what) => CaptureError::Damaged(what.clone()),
+                        other => CaptureError::Unwritable(other.to_string()),
                     }));
                 }
             }
@@ -290,8 +293,16 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
                 .await?;
             restart_range(tx, *range).await?;
         }
-        Change::SplitRange { range, parts } => {
+        Change::SplitRange { range, parts, expected_pages } => {
             restart_range(tx, *range).await?;
+            sqlx::query(
+                "UPDATE units SET expected_pages = max(expected_pages, ?)
+                 WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
+            )
+            .bind(expected_pages)
+            .bind(range)
+            .execute(&mut **tx)
+            .await?;
             let mut parts = parts.iter();
             let Some(first) = parts.next() else { return Ok(effect) };
             for (from, to) in parts {

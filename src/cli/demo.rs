@@ -15,7 +15,7 @@ use super::{WHOLE, grouped, say};
 use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::extract::ExtractSettings;
-use crate::http::ApiKeys;
+use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
 use crate::shutdown;
 use crate::sim::{ItemKind, ItemOptions, SimSettings, Simulator};
@@ -75,7 +75,7 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
     let sim = SimSettings::default();
     AppSettings {
         listen: args.listen_addr,
-        api_keys: ApiKeys::default(),
+        http: HttpSettings::default(),
         jobs: JobSettings {
             data_dir: data_dir.to_owned(),
             max_running: 4,

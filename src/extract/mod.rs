@@ -15,4 +15,4 @@ pub mod windows;
 pub use crate::zoom::{Account, Waiting};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
-pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};
+pub use run::{Captured, ExtractError, ExtractSettings, Outcome, RunContext, captured, run};

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::listing::{MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
-use super::split;
+use super::split::{self, Split};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::client::Ended;
@@ -80,22 +80,21 @@ pub(super) async fn follow(
     let days = DateRange { from: range.chain.from, to: range.chain.to };
     let latency = context.lane.latency();
     if range.chain.pages == 0
-        && let Some(parts) = split::in_advance(days, range.pages_elsewhere, latency)
+        && let Some(split) = split::in_advance(days, range.pages_elsewhere, latency)
     {
-        return split_range(shared, &range, &parts).await;
+        return split_range(shared, &range, split).await;
     }
     let mut chain = Pages::take_up(shared, &range).await?;
     loop {
         match chain.next(shared, &range).await? {
             Step::More => {
-                let now = shared.now();
-                let idle = shared.idle.load(Relaxed);
-                let parts = split::under_way(days, &chain.observed, latency, now)
+                let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
+                let split = split::under_way(days, &chain.observed, latency, now)
                     .or_else(|| split::when_idle(days, &chain.observed, idle, now));
-                if let Some(parts) = parts {
-                    shared.idle.store(idle.saturating_sub(parts.len() - 1), Relaxed);
+                if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&chain.observed))) {
+                    shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
                     chain.uncount(shared);
-                    return split_range(shared, &range, &parts).await;
+                    return split_range(shared, &range, split).await;
                 }
             }
             Step::End => break,
@@ -127,15 +126,17 @@ enum Step {
 async fn split_range(
     shared: &Shared,
     range: &PendingRange,
-    parts: &[DateRange],
+    Split { parts, expected_pages }: Split,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a large session is split");
     let days = parts.iter().map(|part| (part.from, part.to)).collect();
-    let Effect { new_ranges, .. } =
-        shared.writer.commit(Change::SplitRange { range: range.chain.id, parts: days }).await?;
+    let Effect { new_ranges, .. } = shared
+        .writer
+        .commit(Change::SplitRange { range: range.chain.id, parts: days, expected_pages })
+        .await?;
     let numbers = std::iter::once(range.chain.id).chain(new_ranges);
     Ok(numbers
-        .zip(parts)
+        .zip(&parts)
         .map(|(id, part)| {
             let chain = Chain {
                 id,

@@ -4,8 +4,8 @@
 //! far in the capture; called again on the same capture it goes on where it was.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
-use super::{listing, ranges, windows};
+use super::{listing, ranges, split, windows};
 use crate::capture::{
     CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
 };
@@ -103,11 +103,14 @@ pub(super) struct Shared {
     listed: AtomicBool,
     /// How many more chains could be followed, if there were any.
     pub idle: AtomicUsize,
+    /// Requests that splitting has cost.
+    spent_on_splits: AtomicU64,
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
+    find_sound(&location, context.retry_failed).await?;
     let writer = location.open_writer().await?;
     let mut reader = location.open_reader().await?;
     let shared = Arc::new(Shared {
@@ -117,6 +120,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         found: Notify::new(),
         listed: AtomicBool::new(false),
         idle: AtomicUsize::new(0),
+        spent_on_splits: AtomicU64::new(0),
     });
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
@@ -129,6 +133,50 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     result?;
     left?;
     Ok(Outcome { counts: counts? })
+}
+
+/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: the
+/// damaged file is set aside and everything is fetched again.
+async fn find_sound(location: &Location, retrying: bool) -> Result<(), ExtractError> {
+    if !location.exists() {
+        return Ok(());
+    }
+    match location.check().await {
+        Err(error) if error.is_damaged() && retrying => {
+            tracing::error!(%error, "the capture is set aside, everything is fetched again");
+            location.set_aside().map_err(|error| CaptureError::Unwritable(error.to_string()))?;
+            Ok(())
+        }
+        checked => Ok(checked?),
+    }
+}
+
+/// What a capture tells of its job.
+#[derive(Debug)]
+pub struct Captured {
+    pub request: ExtractRequest,
+    pub started_at: Option<Timestamp>,
+    pub requester: Option<String>,
+    /// Nothing is left to be fetched.
+    pub complete: bool,
+}
+
+/// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
+pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
+    let location = Location::in_directory(directory);
+    if !location.exists() {
+        return Ok(None);
+    }
+    let mut reader = location.open_reader().await?;
+    if !reader.has_plan().await? {
+        return Ok(None);
+    }
+    let request = reader.meta("request").await?.and_then(|text| serde_json::from_str(&text).ok());
+    let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
+    let requester = reader.meta("requester").await?;
+    let complete = !reader.has_pending().await?;
+    reader.close().await;
+    Ok(request.map(|request| Captured { request, started_at, requester, complete }))
 }
 
 impl Shared {
@@ -244,6 +292,15 @@ impl Shared {
                 tracing::warn!(%error, "figures could not be written down");
             }
         }
+    }
+
+    /// Whether a split may cost so much; if so, it is taken to be made.
+    pub(super) fn can_afford(&self, costs: u64) -> bool {
+        let sent = self.context.lane.traffic.requests.load(Ordering::Relaxed);
+        // Each unit takes at least one.
+        let requests = sent.max(self.context.progress.units_total.load(Ordering::Relaxed));
+        let spend = |spent| split::affordable(costs, spent, requests).then_some(spent + costs);
+        self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 
     /// Counts what a committed change did.

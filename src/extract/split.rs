@@ -23,6 +23,31 @@ const IDLE_PART_PAGES: f64 = 8.0;
 /// The least and the most pages a part is planned to have.
 const PART_PAGES: (f64, f64) = (16.0, 64.0);
 
+/// Fewer pages show nothing: one busy hour is no busy month.
+const SHOWN: u32 = 8;
+/// Splitting may cost a run this many requests, and this share of all it sends.
+const ALLOWANCE: (f64, f64) = (16.0, 0.012);
+
+/// A range that is to be cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    pub parts: Vec<DateRange>,
+    /// How many pages it was taken to have.
+    pub expected_pages: i64,
+}
+
+impl Split {
+    /// About how many requests it costs: the pages that are dropped, and a page that is not full for each further part.
+    pub fn costs(&self, seen: &Seen) -> u64 {
+        u64::from(seen.pages) + self.parts.len() as u64 / 2
+    }
+}
+
+/// Whether a run that sends at least so many requests may spend some on splitting.
+pub fn affordable(costs: u64, spent: u64, requests: u64) -> bool {
+    (spent + costs) as f64 <= ALLOWANCE.0 + ALLOWANCE.1 * requests as f64
+}
+
 /// What the pages of a chain have shown so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Seen {
@@ -51,32 +76,33 @@ impl Seen {
     }
 }
 
-/// Cuts a chain under way when what it has shown says that it will be long. Asked after each page; looks only at the
-/// 8th, 16th, 32nd, ... so that one busy hour is not taken for a busy month.
-pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestamp) -> Option<Vec<DateRange>> {
-    if seen.pages < 8 || !seen.pages.is_power_of_two() {
+/// Cuts a chain under way when what it has shown says that it will be long; also tells how many pages it would have.
+pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestamp) -> Option<Split> {
+    let expected = seen.expected_pages(range, now)?;
+    if seen.pages < SHOWN || f64::from(seen.pages) > expected * MAY_DROP {
         return None;
     }
-    let expected = seen.expected_pages(range, now)?;
-    if f64::from(seen.pages) > expected * MAY_DROP { None } else { cut(range, expected, latency) }
+    Some(Split { parts: cut(range, expected, latency)?, expected_pages: expected as i64 })
 }
 
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle: then pages asked for twice
 /// cost no time, and only what is to come must be worth it.
-pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> Option<Vec<DateRange>> {
-    let to_come = seen.expected_pages(range, now)? - f64::from(seen.pages);
+pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> Option<Split> {
+    let expected = seen.expected_pages(range, now)?;
+    let to_come = expected - f64::from(seen.pages);
     if to_come < IDLE_PART_PAGES * 2.0 || f64::from(seen.pages) > to_come / 2.0 {
         return None;
     }
-    let all = to_come + f64::from(seen.pages);
-    evenly(range, ((all / IDLE_PART_PAGES) as usize).min(idle + 1))
+    let parts = evenly(range, ((expected / IDLE_PART_PAGES) as usize).min(idle + 1))?;
+    Some(Split { parts, expected_pages: expected as i64 })
 }
 
 /// Cuts a range before its first page when the same session was long in another window.
-pub fn in_advance(range: DateRange, pages_elsewhere: i64, latency: Duration) -> Option<Vec<DateRange>> {
+pub fn in_advance(range: DateRange, pages_elsewhere: i64, latency: Duration) -> Option<Split> {
     let month = 30.0;
     let days = f64::from(days_of(range));
-    cut(range, pages_elsewhere as f64 * (days / month).min(1.0), latency)
+    let expected = pages_elsewhere as f64 * (days / month).min(1.0);
+    Some(Split { parts: cut(range, expected, latency)?, expected_pages: expected as i64 })
 }
 
 fn days_of(range: DateRange) -> i32 {
@@ -135,13 +161,13 @@ mod tests {
 
     #[test]
     fn only_what_will_be_long_is_cut() {
-        let parts =
-            |pages, days| under_way(month(), &seen(pages, days), LATENCY, later()).map(|parts| parts.len());
+        let parts = |pages, days| {
+            under_way(month(), &seen(pages, days), LATENCY, later()).map(|split| split.parts.len())
+        };
         assert_eq!(parts(8, 0.4), Some(12), "620 pages to come, twelve parts of about 52");
         assert_eq!(parts(8, 2.0), Some(3), "124 pages to come");
         assert_eq!(parts(8, 2.7), None, "92 pages do not pay for the eight that are there");
         assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
-        assert_eq!(parts(9, 0.4), None, "looked at only now and then");
         assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
         assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, LATENCY, later()), None);
     }
@@ -149,7 +175,7 @@ mod tests {
     #[test]
     fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
         let parts = |pages, days, idle| {
-            when_idle(month(), &seen(pages, days), idle, later()).map(|parts| parts.len())
+            when_idle(month(), &seen(pages, days), idle, later()).map(|split| split.parts.len())
         };
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
@@ -161,14 +187,22 @@ mod tests {
     #[test]
     fn another_window_of_the_same_session_is_a_hint() {
         assert_eq!(in_advance(month(), 95, LATENCY), None);
-        assert_eq!(in_advance(month(), 583, LATENCY).map(|parts| parts.len()), Some(11));
+        assert_eq!(in_advance(month(), 583, LATENCY).map(|split| split.parts.len()), Some(11));
         let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
-        assert_eq!(in_advance(week, 583, LATENCY).map(|parts| parts.len()), Some(3));
+        assert_eq!(in_advance(week, 583, LATENCY).map(|split| split.parts.len()), Some(3));
         assert_eq!(
             in_advance(DateRange { to: week.from, ..week }, 10_000, LATENCY),
             None,
             "a day cannot be cut"
         );
+    }
+
+    #[test]
+    fn splitting_costs_a_hundredth_of_a_run_or_little() {
+        let split = Split { parts: vec![month(); 12], expected_pages: 620 };
+        assert_eq!(split.costs(&seen(8, 0.4)), 14);
+        assert!(affordable(14, 0, 0) && !affordable(14, 14, 0));
+        assert!(affordable(14, 14, 1_000) && !affordable(14, 120, 10_000 - 1_000));
     }
 
     proptest! {

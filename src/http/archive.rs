@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
@@ -39,6 +40,7 @@ const CHUNK: usize = 128 << 10;
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The archive is not ready; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many downloads at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -62,6 +64,8 @@ pub(super) async fn download(
         Wanted::Part { from, to } => (StatusCode::PARTIAL_CONTENT, from, to - from + 1),
         Wanted::Unsatisfiable => return Ok(unsatisfiable(archive.size)),
     };
+    let place = state.downloads.clone().try_acquire_owned();
+    let place = place.map_err(|_| Problem::too_many("downloads", "MAX_DOWNLOADS"))?;
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
@@ -70,7 +74,10 @@ pub(super) async fn download(
             Problem::internal()
         })?;
         file.seek(SeekFrom::Start(from)).await.map_err(|_| Problem::internal())?;
-        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK))
+        // The place is held until the body is gone.
+        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK).inspect(move |_| {
+            let _ = &place;
+        }))
     };
     let request = &job.request;
     let name = format!("zoom-chat-reports_{}_{}_{}.zip", request.from, request.to, job.id);

@@ -1,53 +1,74 @@
-//! Who may call: API keys as bearer tokens, compared in constant time.
+//! Who may call: API keys as bearer tokens, compared in constant time; failed attempts are counted and logged.
 //!
-//! Without keys there is nothing to compare; `config` then allows loopback only.
+//! Without keys there is nothing to compare: `config` then allows loopback only, and only callers that say they mean
+//! this machine, so that a web page in the operator's browser cannot reach the service by a name of its own.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use secrecy::{ExposeSecret, SecretString};
+use dashmap::DashMap;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::AppState;
 use super::problem::Problem;
+use crate::clock::SharedClock;
 
-/// One key; the name is what job records and logs show.
+/// One key; only its digest is kept. The name is what job records, logs and the audit trail show.
 #[derive(Debug, Clone)]
-pub struct ApiKey {
-    pub name: Option<String>,
-    pub secret: SecretString,
+struct ApiKey {
+    name: Option<String>,
+    digest: [u8; 32],
+    read_only: bool,
 }
 
 /// All keys that are good; several at a time, so that they can be changed one by one.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeys(Vec<ApiKey>);
 
-/// The caller's key name, as handed to handlers.
-#[derive(Debug, Clone, Default)]
-pub struct Caller(pub Option<String>);
+/// Who calls, as handed to handlers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The key's name; `None` for a key without one, or when there are no keys.
+    pub name: Option<String>,
+    pub read_only: bool,
+}
+
+/// The other end of the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
 
 impl ApiKeys {
     /// Reads `API_KEYS`: comma-separated, each `key` or `name:key`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut keys = Vec::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (name, secret) = match part.split_once(':') {
-                Some((name, secret)) => (Some(name.to_owned()), secret),
-                None => (None, part),
-            };
-            if secret.len() < 16 {
-                return Err("each key must have at least 16 characters".to_owned());
-            }
-            if secret.chars().any(|c| !c.is_ascii_graphic()) || name.as_ref().is_some_and(String::is_empty) {
-                return Err(
-                    "each key must be `key` or `name:key`, of printable ASCII without spaces".to_owned()
-                );
-            }
-            keys.push(ApiKey { name, secret: secret.into() });
-        }
-        Ok(Self(keys))
+    pub fn parse(text: &str, read_only: bool) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(|part| ApiKey::parse(part, read_only)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Reads a file of keys: one a line, `key` or `name:key`, after `read-only ` for one that may only read; empty lines
+    /// and lines that begin with `#` are skipped.
+    pub fn parse_file(text: &str) -> Result<Self, String> {
+        let lines = text.lines().map(str::trim).enumerate();
+        lines
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            .map(|(index, line)| {
+                let (key, read_only) = match line.strip_prefix("read-only ") {
+                    Some(key) => (key.trim(), true),
+                    None => (line, false),
+                };
+                ApiKey::parse(key, read_only).map_err(|error| format!("line {}: {error}", index + 1))
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    pub fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -56,62 +77,233 @@ impl ApiKeys {
 
     /// Compares with every key, in a time that depends on neither key nor candidate.
     fn find(&self, candidate: &str) -> Option<Caller> {
-        let candidate = Sha256::digest(candidate.as_bytes());
+        let candidate: [u8; 32] = Sha256::digest(candidate.as_bytes()).into();
         let mut found = None;
         for key in &self.0 {
-            let digest = Sha256::digest(key.secret.expose_secret().as_bytes());
-            if bool::from(digest[..].ct_eq(&candidate[..])) {
-                found = Some(Caller(key.name.clone()));
+            if bool::from(key.digest.ct_eq(&candidate)) {
+                found = Some(Caller { name: key.name.clone(), read_only: key.read_only });
             }
         }
         found
     }
 }
 
-/// Lets a request pass with a good key, or when there are no keys.
-pub async fn require_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    if state.api_keys.is_empty() {
-        request.extensions_mut().insert(Caller::default());
-        return next.run(request).await;
+impl ApiKey {
+    fn parse(text: &str, read_only: bool) -> Result<Self, String> {
+        let (name, secret) = match text.split_once(':') {
+            Some((name, secret)) => (Some(name.to_owned()), secret),
+            None => (None, text),
+        };
+        if secret.len() < 16 {
+            return Err("each key must have at least 16 characters".to_owned());
+        }
+        if !text.chars().all(|c| c.is_ascii_graphic()) || name.as_ref().is_some_and(String::is_empty) {
+            return Err("each key must be `key` or `name:key`, of printable ASCII without spaces".to_owned());
+        }
+        Ok(Self { name, digest: Sha256::digest(secret.as_bytes()).into(), read_only })
     }
-    let candidate = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, key)| key.trim());
-    if let Some(caller) = candidate.and_then(|candidate| state.api_keys.find(candidate)) {
-        request.extensions_mut().insert(caller);
+}
+
+/// Wrong keys an address may send in a minute before it is told to wait.
+const MOST_FAILURES: u32 = 20;
+const A_MINUTE: Duration = Duration::from_secs(60);
+/// Addresses remembered at a time.
+const MOST_ADDRESSES: usize = 10_000;
+
+/// Counts wrong keys by address. A right key is let through whatever the count: keys are too long to be guessed, and
+/// one careless client behind a proxy must not lock out the others.
+#[derive(Debug)]
+pub struct FailedAttempts {
+    clock: SharedClock,
+    counts: DashMap<IpAddr, (Duration, u32)>,
+}
+
+impl FailedAttempts {
+    pub fn new(clock: SharedClock) -> Self {
+        Self { clock, counts: DashMap::new() }
+    }
+
+    /// Counts one. How long the address is to wait, if it has had its share of this minute.
+    fn add(&self, address: IpAddr) -> Option<Duration> {
+        let now = self.clock.elapsed();
+        if self.counts.len() >= MOST_ADDRESSES {
+            self.counts.retain(|_, (since, _)| now - *since < A_MINUTE);
+        }
+        let mut entry = self.counts.entry(address).or_insert((now, 0));
+        if now - entry.0 >= A_MINUTE {
+            *entry = (now, 0);
+        }
+        entry.1 = entry.1.saturating_add(1);
+        let (since, count) = *entry;
+        drop(entry);
+        // Enough to see it, not enough to fill a disk.
+        if count == 1 || count == MOST_FAILURES {
+            tracing::warn!(%address, attempts_this_minute = count, "refused a caller without a valid key");
+        }
+        (count > MOST_FAILURES).then(|| A_MINUTE.saturating_sub(now - since))
+    }
+}
+
+/// Lets a request pass with a good key, or, when there are no keys, from this machine.
+pub async fn require_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let caller = if state.api_keys.is_empty() {
+        match means_this_machine(request.uri(), request.headers()) {
+            Ok(()) => Caller::default(),
+            Err(problem) => return problem.into_response(),
+        }
+    } else {
+        let candidate = bearer(request.headers());
+        match candidate.and_then(|candidate| state.api_keys.find(candidate)) {
+            Some(caller) => caller,
+            None => return refuse(&state.failed_attempts, candidate.is_some(), peer(&request)),
+        }
+    };
+    let may = !caller.read_only || [Method::GET, Method::HEAD].contains(request.method());
+    let mut response = if may {
+        request.extensions_mut().insert(caller.clone());
         next.run(request).await
     } else {
-        tracing::warn!(path = request.uri().path(), sent_a_key = candidate.is_some(), "refused a caller");
-        let mut response = Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "A valid API key is needed",
-            "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
+        Problem::new(
+            StatusCode::FORBIDDEN,
+            "read-only-key",
+            "This key may only read",
+            "use a key of API_KEYS; this one is among READ_ONLY_API_KEYS",
         )
-        .into_response();
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        response
+        .into_response()
+    };
+    // For the audit trail, which stands outside.
+    response.extensions_mut().insert(caller);
+    response
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+pub(super) fn peer(request: &Request) -> Option<SocketAddr> {
+    request.extensions().get::<Peer>().map(|peer| peer.0)
+}
+
+fn refuse(attempts: &Arc<FailedAttempts>, sent_a_key: bool, peer: Option<SocketAddr>) -> Response {
+    // Who sends no key guesses none: browsers and health checks do that.
+    let wait = if sent_a_key { peer.and_then(|peer| attempts.add(peer.ip())) } else { None };
+    if let Some(wait) = wait {
+        let problem = Problem {
+            retry_after: Some(wait),
+            ..Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-attempts",
+                "Too many wrong keys",
+                "this address has sent too many wrong keys; wait a minute and send a right one",
+            )
+        };
+        return problem.into_response();
     }
+    let mut response = Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "A valid API key is needed",
+        "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
+    )
+    .into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+/// Without keys, whoever reaches loopback may do everything. A browser reaches it on behalf of any web page, so the
+/// `Host` must name this machine (else the page's name was made to point here) and an `Origin` must be our own.
+fn means_this_machine(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let host = uri.authority().map(axum::http::uri::Authority::as_str).or_else(|| text(header::HOST));
+    let is_local = |authority: &str| {
+        let name = authority
+            .rsplit_once(':')
+            .filter(|(_, port)| !port.ends_with(']'))
+            .map_or(authority, |(name, _)| name);
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    };
+    let host_is_ours = host.is_none_or(is_local);
+    let origin_is_ours = text(header::ORIGIN).is_none_or(|origin| {
+        host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host))
+    });
+    if host_is_ours && origin_is_ours {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::FORBIDDEN,
+        "not-this-machine",
+        "Without API keys only this machine may call",
+        "call it as localhost or 127.0.0.1, not from a web page; or set API_KEYS",
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
 
     #[test]
     fn keys_are_read_with_and_without_names() {
-        let keys = ApiKeys::parse("audit:0123456789abcdef, fedcba9876543210 ,").unwrap();
-        assert_eq!(keys.find("0123456789abcdef").unwrap().0.as_deref(), Some("audit"));
-        assert_eq!(keys.find("fedcba9876543210").unwrap().0, None);
-        assert!(keys.find("0123456789abcdeF").is_none());
-        assert!(keys.find("").is_none());
-        assert!(ApiKeys::parse("").unwrap().is_empty());
-        assert!(ApiKeys::parse("short").is_err());
-        assert!(ApiKeys::parse(":0123456789abcdef").is_err());
+        let mut keys = ApiKeys::parse("audit:0123456789abcdef, fedcba9876543210 ,", false).unwrap();
+        keys.add(ApiKeys::parse("viewer:aaaaaaaaaaaaaaaa", true).unwrap());
+        let caller =
+            |name: Option<&str>, read_only| Some(Caller { name: name.map(str::to_owned), read_only });
+        assert_eq!(keys.find("0123456789abcdef"), caller(Some("audit"), false));
+        assert_eq!(keys.find("fedcba9876543210"), caller(None, false));
+        assert_eq!(keys.find("aaaaaaaaaaaaaaaa"), caller(Some("viewer"), true));
+        assert_eq!(keys.find("0123456789abcdeF"), None);
+        assert_eq!(keys.find(""), None);
+        assert!(ApiKeys::parse("", false).unwrap().is_empty());
+        for bad in ["short", ":0123456789abcdef", "na me:0123456789abcdef", "name:0123456789 abcdef"] {
+            assert!(ApiKeys::parse(bad, false).is_err(), "{bad}");
+        }
         assert!(!format!("{keys:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_file_holds_one_key_a_line() {
+        let text = "# rotated in May\nci:0123456789abcdef\n\n  read-only viewer:aaaaaaaaaaaaaaaa\n";
+        let keys = ApiKeys::parse_file(text).unwrap();
+        assert!(!keys.find("0123456789abcdef").unwrap().read_only);
+        assert!(keys.find("aaaaaaaaaaaaaaaa").unwrap().read_only);
+        let error = ApiKeys::parse_file("ci:0123456789abcdef\nshort").unwrap_err();
+        assert_eq!(error, "line 2: each key must have at least 16 characters");
+    }
+
+    #[tokio::test]
+    async fn an_address_is_told_to_wait_after_twenty_wrong_keys_and_others_are_not() {
+        let clock = ManualClock::starting_at("2026-05-30T18:00:00Z".parse().unwrap());
+        let attempts = FailedAttempts::new(clock.clone());
+        let (one, other) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        for _ in 0..MOST_FAILURES {
+            assert_eq!(attempts.add(one), None);
+        }
+        assert!(attempts.add(one).is_some_and(|wait| wait <= A_MINUTE));
+        assert_eq!(attempts.add(other), None);
+        clock.advance(A_MINUTE);
+        assert_eq!(attempts.add(one), None);
+    }
+
+    #[test]
+    fn without_keys_the_host_must_be_this_machine_and_the_origin_our_own() {
+        let check = |host: &str, origin: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            means_this_machine(&Uri::from_static("/v1/jobs"), &headers).is_ok()
+        };
+        for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "LOCALHOST:1"] {
+            assert!(check(host, None), "{host}");
+        }
+        for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "192.0.2.1:8080"] {
+            assert!(!check(host, None), "{host}");
+        }
+        assert!(check("localhost:8080", Some("http://localhost:8080")));
+        assert!(!check("localhost:8080", Some("http://evil.example")));
+        assert!(!check("localhost:8080", Some("null")));
     }
 }

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
 use super::jobs::parse_id;
@@ -28,6 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
     responses(
         (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Too many streams at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn events(
@@ -37,7 +39,10 @@ pub(super) async fn events(
     let id = parse_id(&id)?;
     let follower = state.jobs.follow(id);
     let job = state.jobs.get(id).await?;
-    let mut feed = Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new() };
+    let place = state.event_streams.clone().try_acquire_owned();
+    let place = place.map_err(|_| Problem::too_many("event streams", "MAX_EVENT_STREAMS"))?;
+    let mut feed =
+        Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new(), _place: place };
     feed.queue.push_back(event("progress", &job));
     let stream = unfold(feed, |mut feed| async move { Some((Ok(feed.next().await?), feed)) });
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
@@ -49,6 +54,7 @@ struct Feed {
     follower: Follower,
     shown: Job,
     queue: VecDeque<Event>,
+    _place: OwnedSemaphorePermit,
 }
 
 fn event(name: &str, job: &Job) -> Event {

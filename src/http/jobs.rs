@@ -63,7 +63,7 @@ pub(super) async fn create(
     let body = body.map_err(|rejection| refused_body(&rejection))?;
     let key = idempotency_key(&headers)?;
     let request = body::read(&body, state.clock.today())?;
-    let created = state.jobs.create(request, caller.0, key.as_deref()).await?;
+    let created = state.jobs.create(request, caller.name, key.as_deref()).await?;
     Ok(accepted(&created.job))
 }
 

@@ -3,36 +3,43 @@
 //! Handlers extract, call [`Jobs`], convert. The router and the OpenAPI document come from the same list of routes.
 
 mod archive;
+pub mod audit;
 pub mod auth;
 pub mod body;
 mod events;
 mod jobs;
 pub mod openapi;
 pub mod problem;
+pub mod server;
 mod system;
 mod view;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use tower_http::ServiceBuilderExt;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::CorsLayer;
 use tower_http::request_id::{MakeRequestId, RequestId};
 use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 use tower_http::trace::TraceLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-pub use auth::ApiKeys;
+pub use audit::Audit;
+pub use auth::{ApiKeys, FailedAttempts};
 
 use crate::clock::SharedClock;
 use crate::extract::Account;
@@ -41,7 +48,40 @@ use problem::Problem;
 
 /// The largest body of a request.
 const MAX_BODY: usize = 1 << 20;
+/// A body that makes no progress for this long is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a browser may do with an answer: nothing.
+const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
+/// ... and with the documentation: run its own scripts and call this service. Swagger UI sets styles on elements.
+const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How the service is offered.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    pub api_keys: ApiKeys,
+    pub max_connections: usize,
+    pub max_event_streams: usize,
+    pub max_downloads: usize,
+    /// Pages of these origins may call from a browser; none by default.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Metrics are offered there, without a key, instead of here.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            api_keys: ApiKeys::default(),
+            max_connections: 4_096,
+            max_event_streams: 2_048,
+            max_downloads: 256,
+            cors_origins: Vec::new(),
+            metrics_listen: None,
+        }
+    }
+}
 
 /// What handlers share.
 #[derive(Debug, Clone)]
@@ -49,6 +89,10 @@ pub struct AppState {
     pub jobs: Arc<Jobs>,
     pub account: Arc<Account>,
     pub api_keys: Arc<ApiKeys>,
+    pub failed_attempts: Arc<FailedAttempts>,
+    pub audit: Arc<Audit>,
+    pub event_streams: Arc<Semaphore>,
+    pub downloads: Arc<Semaphore>,
     pub clock: SharedClock,
     /// Ends long polls and event streams when the service stops.
     pub stopping: CancellationToken,
@@ -65,7 +109,11 @@ fn protected() -> OpenApiRouter<AppState> {
         .routes(routes!(events::events))
         .routes(routes!(archive::download))
         .routes(routes!(system::check_account))
-        .routes(routes!(system::metrics))
+}
+
+/// Offered here or on an address of its own.
+fn measured() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(system::metrics))
 }
 
 /// Routes open to everybody.
@@ -74,12 +122,15 @@ fn open() -> OpenApiRouter<AppState> {
 }
 
 fn document() -> utoipa::openapi::OpenApi {
-    openapi::complete(protected().merge(open()).to_openapi())
+    openapi::complete(protected().merge(measured()).merge(open()).to_openapi())
 }
 
 /// The whole service as one router.
-pub fn router(state: AppState) -> Router {
-    let (protected, _) = protected().split_for_parts();
+pub fn router(state: AppState, settings: &HttpSettings) -> Router {
+    let (mut protected, _) = protected().split_for_parts();
+    if settings.metrics_listen.is_none() {
+        protected = protected.merge(measured().split_for_parts().0);
+    }
     let (open, _) = open().split_for_parts();
     let document = document();
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(
@@ -88,7 +139,10 @@ pub fn router(state: AppState) -> Router {
             .persist_authorization(true)
             .display_request_duration(true),
     );
-    let protected = protected.layer(from_fn_with_state(state.clone(), auth::require_key));
+    let docs = Router::from(docs).layer(set("content-security-policy", DOCS_POLICY));
+    let protected = protected
+        .layer(from_fn_with_state(state.clone(), auth::require_key))
+        .layer(from_fn_with_state(state.clone(), audit::record));
     let layers = ServiceBuilder::new()
         .set_request_id(REQUEST_ID, NewRequestId(state.clock.clone()))
         .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log_response).on_failure(()))
@@ -96,7 +150,8 @@ pub fn router(state: AppState) -> Router {
         .layer(CatchPanicLayer::custom(|_| -> Response { Problem::internal().into_response() }))
         .layer(set("x-content-type-options", "nosniff"))
         .layer(set("x-frame-options", "DENY"))
-        .layer(set("referrer-policy", "no-referrer"));
+        .layer(set("referrer-policy", "no-referrer"))
+        .layer(set("content-security-policy", POLICY));
     Router::new()
         .merge(protected)
         .merge(open)
@@ -119,8 +174,30 @@ pub fn router(state: AppState) -> Router {
             )
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(cors(settings))
         .layer(layers)
         .with_state(state)
+}
+
+/// The metrics alone, for an address that only the collector reaches.
+pub fn metrics_router(state: AppState) -> Router {
+    measured().split_for_parts().0.with_state(state)
+}
+
+fn cors(settings: &HttpSettings) -> CorsLayer {
+    if settings.cors_origins.is_empty() {
+        return CorsLayer::new();
+    }
+    CorsLayer::new()
+        .allow_origin(settings.cors_origins.clone())
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+        ])
+        .expose_headers([header::ETAG, header::LOCATION, header::CONTENT_DISPOSITION, REQUEST_ID])
 }
 
 fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {

@@ -75,6 +75,19 @@ impl Problem {
         )
     }
 
+    /// All places are taken, of something that lasts.
+    pub fn too_many(what: &str, setting: &str) -> Self {
+        Self {
+            retry_after: Some(Duration::from_secs(10)),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-at-once",
+                "Too many at once",
+                format!("as many {what} as {setting} allows are under way; try again later"),
+            )
+        }
+    }
+
     pub fn internal() -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -133,6 +146,15 @@ impl From<JobsError> for Problem {
                 "The archive is gone",
                 "the job has expired and its files were removed; submit it again",
             ),
+            JobsError::Store(ref store) if store.is_disk_full() => {
+                tracing::error!(error = detail, "the disk is full");
+                Self::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    "disk-full",
+                    "The disk is full",
+                    "make room on the disk of DATA_DIR, then try again",
+                )
+            }
             JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
                 tracing::error!(error = detail, "a request could not be served");
                 Self::internal()

@@ -43,6 +43,10 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
     if state.stopping.is_cancelled() {
         return Err(refused("it is shutting down"));
     }
+    if !state.jobs.has_its_files() {
+        tracing::error!("the table of jobs is no longer in DATA_DIR");
+        return Err(refused("its data directory is gone; restart it once the directory is back"));
+    }
     match state.jobs.count(JobState::Queued).await {
         Ok(_) => Ok(Json(OK)),
         Err(error) => {

@@ -1,9 +1,10 @@
 //! Jobs: requests with a life. Stored before they are promised, run in the background, kept until they expire.
 //!
 //! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `registry` holds what is live,
-//! `runner` does the work, `service` is what the outside calls, `retention` ends old ones.
+//! `recovery` mends a damaged table, `runner` does the work, `service` is what the outside calls, `retention` ends old ones.
 
 pub mod model;
+mod recovery;
 mod registry;
 mod retention;
 mod runner;

@@ -1,6 +1,5 @@
 //! The end of jobs: files go when the retention is over, the record stays; what no record knows is swept at start.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,16 +58,7 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
 
 /// At start: directories that no living record knows, and temporary files of an assembly that was cut short.
 pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
-    let mut known = HashSet::new();
-    let mut before = None;
-    loop {
-        let page = jobs.store.list(ListFilter { state: None, before, limit: 500 }).await?;
-        let Some((last, _)) = page.last() else { break };
-        before = Some(*last);
-        known.extend(
-            page.iter().filter(|(_, job)| job.state != JobState::Expired).map(|(_, job)| job.id.to_string()),
-        );
-    }
+    let known = jobs.store.ids_with_files().await?;
     for entry in std::fs::read_dir(jobs.settings.data_dir.join("jobs"))? {
         let entry = entry?;
         let name = entry.file_name();

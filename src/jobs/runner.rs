@@ -2,6 +2,7 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,6 +160,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             Ok(_) => break,
             Err(error) => {
                 tracing::error!(%error, job.id = %job.id, "the end of a job could not be written down, trying again");
+                // Shown all the same: it has ended. After a restart it would be taken up again, which loses nothing.
+                jobs.registry.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
                     break;
@@ -183,8 +186,8 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
     };
     let directory = context.directory.clone();
     let progress = context.progress.clone();
-    if let Err(error) = std::fs::create_dir_all(&directory) {
-        return End::Failed(trouble("data-directory", &error, Some("check DATA_DIR and its permissions")));
+    if let Err(error) = make_directory(&directory) {
+        return End::Failed(error);
     }
     let outcome = match extract::run(context).await {
         Ok(outcome) => outcome,
@@ -196,14 +199,26 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
     match archive::assemble_zip(input, directory.join(ARCHIVE_NAME)).await {
         Ok(archive) => End::Whole(archive, outcome.failures()),
         Err(ArchiveError::Cancelled) => stopped(),
-        Err(error @ ArchiveError::NoRoom { .. }) => End::Failed(trouble(
-            "disk-full",
-            &error,
-            Some("make room, then retry the job; nothing is fetched again"),
-        )),
-        Err(error) => {
-            End::Failed(trouble("archive", &error, Some("retry the job; nothing is fetched again")))
+        Err(error) => End::Failed(if error.is_disk_full() {
+            trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
+        } else {
+            trouble("archive", &error, Some("see the log, then retry the job; nothing is fetched again"))
+        }),
+    }
+}
+
+/// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
+fn make_directory(directory: &Path) -> Result<(), JobError> {
+    match std::fs::create_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
+            Err(trouble(
+                if error.kind() == std::io::ErrorKind::StorageFull { "disk-full" } else { "data-directory" },
+                &error,
+                help,
+            ))
         }
+        _ => Ok(()),
     }
 }
 
@@ -219,8 +234,13 @@ fn extract_trouble(error: &ExtractError) -> JobError {
         ExtractError::Capture(inner) if inner.is_disk_full() => {
             trouble("disk-full", error, Some("make room, then retry the job; it goes on where it stopped"))
         }
+        ExtractError::Capture(inner) if inner.is_damaged() => trouble(
+            "capture-damaged",
+            error,
+            Some("retry fetches everything again; the damaged file is kept beside the new one"),
+        ),
         ExtractError::Capture(_) => {
-            trouble("capture", error, Some("see the log; retry goes on where it stopped"))
+            trouble("capture", error, Some("check DATA_DIR and its disk; retry goes on where it stopped"))
         }
         ExtractError::Cancelled | ExtractError::Panicked => trouble("internal", error, None),
     }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::model::{ApiKeyName, Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{Inserted, JobStore, ListFilter, StoreError};
-use super::{ARCHIVE_NAME, retention, runner};
+use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
@@ -80,7 +80,7 @@ impl Jobs {
         clock: SharedClock,
     ) -> Result<Arc<Self>, JobsError> {
         std::fs::create_dir_all(settings.data_dir.join("jobs"))?;
-        let store = JobStore::open(&settings.data_dir).await?;
+        let store = recovery::open(&settings.data_dir, &*clock).await?;
         let jobs = Arc::new(Self {
             settings,
             store,
@@ -276,6 +276,11 @@ impl Jobs {
         }
         let path = self.directory(id).join(ARCHIVE_NAME);
         Ok((job, path))
+    }
+
+    /// False when somebody has removed the data directory, or the table in it, under our feet.
+    pub fn has_its_files(&self) -> bool {
+        self.settings.data_dir.join(super::store::FILE_NAME).exists()
     }
 
     pub(super) fn directory(&self, id: JobId) -> PathBuf {

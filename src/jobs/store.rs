@@ -3,13 +3,16 @@
 //! Owns the only SQL about jobs. Every change of state is a compare-and-set on the state before, so that two callers
 //! cannot both win. What a job received is not here but in its capture.
 
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::Row;
+use futures_util::TryStreamExt;
+use jiff::Timestamp;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
+use sqlx::{ConnectOptions, Row};
 
 use super::model::{Job, JobId, JobState};
 use crate::extract::{ExtractRequest, Waiting};
@@ -49,10 +52,70 @@ pub struct JobStore {
     pool: SqlitePool,
 }
 
+/// What became of opening the table.
+#[derive(Debug)]
+pub enum Opened {
+    Sound(JobStore),
+    /// There was none.
+    New(JobStore),
+    /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
+    Replaced {
+        store: JobStore,
+        salvaged: usize,
+        set_aside: PathBuf,
+    },
+}
+
+impl StoreError {
+    pub fn is_disk_full(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("13")
+    }
+}
+
 impl JobStore {
-    pub async fn open(directory: &Path) -> Result<Self, StoreError> {
+    pub async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
+        let path = directory.join(FILE_NAME);
+        if !path.exists() {
+            return Ok(Opened::New(Self::connect(&path).await?));
+        }
+        match Self::connect_checked(&path).await {
+            Ok(store) => Ok(Opened::Sound(store)),
+            Err(StoreError::Database(error)) if is_damage(&error) => {
+                let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
+                let (records, pause) = salvage(&path).await;
+                std::fs::rename(&path, &set_aside).map_err(sqlx::Error::Io)?;
+                for suffix in ["-wal", "-shm"] {
+                    // Belongs to the damaged file; absent more often than not.
+                    let of = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+                    let _ = std::fs::rename(of(&path), of(&set_aside));
+                }
+                let store = Self::connect(&path).await?;
+                for (job, scope) in &records {
+                    store.insert(job, scope.as_deref()).await?;
+                }
+                if let Some(pause) = pause {
+                    store.set_pause(&pause).await?;
+                }
+                Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
+        let store = Self::connect(path).await?;
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&store.pool).await?;
+        if verdict == "ok" {
+            return Ok(store);
+        }
+        store.close().await;
+        Err(StoreError::Database(sqlx::Error::Protocol(format!("{DAMAGED}{verdict}"))))
+    }
+
+    async fn connect(path: &Path) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
-            .filename(directory.join(FILE_NAME))
+            .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -143,6 +206,13 @@ impl JobStore {
         rows.iter().map(|row| Ok((row.try_get("number")?, read(row)?))).collect()
     }
 
+    /// The ids of jobs that have files, or may have some.
+    pub async fn ids_with_files(&self) -> Result<HashSet<String>, StoreError> {
+        let ids: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM jobs WHERE state <> 'expired'").fetch_all(&self.pool).await?;
+        Ok(ids.into_iter().collect())
+    }
+
     pub async fn count(&self, state: JobState) -> Result<u64, StoreError> {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state = ?")
             .bind(state.as_str())
@@ -204,6 +274,43 @@ impl JobStore {
             .await?;
         Ok(removed.rows_affected() == 1)
     }
+}
+
+/// How the check's verdict is told from other protocol errors.
+const DAMAGED: &str = "damaged: ";
+
+/// SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms, and a failed check.
+fn is_damage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Protocol(text) => text.starts_with(DAMAGED),
+        other => other
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .and_then(|code| code.parse::<i32>().ok())
+            .is_some_and(|code| [11, 26].contains(&(code & 0xff))),
+    }
+}
+
+/// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
+async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
+    let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
+    let options = SqliteConnectOptions::new().filename(path).read_only(true);
+    let Ok(mut connection) = options.connect().await else { return (Vec::new(), None) };
+    for statement in [
+        "SELECT number, job, idempotency_scope FROM jobs ORDER BY number",
+        "SELECT number, job, idempotency_scope FROM jobs ORDER BY number DESC",
+    ] {
+        let mut rows = sqlx::query(statement).fetch(&mut connection);
+        while let Ok(Some(row)) = rows.try_next().await {
+            if let (Ok(number), Ok(job)) = (row.try_get("number"), read(&row)) {
+                records.insert(number, (job, row.try_get("idempotency_scope").ok().flatten()));
+            }
+        }
+    }
+    let pause: Result<String, _> =
+        sqlx::query_scalar("SELECT pause FROM account_pause").fetch_one(&mut connection).await;
+    let pause = pause.ok().and_then(|text| serde_json::from_str(&text).ok());
+    (records.into_values().collect(), pause)
 }
 
 fn read(row: &SqliteRow) -> Result<Job, StoreError> {

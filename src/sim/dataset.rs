@@ -84,7 +84,8 @@ struct Inner {
 }
 
 impl Dataset {
-    pub(super) fn new(settings: &SimSettings, today: Date) -> Self {
+    /// The account that a simulator with these settings plays on that day.
+    pub fn new(settings: &SimSettings, today: Date) -> Self {
         let account = Noise::new(settings.seed);
         let months = i64::from(settings.months.clamp(1, 6));
         let first_day = today.saturating_sub(months.months());
@@ -179,6 +180,23 @@ impl Dataset {
             waiting = items.next();
             first
         })
+    }
+
+    /// How many requests it takes at least to list these days and to read every session listed, with full pages.
+    pub fn least_requests(&self, from: Date, to: Date, options: ItemOptions) -> u64 {
+        let inner = &*self.0;
+        let (mut listed, mut pages) = (0_u64, 0);
+        for session in self.sessions_listed(from, to) {
+            listed += 1;
+            let mut feed = inner.feed(session, from, to, options);
+            let mut steps = 0_u64;
+            while let Some(step) = feed.peek() {
+                feed.take(&step);
+                steps += 1;
+            }
+            pages += steps.div_ceil(100).max(1);
+        }
+        listed.div_ceil(300).max(1) + pages
     }
 
     /// One page: appends the texts to the three arrays and returns where the next page begins.

@@ -86,6 +86,10 @@ impl Faults {
         self.scripted.push(fault);
     }
 
+    pub(super) fn clear_script(&mut self) {
+        self.scripted.clear();
+    }
+
     /// What goes wrong with this request, if anything.
     pub(super) fn strike(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         let answer = self

@@ -110,6 +110,11 @@ impl Simulator {
         self.api.with(|changing| changing.faults.script(fault));
     }
 
+    /// Forgets all scripted faults.
+    pub fn clear_script(&self) {
+        self.api.with(|changing| changing.faults.clear_script());
+    }
+
     /// Changes the per-second limit; 0 is unlimited.
     pub fn set_qps(&self, qps: u32) {
         self.api.with(|changing| changing.qps = qps);
@@ -118,6 +123,11 @@ impl Simulator {
     /// Changes the daily limit; 0 is unlimited.
     pub fn set_daily_limit(&self, daily_limit: u64) {
         self.api.with(|changing| changing.daily_limit = daily_limit);
+    }
+
+    /// Every access token issued so far.
+    pub fn access_tokens(&self) -> Vec<String> {
+        self.api.with(|changing| changing.tokens.all.clone())
     }
 
     /// Every access token issued so far is no longer good.

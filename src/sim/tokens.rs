@@ -16,11 +16,13 @@ pub(super) struct AccessTokens {
     issued: u64,
     /// Token to the instant it ends at.
     live: HashMap<String, i64>,
+    /// All that were ever issued, for tests that look for them where they must not be.
+    pub(super) all: Vec<String>,
 }
 
 impl AccessTokens {
     pub(super) fn new(noise: Noise) -> Self {
-        Self { noise, issued: 0, live: HashMap::new() }
+        Self { noise, issued: 0, live: HashMap::new(), all: Vec::new() }
     }
 
     pub(super) fn issue(&mut self, life: Duration) -> String {
@@ -32,6 +34,7 @@ impl AccessTokens {
             bytes.extend_from_slice(&self.noise.with(self.issued).with(part).value().to_le_bytes());
         }
         let token = format!("sim.{}", base64url_encode(&bytes));
+        self.all.push(token.clone());
         self.live.insert(token.clone(), now + life.as_millis() as i64);
         token
     }

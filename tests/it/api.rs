@@ -257,7 +257,8 @@ async fn events_begin_with_progress_and_end_with_a_final_state() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_are_asked_for_where_they_must_be() {
     let key = "night-job:0123456789abcdef";
-    let world = World::with(account(), |settings| settings.api_keys = ApiKeys::parse(key).unwrap()).await;
+    let world =
+        World::with(account(), |settings| settings.http.api_keys = ApiKeys::parse(key, false).unwrap()).await;
     for path in ["/v1/jobs", "/metrics"] {
         let refused = world.get(path).await;
         assert_eq!(refused.headers()["www-authenticate"], "Bearer");

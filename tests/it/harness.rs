@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::app::{App, AppSettings};
 use zoom_chat_reports::clock::{SharedClock, SystemClock};
 use zoom_chat_reports::extract::ExtractSettings;
-use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::http::HttpSettings;
 use zoom_chat_reports::jobs::JobSettings;
 use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, SimSettings, Simulator};
 use zoom_chat_reports::zoom::ZoomSettings;
@@ -35,7 +36,7 @@ fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
     let defaults = SimSettings::default();
     AppSettings {
         listen: "127.0.0.1:0".parse().unwrap(),
-        api_keys: ApiKeys::default(),
+        http: HttpSettings::default(),
         jobs: JobSettings {
             data_dir: directory.path().join("data"),
             max_running: 4,
@@ -101,8 +102,16 @@ impl World {
         }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.app.as_ref().unwrap().address
+    }
+
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.app.as_ref().unwrap().metrics_address
+    }
+
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.app.as_ref().unwrap().address)
+        format!("http://{}{path}", self.address())
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Response {

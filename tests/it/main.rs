@@ -3,13 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics is a test that fails")]
 
 mod harness;
+mod process;
 
 mod api;
 mod command_line;
+mod crashes;
+mod disks;
 mod documents;
 mod failures;
 mod import_rule;
 mod legacy;
 mod outages;
 mod resume;
+mod security;
 mod wholeness;

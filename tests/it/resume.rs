@@ -1,11 +1,9 @@
 //! Stopped at any moment, a job goes on and ends in the archive an undisturbed one would have made.
 
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use zoom_chat_reports::clock::{Clock, SystemClock};
-use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Archive, World};
 
@@ -50,103 +48,6 @@ async fn an_orderly_restart_goes_on_where_the_job_stood() {
 
 fn undisturbed_requests(archive: &Archive) -> u64 {
     archive.json("_metadata/extraction_summary.json")["requests"].as_u64().unwrap()
-}
-
-/// The real binary, as an operator runs it.
-struct Service {
-    child: Child,
-    base: String,
-}
-
-impl Service {
-    async fn start(sim: &Simulator, data: &std::path::Path, port: u16, client: &reqwest::Client) -> Self {
-        let defaults = SimSettings::default();
-        let child = Command::new(env!("CARGO_BIN_EXE_zoom-chat-reports"))
-            .arg("serve")
-            .env("ZOOM_ACCOUNT_ID", defaults.account_id)
-            .env("ZOOM_CLIENT_ID", defaults.client_id)
-            .env("ZOOM_CLIENT_SECRET", defaults.client_secret)
-            .env("ZOOM_API_BASE_URL", sim.api_base_url())
-            .env("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url())
-            .env("ZOOM_RATE_LIMIT", "400")
-            .env("DATA_DIR", data)
-            .env("LISTEN_ADDR", format!("127.0.0.1:{port}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let service = Self { child, base: format!("http://127.0.0.1:{port}") };
-        let clock = SystemClock::new();
-        for _ in 0..200 {
-            if client
-                .get(format!("{}/readyz", service.base))
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status() == 200)
-            {
-                return service;
-            }
-            clock.sleep(Duration::from_millis(25)).await;
-        }
-        panic!("the service did not become ready");
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // SIGKILL, whatever it is doing.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_ten_times_the_archive_is_the_same() {
-    let expected = undisturbed(account(0)).await;
-    let sim = Simulator::start(account(30)).await.unwrap();
-    let directory = tempfile::TempDir::new().unwrap();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
-    let clock = SystemClock::new();
-    let port = free_port();
-    let mut service = Service::start(&sim, directory.path(), port, &client).await;
-    let data = sim.dataset();
-    let body = serde_json::json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() });
-    let answer = client.post(format!("{}/v1/jobs", service.base)).json(&body).send().await.unwrap();
-    assert_eq!(answer.status(), 202);
-    let job: Value = answer.json().await.unwrap();
-    let url = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
-    for kill in 0..10_u64 {
-        // Uneven, so that the kills fall into different phases.
-        clock.sleep(Duration::from_millis(40 + kill * kill * 7 % 230)).await;
-        drop(service);
-        service = Service::start(&sim, directory.path(), port, &client).await;
-    }
-    let mut job = Value::Null;
-    for _ in 0..1_200 {
-        job = client.get(format!("{}{url}", service.base)).send().await.unwrap().json().await.unwrap();
-        if !["queued", "running"].contains(&job["state"].as_str().unwrap()) {
-            break;
-        }
-        clock.sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(job["state"], "completed", "{job:#}");
-    let bytes =
-        client.get(format!("{}{url}/archive", service.base)).send().await.unwrap().bytes().await.unwrap();
-    let archive = Archive::read(bytes.to_vec());
-    archive.check_form();
-    assert_eq!(archive.comparable(), expected.comparable());
-    drop(service);
-    let left: Vec<_> = std::fs::read_dir(directory.path().join("jobs"))
-        .unwrap()
-        .flat_map(|job| std::fs::read_dir(job.unwrap().path()).unwrap())
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .filter(|name| !name.starts_with("capture.db") && name != "archive.zip")
-        .collect();
-    assert!(left.is_empty(), "nothing half-written stays behind: {left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::Duration;
 
 use jiff::ToSpan;
 use serde_json::json;
@@ -33,6 +34,31 @@ async fn six_months_from_mid_month_to_mid_month_come_out_whole() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&summed.stdout).trim(), archive.names.len().to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_holds_half_of_all_messages_is_split_and_whole_and_costs_few_requests_more() {
+    let sim = SimSettings { heaviest_share: 0.5, ..account(300, 150_000, FaultLevel::None) };
+    let world = World::new(SimSettings { latency: Duration::from_millis(5), ..sim }).await;
+    let data = world.sim.dataset().clone();
+    let (from, to) = (data.first_day(), data.last_day());
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    let summary = archive.json("_metadata/extraction_summary.json");
+    let least: u64 = summary["windows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|window| {
+            let day = |name: &str| window[name].as_str().unwrap().parse().unwrap();
+            data.least_requests(day("from"), day("to"), ItemOptions::default())
+        })
+        .sum();
+    let sent = world.sim.stats().requests;
+    assert!(sent > least, "it was split: {sent} of {least}");
+    assert!(sent as f64 <= least as f64 * 1.03, "splitting is cheap: {sent} of {least}");
+    assert_eq!(job["progress"]["units_done"], job["progress"]["units_total"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,147 @@
+//! The audit trail: who did what with which job, when, from where. One JSON line an action, appended, never changed.
+//!
+//! A layer around the routes that need a key, so that no handler can forget it. Holds names of keys, never keys, and
+//! nothing of what chats contain.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use dashmap::DashMap;
+use serde::Serialize;
+
+use super::auth::{Caller, peer};
+use super::{AppState, REQUEST_ID};
+use crate::clock::SharedClock;
+
+/// The file in the data directory.
+pub const FILE_NAME: &str = "audit.jsonl";
+/// Looking at the same job again within this time is not written down again: people poll.
+const SAME_LOOK: Duration = Duration::from_secs(60);
+/// Looks remembered at a time.
+const MOST_LOOKS: usize = 10_000;
+
+/// An open trail.
+#[derive(Debug)]
+pub struct Audit {
+    clock: SharedClock,
+    file: Mutex<File>,
+    looks: DashMap<String, Duration>,
+}
+
+/// One line of the trail.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    at: String,
+    action: &'static str,
+    job: Option<&'a str>,
+    /// The name of the key; null for a key without one, or when there are no keys.
+    key: Option<&'a str>,
+    /// The other end of the connection: the proxy, if there is one.
+    from: Option<String>,
+    /// What the proxy says of the caller. Not verified: anybody can send it.
+    forwarded_for: Option<&'a str>,
+    status: u16,
+    request_id: Option<&'a str>,
+}
+
+impl Audit {
+    /// Opens the trail of a data directory, readable by its owner only.
+    pub fn open(data_dir: &Path, clock: SharedClock) -> io::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let file = File::options().create(true).append(true).mode(0o600).open(data_dir.join(FILE_NAME))?;
+        Ok(Self { clock, file: Mutex::new(file), looks: DashMap::new() })
+    }
+
+    /// True when the same look was written down within the last minute.
+    fn seen_lately(&self, look: String) -> bool {
+        let now = self.clock.elapsed();
+        if self.looks.len() >= MOST_LOOKS {
+            self.looks.retain(|_, at| now - *at < SAME_LOOK);
+        }
+        let lately = self.looks.get(&look).is_some_and(|at| now - *at < SAME_LOOK);
+        if !lately {
+            self.looks.insert(look, now);
+        }
+        lately
+    }
+
+    /// Appends in one write, before the caller gets its answer: what was answered is in the trail.
+    fn write(&self, line: &Line<'_>) {
+        let mut text = serde_json::to_string(line).expect("a line is plain data");
+        text.push('\n');
+        let written = self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
+        if let Err(error) = written {
+            // Refusing would keep people from deleting jobs on a full disk; the log has the line instead.
+            metrics::counter!("zcr_audit_failures_total").increment(1);
+            tracing::error!(%error, line = text.trim_end(), "the audit trail could not be written");
+        }
+    }
+}
+
+/// What a request does, and whether it only looks.
+fn action_of(method: &Method, path: &str) -> Option<(&'static str, bool)> {
+    Some(match (method.as_str(), path) {
+        ("POST", "/v1/jobs") => ("create", false),
+        ("GET" | "HEAD", "/v1/jobs") => ("list", true),
+        ("GET" | "HEAD", "/v1/jobs/{id}") => ("read", true),
+        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", true),
+        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", true),
+        ("GET" | "HEAD", "/v1/jobs/{id}/archive") => ("download", false),
+        ("DELETE", "/v1/jobs/{id}") => ("delete", false),
+        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", false),
+        ("POST", "/v1/jobs/{id}/retry") => ("retry", false),
+        ("POST", "/v1/check") => ("check", false),
+        _ => return None,
+    })
+}
+
+/// Writes a line for each request that does something, refused ones included.
+pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let action = matched.as_deref().and_then(|path| action_of(request.method(), path));
+    let Some((action, only_looks)) = action else {
+        return next.run(request).await;
+    };
+    let id = request.uri().path().split('/').nth(3).map(str::to_owned);
+    let from = peer(&request).map(|peer| peer.ip().to_string());
+    let headers = request.headers().clone();
+    let response = next.run(request).await;
+    let caller = response.extensions().get::<Caller>().cloned();
+    if response.status() == StatusCode::UNAUTHORIZED || response.status() == StatusCode::TOO_MANY_REQUESTS {
+        // Counted and logged where keys are checked; a line each would let anybody fill the disk.
+        if caller.is_none() {
+            return response;
+        }
+    }
+    let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));
+    let name = caller.as_ref().and_then(|caller| caller.name.as_deref());
+    if only_looks {
+        let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
+        if state.audit.seen_lately(look) {
+            return response;
+        }
+    }
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    state.audit.write(&Line {
+        at: state.clock.now().to_string(),
+        action,
+        job,
+        key: name,
+        from,
+        forwarded_for: text(axum::http::HeaderName::from_static("x-forwarded-for")),
+        status: response.status().as_u16(),
+        request_id: text(REQUEST_ID),
+    });
+    response
+}
+
+/// How handlers share the trail.
+pub type SharedAudit = Arc<Audit>;

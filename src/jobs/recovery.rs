@@ -1,0 +1,77 @@
+//! When the table of jobs is damaged or gone: what can still be read of it is kept, and what it lost is rebuilt from
+//! the captures, which know their own requests. The damaged file is set aside, never overwritten.
+
+use std::path::Path;
+
+use super::model::{Job, JobError, JobId, JobState};
+use super::service::JobsError;
+use super::store::{JobStore, Opened};
+use crate::clock::Clock;
+use crate::extract::{self, Captured, Snapshot};
+
+/// Opens the table, mending what a damaged or missing file has lost.
+pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
+    let (store, salvaged) = match JobStore::open(data_dir, clock.now()).await? {
+        Opened::Sound(store) => return Ok(store),
+        Opened::New(store) => (store, 0),
+        Opened::Replaced { store, salvaged, set_aside } => {
+            tracing::error!(
+                set_aside = %set_aside.display(), salvaged,
+                "the table of jobs is damaged; it was set aside and what could be read of it was kept"
+            );
+            (store, salvaged)
+        }
+    };
+    let mut rebuilt = 0_u32;
+    for entry in std::fs::read_dir(data_dir.join("jobs"))? {
+        let entry = entry?;
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<JobId>() else { continue };
+        if store.get(id).await?.is_some() {
+            continue;
+        }
+        if let Some(job) = rebuild(id, &entry.path(), clock).await {
+            store.insert(&job, None).await?;
+            rebuilt += 1;
+        }
+    }
+    if rebuilt > 0 {
+        tracing::warn!(salvaged, rebuilt, "jobs were rebuilt from their captures");
+    }
+    Ok(store)
+}
+
+/// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a
+/// request to Zoom. One that does not waits for somebody to say `retry`.
+async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Option<Job> {
+    let Captured { request, started_at, requester, complete } = match extract::captured(directory).await {
+        Ok(captured) => captured?,
+        Err(error) => {
+            tracing::error!(%error, job.id = %id, "a capture without a record cannot be read");
+            return None;
+        }
+    };
+    let started_at = started_at.unwrap_or_else(|| clock.now());
+    let error = (!complete).then(|| JobError {
+        code: "record-lost".to_owned(),
+        detail: "the table of jobs was damaged and this job's record was lost; what it captured is there"
+            .to_owned(),
+        help: Some("retry goes on where it stopped".to_owned()),
+    });
+    Some(Job {
+        id,
+        state: if complete { JobState::Queued } else { JobState::Failed },
+        request,
+        requester,
+        created_at: started_at,
+        started_at: Some(started_at),
+        finished_at: (!complete).then(|| clock.now()),
+        // Kept until somebody has looked at it.
+        expires_at: None,
+        progress: Snapshot::default(),
+        failures_total: 0,
+        error,
+        archive: None,
+        cancel_requested: false,
+        retry_failed: false,
+    })
+}

@@ -1,0 +1,222 @@
+//! Killed with SIGKILL in every phase of a job's life: archives are those of an undisturbed run, no job is stuck, no
+//! file is left behind. `KILLS=200 cargo test --test it crashes` makes an experiment of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zoom_chat_reports::clock::Clock;
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+
+use crate::harness::{Archive, World};
+use crate::process::{Service, Setup, is_final};
+
+fn account() -> SimSettings {
+    SimSettings {
+        sessions: 60,
+        messages: 24_000,
+        heaviest_share: 0.5,
+        latency: Duration::from_millis(5),
+        latency_jitter: Duration::from_millis(3),
+        ..SimSettings::default()
+    }
+}
+
+/// Where the process is killed.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Starting,
+    Listing,
+    Fetching,
+    Assembling,
+    Publishing,
+    Cancelling,
+    Retrying,
+    Deleting,
+    Expiring,
+}
+
+const PHASES: [Phase; 9] = [
+    Phase::Starting,
+    Phase::Listing,
+    Phase::Fetching,
+    Phase::Assembling,
+    Phase::Publishing,
+    Phase::Cancelling,
+    Phase::Retrying,
+    Phase::Deleting,
+    Phase::Expiring,
+];
+
+struct Experiment {
+    sim: Simulator,
+    setup: Setup,
+    directory: TempDir,
+    expected: Archive,
+    everything: Value,
+    /// A number that is different for each kill.
+    turn: u64,
+}
+
+impl Experiment {
+    /// Some milliseconds, spread unevenly over `most`.
+    fn somewhere(&self, most: u64) -> Duration {
+        Duration::from_micros(self.turn * 7_919 % (most * 1_000))
+    }
+
+    fn file(&self, id: &str, name: &str) -> std::path::PathBuf {
+        self.setup.data.join("jobs").join(id).join(name)
+    }
+
+    /// Kills the service in a phase of a new job; returns the job.
+    async fn kill_in(&self, phase: Phase, service: Service) -> String {
+        let wait = |most| service.clock.sleep(self.somewhere(most));
+        if let Phase::Retrying = phase {
+            // Every request for the biggest chat fails until it is given up; the retry has work to do.
+            let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
+            self.sim.script(ScriptedFault { matches: Match::Session(0), after: 2, times: 24, answer });
+        }
+        let id = service.submit(&self.everything).await;
+        let url = service.url(&format!("/v1/jobs/{id}"));
+        let request = |method: reqwest::Method, path: &str| {
+            let call = service.client.request(method, format!("{url}{path}"));
+            tokio::spawn(async move { call.send().await.map(|answer| answer.status()) })
+        };
+        match phase {
+            Phase::Starting => wait(10).await,
+            Phase::Listing => {
+                service.wait_until(&id, |job| job["state"] == "running").await;
+                wait(30).await;
+            }
+            Phase::Fetching => {
+                let messages = self.turn * 7_919 % 20_000;
+                let far = |job: &Value| job["progress"]["messages"].as_u64().unwrap() >= messages;
+                service.wait_until(&id, |job| far(job) || is_final(job)).await;
+                wait(20).await;
+            }
+            Phase::Assembling => self.appears(&service, &self.file(&id, "assemble.tmp"), 60).await,
+            Phase::Publishing => self.appears(&service, &self.file(&id, "archive.zip"), 4).await,
+            Phase::Cancelling => {
+                service
+                    .wait_until(&id, |job| {
+                        job["progress"]["messages"].as_u64().unwrap() > 500 || is_final(job)
+                    })
+                    .await;
+                let cancelled = request(reqwest::Method::POST, "/cancel");
+                wait(6).await;
+                drop(service);
+                let _ = cancelled.await;
+                return id;
+            }
+            Phase::Retrying => {
+                service.finished(&id).await;
+                let retried = request(reqwest::Method::POST, "/retry");
+                wait(40).await;
+                drop(service);
+                let _ = retried.await;
+                return id;
+            }
+            Phase::Deleting => {
+                service.finished(&id).await;
+                let deleted = request(reqwest::Method::DELETE, "");
+                wait(6).await;
+                drop(service);
+                let _ = deleted.await;
+                return id;
+            }
+            Phase::Expiring => {
+                service.finished(&id).await;
+                drop(service);
+                // Expiry is looked at right at the start.
+                let short = self.setup.clone().with("RETENTION", "1ms");
+                let service = short.spawn();
+                service.clock.sleep(Duration::from_millis(20) + self.somewhere(60)).await;
+                drop(service);
+                return id;
+            }
+        }
+        drop(service);
+        id
+    }
+
+    /// Waits for a file, then a little more.
+    async fn appears(&self, service: &Service, file: &Path, most: u64) {
+        for _ in 0..20_000 {
+            if file.exists() {
+                break;
+            }
+            service.clock.sleep(Duration::from_millis(1)).await;
+        }
+        service.clock.sleep(self.somewhere(most)).await;
+    }
+
+    /// After the restart the job ends as it must, and nothing lies about.
+    async fn settle(&self, phase: Phase, id: &str, service: &Service) {
+        let label = format!("kill {} while {phase:?}", self.turn);
+        self.sim.clear_script();
+        let answer = service.client.get(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
+        if answer.status() == 404 {
+            assert!(matches!(phase, Phase::Deleting), "{label}: the job is gone");
+            assert!(!self.setup.data.join("jobs").join(id).exists(), "{label}: its files are not");
+            return;
+        }
+        let mut job = service.finished(id).await;
+        let may_be_retried = matches!(phase, Phase::Cancelling | Phase::Retrying);
+        if may_be_retried
+            && ["cancelled", "completed_with_failures"].contains(&job["state"].as_str().unwrap())
+        {
+            assert_eq!(
+                service.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(),
+                202,
+                "{label}"
+            );
+            job = service.finished(id).await;
+        }
+        if job["state"] == "expired" {
+            assert!(matches!(phase, Phase::Expiring), "{label}: expired");
+            assert!(!self.setup.data.join("jobs").join(id).exists(), "{label}: expired, its files are there");
+        } else {
+            assert_eq!(job["state"], "completed", "{label}: {job:#}");
+            let archive = service.archive(id).await;
+            archive.check_form();
+            assert!(archive.comparable() == self.expected.comparable(), "{label}: another archive");
+            let left: Vec<String> = std::fs::read_dir(self.setup.data.join("jobs").join(id))
+                .unwrap()
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .filter(|name| !name.starts_with("capture.db") && name != "archive.zip")
+                .collect();
+            assert!(left.is_empty(), "{label}: {left:?}");
+        }
+        // To keep the disk small and the next looks quick.
+        service.client.delete(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
+        assert!(!self.setup.data.join("jobs").join(id).exists(), "{label}: files after the deletion");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_in_every_phase_it_loses_nothing_and_leaves_nothing() {
+    let kills: u64 = std::env::var("KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let world = World::new(account()).await;
+    let (job, expected) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed");
+    drop(world);
+    let sim = Simulator::start(account()).await.unwrap();
+    let data = sim.dataset();
+    let everything = json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() });
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let mut experiment = Experiment { sim, setup, directory, expected, everything, turn: 0 };
+    let mut service = experiment.setup.start().await;
+    for turn in 1..=kills {
+        experiment.turn = turn;
+        let phase = PHASES[turn as usize % PHASES.len()];
+        let id = experiment.kill_in(phase, service).await;
+        service = experiment.setup.start().await;
+        experiment.settle(phase, &id, &service).await;
+    }
+    drop(service);
+    let left = std::fs::read_dir(experiment.setup.data.join("jobs")).unwrap().count();
+    assert_eq!(left, 0, "no directory without a job in {}", experiment.directory.path().display());
+    assert!(!experiment.setup.log().contains("panicked"), "nothing panicked");
+}

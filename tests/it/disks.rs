@@ -1,0 +1,249 @@
+//! Disks that are full, read-only, torn or pulled away: a clear state and message, nothing half-written, others go on.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zoom_chat_reports::clock::Clock;
+use zoom_chat_reports::sim::{ItemOptions, SimSettings, Simulator};
+
+use crate::harness::{Missing, World, assert_whole};
+use crate::process::{Service, Setup, is_final};
+
+fn account() -> SimSettings {
+    SimSettings {
+        sessions: 60,
+        messages: 24_000,
+        latency: Duration::from_millis(3),
+        ..SimSettings::default()
+    }
+}
+
+fn everything(sim: &Simulator) -> Value {
+    let data = sim.dataset();
+    json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
+}
+
+/// A disk of its own for the service: a small tmpfs in a mount namespace. `None` where the machine allows none.
+struct SmallDisk {
+    service: Service,
+    /// The disk as seen from here.
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    async fn start(setup: &Setup, mebibytes: u32) -> Option<Self> {
+        let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
+        if !allowed.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: this machine allows no mount namespaces");
+            return None;
+        }
+        std::fs::create_dir_all(&setup.data).unwrap();
+        let script =
+            format!("mount -t tmpfs -o size={mebibytes}m tmpfs '{}' && exec \"$@\"", setup.data.display());
+        let wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
+        let setup = Setup { wrapper: wrapper.map(str::to_owned).to_vec(), ..setup.clone() };
+        let service = setup.start().await;
+        let inside = setup.data.strip_prefix("/").unwrap();
+        let path = Path::new("/proc").join(service.child.id().to_string()).join("root").join(inside);
+        Some(Self { service, path })
+    }
+
+    fn fill(&self, leave_mebibytes: u64) {
+        let stat = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.path).output().unwrap();
+        let free: u64 =
+            String::from_utf8(stat.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap();
+        let file = File::create(self.path.join("filler")).unwrap();
+        let chunk = vec![0_u8; 1 << 20];
+        for index in 0..(free >> 20).saturating_sub(leave_mebibytes) {
+            // A tmpfs has a little less room than it says.
+            if file.write_all_at(&chunk, index << 20).is_err() {
+                file.set_len((index - leave_mebibytes) << 20).unwrap();
+                return;
+            }
+        }
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.path.join("filler")).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
+    // Room for a part of the capture; then for the capture and not for the archive.
+    for (leave, within) in [(2, "capture"), (14, "archive")] {
+        let sim = Simulator::start(account()).await.unwrap();
+        let directory = TempDir::new().unwrap();
+        let setup = Setup::new(&sim, directory.path());
+        let Some(disk) = SmallDisk::start(&setup, 96).await else { return };
+        disk.fill(leave);
+        let service = &disk.service;
+        let id = service.submit(&everything(&sim)).await;
+        let job = service.finished(&id).await;
+        assert_eq!(
+            (job["state"].as_str(), job["error"]["code"].as_str()),
+            (Some("failed"), Some("disk-full")),
+            "{within}: {job:#}"
+        );
+        assert!(job["error"]["help"].as_str().unwrap().contains("make room"));
+        let own = disk.path.join("jobs").join(&id);
+        assert!(!own.join("archive.zip").exists() && !own.join("archive.zip.tmp").exists(), "{within}");
+        // The service itself is well, and says what is wrong when it cannot take more.
+        assert_eq!(service.client.get(service.url("/healthz")).send().await.unwrap().status(), 200);
+        assert_eq!(service.client.get(service.url("/v1/jobs")).send().await.unwrap().status(), 200);
+        disk.make_room();
+        // The record of the failure may have been waiting for room as well.
+        for _ in 0..200 {
+            let answer = service.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await;
+            if answer.status() == 202 {
+                break;
+            }
+            assert!([409, 507].contains(&answer.status().as_u16()), "{}", answer.text().await.unwrap());
+            service.clock.sleep(Duration::from_millis(100)).await;
+        }
+        let before = sim.stats().requests;
+        let job = service.wait_until(&id, |job| job["state"] == "completed").await;
+        let data = sim.dataset();
+        let days = (data.first_day(), data.last_day());
+        let archive = service.archive(&id).await;
+        assert_whole(&archive, data, days, ItemOptions::default(), &Missing::default());
+        if within == "archive" {
+            assert_eq!(sim.stats().requests, before, "nothing is fetched again: {job:#}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_data_directory_stops_the_start_and_is_named() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    std::fs::create_dir_all(&setup.data).unwrap();
+    let data = setup.data.display();
+    let script =
+        format!("mount --bind '{data}' '{data}' && mount -o remount,bind,ro '{data}' && exec \"$@\"");
+    let wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
+    let setup = Setup { wrapper: wrapper.map(str::to_owned).to_vec(), ..setup };
+    let status = setup.spawn().child.wait().unwrap();
+    let log = setup.log();
+    if log.contains("unshare:") {
+        eprintln!("skipped: this machine allows no mount namespaces");
+        return;
+    }
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("DATA_DIR") && log.contains("Read-only file system"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_files_are_removed_under_its_feet_fails_and_others_go_on() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let service = setup.start().await;
+    let (lost, other) = (service.submit(&everything(&sim)).await, service.submit(&everything(&sim)).await);
+    service.wait_until(&lost, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
+    std::fs::remove_dir_all(setup.data.join("jobs").join(&lost)).unwrap();
+    let job = service.finished(&lost).await;
+    assert_eq!(job["state"], "failed", "{job:#}");
+    assert!(job["error"]["help"].is_string(), "{job:#}");
+    assert_eq!(service.finished(&other).await["state"], "completed");
+    // The same job, from nothing.
+    assert_eq!(service.post(&format!("/v1/jobs/{lost}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(service.finished(&lost).await["state"], "completed");
+    assert_eq!(service.archive(&lost).await.comparable(), service.archive(&other).await.comparable());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_data_directory_the_service_says_so_and_promises_nothing() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let service = setup.start().await;
+    let id = service.submit(&everything(&sim)).await;
+    service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
+    std::fs::remove_dir_all(&setup.data).unwrap();
+    let ready = service.client.get(service.url("/readyz")).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("data directory is gone"));
+    let job = service.finished(&id).await;
+    assert_eq!(job["state"], "failed", "{job:#}");
+    assert!(!setup.data.join("jobs").exists(), "it does not come back half");
+}
+
+/// Overwrites a part of a file.
+fn spoil(file: &Path, from: u64, bytes: usize) {
+    let mut file = File::options().write(true).open(file).unwrap();
+    file.seek(SeekFrom::Start(from)).unwrap();
+    file.write_all(&vec![0x5a; bytes]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
+    let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+    let (torn, sound) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
+    for id in [&torn, &sound] {
+        world.wait_until(id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
+    }
+    world.stop().await;
+    let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
+    spoil(&capture, 8_192, 40_000);
+    world.restart().await;
+    let job = world.finished(&torn).await;
+    assert_eq!(
+        (job["state"].as_str(), job["error"]["code"].as_str()),
+        (Some("failed"), Some("capture-damaged")),
+        "{job:#}"
+    );
+    assert_eq!(world.finished(&sound).await["state"], "completed");
+    assert_eq!(world.post(&format!("/v1/jobs/{torn}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&torn).await["state"], "completed");
+    assert_eq!(world.archive(&torn).await.comparable(), world.archive(&sound).await.comparable());
+    assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
+    for damage in ["overwritten", "torn", "removed"] {
+        let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+        let done = world.submit(&world.everything()).await;
+        world.finished(&done).await;
+        let expected = world.archive(&done).await;
+        let interrupted = world.submit(&world.everything()).await;
+        world.wait_until(&interrupted, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
+        world.stop().await;
+        let table = world.settings.jobs.data_dir.join("state.db");
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", table.display()));
+        }
+        match damage {
+            "overwritten" => spoil(&table, 0, 64),
+            "torn" => spoil(&table, 12_288, 4_096),
+            _ => std::fs::remove_file(&table).unwrap(),
+        }
+        world.restart().await;
+        let asked = world.sim.stats().requests;
+        let job = world.finished(&done).await;
+        assert_eq!(job["state"], "completed", "{damage}: {job:#}");
+        assert_eq!(world.archive(&done).await.comparable(), expected.comparable(), "{damage}");
+        let job = world.wait_until(&interrupted, is_final).await;
+        if job["error"]["code"] == "record-lost" {
+            assert_eq!(
+                world.sim.stats().requests,
+                asked,
+                "{damage}: Zoom is asked only when somebody says so"
+            );
+            assert_eq!(
+                world.post(&format!("/v1/jobs/{interrupted}/retry"), &Value::Null).await.status(),
+                202
+            );
+        }
+        assert_eq!(world.finished(&interrupted).await["state"], "completed", "{damage}");
+        assert_eq!(world.archive(&interrupted).await.comparable(), expected.comparable(), "{damage}");
+    }
+}

@@ -1,0 +1,174 @@
+//! The real binary, as an operator runs it: started, killed, stopped, its log kept.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use zoom_chat_reports::clock::{Clock, SystemClock};
+use zoom_chat_reports::sim::{SimSettings, Simulator};
+
+use crate::harness::Archive;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_zoom-chat-reports");
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// How to start it.
+#[derive(Clone)]
+pub struct Setup {
+    pub data: PathBuf,
+    pub log: PathBuf,
+    pub port: u16,
+    pub env: Vec<(String, String)>,
+    /// What stands before the binary on the command line.
+    pub wrapper: Vec<String>,
+    pub client: reqwest::Client,
+}
+
+impl Setup {
+    pub fn new(sim: &Simulator, directory: &Path) -> Self {
+        let defaults = SimSettings::default();
+        let env = [
+            ("ZOOM_ACCOUNT_ID", defaults.account_id),
+            ("ZOOM_CLIENT_ID", defaults.client_id),
+            ("ZOOM_CLIENT_SECRET", defaults.client_secret),
+            ("ZOOM_API_BASE_URL", sim.api_base_url()),
+            ("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url()),
+            ("ZOOM_RATE_LIMIT", "400".to_owned()),
+            ("RETRY_BASE", "5ms".to_owned()),
+        ];
+        Self {
+            data: directory.join("data"),
+            log: directory.join("log"),
+            port: free_port(),
+            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            wrapper: Vec::new(),
+            client: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap(),
+        }
+    }
+
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&self) -> Service {
+        let mut words: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
+        words.extend([BINARY, "serve"]);
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .env("DATA_DIR", &self.data)
+            .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Service {
+            child,
+            base: format!("http://127.0.0.1:{}", self.port),
+            client: self.client.clone(),
+            clock: SystemClock::new(),
+        }
+    }
+
+    pub async fn start(&self) -> Service {
+        let mut service = self.spawn();
+        for _ in 0..400 {
+            let ready = service.client.get(service.url("/readyz")).send().await;
+            if ready.is_ok_and(|answer| answer.status() == 200) {
+                return service;
+            }
+            if let Some(status) = service.child.try_wait().unwrap() {
+                panic!("the service ended with {status}: {}", self.log());
+            }
+            service.clock.sleep(Duration::from_millis(15)).await;
+        }
+        panic!("the service did not become ready: {}", self.log());
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+pub struct Service {
+    pub child: Child,
+    pub base: String,
+    pub client: reqwest::Client,
+    pub clock: SystemClock,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // SIGKILL, whatever it is doing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Service {
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    /// Asks for an orderly stop and waits for it.
+    pub async fn terminate(mut self) -> ExitStatus {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        for _ in 0..600 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            self.clock.sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it did not stop within 30 s");
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        self.client.post(self.url(path)).json(body).send().await.unwrap()
+    }
+
+    pub async fn submit(&self, body: &Value) -> String {
+        let answer = self.post("/v1/jobs", body).await;
+        assert_eq!(answer.status(), 202);
+        answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn job(&self, id: &str) -> Value {
+        self.client.get(self.url(&format!("/v1/jobs/{id}"))).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// Looks every few milliseconds until `done`; half a minute at most.
+    pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
+        let mut job = Value::Null;
+        for _ in 0..6_000 {
+            job = self.job(id).await;
+            if done(&job) {
+                return job;
+            }
+            self.clock.sleep(Duration::from_millis(5)).await;
+        }
+        panic!("it did not get there: {job:#}");
+    }
+
+    pub async fn finished(&self, id: &str) -> Value {
+        self.wait_until(id, is_final).await
+    }
+
+    pub async fn archive(&self, id: &str) -> Archive {
+        let answer = self.client.get(self.url(&format!("/v1/jobs/{id}/archive"))).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        Archive::read(answer.bytes().await.unwrap().to_vec())
+    }
+}
+
+pub fn is_final(job: &Value) -> bool {
+    job["state"].as_str().is_some_and(|state| !["queued", "running"].contains(&state))
+}

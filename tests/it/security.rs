@@ -1,0 +1,393 @@
+//! Who may do what, what is written down of it, what never leaves, and what one caller cannot do to the others.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::sim::{FaultLevel, ItemOptions, SimSettings, Simulator};
+
+use crate::harness::World;
+use crate::process::Setup;
+
+fn account() -> SimSettings {
+    SimSettings { sessions: 20, messages: 2_000, ..SimSettings::default() }
+}
+
+const KEY: &str = "operations-0123456789";
+const VIEWER: &str = "viewer-9876543210abc";
+
+async fn guarded() -> World {
+    World::with(account(), |settings| {
+        let mut keys = ApiKeys::parse(&format!("ops:{KEY}"), false).unwrap();
+        keys.add(ApiKeys::parse(&format!("viewer:{VIEWER}"), true).unwrap());
+        settings.http.api_keys = keys;
+    })
+    .await
+}
+
+/// Sends these bytes and returns what comes back until the other side closes or `patience` is over.
+fn raw(address: SocketAddr, request: &[u8], patience: Duration) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(patience)).unwrap();
+    // The other side may have had enough before all of it is out.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_key_looks_and_downloads_and_changes_nothing() {
+    let world = guarded().await;
+    let call = |method: reqwest::Method, path: String, key: &str| {
+        let body = if path == "/v1/jobs" { world.everything() } else { Value::Null };
+        world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send()
+    };
+    let created = call(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
+    assert_eq!(created.status(), 202);
+    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    loop {
+        let job: Value = call(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=5s"), VIEWER)
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        if job["state"] == "completed" {
+            break;
+        }
+    }
+    for path in ["", "/failures", "/events", "/archive"] {
+        let answer = call(reqwest::Method::GET, format!("/v1/jobs/{id}{path}"), VIEWER).await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    for (method, path) in [
+        (reqwest::Method::POST, "/v1/jobs".to_owned()),
+        (reqwest::Method::POST, format!("/v1/jobs/{id}/cancel")),
+        (reqwest::Method::POST, format!("/v1/jobs/{id}/retry")),
+        (reqwest::Method::DELETE, format!("/v1/jobs/{id}")),
+        (reqwest::Method::POST, "/v1/check".to_owned()),
+    ] {
+        let answer = call(method, path.clone(), VIEWER).await.unwrap();
+        assert_eq!(answer.status(), 403, "{path}");
+        assert_eq!(answer.json::<Value>().await.unwrap()["code"], "read-only-key");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_keys_are_counted_and_a_right_one_is_always_let_in() {
+    let world = guarded().await;
+    let try_key = |key: &str| world.client.get(world.url("/v1/jobs")).bearer_auth(key).send();
+    let mut statuses = Vec::new();
+    for _ in 0..25 {
+        statuses.push(try_key("guess-0123456789abc").await.unwrap().status().as_u16());
+    }
+    assert_eq!(statuses[..20], [401; 20]);
+    assert_eq!(statuses[20..], [429; 5]);
+    let refused = try_key("guess-0123456789abc").await.unwrap();
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait));
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too-many-attempts");
+    assert_eq!(try_key(KEY).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_keys_a_web_page_cannot_reach_the_service() {
+    let world = World::new(account()).await;
+    let with =
+        |name: &'static str, value: &str| world.client.get(world.url("/v1/jobs")).header(name, value).send();
+    // A name that its owner has pointed at 127.0.0.1.
+    let rebound = with("host", "rebound.example:8080").await.unwrap();
+    assert_eq!(rebound.status(), 403);
+    assert_eq!(rebound.json::<Value>().await.unwrap()["code"], "not-this-machine");
+    assert_eq!(with("origin", "https://page.example").await.unwrap().status(), 403);
+    assert_eq!(with("accept", "*/*").await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_page_may_call_unless_its_origin_is_configured() {
+    let origin = "https://tools.example.org";
+    for configured in [false, true] {
+        let world = World::with(account(), |settings| {
+            settings.http.api_keys = ApiKeys::parse(KEY, false).unwrap();
+            if configured {
+                settings.http.cors_origins = vec![origin.parse().unwrap()];
+            }
+        })
+        .await;
+        let preflight = world
+            .client
+            .request(reqwest::Method::OPTIONS, world.url("/v1/jobs"))
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type")
+            .send()
+            .await
+            .unwrap();
+        let allowed =
+            preflight.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap());
+        assert_eq!(allowed, configured.then_some(origin));
+        let other = world
+            .client
+            .get(world.url("/v1/jobs"))
+            .bearer_auth(KEY)
+            .header("origin", "https://other.example")
+            .send()
+            .await
+            .unwrap();
+        assert!(other.headers().get("access-control-allow-origin").is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_carries_its_security_headers_and_the_documentation_a_strict_policy() {
+    let world = World::new(account()).await;
+    for path in ["/healthz", "/v1/jobs", "/nothing", "/docs/", "/openapi.json"] {
+        let answer = world.get(path).await;
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+        ] {
+            assert_eq!(answer.headers()[name], value, "{path}");
+        }
+        let policies: Vec<_> = answer.headers().get_all("content-security-policy").iter().collect();
+        assert_eq!(policies.len(), 1, "{path}");
+        let policy = policies[0].to_str().unwrap();
+        assert!(
+            policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+            "{path}"
+        );
+        assert!(!policy.contains("script-src 'self' 'unsafe"), "{path}: {policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_can_have_an_address_of_their_own() {
+    let world = World::with(account(), |settings| {
+        settings.http.api_keys = ApiKeys::parse(KEY, false).unwrap();
+        settings.http.metrics_listen = Some("127.0.0.1:0".parse().unwrap());
+    })
+    .await;
+    let here = world.client.get(world.url("/metrics")).bearer_auth(KEY).send().await.unwrap();
+    assert_eq!(here.status(), 404);
+    let metrics = world.metrics_address().unwrap();
+    let there = world.client.get(format!("http://{metrics}/metrics")).send().await.unwrap();
+    assert!(there.text().await.unwrap().contains("zcr_jobs_running"));
+    let jobs = world.client.get(format!("http://{metrics}/v1/jobs")).send().await.unwrap();
+    assert_eq!(jobs.status(), 404, "nothing else is offered there");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_are_too_large_are_refused() {
+    let world = World::new(account()).await;
+    let address = world.address();
+    let patience = Duration::from_secs(5);
+    let many = "x: y\r\n".repeat(300);
+    for (what, request) in [
+        (
+            "a long header",
+            format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(64 << 10)),
+        ),
+        ("many headers", format!("GET /healthz HTTP/1.1\r\nhost: localhost\r\n{many}\r\n")),
+        ("a long path", format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "y".repeat(70 << 10))),
+    ] {
+        let answer = raw(address, request.as_bytes(), patience);
+        let status = answer.split(' ').nth(1).unwrap_or_default();
+        assert!(["431", "414", "400"].contains(&status), "{what}: {answer:.80}");
+    }
+    let ids =
+        ["..%2f..%2fstate.db", "%2e%2e", "....//", "0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d%00", "a%0d%0ab"];
+    for id in ids {
+        let request =
+            format!("GET /v1/jobs/{id}/archive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        let answer = raw(address, request.as_bytes(), patience);
+        assert!(answer.starts_with("HTTP/1.1 404"), "{id}: {answer:.80}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_clients_do_not_keep_others_out() {
+    let world = World::with(account(), |settings| settings.http.max_connections = 40).await;
+    let address = world.address();
+    // Ten times as many as there is room for, each with half a head and no intention of sending more.
+    let slow: Vec<TcpStream> = (0..400)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: loc").unwrap();
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
+        assert_eq!(client.get(world.url("/healthz")).send().await.unwrap().status(), 200);
+    }
+    drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_and_downloads_have_their_limits_and_give_their_places_back() {
+    let sim = SimSettings { latency: Duration::from_millis(20), ..account() };
+    let world = World::with(sim, |settings| {
+        settings.http.max_event_streams = 3;
+        settings.zoom.limit = Some(20.0);
+    })
+    .await;
+    let id = world.submit(&world.everything()).await;
+    let url = format!("/v1/jobs/{id}/events");
+    let streams = [world.get(&url).await, world.get(&url).await, world.get(&url).await];
+    let refused = world.get(&url).await;
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too-many-at-once");
+    drop(streams);
+    let mut again = world.get(&url).await;
+    for _ in 0..200 {
+        if again.status() == 200 {
+            break;
+        }
+        again = world.get(&url).await;
+    }
+    assert_eq!(again.status(), 200, "places come back when streams end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_trail_tells_who_did_what_with_which_job() {
+    let world = guarded().await;
+    let send = |method: reqwest::Method, path: String, key: &str| {
+        let body = if path == "/v1/jobs" { world.everything() } else { Value::Null };
+        world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send()
+    };
+    let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
+    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    loop {
+        let job: Value = send(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=5s"), VIEWER)
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        if job["state"] == "completed" {
+            break;
+        }
+    }
+    for _ in 0..5 {
+        send(reqwest::Method::GET, format!("/v1/jobs/{id}"), VIEWER).await.unwrap();
+    }
+    send(reqwest::Method::GET, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
+    send(reqwest::Method::POST, format!("/v1/jobs/{id}/cancel"), VIEWER).await.unwrap();
+    send(reqwest::Method::POST, format!("/v1/jobs/{id}/cancel"), KEY).await.unwrap();
+    send(reqwest::Method::DELETE, format!("/v1/jobs/{id}"), KEY).await.unwrap();
+    send(reqwest::Method::DELETE, format!("/v1/jobs/{id}"), "guess-0123456789abc").await.unwrap();
+    let text = std::fs::read_to_string(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!(line["job"], id.as_str(), "{line}");
+            assert_eq!(line["from"], "127.0.0.1");
+            assert!(line["at"].as_str().unwrap().ends_with('Z') && line["request_id"].is_string(), "{line}");
+            (
+                line["key"].as_str().unwrap(),
+                line["action"].as_str().unwrap(),
+                line["status"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("ops", "create", 202),
+        ("viewer", "read", 200),
+        ("viewer", "download", 200),
+        ("viewer", "cancel", 403),
+        ("ops", "cancel", 409),
+        ("ops", "delete", 204),
+    ];
+    assert_eq!(told, expected, "polling is one look a minute; a wrong key is in the log");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Everything that a nasty run leaves behind but capture and archive, whose content it is, is searched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
+    let sim =
+        SimSettings { faults: FaultLevel::Nasty, messages: 4_000, sessions: 60, hostile: false, ..account() };
+    let sim = Simulator::start(sim).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path())
+        .with("API_KEYS", &format!("ops:{KEY}"))
+        .with("RUST_LOG", "trace")
+        .with("LOG_FORMAT", "json");
+    let service = setup.start().await;
+    let data = sim.dataset();
+    let body =
+        json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string(), "label": "case 1" });
+    let call = |method: reqwest::Method, path: String| {
+        service.client.request(method, service.url(&path)).bearer_auth(KEY)
+    };
+    let created: Value = call(reqwest::Method::POST, "/v1/jobs".to_owned())
+        .json(&body)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let id = created["id"].as_str().unwrap().to_owned();
+    let mut said = Vec::new();
+    let mut state = String::new();
+    while !state.starts_with("completed") {
+        let text = call(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=2s"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        state = serde_json::from_str::<Value>(&text).unwrap()["state"].as_str().unwrap().to_owned();
+        said.push(text);
+    }
+    assert_eq!(state, "completed_with_failures");
+    for path in ["/metrics".to_owned(), format!("/v1/jobs/{id}/failures"), "/v1/jobs".to_owned()] {
+        said.push(call(reqwest::Method::GET, path).send().await.unwrap().text().await.unwrap());
+    }
+    said.push(
+        call(reqwest::Method::POST, "/v1/check".to_owned()).send().await.unwrap().text().await.unwrap(),
+    );
+    let tokens = sim.access_tokens();
+    assert!(tokens.len() > 1, "tokens were renewed on the way");
+    assert!(service.terminate().await.success());
+
+    let mut searched: Vec<(String, Vec<u8>)> = vec![("log".to_owned(), setup.log().into_bytes())];
+    searched.extend(said.into_iter().map(|text| ("answer".to_owned(), text.into_bytes())));
+    for name in ["state.db", "state.db-wal", "audit.jsonl", "lock"] {
+        if let Ok(bytes) = std::fs::read(setup.data.join(name)) {
+            searched.push((name.to_owned(), bytes));
+        }
+    }
+    let mut secrets: BTreeSet<String> = tokens.into_iter().collect();
+    secrets.extend([KEY.to_owned(), SimSettings::default().client_secret]);
+    for index in data.sessions_listed(data.first_day(), data.last_day()).take(30) {
+        let session = data.session(index);
+        secrets.extend((session.name.len() > 12).then_some(session.name));
+        for (_, text) in data.items(index, data.first_day(), data.last_day(), ItemOptions::default()).take(5)
+        {
+            let message: Value = serde_json::from_str(&text).unwrap();
+            secrets.extend(message["message"].as_str().filter(|text| text.len() > 12).map(str::to_owned));
+            secrets.extend(message["sender"].as_str().map(str::to_owned));
+        }
+    }
+    assert!(secrets.len() > 50, "there is something to look for: {}", secrets.len());
+    for (name, bytes) in &searched {
+        let text = String::from_utf8_lossy(bytes);
+        for secret in &secrets {
+            assert!(!text.contains(secret.as_str()), "{secret:?} is in {name}");
+        }
+    }
+}
