@@ -166,7 +166,9 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::Unreachable => {
             "Zoom, or the way to it, was down; retry the job when it answers again: what was received is kept"
         }
-        FailureKind::PageTokenLoop => "Zoom's paging is at fault; run `retry` on the job later",
+        FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
+            "Zoom's paging is at fault; run `retry` on the job later"
+        }
         FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",
     }
 }

@@ -21,6 +21,8 @@ use crate::zoom::{Call, Failure, FailureKind};
 const ATTEMPTS_FOR_A_PART: u32 = 3;
 /// A list that has to begin again this often is given up.
 pub(super) const MAX_RESTARTS: u32 = 5;
+/// So many pages in a row that bring nothing new, and the chain is taken for endless.
+pub(super) const MAX_BARREN_PAGES: u32 = 200;
 
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
@@ -111,7 +113,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
     let mut seq = if token.is_some() { list.pages } else { 0 };
     let mut seen: HashSet<String> = token.iter().cloned().collect();
-    let mut restarts = 0;
+    let (mut restarts, mut barren) = (0, 0);
     if list.pages > 0 && token.is_none() {
         shared.writer.commit(Change::RestartList { list: list.id }).await?;
     }
@@ -135,6 +137,10 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         };
         if page.next.as_ref().is_some_and(|next| !seen.insert(next.clone())) {
             return Ok(Err(token_trouble(FailureKind::PageTokenLoop, 1)));
+        }
+        barren = if page.sessions.is_empty() { barren + 1 } else { 0 };
+        if barren > MAX_BARREN_PAGES {
+            return Ok(Err(token_trouble(FailureKind::EndlessPages, 1)));
         }
         token.clone_from(&page.next);
         commit_page(shared, list, seq, page).await?;
@@ -182,6 +188,7 @@ async fn give_up(
 pub(super) fn token_trouble(kind: FailureKind, attempts: u32) -> Failure {
     let message = match kind {
         FailureKind::PageTokenLoop => "Zoom gave the same page token twice in one chain of pages",
+        FailureKind::EndlessPages => "Zoom gave page after page with nothing new in them",
         _ => "Zoom refused the page token each time the chain of pages began again",
     };
     Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::listing::{MAX_RESTARTS, token_trouble};
+use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
 use super::windows::{self, DateRange};
@@ -168,6 +168,8 @@ struct Pages {
     seen: HashSet<String>,
     restarts: u32,
     observed: split::Seen,
+    /// Pages in a row that brought nothing new.
+    barren: u32,
     /// Items counted for this range, to be taken back when it begins again.
     counted: [u64; 3],
 }
@@ -182,6 +184,7 @@ impl Pages {
             seen: HashSet::new(),
             restarts: 0,
             observed: split::Seen::default(),
+            barren: 0,
             counted: [0; 3],
         };
         if range.chain.pages == 0 {
@@ -239,6 +242,10 @@ impl Pages {
             return Ok(Step::Failed(token_trouble(FailureKind::PageTokenLoop, 1)));
         }
         self.observed.add(page.span);
+        self.barren = if page.segments.iter().any(Option::is_some) { 0 } else { self.barren + 1 };
+        if self.barren > MAX_BARREN_PAGES {
+            return Ok(Step::Failed(token_trouble(FailureKind::EndlessPages, 1)));
+        }
         self.commit(shared, range, &call, page).await?;
         Ok(if self.token.is_some() { Step::More } else { Step::End })
     }

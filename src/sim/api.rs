@@ -3,10 +3,12 @@
 //! Rules from the vendor's description and the observed facts about it; random and scripted faults come from `faults`.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
+use futures_util::stream;
 use jiff::ToSpan;
 use jiff::civil::Date;
 
@@ -151,6 +153,17 @@ impl Api {
                 return Ok(plain(raw(*status, headers, body.clone())));
             }
             Some(FaultAnswer::ReplaceBody(body)) => return Ok(plain(json_body(200, body.clone()))),
+            Some(FaultAnswer::Bytes { headers, body }) => return Ok(plain(raw(200, headers, body.clone()))),
+            Some(FaultAnswer::Endless) => {
+                let chunk = Bytes::from_static(&[b' '; 16 << 10]);
+                let forever = stream::repeat_with(move || Ok::<_, Infallible>(chunk.clone()));
+                return Ok(plain(raw(200, &[], Body::from_stream(forever))));
+            }
+            Some(FaultAnswer::EndlessPages) => {
+                let number = self.with(|changing| changing.counters.requests);
+                let body = format!("{{\"messages\":[],\"next_page_token\":\"endless-{number}\"}}");
+                return Ok(plain(json_body(200, body)));
+            }
             Some(FaultAnswer::ExpiredToken) => {
                 self.with(|changing| changing.tokens.revoke(&token));
                 return Err(error(401, 124, "Access token is expired."));
@@ -432,14 +445,12 @@ fn plain(response: Response<Body>) -> Answer {
     Answer { response, delivery: Delivery::Plain }
 }
 
-fn raw(status: u16, headers: &[(String, String)], body: String) -> Response<Body> {
+fn raw(status: u16, headers: &[(String, String)], body: impl Into<Body>) -> Response<Body> {
     let mut builder = Response::builder().status(status);
     for (name, value) in headers {
         builder = builder.header(name, value);
     }
-    builder
-        .body(Body::from(body))
-        .unwrap_or_else(|_| error(500, 500, "a scripted answer could not be formed"))
+    builder.body(body.into()).unwrap_or_else(|_| error(500, 500, "a scripted answer could not be formed"))
 }
 
 fn json_body(status: u16, body: String) -> Response<Body> {

@@ -53,6 +53,15 @@ pub enum FaultAnswer {
     Hang,
     /// Status 200 with this body.
     ReplaceBody(String),
+    /// Status 200 with these bytes, whatever they are.
+    Bytes {
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+    },
+    /// Status 200 and a body that never ends.
+    Endless,
+    /// An empty page with a page token nobody has seen before.
+    EndlessPages,
     /// 401, and the token really is no longer good.
     ExpiredToken,
     /// The real page, but its next token is the one it was asked with (or `loop`).

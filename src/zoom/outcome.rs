@@ -32,6 +32,8 @@ pub enum FailureKind {
     AnswerTooLarge,
     /// A page token came twice in one chain of pages.
     PageTokenLoop,
+    /// Page after page brought nothing new, and there was always another.
+    EndlessPages,
     /// The days left Zoom's reach of six months before they could be fetched.
     OutOfReach,
     /// Zoom, or the way to it, was down for longer than MAX_OUTAGE.
@@ -52,6 +54,7 @@ impl FailureKind {
             Self::UnreadableAnswer => "unreadable-answer",
             Self::AnswerTooLarge => "answer-too-large",
             Self::PageTokenLoop => "page-token-loop",
+            Self::EndlessPages => "endless-pages",
             Self::OutOfReach => "out-of-reach",
             Self::Unreachable => "zoom-unreachable",
         }

@@ -5,6 +5,7 @@
 mod harness;
 mod process;
 
+mod answers;
 mod api;
 mod command_line;
 mod crashes;

@@ -1,0 +1,373 @@
+//! Each answer Zoom may give, and what becomes of it: the table of `docs/answers.md`, row by row.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::json;
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+
+use crate::harness::{Missing, World, assert_whole};
+
+/// What a job ends as.
+enum Ends {
+    /// Completed, and everything is there.
+    Whole,
+    /// Completed with failures of this code for the session that was answered so.
+    Failures(&'static str),
+    /// The job itself failed with this code.
+    Failed(&'static str),
+    /// Completed; the session's items are these, byte for byte.
+    Items(Vec<String>),
+}
+
+struct Row {
+    /// As in the document.
+    name: &'static str,
+    matches: Match,
+    /// How many requests are answered so; `ALWAYS` for every one.
+    times: u32,
+    answer: FaultAnswer,
+    ends: Ends,
+}
+
+const ALWAYS: u32 = u32::MAX;
+/// Fewer than the tries for one request.
+const SOME: u32 = 5;
+
+fn status(status: u16, body: &str) -> FaultAnswer {
+    FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() }
+}
+
+fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultAnswer {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    FaultAnswer::Status { status, headers, body: body.to_owned() }
+}
+
+fn page(messages: &str) -> FaultAnswer {
+    FaultAnswer::ReplaceBody(format!("{{\"next_page_token\":\"\",\"messages\":[{messages}]}}"))
+}
+
+/// A message page of one message that is exactly this, in one of the two windows; the other is as it is.
+fn verbatim(name: &'static str, message: String) -> Row {
+    Row {
+        name,
+        matches: Match::Session(0),
+        times: ALWAYS,
+        answer: page(&message),
+        ends: Ends::Items(vec![message]),
+    }
+}
+
+fn row(name: &'static str, matches: Match, times: u32, answer: FaultAnswer, ends: Ends) -> Row {
+    Row { name, matches, times, answer, ends }
+}
+
+fn bomb() -> FaultAnswer {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    for _ in 0..64 {
+        packed.write_all(&vec![b' '; 1 << 20]).unwrap();
+    }
+    FaultAnswer::Bytes {
+        headers: vec![("content-encoding".to_owned(), "gzip".to_owned())],
+        body: packed.finish().unwrap(),
+    }
+}
+
+fn rows() -> Vec<Row> {
+    use Ends::{Failed, Failures, Whole};
+    use Match::{Any, List, Messages, Session, WithPageToken};
+    let html = "<html><h1>Bad gateway</h1></html>";
+    let too_fast = r#"{"code":429,"message":"You have reached the maximum per-second rate limit for this API. Try again later."}"#;
+    let long_id = "x".repeat(10_000);
+    vec![
+        row(
+            "a redirect",
+            Session(0),
+            ALWAYS,
+            with_headers(302, &[("location", "http://127.0.0.1:1/")], ""),
+            Failures("rejected"),
+        ),
+        row("another 2xx", Session(0), ALWAYS, status(204, ""), Failures("rejected")),
+        row(
+            "400 code 300 to a page token",
+            WithPageToken,
+            3,
+            status(400, r#"{"code":300,"message":"expired"}"#),
+            Whole,
+        ),
+        row(
+            "400 code 300 without a page token",
+            Session(0),
+            ALWAYS,
+            status(400, r#"{"code":300,"message":"bad"}"#),
+            Failures("rejected"),
+        ),
+        row("400 code 124", Any, 1, status(400, r#"{"code":124,"message":"Invalid access token."}"#), Whole),
+        row(
+            "400 code 200",
+            Messages,
+            ALWAYS,
+            status(400, r#"{"code":200,"message":"No permission."}"#),
+            Failed("no-permission"),
+        ),
+        row(
+            "400 code 104, 4700 or 4711",
+            List,
+            ALWAYS,
+            status(400, r#"{"code":4711,"message":"Invalid access token, does not contain scopes"}"#),
+            Failed("missing-scopes"),
+        ),
+        row("401", Any, 1, status(401, r#"{"code":124,"message":"Invalid access token."}"#), Whole),
+        row(
+            "401 with errorCode",
+            Any,
+            1,
+            status(401, r#"{"errorCode":401,"errorMessage":"Unauthorized"}"#),
+            Whole,
+        ),
+        row("401 again and again", Any, ALWAYS, status(401, r#"{"code":124}"#), Failed("credentials")),
+        row("403 without a code, for a while", Session(0), SOME, status(403, html), Whole),
+        row(
+            "404 to a first page",
+            Session(0),
+            ALWAYS,
+            status(404, r#"{"code":5301,"message":"gone"}"#),
+            Ends::Items(Vec::new()),
+        ),
+        row("404 in mid-chain", WithPageToken, ALWAYS, status(404, ""), Failures("not-found")),
+        row("408 or 425, for a while", Session(0), SOME, status(408, ""), Whole),
+        row("any other 4xx", Session(0), ALWAYS, status(418, ""), Failures("rejected")),
+        row("429 a second", Any, SOME, status(429, too_fast), Whole),
+        row("429 with Retry-After", Any, 2, with_headers(429, &[("retry-after", "1")], too_fast), Whole),
+        row("5xx with JSON, for a while", Any, SOME, status(500, r#"{"code":500,"message":"x"}"#), Whole),
+        row("5xx with HTML, for a while", Any, SOME, status(502, html), Whole),
+        row("5xx with nothing, for a while", Any, SOME, status(503, ""), Whole),
+        row("5xx to one session for good", Session(0), ALWAYS, status(500, ""), Failures("server-error")),
+        row("no answer (reset), for a while", Any, SOME, FaultAnswer::Reset, Whole),
+        row("no answer (silence), once", Any, 1, FaultAnswer::Hang, Whole),
+        row("half an answer, for a while", Any, SOME, FaultAnswer::CutBody(300), Whole),
+        row("an endless answer", Session(0), ALWAYS, FaultAnswer::Endless, Failures("answer-too-large")),
+        row(
+            "an answer larger than MAX_ANSWER_BYTES",
+            Session(0),
+            ALWAYS,
+            page(&format!("\"{}\"", "x".repeat(3 << 20))),
+            Failures("answer-too-large"),
+        ),
+        row("a compressed bomb", Session(0), ALWAYS, bomb(), Failures("answer-too-large")),
+        row("HTML with status 200, for a while", Any, SOME, status(200, html), Whole),
+        row(
+            "HTML with status 200 for good",
+            Session(0),
+            ALWAYS,
+            status(200, html),
+            Failures("unreadable-answer"),
+        ),
+        row(
+            "an error in disguise (200)",
+            Session(0),
+            ALWAYS,
+            status(200, r#"{"code":500,"message":"x"}"#),
+            Failures("unreadable-answer"),
+        ),
+        row(
+            "JSON with a wrong content type",
+            Session(0),
+            ALWAYS,
+            with_headers(200, &[("content-type", "text/plain")], r#"{"messages":[{"a":1}]}"#),
+            Ends::Items(vec![r#"{"a":1}"#.to_owned()]),
+        ),
+        row(
+            "invalid UTF-8",
+            Session(0),
+            ALWAYS,
+            FaultAnswer::Bytes {
+                headers: Vec::new(),
+                body: b"{\"messages\":[{\"m\":\"\xff\xfe\"}]}".to_vec(),
+            },
+            Failures("unreadable-answer"),
+        ),
+        row(
+            "arrays that are null or absent",
+            Session(0),
+            ALWAYS,
+            FaultAnswer::ReplaceBody(r#"{"messages":null,"next_page_token":null}"#.to_owned()),
+            Ends::Items(Vec::new()),
+        ),
+        row(
+            "arrays of a wrong type",
+            Session(0),
+            ALWAYS,
+            FaultAnswer::ReplaceBody(r#"{"messages":{"a":1}}"#.to_owned()),
+            Failures("unreadable-answer"),
+        ),
+        row(
+            "a page token that repeats",
+            Session(0),
+            ALWAYS,
+            FaultAnswer::RepeatPageToken,
+            Failures("page-token-loop"),
+        ),
+        row("pages that never end", Session(0), ALWAYS, FaultAnswer::EndlessPages, Failures("endless-pages")),
+        verbatim("a lone surrogate", r#"{"id":"1","message":"\ud800"}"#.to_owned()),
+        verbatim(
+            "a number beyond 64 bits",
+            r#"{"id":"1","timestamp":123456789012345678901234567890,"n":1e999,"m":1.50}"#.to_owned(),
+        ),
+        verbatim(
+            "deeply nested JSON",
+            format!("{{\"id\":\"1\",\"x\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000)),
+        ),
+        verbatim("a message of 1 MB", format!("{{\"id\":\"1\",\"message\":\"{}\"}}", "m".repeat(1 << 20))),
+        row(
+            "a session id of 10 kB",
+            List,
+            1,
+            FaultAnswer::ReplaceBody(format!(
+                "{{\"sessions\":[{{\"id\":\"{long_id}\",\"type\":\"Group\",\"name\":\"n\"}}]}}"
+            )),
+            Ends::Items(Vec::new()),
+        ),
+        row(
+            "a session without an id",
+            List,
+            ALWAYS,
+            FaultAnswer::ReplaceBody(r#"{"sessions":[{"name":"n"}]}"#.to_owned()),
+            Failures("unreadable-answer"),
+        ),
+        row("a list that answers 404", List, ALWAYS, status(404, ""), Ends::Items(Vec::new())),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_answer_leads_to_what_the_document_says() {
+    for Row { name, matches, times, answer, ends } in rows() {
+        let sim = SimSettings {
+            sessions: 12,
+            messages: 2_400,
+            months: 1,
+            hostile: false,
+            ..SimSettings::default()
+        };
+        let world = World::with(sim, |settings| {
+            settings.zoom.max_answer_bytes = 2 << 20;
+            settings.zoom.idle_timeout = Duration::from_millis(700);
+        })
+        .await;
+        world.sim.script(ScriptedFault { matches, after: 0, times, answer });
+        let data = world.sim.dataset().clone();
+        let id = world.submit(&world.everything()).await;
+        let job = world.finished(&id).await;
+        let state = job["state"].as_str().unwrap();
+        let days = (data.first_day(), data.last_day());
+        match ends {
+            Ends::Whole => {
+                assert_eq!(state, "completed", "{name}: {job:#}");
+                let archive = world.archive(&id).await;
+                assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+            }
+            Ends::Failures(code) => {
+                assert_eq!(state, "completed_with_failures", "{name}: {job:#}");
+                let failures = world.failures(&id).await;
+                let codes: BTreeSet<&str> =
+                    failures.iter().map(|line| line["code"].as_str().unwrap()).collect();
+                assert_eq!(codes, BTreeSet::from([code]), "{name}");
+                world.archive(&id).await.check_form();
+            }
+            Ends::Failed(code) => {
+                assert_eq!((state, job["error"]["code"].as_str()), ("failed", Some(code)), "{name}: {job:#}");
+                assert!(job["error"]["help"].is_string(), "{name}");
+            }
+            Ends::Items(expected) => {
+                assert_eq!(state, "completed", "{name}: {job:#}");
+                let archive = world.archive(&id).await;
+                archive.check_form();
+                let summary = archive.json("_metadata/sessions_summary.json");
+                let first = data.session(0).id;
+                let line = summary.as_array().unwrap().iter().find(|line| line["id"] == first.as_str());
+                let own =
+                    line.map(|line| format!("messages/{}_messages.json", line["key"].as_str().unwrap()));
+                let text =
+                    own.and_then(|own| archive.files.get(&own)).map(|bytes| String::from_utf8_lossy(bytes));
+                let expected = (!expected.is_empty()).then(|| format!("[\n{}\n]\n", expected.join(",\n")));
+                assert!(text.as_deref() == expected.as_deref(), "{name}: not byte for byte");
+            }
+        }
+    }
+}
+
+/// The same message on two pages, a session listed twice, a session listed in a window without messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_overlaps_is_kept_once_and_what_is_empty_stays() {
+    let sim = SimSettings { sessions: 1, messages: 60, months: 1, hostile: false, ..SimSettings::default() };
+    let world = World::new(sim).await;
+    let data = world.sim.dataset().clone();
+    let info = data.info_json(0);
+    let twice = FaultAnswer::ReplaceBody(format!("{{\"sessions\":[{info},{info}]}}"));
+    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: 1, answer: twice });
+    let pages = [
+        r#"{"next_page_token":"2","messages":[{"id":"a"},{"id":"b"}]}"#,
+        r#"{"next_page_token":"","messages":[{"id":"b"},{"id":"c"},{"id":"a"}]}"#,
+    ];
+    for answer in pages {
+        let answer = FaultAnswer::ReplaceBody(answer.to_owned());
+        world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: 1, answer });
+    }
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let summary = archive.json("_metadata/sessions_summary.json");
+    assert_eq!(summary.as_array().unwrap().len(), 1, "one session");
+    let own = format!("messages/{}_messages.json", summary[0]["key"].as_str().unwrap());
+    assert_eq!(
+        archive.json(&own),
+        json!([{"id":"a"},{"id":"b"},{"id":"c"}]),
+        "byte-identical repeats of the page before"
+    );
+    assert_eq!(archive.json("_metadata/extraction_summary.json")["repeated_items_dropped"], 2);
+
+    let empty = World::new(SimSettings {
+        sessions: 3,
+        messages: 200,
+        months: 1,
+        hostile: false,
+        ..SimSettings::default()
+    })
+    .await;
+    let nothing = FaultAnswer::ReplaceBody(r#"{"messages":[],"next_page_token":""}"#.to_owned());
+    empty.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: ALWAYS, answer: nothing });
+    let (job, archive) = empty.run(&empty.everything()).await;
+    assert_eq!(job["state"], "completed");
+    let id = empty.sim.dataset().session(0).id;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let line = summary.as_array().unwrap().iter().find(|line| line["id"] == id.as_str()).unwrap();
+    assert_eq!((line["counts"]["messages"].as_u64(), line["files"].as_array().unwrap().len()), (Some(0), 1));
+}
+
+/// The document and the test name the same rows.
+#[test]
+fn the_document_has_a_row_for_each_test_and_a_test_for_each_row() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/answers.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let documented: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" |").next())
+        .filter(|cell| *cell != "Zoom answers" && !cell.starts_with('-'))
+        .collect();
+    let rows = rows();
+    let mut tested: BTreeSet<&str> = rows.iter().map(|row| row.name).collect();
+    // Tested above, and in `outages.rs`.
+    tested.extend([
+        "a message on two pages",
+        "a session listed twice",
+        "a session listed without messages",
+        "429 a day",
+        "nothing at all, for minutes",
+        "the token endpoint: 5xx or no answer",
+        "the token endpoint: 4xx",
+    ]);
+    assert_eq!(documented, tested);
+}
