@@ -9,6 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
 use super::AppState;
 use super::jobs::parse_id;
@@ -19,6 +20,17 @@ use crate::jobs::{Follower, Job, JobId, JobState};
 /// A comment goes out this often when nothing happens, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// One event of the stream.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes what `event` makes")]
+pub(super) struct SentEvent {
+    /// `progress` or `state`.
+    #[schema(example = "progress")]
+    event: String,
+    /// The whole job, as JSON.
+    data: String,
+}
+
 /// Follow a job
 ///
 /// Server-sent events: one `progress` at once and then at most two a second, a `state` on every change of state; each
@@ -27,7 +39,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
     get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "follow_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 200, description = "Events", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "Events", body = SentEvent, content_type = "text/event-stream"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many streams at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
     )

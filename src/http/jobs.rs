@@ -41,7 +41,8 @@ fn accepted(job: &Job) -> Response {
 /// gives the same job instead of a second one.
 #[utoipa::path(
     post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Any text of yours, 1 to 255 characters; the same key and body give the same job")),
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$",
+        description = "Any text of yours, 1 to 255 printable ASCII characters; the same key and body give the same job")),
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
         (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
@@ -51,6 +52,7 @@ fn accepted(job: &Job) -> Response {
         (status = 415, description = "The body is not declared as application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Fields are missing, unknown or wrong; all are named", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many jobs are queued; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn create(
@@ -120,6 +122,7 @@ pub(super) struct ListQuery {
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
+    #[param(pattern = "^j(0|[1-9a-f][0-9a-f]{0,15})$")]
     cursor: Option<String>,
 }
 
@@ -139,8 +142,8 @@ fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
     let Some(limit) = limit else {
         return Ok(DEFAULT_PAGE);
     };
-    let number: i128 = limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number"))?;
-    Ok(number.clamp(1, MAX_PAGE as i128) as usize)
+    let number: i64 = limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number"))?;
+    Ok(number.clamp(1, MAX_PAGE as i64) as usize)
 }
 
 /// Cursors are opaque to users: a number with a letter that says which list it belongs to.
@@ -192,8 +195,8 @@ pub(super) async fn list(
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
-    /// changed already, 304 if it has not changed at the end. For example `30s`.
-    #[param(pattern = "^[0-9]+(ms|s|m)?$")]
+    /// changed already, 304 if it has not changed at the end; without it, at once when the job has ended. For example `30s`.
+    #[param(pattern = "^[0-9]{1,5}(ms|s|m)?$")]
     wait: Option<String>,
 }
 
@@ -238,7 +241,7 @@ pub(super) async fn get(
     let known = headers.get(header::IF_NONE_MATCH).cloned();
     let is_known = |shown: &Shown| known.as_ref().is_some_and(|known| shown.matches(known));
     if let Some(wait) = wait
-        && (known.is_none() || is_known(&shown))
+        && (is_known(&shown) || known.is_none() && !shown.is_final)
     {
         let seen = shown.etag.clone();
         let deadline = state.clock.sleep(wait);
@@ -262,6 +265,7 @@ pub(super) async fn get(
 struct Shown {
     body: Vec<u8>,
     etag: HeaderValue,
+    is_final: bool,
 }
 
 impl Shown {
@@ -272,6 +276,7 @@ impl Shown {
         Self {
             body,
             etag: HeaderValue::from_str(&format!("\"{digits}\"")).expect("hex digits are plain ASCII"),
+            is_final: job.state.is_final(),
         }
     }
 
@@ -346,6 +351,7 @@ pub(super) struct FailuresQuery {
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
+    #[param(pattern = "^f(0|[1-9a-f][0-9a-f]{0,15})$")]
     cursor: Option<String>,
 }
 

@@ -10,8 +10,12 @@ download one zip. Errors are RFC 9457 problem documents with a stable `code`. If
 *Authorize* and enter one.";
 
 /// Answers that every operation under `/v1` may give.
-const COMMON: [(&str, &str); 2] =
-    [("401", "A valid API key is needed"), ("500", "Something went wrong here; the service's log says more")];
+const COMMON: [(&str, &str); 4] = [
+    ("401", "A valid API key is needed"),
+    ("403", "This key may only read; or, without keys, the caller is not this machine"),
+    ("429", "Too many wrong keys from this address; see Retry-After"),
+    ("500", "Something went wrong here; the service's log says more"),
+];
 
 /// Completes the document collected from the routes.
 pub fn complete(mut document: OpenApi) -> OpenApi {
@@ -51,7 +55,7 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
                     .description(description)
                     .content("application/problem+json", content)
                     .build();
-                operation.responses.responses.insert(status.to_owned(), RefOr::T(response));
+                operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
             }
         }
     }
