@@ -128,6 +128,9 @@ pub struct ServiceArgs {
     /// Downloads at the same time
     #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = 256)]
     pub max_downloads: usize,
+    /// How long downloads under way may take to end when the service is told to stop
+    #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
+    pub shutdown_grace: Duration,
     /// Where jobs and archives are kept
     #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "./data")]
     pub data_dir: PathBuf,
@@ -321,6 +324,7 @@ impl ServiceArgs {
                 max_downloads: self.max_downloads,
                 cors_origins,
                 metrics_listen: self.metrics_addr,
+                shutdown_grace: self.shutdown_grace,
             },
             jobs: JobSettings {
                 data_dir: self.data_dir.clone(),

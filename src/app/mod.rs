@@ -9,7 +9,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -21,9 +20,6 @@ use crate::extract::Account;
 use crate::http::{self, AppState, Audit, FailedAttempts, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
 use crate::zoom::ZoomSettings;
-
-/// How long open connections may take to end after the jobs have stopped.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
@@ -93,7 +89,7 @@ impl App {
         let servers = TaskTracker::new();
         let most = offer.max_connections.min(descriptors() / 4 * 3);
         let serve = |listener, router| {
-            http::server::serve(listener, router, most, stopping.clone(), DRAIN, clock.clone())
+            http::server::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };
         let metrics_address = metrics.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = metrics {

@@ -68,6 +68,8 @@ pub struct HttpSettings {
     pub cors_origins: Vec<HeaderValue>,
     /// Metrics are offered there, without a key, instead of here.
     pub metrics_listen: Option<SocketAddr>,
+    /// How long answers under way may take to end when the service stops.
+    pub shutdown_grace: Duration,
 }
 
 impl Default for HttpSettings {
@@ -79,6 +81,7 @@ impl Default for HttpSettings {
             max_downloads: 256,
             cors_origins: Vec::new(),
             metrics_listen: None,
+            shutdown_grace: Duration::from_secs(8),
         }
     }
 }

@@ -17,4 +17,5 @@ mod legacy;
 mod outages;
 mod resume;
 mod security;
+mod shutdown;
 mod wholeness;

@@ -1,0 +1,174 @@
+//! Told to stop, it stops soon, in every phase; what was under way ends, or goes on after the restart.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zoom_chat_reports::clock::{Clock, SystemClock};
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+
+use crate::process::{Service, Setup, is_final};
+
+fn account() -> SimSettings {
+    SimSettings {
+        sessions: 60,
+        messages: 24_000,
+        latency: Duration::from_millis(5),
+        ..SimSettings::default()
+    }
+}
+
+fn everything(sim: &Simulator) -> Value {
+    let data = sim.dataset();
+    json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
+}
+
+/// Stops the service and tells how long that took.
+async fn stopped(service: Service) -> Duration {
+    let clock = SystemClock::new();
+    let status = service.terminate().await;
+    assert!(status.success(), "{status}");
+    clock.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let service = setup.start().await;
+    let id = service.submit(&everything(&sim)).await;
+    service.finished(&id).await;
+    let expected = service.archive(&id).await;
+    let mut service = Some(service);
+    for phase in ["listing", "fetching", "assembling", "repeating", "in an outage", "at the daily limit"] {
+        let running = service.take().unwrap();
+        let messages = |least: u64| {
+            move |job: &Value| job["progress"]["messages"].as_u64().unwrap() > least || is_final(job)
+        };
+        let waiting = |job: &Value| job["progress"]["waiting_until"].is_string();
+        let id = match phase {
+            "listing" => {
+                let id = running.submit(&everything(&sim)).await;
+                running.wait_until(&id, |job| job["state"] == "running").await;
+                id
+            }
+            "fetching" => {
+                let id = running.submit(&everything(&sim)).await;
+                running.wait_until(&id, messages(5_000)).await;
+                id
+            }
+            "assembling" => {
+                let id = running.submit(&everything(&sim)).await;
+                let scratch = setup.data.join("jobs").join(&id).join("assemble.tmp");
+                while !scratch.exists() {
+                    running.clock.sleep(Duration::from_millis(1)).await;
+                }
+                id
+            }
+            "repeating" => {
+                let answer = FaultAnswer::Status {
+                    status: 503,
+                    headers: vec![("retry-after".to_owned(), "600".to_owned())],
+                    body: String::new(),
+                };
+                sim.script(ScriptedFault { matches: Match::Messages, after: 9, times: 1, answer });
+                let id = running.submit(&everything(&sim)).await;
+                running.wait_until(&id, |job| job["progress"]["retries"] == 1).await;
+                id
+            }
+            "in an outage" => {
+                let id = running.submit(&everything(&sim)).await;
+                running.wait_until(&id, messages(3_000)).await;
+                sim.set_down(true);
+                running.wait_until(&id, waiting).await;
+                id
+            }
+            _ => {
+                sim.set_daily_limit(sim.stats().requests + 40);
+                let id = running.submit(&everything(&sim)).await;
+                running.wait_until(&id, waiting).await;
+                id
+            }
+        };
+        let took = stopped(running).await;
+        assert!(took < Duration::from_secs(5), "{phase}: {took:?}");
+        sim.set_down(false);
+        sim.set_daily_limit(0);
+        sim.clear_script();
+        if phase == "at the daily limit" {
+            // It waits for midnight, and would after the restart.
+            break;
+        }
+        let again = setup.start().await;
+        let job = again.finished(&id).await;
+        assert_eq!(job["state"], "completed", "{phase}: {job:#}");
+        assert!(again.archive(&id).await.comparable() == expected.comparable(), "{phase}");
+        service = Some(again);
+    }
+}
+
+/// Begins a download and reads only a little of it.
+fn begin_download(service: &Service, id: &str) -> (TcpStream, Vec<u8>) {
+    let address = service.base.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request =
+        format!("GET /v1/jobs/{id}/archive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut first = vec![0; 4_096];
+    let read = stream.read(&mut first).unwrap();
+    first.truncate(read);
+    (stream, first)
+}
+
+/// What has come of the body so far.
+fn body_of(answer: &[u8]) -> &[u8] {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    &answer[end + 4..]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn downloads_under_way_end_or_are_continued_by_range_after_the_restart() {
+    let sim = Simulator::start(SimSettings { messages: 60_000, latency: Duration::ZERO, ..account() })
+        .await
+        .unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path()).with("ZOOM_RATE_LIMIT", "0").with("SHUTDOWN_GRACE", "3s");
+    let service = setup.start().await;
+    let id = service.submit(&everything(&sim)).await;
+    service.finished(&id).await;
+    let whole = service.archive(&id).await.bytes;
+    assert!(whole.len() > 12 << 20, "more than sockets hold: {}", whole.len());
+    let (mut reader, mut read) = begin_download(&service, &id);
+    let (mut idler, mut idle) = begin_download(&service, &id);
+    let reading = std::thread::spawn(move || {
+        // Slowly, so that the signal comes in the middle.
+        let mut chunk = vec![0; 1 << 20];
+        loop {
+            match reader.read(&mut chunk) {
+                Ok(0) | Err(_) => return read,
+                Ok(count) => read.extend_from_slice(&chunk[..count]),
+            }
+        }
+    });
+    stopped(service).await;
+    assert!(body_of(&reading.join().unwrap()) == whole, "who reads gets the whole of it");
+    let _ = idler.read_to_end(&mut idle);
+    let part = body_of(&idle).to_vec();
+    assert!(part.len() < whole.len() && whole.starts_with(&part), "who does not is cut off");
+    let service = setup.start().await;
+    let url = service.url(&format!("/v1/jobs/{id}/archive"));
+    let etag = service.client.head(&url).send().await.unwrap().headers()["etag"].clone();
+    let rest = service
+        .client
+        .get(&url)
+        .header("range", format!("bytes={}-", part.len()))
+        .header("if-range", etag)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(rest.status(), 206);
+    assert!([part, rest.bytes().await.unwrap().to_vec()].concat() == whole);
+}
