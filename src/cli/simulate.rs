@@ -50,6 +50,9 @@ pub(super) struct SimulateArgs {
     /// Share of all messages that the largest chat holds
     #[arg(long, default_value_t = 0.15)]
     heaviest_share: f64,
+    /// How many times longer than usual messages are
+    #[arg(long, default_value_t = 1)]
+    text_scale: u32,
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
@@ -66,6 +69,7 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         faults: args.faults,
         token_ttl: Duration::from_secs(args.token_ttl),
         heaviest_share: args.heaviest_share.clamp(0.0, 1.0),
+        text_scale: args.text_scale.clamp(1, 1_000),
         ..SimSettings::default()
     };
     let stop = shutdown::on_signal()?;

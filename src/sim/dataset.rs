@@ -75,6 +75,7 @@ pub struct Dataset(Arc<Inner>);
 struct Inner {
     account: Noise,
     hostile: bool,
+    text_scale: u32,
     first_day: Date,
     last_day: Date,
     sizes: Vec<SessionSize>,
@@ -101,6 +102,7 @@ impl Dataset {
         let mut inner = Inner {
             account,
             hostile: settings.hostile,
+            text_scale: settings.text_scale,
             first_day,
             last_day,
             sizes,
@@ -406,7 +408,8 @@ impl Inner {
         let text = |kind, action_ms| {
             let mut out = String::with_capacity(1_000);
             let (account, plan, hostile) = (self.account, self.plan(session), self.hostile);
-            let item = ItemOf { account, shape, plan, slot: step.slot, kind, action_ms, hostile };
+            let text_scale = self.text_scale;
+            let item = ItemOf { account, shape, plan, slot: step.slot, kind, action_ms, hostile, text_scale };
             push_item(&mut out, &item, options);
             (kind, out)
         };

@@ -24,6 +24,7 @@ pub(super) struct ItemOf<'a> {
     /// When it was edited or deleted.
     pub action_ms: Option<i64>,
     pub hostile: bool,
+    pub text_scale: u32,
 }
 
 /// A message id: the same for a message and its modifications.
@@ -48,7 +49,7 @@ pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: ItemOption
     if item.kind == ItemKind::Edited {
         out.push_str("(before the edit) ");
     }
-    words::push_message_text(out, noise.with(33), item.account, item.hostile);
+    words::push_message_text(out, noise.with(33), item.account, item.hostile, item.text_scale);
     out.push_str("\",\"sender\":\"");
     words::push_email(out, item.account, sender);
     out.push_str("\",\"sender_member_id\":\"");

@@ -37,6 +37,8 @@ pub struct SimSettings {
     pub scopes: Vec<String>,
     /// Share of all messages that session 0 holds.
     pub heaviest_share: f64,
+    /// How many times longer than usual messages are.
+    pub text_scale: u32,
     /// Whether some sessions have ids and names that break careless clients, and some messages JSON that is legal
     /// but that a strict reader refuses (a lone surrogate escape, a number beyond any float).
     pub hostile: bool,
@@ -63,6 +65,7 @@ impl Default for SimSettings {
             client_secret: "sim-secret".to_owned(),
             scopes: vec!["report_chat:read:admin".to_owned(), "imchat:read:admin".to_owned()],
             heaviest_share: 0.15,
+            text_scale: 1,
             hostile: true,
         }
     }

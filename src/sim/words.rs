@@ -159,13 +159,13 @@ pub(super) fn push_member_id(out: &mut String, account: Noise, person: u64) {
 }
 
 /// Appends a message text, escaped, without its quotes.
-pub(super) fn push_message_text(out: &mut String, noise: Noise, account: Noise, hostile: bool) {
+pub(super) fn push_message_text(out: &mut String, noise: Noise, account: Noise, hostile: bool, scale: u32) {
     let words = match noise.with(0).below(100) {
         0..=29 => noise.with(1).between(1, 6),
         30..=84 => noise.with(1).between(7, 38),
         _ => noise.with(1).between(39, 90),
     };
-    let words = if noise.with(2).one_in(3_000) { 3_000 } else { words };
+    let words = if noise.with(2).one_in(3_000) { 3_000 } else { words } * u64::from(scale);
     let script = match noise.with(3).below(20) {
         0..=11 => LATIN,
         12..=14 => CYRILLIC,

@@ -1,0 +1,207 @@
+//! One job at a time, on accounts of all kinds; several beside each other; killed; beside another app of the account.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use zoom_chat_reports::archive::{AssembleInput, assemble_zip};
+use zoom_chat_reports::clock::Clock;
+
+use crate::processes::{Profile, Run, Service, Simulator, free_port, requests, round};
+
+pub async fn ratios(profile: Profile) -> Value {
+    Run::of(profile).await.ratios()
+}
+
+/// An unpaced job, and the assembly of its archive once more, alone, beside a plain copy of the same bytes.
+pub async fn unpaced(profile: Profile) -> Value {
+    let run = Run::of(profile).await;
+    let clock = run.service.clock.clone();
+    let directory = run.directory();
+    let raw = run.job["progress"]["bytes_received"].as_f64().unwrap();
+    let archive = directory.join("archive.zip");
+    let started = clock.elapsed();
+    copy_synced(&archive, &directory.join("copy"));
+    let copied = (clock.elapsed() - started).as_secs_f64();
+    std::fs::remove_file(directory.join("copy")).unwrap();
+    let input = AssembleInput { directory: directory.clone(), cancel: CancellationToken::new() };
+    let started = clock.elapsed();
+    let made = assemble_zip(input, directory.join("again.zip")).await.unwrap();
+    let assembled = (clock.elapsed() - started).as_secs_f64();
+    let mut all = run.ratios();
+    all["assembly_raw_mb_per_s"] = json!(round(raw / 1e6 / assembled));
+    all["assembly_over_copy"] = json!(round(assembled / copied));
+    all["archive_mb"] = json!(round(made.size as f64 / 1e6));
+    all
+}
+
+fn copy_synced(from: &Path, to: &Path) {
+    std::fs::copy(from, to).unwrap();
+    std::fs::File::open(to).unwrap().sync_all().unwrap();
+}
+
+/// Time, processor, memory and disk as the account grows tenfold.
+pub async fn linear() -> Value {
+    let mut all = serde_json::Map::new();
+    for messages in [10_000, 100_000, 1_000_000] {
+        let profile = Profile { messages, sessions: (messages / 400) as u32, ..Profile::UNPACED };
+        all.insert(messages.to_string(), ratios(profile).await);
+    }
+    Value::Object(all)
+}
+
+/// Two equal jobs at once, and a small one that comes while both are running.
+pub async fn sharing() -> Value {
+    let simulator = Simulator::start(Profile { messages: 120_000, ..Profile::USUAL });
+    let data = TempDir::new().unwrap();
+    let service = Service::start(&simulator, data.path()).await;
+    let one = service.submit(&simulator.everything()).await;
+    let two = service.submit(&simulator.everything()).await;
+    service.clock.sleep(Duration::from_secs(30)).await;
+    let so_far = [requests(&service.job(&one).await), requests(&service.job(&two).await)];
+    let day = simulator.days.1.to_string();
+    let small = service.submit(&json!({ "from": day, "to": day })).await;
+    let (small_job, small_wall) = service.finished(&small).await;
+    json!({
+        "share_of_first": round(so_far[0] / (so_far[0] + so_far[1])),
+        "share_of_second": round(so_far[1] / (so_far[0] + so_far[1])),
+        "small_job_requests": requests(&small_job), "small_job_wall_s": round(small_wall),
+        "small_job_share_of_limit": round(requests(&small_job) / (60.0 * small_wall)),
+    })
+}
+
+/// Four jobs side by side: what each further one costs in memory.
+pub async fn many_jobs() -> Value {
+    let simulator = Simulator::start(Profile { messages: 60_000, ..Profile::USUAL });
+    let data = TempDir::new().unwrap();
+    let service = Service::start(&simulator, data.path()).await;
+    let mut resident = Vec::new();
+    let mut jobs = Vec::new();
+    let started = service.clock.elapsed();
+    for _ in 0..4 {
+        jobs.push(service.submit(&simulator.everything()).await);
+        service.clock.sleep(Duration::from_secs(8)).await;
+        resident.push(round(service.resident_mib()));
+    }
+    let mut sent = 0.0;
+    for id in &jobs {
+        sent += requests(&service.finished(id).await.0);
+    }
+    let wall = (service.clock.elapsed() - started).as_secs_f64();
+    json!({
+        "resident_mib_with_1_2_3_4_jobs": resident, "peak_rss_mib": round(service.peak_mib()),
+        "efficiency": round(sent / (60.0 * wall)),
+    })
+}
+
+/// Ten kills at 60/s: the archive is that of an undisturbed run, and few requests are repeated.
+pub async fn kills() -> Value {
+    let profile = Profile { messages: 250_000, ..Profile::USUAL };
+    let mut archives = Vec::new();
+    let mut sent = Vec::new();
+    for kills in [0_u64, 10] {
+        let simulator = Simulator::start(profile);
+        let data = TempDir::new().unwrap();
+        let port = free_port();
+        let mut service = Service::start_with(&simulator, data.path(), port, &[]).await;
+        let id = service.submit(&simulator.everything()).await;
+        for kill in 0..kills {
+            service.clock.sleep(Duration::from_millis(2_500 + kill * 1_379 % 5_000)).await;
+            drop(service);
+            service = Service::start_with(&simulator, data.path(), port, &[]).await;
+        }
+        let (job, _) = service.finished(&id).await;
+        assert_eq!(job["state"], "completed");
+        archives.push(std::fs::read(data.path().join("jobs").join(&id).join("archive.zip")).unwrap());
+        drop(service);
+        sent.push(simulator.stop()["requests"].as_f64().unwrap());
+    }
+    json!({
+        "kills": 10, "requests_undisturbed": sent[0], "requests_with_kills": sent[1],
+        "repeated_share": round(sent[1] / sent[0] - 1.0),
+        "archives_equal": entries(&archives[0]) == entries(&archives[1]),
+    })
+}
+
+/// An archive's entries without what two runs need not share.
+fn entries(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    use std::io::Read;
+    let mut zip = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
+    let mut all = BTreeMap::new();
+    for index in 0..zip.len() {
+        let mut file = zip.by_index(index).unwrap();
+        let name = file.name().unwrap().into_owned();
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).unwrap();
+        if !name.ends_with("SHA256SUMS") && !name.ends_with("extraction_summary.json") {
+            all.insert(name, content);
+        }
+    }
+    all
+}
+
+/// Another app of the account takes half the budget for half a minute, and stops.
+pub async fn neighbour() -> Value {
+    let simulator = Simulator::start(Profile { messages: 700_000, ..Profile::USUAL });
+    let data = TempDir::new().unwrap();
+    let service = Service::start(&simulator, data.path()).await;
+    let id = service.submit(&simulator.everything()).await;
+    let token: Value = service
+        .client
+        .post(format!("{}/oauth/token", simulator.base))
+        .basic_auth("sim-client", Some("sim-secret"))
+        .form(&[("grant_type", "account_credentials"), ("account_id", "sim-account")])
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let url = format!(
+        "{}/v2/report/chat/sessions?from={}&to={}&page_size=1",
+        simulator.base, simulator.days.1, simulator.days.1
+    );
+    let token = token["access_token"].as_str().unwrap().to_owned();
+    // The service's rate and 429s in each second.
+    let mut seconds = Vec::new();
+    let (mut last, mut last_refused) = (0.0, 0.0);
+    for second in 0..110_u64 {
+        let job = service.job(&id).await;
+        let (sent, refused) = (requests(&job), job["progress"]["rate_limited"].as_f64().unwrap());
+        seconds.push((sent - last, refused - last_refused));
+        (last, last_refused) = (sent, refused);
+        let start = service.clock.elapsed();
+        if (30..60).contains(&second) {
+            let others: Vec<_> = (0..30_u64)
+                .map(|turn| {
+                    let call = service.client.get(&url).bearer_auth(&token);
+                    let wait = service.clock.sleep(Duration::from_millis(turn * 33));
+                    tokio::spawn(async move {
+                        wait.await;
+                        call.send().await.unwrap().status() == 429
+                    })
+                })
+                .collect();
+            for other in others {
+                other.await.unwrap();
+            }
+        }
+        let left = Duration::from_secs(1).saturating_sub(service.clock.elapsed() - start);
+        service.clock.sleep(left).await;
+    }
+    let mean = |from: usize, to: usize| {
+        seconds[from..to].iter().map(|(sent, _)| sent).sum::<f64>() / (to - from) as f64
+    };
+    let refused: f64 = seconds[31..61].iter().map(|(_, refused)| refused).sum();
+    let sent: f64 = seconds[31..61].iter().map(|(sent, _)| sent).sum();
+    let recovered =
+        (61..110).find(|second| seconds[*second].0 >= 57.0).map_or(-1, |second| second as i64 - 61);
+    json!({
+        "rate_before": round(mean(10, 30)), "rate_beside_half": round(mean(41, 61)),
+        "refused_share_beside": round(refused / sent), "seconds_to_recover": recovered,
+        "rate_after": round(mean(95, 110)),
+    })
+}

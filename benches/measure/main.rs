@@ -1,0 +1,80 @@
+//! What this project promises, measured: the real binary against the simulator in another process, as ratios.
+//!
+//! `cargo bench --bench measure` runs everything (about an hour); `-- NAME ...` runs some, `-- list` names them. Prints
+//! one line a result and, at the end, all of them as JSON. Nothing here asserts: figures are for people to compare.
+
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
+#![expect(clippy::print_stdout, reason = "the figures are the result")]
+
+mod jobs;
+mod processes;
+mod serving;
+
+use futures_util::future::LocalBoxFuture;
+use serde_json::{Map, Value};
+
+use processes::Profile;
+
+type Measurement = (&'static str, fn() -> LocalBoxFuture<'static, Value>);
+
+const USUAL: Profile = Profile::USUAL;
+const UNPACED: Profile = Profile::UNPACED;
+
+const ALL: [Measurement; 20] = [
+    // Against the limit, over two to five minutes each.
+    ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 380_000, ..USUAL }))),
+    ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
+    ("heavy-tailed", || {
+        Box::pin(jobs::ratios(Profile { messages: 1_600_000, heaviest_share: 0.5, ..USUAL }))
+    }),
+    ("high-latency", || {
+        Box::pin(jobs::ratios(Profile { messages: 1_400_000, latency_ms: 800, jitter_ms: 300, ..USUAL }))
+    }),
+    ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_200_000, faults: "light", ..USUAL }))),
+    ("sharing", || Box::pin(jobs::sharing())),
+    ("many-jobs", || Box::pin(jobs::many_jobs())),
+    ("neighbour", || Box::pin(jobs::neighbour())),
+    ("kills", || Box::pin(jobs::kills())),
+    // Against the processor.
+    ("small", || Box::pin(jobs::unpaced(Profile { messages: 6_000, sessions: 60, months: 2, ..UNPACED }))),
+    ("memory", || Box::pin(jobs::unpaced(Profile { messages: 2_000_000, sessions: 5_000, ..UNPACED }))),
+    ("giant", || {
+        Box::pin(jobs::unpaced(Profile {
+            messages: 3_000_000,
+            sessions: 10,
+            heaviest_share: 0.99,
+            ..UNPACED
+        }))
+    }),
+    ("wide", || Box::pin(jobs::unpaced(Profile { messages: 400_000, sessions: 100_000, ..UNPACED }))),
+    ("long-messages", || Box::pin(jobs::unpaced(Profile { messages: 100_000, text_scale: 20, ..UNPACED }))),
+    ("linear", || Box::pin(jobs::linear())),
+    // Towards users.
+    ("polling", || Box::pin(serving::polling())),
+    ("downloads", || Box::pin(serving::downloads())),
+    ("ready", || Box::pin(serving::ready())),
+    ("load", || Box::pin(serving::load())),
+    ("soak", || Box::pin(serving::soak())),
+];
+
+fn main() {
+    // Cargo passes `--bench`.
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if wanted.iter().any(|name| name == "list") {
+        for (name, _) in ALL {
+            println!("{name}");
+        }
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let mut results = Map::new();
+    for (name, measure) in ALL {
+        if wanted.is_empty() || wanted.iter().any(|one| one == name) {
+            let result = runtime.block_on(measure());
+            println!("{name}: {result}");
+            results.insert(name.to_owned(), result);
+        }
+    }
+    println!("{:#}", Value::Object(results));
+}
