@@ -71,7 +71,8 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
     let windows = vec![(date(2026, 11, 1), date(2026, 11, 24))];
     runtime.block_on(writer.commit(Change::Plan { windows, meta: Vec::new() })).unwrap();
     // A range for each of 32 sessions.
-    let sessions = (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
+    let sessions =
+        (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
     let page = PageOf { chain: 1, seq: 0, next: None, unknown: Vec::new() };
     runtime.block_on(writer.commit(Change::ListPage { page, sessions })).unwrap();
     let segment = Segment::of_items(items().into_iter(), 1).unwrap();

@@ -3,24 +3,18 @@
 //! Conditional requests and ranges as in RFC 9110; the ETag is the archive's hash, so that a download that broke off
 //! can be continued against exactly the same bytes or not at all.
 
-use std::io::SeekFrom;
-
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use futures_util::StreamExt as _;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio_util::io::ReaderStream;
 
 use super::AppState;
+use super::file;
 use super::jobs::parse_id;
 use super::problem::Problem;
-
-/// Bytes read from the disk at a time.
-const CHUNK: usize = 128 << 10;
+use crate::jobs::JobsError;
 
 /// Download the archive
 ///
@@ -69,15 +63,16 @@ pub(super) async fn download(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        let mut file = tokio::fs::File::open(&path).await.map_err(|error| {
+        let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await;
+        let file = file.map_err(std::io::Error::other).flatten().map_err(|error| {
             tracing::error!(%error, job.id = %job.id, "an archive could not be opened");
             Problem::internal()
         })?;
-        file.seek(SeekFrom::Start(from)).await.map_err(|_| Problem::internal())?;
-        // The place is held until the body is gone.
-        Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK).inspect(move |_| {
-            let _ = &place;
-        }))
+        // A retry that has just ended publishes its archive a moment before its record.
+        if file.metadata().is_ok_and(|metadata| metadata.len() != archive.size) {
+            return Err(JobsError::ArchiveNotReady.into());
+        }
+        Body::from_stream(file::stream(file, from, length, place))
     };
     let request = &job.request;
     let name = format!("zoom-chat-reports_{}_{}_{}.zip", request.from, request.to, job.id);

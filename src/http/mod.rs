@@ -7,6 +7,7 @@ pub mod audit;
 pub mod auth;
 pub mod body;
 mod events;
+mod file;
 mod jobs;
 pub mod openapi;
 pub mod problem;
