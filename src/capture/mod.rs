@@ -4,6 +4,7 @@
 //! happens to it; all that a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond
 //! their text, or of archives.
 
+mod bulk;
 mod reader;
 mod segment;
 mod writer;
@@ -19,7 +20,7 @@ use sqlx::{ConnectOptions, Connection};
 
 pub use reader::{Counts, FailureRow, PageRow, Reader, SessionRow, WindowCount};
 pub use segment::{Segment, inflate, pack};
-pub use writer::{Change, Effect, ListedSession, PageOf, Settled, Writer};
+pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";

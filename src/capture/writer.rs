@@ -9,6 +9,7 @@ use sqlx::{Connection, Sqlite, Transaction};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::bulk::{self, MessagesPage};
 use super::{CaptureError, FailureNote, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
@@ -105,7 +106,7 @@ pub enum Change {
     RetryFailed,
 }
 
-/// What a change did, as far as anybody counts it.
+/// What a change did, as far as anybody counts it. What pages of the same group did together is told to one of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effect {
     pub new_sessions: u64,
@@ -114,16 +115,11 @@ pub struct Effect {
     pub reopened_sessions: u64,
     /// The numbers of new ranges; only of a split.
     pub new_ranges: Vec<i64>,
-    /// Set when the change brought a unit to its end.
-    pub settled: Option<Settled>,
-}
-
-/// The end of a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settled {
-    pub failed: bool,
-    /// It was the last unit of its session, and none of them failed.
-    pub session_done: bool,
+    /// Units it brought to their end, well or not.
+    pub units_done: u64,
+    pub units_failed: u64,
+    /// Sessions whose last unit that was, none of them failed.
+    pub sessions_done: u64,
 }
 
 type Request = (Change, oneshot::Sender<Result<Effect, CaptureError>>);
@@ -191,8 +187,20 @@ async fn commit_group(
 ) -> Result<Vec<Effect>, CaptureError> {
     let mut transaction = connection.begin().await?;
     let mut effects = Vec::with_capacity(group.len());
+    let mut pages = Vec::new();
     for (change, _) in group {
-        effects.push(apply(&mut transaction, change).await?);
+        if let Change::MessagesPage { page, query, segments, repeats } = change {
+            pages.push(MessagesPage { page, query, segments, repeats: *repeats });
+            effects.push(Effect::default());
+        } else {
+            effects.push(apply(&mut transaction, change).await?);
+        }
+    }
+    // A chain waits for its page before it does anything else, so the order within the group does not matter.
+    if !pages.is_empty() {
+        let together = bulk::messages_pages(&mut transaction, &pages).await?;
+        let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage { .. }));
+        effects[first.expect("there are pages")] = together;
     }
     transaction.commit().await?;
     Ok(effects)
@@ -216,7 +224,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
             set_meta(tx, meta).await?;
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
-        Change::ListPage { page, sessions } => list_page(tx, page, sessions, &mut effect).await?,
+        Change::ListPage { page, sessions } => effect = bulk::list_page(tx, page, sessions).await?,
         Change::RestartList { list } => {
             run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
             run_with_id(
@@ -247,20 +255,11 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
             )
             .await?;
         }
-        Change::MessagesPage { page, query, segments, repeats } => {
-            effect.settled = messages_page(tx, page, query, segments).await?;
-            if *repeats > 0 {
-                sqlx::query("UPDATE ranges SET repeats = repeats + ? WHERE id = ?")
-                    .bind(*repeats as i64)
-                    .bind(page.chain)
-                    .execute(&mut **tx)
-                    .await?;
-            }
-        }
+        Change::MessagesPage { .. } => unreachable!("pages of a group are written together"),
         Change::RestartRange { range } => restart_range(tx, *range).await?,
         Change::RangeNotFound { range } => {
             run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", *range).await?;
-            effect.settled = settle_unit(tx, *range).await?;
+            effect = bulk::settle(tx, &[*range]).await?;
         }
         Change::FailRange { range, failure, at } => {
             fail(
@@ -271,7 +270,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
                 *at,
             )
             .await?;
-            effect.settled = settle_unit(tx, *range).await?;
+            effect = bulk::settle(tx, &[*range]).await?;
         }
         Change::CutRange { range, reachable_from, failure, at } => {
             let last_lost =
@@ -408,167 +407,4 @@ async fn insert_list(tx: &mut Tx<'_>, window: i64, (from, to): (Date, Date)) -> 
         .execute(&mut **tx)
         .await?;
     Ok(())
-}
-
-async fn list_page(
-    tx: &mut Tx<'_>,
-    page: &PageOf,
-    sessions: &[ListedSession],
-    effect: &mut Effect,
-) -> Result<(), CaptureError> {
-    let window: i64 = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
-        .bind(page.chain)
-        .fetch_one(&mut **tx)
-        .await?;
-    for session in sessions {
-        let (id, is_new) = store_session(tx, session, window).await?;
-        effect.new_sessions += u64::from(is_new);
-        let was_done = !is_new && session_is_done(tx, id).await?;
-        let unit: Option<(i64, bool)> = sqlx::query_as(
-            "INSERT INTO units (session, window, listed) VALUES (?, ?, 1)
-             ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0
-             RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
-        )
-        .bind(id)
-        .bind(window)
-        .fetch_optional(&mut **tx)
-        .await?;
-        if let Some((unit, was_probed)) = unit {
-            effect.new_units += u64::from(!was_probed);
-            effect.reopened_sessions += u64::from(was_done);
-            // The unit may have been probed for some days before it was listed: the whole window replaces those.
-            run_with_id(tx, "DELETE FROM pages WHERE range IN (SELECT id FROM ranges WHERE unit = ?)", unit)
-                .await?;
-            run_with_id(tx, "DELETE FROM ranges WHERE unit = ?", unit).await?;
-            sqlx::query(
-                "INSERT INTO ranges (unit, window, first_day, last_day)
-                 SELECT ?1, idx, first_day, last_day FROM windows WHERE idx = ?2",
-            )
-            .bind(unit)
-            .bind(window)
-            .execute(&mut **tx)
-            .await?;
-        }
-    }
-    for (name, value) in &page.unknown {
-        sqlx::query("INSERT INTO unknown_members (list, seq, name, value) VALUES (?, ?, ?, ?)")
-            .bind(page.chain)
-            .bind(page.seq)
-            .bind(name)
-            .bind(value)
-            .execute(&mut **tx)
-            .await?;
-    }
-    sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
-        .bind(page.seq + 1)
-        .bind(page.next.as_ref().map(|next| &next.token))
-        .bind(page.next.as_ref().map(|next| next.at.to_string()))
-        .bind(if page.next.is_some() { "pending" } else { "done" })
-        .bind(page.chain)
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
-/// Stores a session; the info of the latest window that lists it wins. Tells its number and whether it is new.
-async fn store_session(
-    tx: &mut Tx<'_>,
-    session: &ListedSession,
-    window: i64,
-) -> Result<(i64, bool), CaptureError> {
-    let new = sqlx::query_scalar(
-        "INSERT INTO sessions (zoom_id, window, info) VALUES (?, ?, ?) ON CONFLICT (zoom_id) DO NOTHING RETURNING id",
-    )
-    .bind(&session.zoom_id)
-    .bind(window)
-    .bind(&session.info)
-    .fetch_optional(&mut **tx)
-    .await?;
-    if let Some(id) = new {
-        return Ok((id, true));
-    }
-    let known = sqlx::query_scalar(
-        "UPDATE sessions SET info = CASE WHEN ?2 >= window THEN ?3 ELSE info END, window = max(window, ?2)
-         WHERE zoom_id = ?1 RETURNING id",
-    )
-    .bind(&session.zoom_id)
-    .bind(window)
-    .bind(&session.info)
-    .fetch_one(&mut **tx)
-    .await?;
-    Ok((known, false))
-}
-
-async fn session_is_done(tx: &mut Tx<'_>, session: i64) -> Result<bool, CaptureError> {
-    Ok(sqlx::query_scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM units WHERE session = ? AND state IN ('pending', 'failed'))",
-    )
-    .bind(session)
-    .fetch_one(&mut **tx)
-    .await?)
-}
-
-async fn messages_page(
-    tx: &mut Tx<'_>,
-    page: &PageOf,
-    query: &str,
-    segments: &[Option<Segment>; 3],
-) -> Result<Option<Settled>, CaptureError> {
-    for (kind, segment) in segments.iter().enumerate() {
-        let Some(segment) = segment else { continue };
-        sqlx::query(
-            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(page.chain)
-        .bind(page.seq)
-        .bind(kind as i64)
-        .bind(i64::from(segment.items))
-        .bind(segment.raw_len as i64)
-        .bind(i64::from(segment.crc32))
-        .bind(&segment.data[..])
-        .execute(&mut **tx)
-        .await?;
-    }
-    for (name, value) in &page.unknown {
-        sqlx::query("INSERT INTO unknown_members (range, seq, name, value) VALUES (?, ?, ?, ?)")
-            .bind(page.chain)
-            .bind(page.seq)
-            .bind(name)
-            .bind(value)
-            .execute(&mut **tx)
-            .await?;
-    }
-    sqlx::query(
-        "UPDATE ranges SET pages = ?, next_token = ?, token_at = ?, query = ?, state = ? WHERE id = ?",
-    )
-    .bind(page.seq + 1)
-    .bind(page.next.as_ref().map(|next| &next.token))
-    .bind(page.next.as_ref().map(|next| next.at.to_string()))
-    .bind(page.next.as_ref().map(|_| query))
-    .bind(if page.next.is_some() { "pending" } else { "done" })
-    .bind(page.chain)
-    .execute(&mut **tx)
-    .await?;
-    if page.next.is_none() { settle_unit(tx, page.chain).await } else { Ok(None) }
-}
-
-/// A unit is what its ranges are: pending while one is, else failed if one is, else not found if all are.
-async fn settle_unit(tx: &mut Tx<'_>, range: i64) -> Result<Option<Settled>, CaptureError> {
-    let (state, session): (String, i64) = sqlx::query_as(
-        "UPDATE units SET state = (
-             SELECT CASE WHEN sum(r.state = 'pending') > 0 THEN 'pending'
-                         WHEN sum(r.state = 'failed') > 0 THEN 'failed'
-                         WHEN sum(r.state = 'done') = 0 THEN 'not_found'
-                         ELSE 'done' END
-             FROM ranges r WHERE r.unit = units.id)
-         WHERE id = (SELECT unit FROM ranges WHERE id = ?) RETURNING state, session",
-    )
-    .bind(range)
-    .fetch_one(&mut **tx)
-    .await?;
-    if state == "pending" {
-        return Ok(None);
-    }
-    let failed = state == "failed";
-    Ok(Some(Settled { failed, session_done: !failed && session_is_done(tx, session).await? }))
 }

@@ -309,11 +309,9 @@ impl Shared {
         progress.sessions_total.fetch_add(effect.new_sessions, Ordering::Relaxed);
         progress.units_total.fetch_add(effect.new_units, Ordering::Relaxed);
         progress.sessions_done.fetch_sub(effect.reopened_sessions, Ordering::Relaxed);
-        if let Some(settled) = effect.settled {
-            let units = if settled.failed { &progress.units_failed } else { &progress.units_done };
-            units.fetch_add(1, Ordering::Relaxed);
-            progress.sessions_done.fetch_add(u64::from(settled.session_done), Ordering::Relaxed);
-        }
+        progress.units_done.fetch_add(effect.units_done, Ordering::Relaxed);
+        progress.units_failed.fetch_add(effect.units_failed, Ordering::Relaxed);
+        progress.sessions_done.fetch_add(effect.sessions_done, Ordering::Relaxed);
     }
 
     async fn leave_totals(&self) -> Result<(), ExtractError> {

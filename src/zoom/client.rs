@@ -267,6 +267,10 @@ pub enum Ended {
     Failed(Failure),
 }
 
+/// Pages up to this size are read where they arrive, in half a millisecond or less: moving them to another thread costs
+/// about as much. Larger ones would hold up the threads that serve sockets.
+const READ_AT_ONCE: usize = 256 << 10;
+
 /// A reader turns a body into what the caller wants, or says why it cannot.
 pub type ReadResult<T> = Result<T, String>;
 
@@ -452,8 +456,10 @@ impl Lane {
             let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
             return Err(Outcome::Refused(refusal));
         }
-        // Parsing and compressing a page takes a good part of a millisecond: not on the threads that serve sockets.
         let _reading = account.reading.acquire().await.expect("the semaphore is never closed");
+        if body.len() <= READ_AT_ONCE {
+            return read(body).map_err(Outcome::Unreadable);
+        }
         let read = tokio::task::spawn_blocking(move || read(body)).await;
         read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
             .map_err(Outcome::Unreadable)
