@@ -32,6 +32,10 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
+    pub fn is_damaged_capture(&self) -> bool {
+        matches!(self, Self::Capture(error) if error.is_damaged())
+    }
+
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::NoRoom { .. } => true,

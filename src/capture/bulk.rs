@@ -18,31 +18,35 @@ pub(super) struct MessagesPage<'a> {
     pub repeats: u64,
 }
 
-/// Stores pages of different chains, each with the place where its chain goes on.
+/// Stores pages of different chains, each with the place where its chain goes on. Their segments stand one after the
+/// other from `offset` on.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
     pages: &[MessagesPage<'_>],
+    mut offset: u64,
 ) -> Result<Effect, CaptureError> {
-    let segments: Vec<(&PageOf, usize, &Segment)> = pages
-        .iter()
-        .flat_map(|page| {
-            let kinds = page.segments.iter().enumerate();
-            kinds.filter_map(|(kind, segment)| Some((page.page, kind, segment.as_ref()?)))
-        })
-        .collect();
+    let mut segments = Vec::new();
+    for page in pages {
+        for (kind, segment) in page.segments.iter().enumerate() {
+            let Some(segment) = segment else { continue };
+            segments.push((page.page, kind, segment, offset));
+            offset += segment.data.len() as u64;
+        }
+    }
     if !segments.is_empty() {
         // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
         let mut insert = QueryBuilder::new(
-            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, data) SELECT * FROM (",
+            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length) SELECT * FROM (",
         );
-        insert.push_values(&segments, |mut row, (page, kind, segment)| {
+        insert.push_values(&segments, |mut row, (page, kind, segment, offset)| {
             row.push_bind(page.chain)
                 .push_bind(page.seq)
                 .push_bind(*kind as i64)
                 .push_bind(i64::from(segment.items))
                 .push_bind(segment.raw_len as i64)
                 .push_bind(i64::from(segment.crc32))
-                .push_bind(&segment.data[..]);
+                .push_bind(*offset as i64)
+                .push_bind(segment.data.len() as i64);
         });
         insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
         insert.build().execute(&mut **tx).await?;

@@ -1,14 +1,17 @@
-//! The capture: one SQLite file per job that holds everything received, exactly as received.
+//! The capture: what one job has received, exactly as received: a SQLite file (`capture.db`) that knows everything but
+//! the messages, and a file beside it (`capture.segments`) that holds those, compressed, each page once.
 //!
-//! Owns the schema, its one writer and its readers. Whatever comes from Zoom is committed here before anything else
+//! Owns both files, the schema, its one writer and its readers. Whatever comes from Zoom is committed here before anything else
 //! happens to it; all that a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond
 //! their text, or of archives.
 
 mod bulk;
 mod reader;
 mod segment;
+mod segments;
 mod writer;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,10 +23,12 @@ use sqlx::{ConnectOptions, Connection};
 
 pub use reader::{Counts, FailureRow, PageRow, Reader, SessionRow, WindowCount};
 pub use segment::{Segment, inflate, pack};
+use segments::Appender;
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
+const SEGMENTS: &str = "capture.segments";
 
 /// Bumped when the schema changes; a capture of another version is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 1;
@@ -52,6 +57,16 @@ impl CaptureError {
 
     pub fn is_damaged(&self) -> bool {
         matches!(self, Self::Damaged(_))
+    }
+}
+
+impl From<std::io::Error> for CaptureError {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::StorageFull {
+            Self::DiskFull
+        } else {
+            Self::Unwritable(error.to_string())
+        }
     }
 }
 
@@ -154,15 +169,28 @@ impl Location {
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
-        Ok(Writer::start(connection))
+        let end: i64 = sqlx::query_scalar("SELECT coalesce(max(offset + length), 0) FROM pages")
+            .fetch_one(&mut connection)
+            .await?;
+        let segments = Appender::open(&self.segments(), end as u64)?;
+        Ok(Writer::start(connection, segments))
     }
 
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
-        Ok(Reader::new(self.options().connect().await?))
+        let segments = match File::open(self.segments()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            opened => Some(opened?),
+        };
+        Ok(Reader::new(self.options().connect().await?, segments))
     }
 
-    /// Reads the whole file and finds what a torn write or a bad disk did to it.
+    fn segments(&self) -> PathBuf {
+        self.path.with_file_name(SEGMENTS)
+    }
+
+    /// Reads the whole index and finds what a torn write or a bad disk did to it. Segments have their own checksums, and
+    /// are looked at when they are used.
     pub async fn check(&self) -> Result<(), CaptureError> {
         let mut connection = self.options().connect().await?;
         let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
@@ -170,9 +198,26 @@ impl Location {
         if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
     }
 
+    /// Inflates every segment and returns the ranges that have one that is not what was stored.
+    pub async fn damaged_ranges(&self) -> Result<Vec<i64>, CaptureError> {
+        let (location, runtime) = (self.clone(), tokio::runtime::Handle::current());
+        let checked = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                let mut reader = location.open_reader().await?;
+                let damaged = reader.damaged_ranges().await;
+                reader.close().await;
+                damaged
+            })
+        });
+        checked.await.map_err(std::io::Error::other)?
+    }
+
     /// Moves a damaged file out of the way, where it stays for whoever wants to look at it.
     pub fn set_aside(&self) -> std::io::Result<()> {
         std::fs::rename(&self.path, self.path.with_extension("db.damaged"))?;
+        if self.segments().exists() {
+            std::fs::rename(self.segments(), self.path.with_extension("segments.damaged"))?;
+        }
         for suffix in ["db-wal", "db-shm"] {
             match std::fs::remove_file(self.path.with_extension(suffix)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

@@ -2,12 +2,14 @@
 //!
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
+use std::fs::File;
+
 use futures_util::TryStreamExt;
 use jiff::civil::Date;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 
-use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange};
+use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange, segments};
 
 /// What a capture holds, in numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,11 +72,13 @@ pub struct FailureRow {
 #[derive(Debug)]
 pub struct Reader {
     connection: SqliteConnection,
+    /// Absent before the first page.
+    segments: Option<File>,
 }
 
 impl Reader {
-    pub(super) fn new(connection: SqliteConnection) -> Self {
-        Self { connection }
+    pub(super) fn new(connection: SqliteConnection, segments: Option<File>) -> Self {
+        Self { connection, segments }
     }
 
     pub async fn close(self) {
@@ -231,7 +235,7 @@ impl Reader {
     /// The items of a range's last page, inflated: to recognise repeats when a chain is taken up again.
     pub async fn last_page(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
-            "SELECT kind, items, raw_len, crc32, data FROM pages WHERE range = ?1
+            "SELECT kind, items, raw_len, crc32, offset, length FROM pages WHERE range = ?1
              AND seq = (SELECT max(seq) FROM pages WHERE range = ?1)",
         )
         .bind(range)
@@ -239,7 +243,7 @@ impl Reader {
         .await?;
         let mut kinds: [Vec<u8>; 3] = Default::default();
         for row in &rows {
-            let page = page(row)?;
+            let page = page(row, self.segments.as_ref())?;
             kinds[page.kind as usize] = super::inflate(&page.data, page.raw_len, page.crc32)?;
         }
         Ok(kinds)
@@ -303,7 +307,7 @@ impl Reader {
         mut each: impl FnMut(PageRow) -> Result<(), CaptureError>,
     ) -> Result<(), CaptureError> {
         let mut rows = sqlx::query(
-            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.data FROM units u JOIN ranges r ON r.unit = u.id
+            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u JOIN ranges r ON r.unit = u.id
              JOIN pages p ON p.range = r.id WHERE u.session = ? AND p.kind = ?
              ORDER BY u.window, r.first_day, p.seq",
         )
@@ -311,9 +315,31 @@ impl Reader {
         .bind(kind as i64)
         .fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {
-            each(page(&row)?)?;
+            each(page(&row, self.segments.as_ref())?)?;
         }
         Ok(())
+    }
+
+    /// The ranges with a segment that is not what was stored.
+    pub(super) async fn damaged_ranges(&mut self) -> Result<Vec<i64>, CaptureError> {
+        let mut damaged = Vec::new();
+        let mut rows = sqlx::query(
+            "SELECT range, kind, items, raw_len, crc32, offset, length FROM pages ORDER BY range, seq, kind",
+        )
+        .fetch(&mut self.connection);
+        while let Some(row) = rows.try_next().await? {
+            let range: i64 = row.try_get("range")?;
+            if damaged.last() == Some(&range) {
+                continue;
+            }
+            let sound = page(&row, self.segments.as_ref())
+                .and_then(|page| super::inflate(&page.data, page.raw_len, page.crc32));
+            match sound {
+                Err(error) if error.is_damaged() => damaged.push(range),
+                other => drop(other?),
+            }
+        }
+        Ok(damaged)
     }
 
     /// Items dropped because the page before held them already.
@@ -326,7 +352,7 @@ impl Reader {
 
     /// Bytes of all stored segments: about what each of the two copies in an archive takes.
     pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
-        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(length(data)), 0) FROM pages")
+        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(length), 0) FROM pages")
             .fetch_one(&mut self.connection)
             .await?;
         Ok(bytes as u64)
@@ -447,13 +473,14 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     })
 }
 
-fn page(row: &SqliteRow) -> Result<PageRow, CaptureError> {
+fn page(row: &SqliteRow, segments: Option<&File>) -> Result<PageRow, CaptureError> {
+    let file = segments.ok_or_else(|| CaptureError::Damaged("the file of segments is gone".to_owned()))?;
     Ok(PageRow {
         kind: Kind::from_index(row.try_get("kind")?)
             .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?,
         items: number(row, "items")?,
         raw_len: number(row, "raw_len")?,
         crc32: row.try_get::<i64, _>("crc32")? as u32,
-        data: row.try_get("data")?,
+        data: segments::read(file, number(row, "offset")?, number(row, "length")?)?,
     })
 }

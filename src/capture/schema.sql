@@ -1,4 +1,4 @@
--- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text, blobs raw deflate segments.
+-- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text. Segments are in a file beside.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE windows (idx INTEGER PRIMARY KEY, first_day TEXT NOT NULL, last_day TEXT NOT NULL) STRICT;
@@ -53,7 +53,8 @@ CREATE TABLE pages (
     items INTEGER NOT NULL,
     raw_len INTEGER NOT NULL,
     crc32 INTEGER NOT NULL,
-    data BLOB NOT NULL,
+    offset INTEGER NOT NULL,                        -- where its segment is in capture.segments
+    length INTEGER NOT NULL,
     UNIQUE (range, seq, kind)
 ) STRICT;
 

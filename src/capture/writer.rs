@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::bulk::{self, MessagesPage};
+use super::segments::Appender;
 use super::{CaptureError, FailureNote, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
@@ -102,6 +103,8 @@ pub enum Change {
         from: Date,
         to: Date,
     },
+    /// These ranges are fetched again from their beginning.
+    RefetchRanges(Vec<i64>),
     /// What failed is to be tried again.
     RetryFailed,
 }
@@ -132,9 +135,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: SqliteConnection) -> Self {
+    pub(super) fn start(connection: SqliteConnection, segments: Appender) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(connection, receiver)) }
+        Self { sender, task: tokio::spawn(run(connection, segments, receiver)) }
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
@@ -153,10 +156,14 @@ impl Writer {
     }
 }
 
-async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Request>) {
+async fn run(
+    mut connection: SqliteConnection,
+    mut segments: Appender,
+    mut receiver: mpsc::Receiver<Request>,
+) {
     let mut group = Vec::with_capacity(GROUP);
     while receiver.recv_many(&mut group, GROUP).await > 0 {
-        let result = commit_group(&mut connection, &group).await;
+        let result = commit_group(&mut connection, &mut segments, &group).await;
         match result {
             Ok(effects) => {
                 for ((_, reply), effect) in group.drain(..).zip(effects) {
@@ -183,8 +190,13 @@ async fn run(mut connection: SqliteConnection, mut receiver: mpsc::Receiver<Requ
 
 async fn commit_group(
     connection: &mut SqliteConnection,
+    segments: &mut Appender,
     group: &[Request],
 ) -> Result<Vec<Effect>, CaptureError> {
+    // Segments first, and synced: the index never refers to what may be lost.
+    let bytes = bytes_of(group);
+    let appended = bytes.len() as u64;
+    let from = if bytes.is_empty() { 0 } else { segments.append(bytes).await? };
     let mut transaction = connection.begin().await?;
     let mut effects = Vec::with_capacity(group.len());
     let mut pages = Vec::new();
@@ -198,12 +210,23 @@ async fn commit_group(
     }
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
     if !pages.is_empty() {
-        let together = bulk::messages_pages(&mut transaction, &pages).await?;
+        let together = bulk::messages_pages(&mut transaction, &pages, from).await?;
         let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage { .. }));
         effects[first.expect("there are pages")] = together;
     }
     transaction.commit().await?;
+    segments.keep(appended);
     Ok(effects)
+}
+
+/// The segments of a group, one after the other.
+fn bytes_of(group: &[Request]) -> Vec<u8> {
+    let pages = group.iter().filter_map(|(change, _)| match change {
+        Change::MessagesPage { segments, .. } => Some(segments),
+        _ => None,
+    });
+    let data: Vec<&[u8]> = pages.flatten().flatten().map(|segment| &segment.data[..]).collect();
+    data.concat()
 }
 
 type Tx<'a> = Transaction<'a, Sqlite>;
@@ -343,6 +366,17 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
             .bind(to.to_string())
             .execute(&mut **tx)
             .await?;
+        }
+        Change::RefetchRanges(ranges) => {
+            for range in ranges {
+                restart_range(tx, *range).await?;
+                for statement in [
+                    "UPDATE ranges SET state = 'pending', failure = NULL, failed_at = NULL WHERE id = ?",
+                    "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
+                ] {
+                    run_with_id(tx, statement, *range).await?;
+                }
+            }
         }
         Change::RetryFailed => {
             for statement in [

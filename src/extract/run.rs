@@ -110,8 +110,11 @@ pub(super) struct Shared {
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
-    find_sound(&location, context.retry_failed).await?;
+    let damaged = find_sound(&location, context.retry_failed).await?;
     let writer = location.open_writer().await?;
+    if !damaged.is_empty() {
+        writer.commit(Change::RefetchRanges(damaged)).await?;
+    }
     let mut reader = location.open_reader().await?;
     let shared = Arc::new(Shared {
         context,
@@ -135,19 +138,29 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     Ok(Outcome { counts: counts? })
 }
 
-/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: the
-/// damaged file is set aside and everything is fetched again.
-async fn find_sound(location: &Location, retrying: bool) -> Result<(), ExtractError> {
+/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: ranges whose
+/// messages are damaged (they are returned) are fetched again; a damaged index is set aside and everything is.
+async fn find_sound(location: &Location, retrying: bool) -> Result<Vec<i64>, ExtractError> {
     if !location.exists() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     match location.check().await {
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is set aside, everything is fetched again");
-            location.set_aside().map_err(|error| CaptureError::Unwritable(error.to_string()))?;
-            Ok(())
+            location.set_aside().map_err(CaptureError::from)?;
+            Ok(Vec::new())
         }
-        checked => Ok(checked?),
+        Ok(()) if retrying => {
+            let damaged = location.damaged_ranges().await?;
+            if !damaged.is_empty() {
+                tracing::warn!(
+                    ranges = damaged.len(),
+                    "messages of these ranges are damaged and fetched again"
+                );
+            }
+            Ok(damaged)
+        }
+        checked => Ok(checked.map(|()| Vec::new())?),
     }
 }
 

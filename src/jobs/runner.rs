@@ -201,6 +201,8 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
+        } else if error.is_damaged_capture() {
+            trouble("capture-damaged", &error, Some(REFETCH))
         } else {
             trouble("archive", &error, Some("see the log, then retry the job; nothing is fetched again"))
         }),
@@ -222,6 +224,9 @@ fn make_directory(directory: &Path) -> Result<(), JobError> {
     }
 }
 
+/// What to do about a damaged capture.
+const REFETCH: &str = "retry fetches again what is damaged; a damaged index is kept beside the new one";
+
 fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> JobError {
     JobError { code: code.to_owned(), detail: error.to_string(), help: help.map(str::to_owned) }
 }
@@ -234,11 +239,9 @@ fn extract_trouble(error: &ExtractError) -> JobError {
         ExtractError::Capture(inner) if inner.is_disk_full() => {
             trouble("disk-full", error, Some("make room, then retry the job; it goes on where it stopped"))
         }
-        ExtractError::Capture(inner) if inner.is_damaged() => trouble(
-            "capture-damaged",
-            error,
-            Some("retry fetches everything again; the damaged file is kept beside the new one"),
-        ),
+        ExtractError::Capture(inner) if inner.is_damaged() => {
+            trouble("capture-damaged", error, Some(REFETCH))
+        }
         ExtractError::Capture(_) => {
             trouble("capture", error, Some("check DATA_DIR and its disk; retry goes on where it stopped"))
         }

@@ -184,7 +184,7 @@ impl Experiment {
             let left: Vec<String> = std::fs::read_dir(self.setup.data.join("jobs").join(id))
                 .unwrap()
                 .map(|file| file.unwrap().file_name().into_string().unwrap())
-                .filter(|name| !name.starts_with("capture.db") && name != "archive.zip")
+                .filter(|name| !name.starts_with("capture.") && name != "archive.zip")
                 .collect();
             assert!(left.is_empty(), "{label}: {left:?}");
         }

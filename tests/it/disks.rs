@@ -208,6 +208,32 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetched_again() {
+    let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+    let (job, expected) = world.run(&world.everything()).await;
+    let whole = job["progress"]["requests"].as_u64().unwrap();
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 12_000).await;
+    world.stop().await;
+    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    spoil(&directory.join("capture.segments"), 200_000, 10);
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(
+        (job["state"].as_str(), job["error"]["code"].as_str()),
+        (Some("failed"), Some("capture-damaged")),
+        "{job:#}"
+    );
+    assert!(!directory.join("archive.zip").exists() && !directory.join("archive.zip.tmp").exists());
+    let before = world.sim.stats().requests;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.archive(&id).await.comparable(), expected.comparable());
+    let again = world.sim.stats().requests - before;
+    assert!(again > 0 && again < whole / 2, "one chain of pages, not everything: {again} of {whole}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
     for damage in ["overwritten", "torn", "removed"] {
         let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;

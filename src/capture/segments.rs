@@ -1,0 +1,55 @@
+//! The file beside the index: every segment once, in the order of arrival, never changed. What the index refers to is
+//! synced before the index says so; what comes after that is left from a commit that never was, and overwritten.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::CaptureError;
+
+/// The writer's end of the file.
+#[derive(Debug)]
+pub(super) struct Appender {
+    file: Arc<File>,
+    /// Everything before it is referred to.
+    end: u64,
+}
+
+impl Appender {
+    /// Opens the file and drops what no commit refers to.
+    pub(super) fn open(path: &Path, end: u64) -> Result<Self, CaptureError> {
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        file.set_len(end)?;
+        Ok(Self { file: Arc::new(file), end })
+    }
+
+    /// Writes and syncs; returns where the bytes begin. They count only once [`keep`](Self::keep) is called.
+    pub(super) async fn append(&self, bytes: Vec<u8>) -> Result<u64, CaptureError> {
+        let (file, from) = (self.file.clone(), self.end);
+        let written = tokio::task::spawn_blocking(move || {
+            file.write_all_at(&bytes, from)?;
+            file.sync_data()
+        });
+        written.await.map_err(io::Error::other)??;
+        Ok(from)
+    }
+
+    /// So many more bytes are referred to.
+    pub(super) fn keep(&mut self, bytes: u64) {
+        self.end += bytes;
+    }
+}
+
+/// Reads one segment.
+pub(super) fn read(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, CaptureError> {
+    let mut data = vec![0; length as usize];
+    match file.read_exact_at(&mut data, offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(CaptureError::Damaged("the file of segments ends too soon".to_owned()))
+        }
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(data),
+    }
+}
