@@ -52,34 +52,18 @@ pub async fn assemble_zip(input: AssembleInput, target: PathBuf) -> Result<Archi
 /// Makes the same files in the directory `target`.
 pub async fn assemble_directory(input: AssembleInput, target: PathBuf) -> Result<(), ArchiveError> {
     on_own_thread(move || async move {
-        let mut assembly = Assembly::begin(&input).await?;
+        let assembly = Assembly::begin(&input).await?;
         let mut sink = DirectorySink::new(&input.directory.join("output"))?;
-        assembly.hash_all().await?;
-        let mut after = String::new();
-        while let Some((name, content)) = assembly.entry_after(&after).await? {
-            let mut entry = sink.entry(&name)?;
-            assembly.write(content, &mut entry).await?;
-            entry.finish()?;
-            after = name;
-        }
-        assembly.end().await;
+        assembly.pour(&mut sink).await?;
         sink.publish(&target)
     })
     .await
 }
 
 async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFile, ArchiveError> {
-    let mut assembly = Assembly::begin(input).await?;
-    assembly.hash_all().await?;
+    let assembly = Assembly::begin(input).await?;
     let mut sink = ZipSink::new(File::create(temporary)?, assembly.facts.started());
-    let mut after = String::new();
-    while let Some((name, content)) = assembly.entry_after(&after).await? {
-        let mut entry = sink.entry(&name)?;
-        assembly.write(content, &mut entry).await?;
-        entry.finish()?;
-        after = name;
-    }
-    assembly.end().await;
+    assembly.pour(&mut sink).await?;
     let (file, made) = sink.finish()?;
     file.sync_all()?;
     Ok(made)
@@ -107,10 +91,39 @@ where
         .map_err(|error| ArchiveError::Io(std::io::Error::other(error)))?
 }
 
+/// Where entries go, one after the other.
+trait Sink {
+    type Entry<'a>: Entry
+    where
+        Self: 'a;
+
+    fn begin(&mut self, name: &str) -> Result<Self::Entry<'_>, ArchiveError>;
+}
+
+impl<W: std::io::Write> Sink for ZipSink<W> {
+    type Entry<'a>
+        = ZipEntry<'a, W>
+    where
+        W: 'a;
+
+    fn begin(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
+        self.entry(name)
+    }
+}
+
+impl Sink for DirectorySink {
+    type Entry<'a> = DirectoryEntry;
+
+    fn begin(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
+        self.entry(name)
+    }
+}
+
 /// Where an entry's bytes go.
 trait Entry {
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError>;
+    fn finish(self) -> Result<(), ArchiveError>;
 }
 
 impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
@@ -125,6 +138,10 @@ impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
             ZipEntry::piece(self, &pack(raw, TEXT_LEVEL), raw.len() as u64, crc32fast::hash(raw))
         }
     }
+
+    fn finish(self) -> Result<(), ArchiveError> {
+        ZipEntry::finish(self)
+    }
 }
 
 impl Entry for DirectoryEntry {
@@ -134,6 +151,10 @@ impl Entry for DirectoryEntry {
 
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         DirectoryEntry::text(self, raw)
+    }
+
+    fn finish(self) -> Result<(), ArchiveError> {
+        DirectoryEntry::finish(self)
     }
 }
 
@@ -149,6 +170,10 @@ impl Entry for Hashing {
 
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         self.0.update(raw);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), ArchiveError> {
         Ok(())
     }
 }
@@ -201,8 +226,18 @@ impl<'a> Assembly<'a> {
         Ok(Self { input, reader, scratch, facts })
     }
 
-    async fn end(self) {
+    /// Both passes: everything goes into the sink.
+    async fn pour<S: Sink>(mut self, sink: &mut S) -> Result<(), ArchiveError> {
+        self.hash_all().await?;
+        let mut after = String::new();
+        while let Some((name, content)) = self.entry_after(&after).await? {
+            let mut entry = sink.begin(&name)?;
+            self.write(content, &mut entry).await?;
+            entry.finish()?;
+            after = name;
+        }
         self.reader.close().await;
+        Ok(())
     }
 
     fn check_cancelled(&self) -> Result<(), ArchiveError> {

@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod budget;
+pub mod call;
 pub mod client;
 pub mod outage;
 pub mod outcome;
@@ -12,5 +13,6 @@ pub mod retry;
 pub mod wire;
 
 pub use budget::{Budget, Waiting};
-pub use client::{Account, Call, ItemChoice, Lane, Traffic, ZoomSettings};
+pub use call::{Call, ItemChoice};
+pub use client::{Account, Lane, Traffic, ZoomSettings};
 pub use outcome::{Failure, FailureKind};

@@ -29,6 +29,18 @@ async fn guarded() -> World {
     .await
 }
 
+/// Waits for the end of a job with a key that may look.
+async fn completed(world: &World, id: &str) {
+    let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
+    loop {
+        let job: Value =
+            world.client.get(&url).bearer_auth(VIEWER).send().await.unwrap().json().await.unwrap();
+        if job["state"] == "completed" {
+            return;
+        }
+    }
+}
+
 /// Sends these bytes and returns what comes back until the other side closes or `patience` is over.
 fn raw(address: SocketAddr, request: &[u8], patience: Duration) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -50,17 +62,7 @@ async fn a_read_only_key_looks_and_downloads_and_changes_nothing() {
     let created = call(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
     assert_eq!(created.status(), 202);
     let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    loop {
-        let job: Value = call(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=5s"), VIEWER)
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        if job["state"] == "completed" {
-            break;
-        }
-    }
+    completed(&world, &id).await;
     for path in ["", "/failures", "/events", "/archive"] {
         let answer = call(reqwest::Method::GET, format!("/v1/jobs/{id}{path}"), VIEWER).await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
@@ -264,17 +266,7 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
     };
     let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
     let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    loop {
-        let job: Value = send(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=5s"), VIEWER)
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        if job["state"] == "completed" {
-            break;
-        }
-    }
+    completed(&world, &id).await;
     for _ in 0..5 {
         send(reqwest::Method::GET, format!("/v1/jobs/{id}"), VIEWER).await.unwrap();
     }

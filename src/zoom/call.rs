@@ -1,0 +1,160 @@
+//! The two requests of the report API, as data: what to ask for, and the URL that asks for it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use jiff::civil::Date;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// What to ask for beside the messages themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemChoice {
+    pub edited: bool,
+    pub deleted: bool,
+    pub bot_messages: bool,
+    pub reactions: bool,
+    pub custom_emoji_reactions: bool,
+    /// Select edited and deleted items by the time of the change instead of the parent's sending time.
+    pub by_modification_time: bool,
+}
+
+/// One request of the report API.
+#[derive(Debug, Clone)]
+pub enum Call {
+    ListSessions { from: Date, to: Date, page_token: Option<String> },
+    Messages { session_id: Arc<str>, from: Date, to: Date, page_token: Option<String>, choice: ItemChoice },
+}
+
+/// Zoom's maxima (vendor's description): fewer requests are not possible.
+const SESSIONS_A_PAGE: u32 = 300;
+const MESSAGES_A_PAGE: u32 = 100;
+
+/// Everything but RFC 3986's unreserved characters.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl Call {
+    /// 0 for the list, 1 for messages.
+    pub(super) fn endpoint(&self) -> usize {
+        usize::from(matches!(self, Self::Messages { .. }))
+    }
+
+    /// Tells requests apart; pages of one chain are the same request.
+    pub(super) fn identity(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.query().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    pub fn page_token(&self) -> Option<&str> {
+        match self {
+            Self::ListSessions { page_token, .. } | Self::Messages { page_token, .. } => {
+                page_token.as_deref()
+            }
+        }
+    }
+
+    pub fn days(&self) -> (Date, Date) {
+        match self {
+            Self::ListSessions { from, to, .. } | Self::Messages { from, to, .. } => (*from, *to),
+        }
+    }
+
+    /// Path and query without the page token: page tokens belong to exactly this.
+    pub fn query(&self) -> String {
+        let (from, to) = self.days();
+        match self {
+            Self::ListSessions { .. } => {
+                format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
+            }
+            Self::Messages { session_id, choice, .. } => {
+                let fields = match (choice.edited, choice.deleted) {
+                    (true, true) => "&include_fields=edited_messages%2Cdeleted_messages",
+                    (true, false) => "&include_fields=edited_messages",
+                    (false, true) => "&include_fields=deleted_messages",
+                    (false, false) => "",
+                };
+                format!(
+                    "/report/chat/sessions/{}?from={from}&to={to}&page_size={MESSAGES_A_PAGE}{fields}\
+                     &include_bot_message={}&include_reactions={}&include_custom_emoji_reactions={}\
+                     &query_all_modifications={}",
+                    path_segment(session_id),
+                    choice.bot_messages,
+                    choice.reactions,
+                    choice.custom_emoji_reactions,
+                    choice.by_modification_time,
+                )
+            }
+        }
+    }
+
+    pub(super) fn url(&self, base: &str) -> String {
+        let token = self
+            .page_token()
+            .map(|token| format!("&next_page_token={}", utf8_percent_encode(token, PATH_SEGMENT)));
+        format!("{}{}{}", base.trim_end_matches('/'), self.query(), token.unwrap_or_default())
+    }
+}
+
+/// An id as one path segment; twice encoded where the vendor's rule for ids with slashes asks for it. The segments
+/// `.` and `..` have a meaning of their own in URLs even when encoded once, so they are encoded twice as well.
+fn path_segment(id: &str) -> String {
+    let once = utf8_percent_encode(id, PATH_SEGMENT).to_string();
+    if id.starts_with('/') || id.contains("//") {
+        utf8_percent_encode(&once, PATH_SEGMENT).to_string()
+    } else if id == "." || id == ".." {
+        once.replace('.', "%252E")
+    } else {
+        once
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_become_one_path_segment() {
+        let table = [
+            ("abc-1._~", "abc-1._~"),
+            ("a/b", "a%2Fb"),
+            ("/a", "%252Fa"),
+            ("a//b", "a%252F%252Fb"),
+            ("a+b=c%2F?#", "a%2Bb%3Dc%252F%3F%23"),
+            ("..", "%252E%252E"),
+            ("../x", "..%2Fx"),
+            ("ü", "%C3%BC"),
+        ];
+        for (id, segment) in table {
+            assert_eq!(path_segment(id), segment, "{id}");
+            let call = Call::ListSessions { from: Date::MIN, to: Date::MAX, page_token: None };
+            let url = reqwest::Url::parse(&format!("http://h/v2/x/{segment}{}", &call.query()[..0])).unwrap();
+            assert_eq!(url.path(), format!("/v2/x/{segment}"), "the URL parser leaves it alone");
+        }
+    }
+
+    #[test]
+    fn booleans_are_lower_case_and_the_page_token_stays_out_of_the_query() {
+        let choice = ItemChoice {
+            edited: true,
+            deleted: false,
+            bot_messages: true,
+            reactions: false,
+            custom_emoji_reactions: true,
+            by_modification_time: false,
+        };
+        let call = Call::Messages {
+            session_id: "s".into(),
+            from: jiff::civil::date(2026, 1, 15),
+            to: jiff::civil::date(2026, 2, 14),
+            page_token: Some("t+/=".to_owned()),
+            choice,
+        };
+        assert_eq!(
+            call.query(),
+            "/report/chat/sessions/s?from=2026-01-15&to=2026-02-14&page_size=100&include_fields=edited_messages\
+             &include_bot_message=true&include_reactions=false&include_custom_emoji_reactions=true\
+             &query_all_modifications=false"
+        );
+        assert!(call.url("http://h/v2/").ends_with("&next_page_token=t%2B%2F%3D"));
+    }
+}
