@@ -10,15 +10,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{DirectoryEntry, DirectorySink};
 use super::render::{self, Facts, FailureLine, SessionFrame, SessionInfo};
-use super::scratch::{Content, Scratch};
+use super::scratch::{Content, Named, Scratch};
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{Kind, Location, Reader, inflate, pack};
+use crate::capture::{Kind, Location, PageRef, Reader, SessionRow, inflate, pack};
 
 /// Between two messages: one message a line.
 const SEPARATOR: &[u8] = b",\n";
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
+/// Around the items of an array that is a file of its own.
+const BEFORE_ITEMS: &[u8] = b"[\n";
+const AFTER_ITEMS: &[u8] = b"\n]\n";
+/// Sessions or entries taken from the database at a time.
+const AT_A_TIME: i64 = 250;
 /// Documents are compressed at this level.
 const TEXT_LEVEL: u32 = 6;
 /// Assembly leaves at least this much of the disk free.
@@ -230,11 +235,16 @@ impl<'a> Assembly<'a> {
     async fn pour<S: Sink>(mut self, sink: &mut S) -> Result<(), ArchiveError> {
         self.hash_all().await?;
         let mut after = String::new();
-        while let Some((name, content)) = self.entry_after(&after).await? {
-            let mut entry = sink.begin(&name)?;
-            self.write(content, &mut entry).await?;
-            entry.finish()?;
-            after = name;
+        loop {
+            let entries = self.scratch.entries(&after, AT_A_TIME).await?;
+            let Some((last, _)) = entries.last() else { break };
+            after.clone_from(last);
+            for (name, content) in entries {
+                self.check_cancelled()?;
+                let mut entry = sink.begin(&name)?;
+                self.write(content, &mut entry).await?;
+                entry.finish()?;
+            }
         }
         self.reader.close().await;
         Ok(())
@@ -249,13 +259,20 @@ impl<'a> Assembly<'a> {
         self.name_sessions().await?;
         let mut after = 0;
         loop {
-            let sessions = self.reader.sessions(after, 100).await?;
+            let sessions = self.reader.sessions(after, AT_A_TIME).await?;
             let Some(last) = sessions.last() else { break };
+            let keys = self.scratch.keys(after, last.id).await?;
             after = last.id;
-            for session in &sessions {
+            let mut named = Vec::with_capacity(sessions.len() * 2);
+            let mut lines = Vec::with_capacity(sessions.len());
+            for (session, key) in sessions.iter().zip(&keys) {
                 self.check_cancelled()?;
-                self.hash_session(session).await?;
+                let (entries, line) = self.hash_session(session, key).await?;
+                named.extend(entries);
+                lines.push((session.id, line));
             }
+            self.scratch.add_entries(&named).await?;
+            self.scratch.add_lines(&lines).await?;
         }
         for (name, content) in [
             (layout::SUMMARY, Content::Summary),
@@ -264,21 +281,27 @@ impl<'a> Assembly<'a> {
         ] {
             let mut hashing = Hashing::default();
             self.write(content, &mut hashing).await?;
-            self.scratch.add_entry(name, content, Some(&hashing.hex())).await?;
+            let entry = Named { name: name.to_owned(), content, sha256: Some(hashing.hex()) };
+            self.scratch.add_entries(&[entry]).await?;
         }
-        Ok(self.scratch.add_entry(layout::SUMS, Content::Sums, None).await?)
+        let sums = Named { name: layout::SUMS.to_owned(), content: Content::Sums, sha256: None };
+        Ok(self.scratch.add_entries(&[sums]).await?)
     }
 
     async fn name_sessions(&mut self) -> Result<(), ArchiveError> {
         let mut after = 0;
         loop {
-            let sessions = self.reader.sessions(after, 500).await?;
+            let sessions = self.reader.sessions(after, AT_A_TIME).await?;
             let Some(last) = sessions.last() else { break };
             after = last.id;
-            for session in &sessions {
-                let name = SessionInfo::read(&session.info).name;
-                self.scratch.add_session(session.id, &layout::key(&session.zoom_id), &name).await?;
-            }
+            let named: Vec<(i64, String, String)> = sessions
+                .iter()
+                .map(|session| {
+                    let name = SessionInfo::read(&session.info).name;
+                    (session.id, layout::key(&session.zoom_id), name)
+                })
+                .collect();
+            self.scratch.add_sessions(&named).await?;
         }
         for id in self.scratch.colliding().await? {
             let zoom_id = self.reader.session(id).await?.zoom_id;
@@ -288,61 +311,54 @@ impl<'a> Assembly<'a> {
     }
 
     /// Each segment is inflated once and feeds the hash of the session's file and that of its kind's file.
-    async fn hash_session(&mut self, session: &crate::capture::SessionRow) -> Result<(), ArchiveError> {
-        let key = self.scratch.key(session.id).await?;
+    async fn hash_session(
+        &mut self,
+        session: &SessionRow,
+        key: &str,
+    ) -> Result<(Vec<Named>, String), ArchiveError> {
         let info = SessionInfo::read(&session.info);
-        let (totals, not_found) = self.reader.session_totals(session.id).await?;
+        let pages = self.reader.page_index(session.id).await?;
+        let totals = totals_of(&pages);
         let frame = SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals);
-        let mut whole = Sha256::new();
-        let mut files = Vec::new();
+        let mut whole = Hashing::default();
+        let mut named = Vec::new();
         for kind in Kind::ALL {
-            whole.update(frame.before[kind as usize].as_bytes());
+            whole.text(frame.before[kind as usize].as_bytes())?;
             if totals[kind as usize] == 0 {
                 continue;
             }
-            let mut own = Sha256::new_with_prefix(b"[\n");
-            let mut first = true;
-            self.reader
-                .pages(session.id, kind, |page| {
-                    let raw = inflate(&page.data, page.raw_len, page.crc32)?;
-                    for hash in [&mut whole, &mut own] {
-                        if !first {
-                            hash.update(SEPARATOR);
-                        }
-                        hash.update(&raw);
+            let mut own = Hashing::default();
+            own.text(BEFORE_ITEMS)?;
+            for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
+                let raw = self.reader.inflated(page)?;
+                for hash in [&mut whole, &mut own] {
+                    if index > 0 {
+                        hash.text(SEPARATOR)?;
                     }
-                    first = false;
-                    Ok(())
-                })
-                .await?;
-            own.update(b"\n]\n");
-            let name = layout::items_entry(&key, kind);
-            self.scratch
-                .add_entry(&name, Content::Items(session.id, kind), Some(&Hashing(own).hex()))
-                .await?;
-            files.push(name);
+                    hash.text(&raw)?;
+                }
+            }
+            own.text(AFTER_ITEMS)?;
+            let content = Content::Items(session.id, kind);
+            named.push(Named { name: layout::items_entry(key, kind), content, sha256: Some(own.hex()) });
         }
-        whole.update(frame.after.as_bytes());
-        let name = layout::session_entry(&key, &info.name);
-        self.scratch.add_entry(&name, Content::Session(session.id), Some(&Hashing(whole).hex())).await?;
-        files.push(name);
-        files.sort();
-        let line = render::session_line(&session.zoom_id, &key, &info, &files, totals, not_found);
-        Ok(self.scratch.set_line(session.id, &line).await?)
-    }
-
-    async fn entry_after(&mut self, after: &str) -> Result<Option<(String, Content)>, ArchiveError> {
-        self.check_cancelled()?;
-        Ok(self.scratch.entries(after, 1).await?.pop())
+        whole.text(frame.after.as_bytes())?;
+        let name = layout::session_entry(key, &info.name);
+        named.push(Named { name, content: Content::Session(session.id), sha256: Some(whole.hex()) });
+        let mut files: Vec<&str> = named.iter().map(|entry| &entry.name[..]).collect();
+        files.sort_unstable();
+        let line = render::session_line(&session.zoom_id, key, &info, &files, totals, session.not_found);
+        Ok((named, line))
     }
 
     async fn write(&mut self, content: Content, entry: &mut impl Entry) -> Result<(), ArchiveError> {
         match content {
             Content::Session(id) => self.write_session(id, entry).await,
             Content::Items(id, kind) => {
-                entry.text(b"[\n")?;
-                self.write_items(id, kind, entry).await?;
-                entry.text(b"\n]\n")
+                let pages = self.reader.page_index(id).await?;
+                entry.text(BEFORE_ITEMS)?;
+                self.write_items(&pages, kind, entry)?;
+                entry.text(AFTER_ITEMS)
             }
             Content::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
             Content::Failures => entry.text(render::failures(&mut self.reader).await?.as_bytes()),
@@ -361,32 +377,33 @@ impl<'a> Assembly<'a> {
 
     async fn write_session(&mut self, id: i64, entry: &mut impl Entry) -> Result<(), ArchiveError> {
         let session = self.reader.session(id).await?;
-        let (totals, _) = self.reader.session_totals(id).await?;
-        let frame = SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals);
+        let pages = self.reader.page_index(id).await?;
+        let frame = SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals_of(&pages));
         for kind in Kind::ALL {
             entry.text(frame.before[kind as usize].as_bytes())?;
-            if totals[kind as usize] > 0 {
-                self.write_items(id, kind, entry).await?;
-            }
+            self.write_items(&pages, kind, entry)?;
         }
         entry.text(frame.after.as_bytes())
     }
 
-    async fn write_items(&mut self, id: i64, kind: Kind, entry: &mut impl Entry) -> Result<(), ArchiveError> {
-        let mut first = true;
-        let mut written = Ok(());
-        self.reader
-            .pages(id, kind, |page| {
-                if written.is_ok() {
-                    let separator = if first { Ok(()) } else { entry.text(SEPARATOR) };
-                    written = separator.and_then(|()| entry.piece(&page.data, page.raw_len, page.crc32));
-                    first = false;
-                }
-                Ok(())
-            })
-            .await?;
-        written
+    fn write_items(&self, pages: &[PageRef], kind: Kind, entry: &mut impl Entry) -> Result<(), ArchiveError> {
+        for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
+            if index > 0 {
+                entry.text(SEPARATOR)?;
+            }
+            entry.piece(&self.reader.segment(page)?, page.raw_len, page.crc32)?;
+        }
+        Ok(())
     }
+}
+
+/// Items by kind.
+fn totals_of(pages: &[PageRef]) -> [u64; 3] {
+    let mut totals = [0; 3];
+    for page in pages {
+        totals[page.kind as usize] += page.items;
+    }
+    totals
 }
 
 /// Many short lines as one entry, compressed some at a time.

@@ -100,7 +100,7 @@ pub fn session_line(
     id: &str,
     key: &str,
     info: &SessionInfo,
-    files: &[String],
+    files: &[&str],
     totals: [u64; 3],
     not_found: bool,
 ) -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, QueryBuilder, Row};
 
 use super::layout;
 use crate::capture::{CaptureError, Kind};
@@ -20,6 +20,15 @@ pub enum Content {
     Sessions,
     Failures,
     Sums,
+}
+
+/// A file of the archive.
+#[derive(Debug)]
+pub struct Named {
+    pub name: String,
+    pub content: Content,
+    /// None for the file that holds the hashes of the others.
+    pub sha256: Option<String>,
 }
 
 #[derive(Debug)]
@@ -49,7 +58,8 @@ impl Scratch {
             .await?;
         sqlx::raw_sql(
             "CREATE TABLE sessions (id INTEGER PRIMARY KEY, key TEXT NOT NULL, folded_key TEXT NOT NULL,
-                 folded_entry TEXT NOT NULL, line TEXT) STRICT;
+                 folded_entry TEXT NOT NULL) STRICT;
+             CREATE TABLE lines (session INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT;
              CREATE TABLE entries (name TEXT PRIMARY KEY, session INTEGER, content INTEGER NOT NULL, sha256 TEXT)
                  STRICT, WITHOUT ROWID;
              BEGIN",
@@ -59,14 +69,16 @@ impl Scratch {
         Ok(Self { connection, path })
     }
 
-    pub async fn add_session(&mut self, id: i64, key: &str, name: &str) -> Result<(), CaptureError> {
-        sqlx::query("INSERT INTO sessions (id, key, folded_key, folded_entry) VALUES (?, ?, ?, ?)")
-            .bind(id)
-            .bind(key)
-            .bind(key.to_lowercase())
-            .bind(layout::session_entry(key, name).to_lowercase())
-            .execute(&mut self.connection)
-            .await?;
+    /// Sessions by number, with their keys and names.
+    pub async fn add_sessions(&mut self, sessions: &[(i64, String, String)]) -> Result<(), CaptureError> {
+        let mut insert = QueryBuilder::new("INSERT INTO sessions (id, key, folded_key, folded_entry) ");
+        insert.push_values(sessions, |mut row, (id, key, name)| {
+            row.push_bind(*id)
+                .push_bind(key)
+                .push_bind(key.to_lowercase())
+                .push_bind(layout::session_entry(key, name).to_lowercase());
+        });
+        insert.build().execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -95,52 +107,50 @@ impl Scratch {
         Ok(())
     }
 
-    pub async fn key(&mut self, id: i64) -> Result<String, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT key FROM sessions WHERE id = ?")
-            .bind(id)
-            .fetch_one(&mut self.connection)
+    /// The keys of the sessions after `after` up to `last`, in the order of their numbers.
+    pub async fn keys(&mut self, after: i64, last: i64) -> Result<Vec<String>, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT key FROM sessions WHERE id > ? AND id <= ? ORDER BY id")
+            .bind(after)
+            .bind(last)
+            .fetch_all(&mut self.connection)
             .await?)
     }
 
-    pub async fn set_line(&mut self, id: i64, line: &str) -> Result<(), CaptureError> {
-        sqlx::query("UPDATE sessions SET line = ? WHERE id = ?")
-            .bind(line)
-            .bind(id)
-            .execute(&mut self.connection)
-            .await?;
+    /// The lines of sessions in `sessions_summary.json`.
+    pub async fn add_lines(&mut self, lines: &[(i64, String)]) -> Result<(), CaptureError> {
+        let mut insert = QueryBuilder::new("INSERT INTO lines (session, line) ");
+        insert.push_values(lines, |mut row, (session, line)| {
+            row.push_bind(*session).push_bind(line);
+        });
+        insert.build().execute(&mut self.connection).await?;
         Ok(())
     }
 
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
     pub async fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), CaptureError> {
-        let mut rows = sqlx::query("SELECT line FROM sessions ORDER BY key").fetch(&mut self.connection);
+        let mut rows =
+            sqlx::query("SELECT l.line FROM sessions s JOIN lines l ON l.session = s.id ORDER BY s.key")
+                .fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {
             each(row.try_get("line")?);
         }
         Ok(())
     }
 
-    pub async fn add_entry(
-        &mut self,
-        name: &str,
-        content: Content,
-        sha256: Option<&str>,
-    ) -> Result<(), CaptureError> {
-        let (session, code) = match content {
-            Content::Session(session) => (Some(session), 3),
-            Content::Items(session, kind) => (Some(session), kind as i64),
-            Content::Summary => (None, 4),
-            Content::Sessions => (None, 5),
-            Content::Failures => (None, 6),
-            Content::Sums => (None, 7),
-        };
-        sqlx::query("INSERT INTO entries (name, session, content, sha256) VALUES (?, ?, ?, ?)")
-            .bind(name)
-            .bind(session)
-            .bind(code)
-            .bind(sha256)
-            .execute(&mut self.connection)
-            .await?;
+    pub async fn add_entries(&mut self, entries: &[Named]) -> Result<(), CaptureError> {
+        let mut insert = QueryBuilder::new("INSERT INTO entries (name, session, content, sha256) ");
+        insert.push_values(entries, |mut row, entry| {
+            let (session, code) = match entry.content {
+                Content::Session(session) => (Some(session), 3),
+                Content::Items(session, kind) => (Some(session), kind as i64),
+                Content::Summary => (None, 4),
+                Content::Sessions => (None, 5),
+                Content::Failures => (None, 6),
+                Content::Sums => (None, 7),
+            };
+            row.push_bind(&entry.name).push_bind(session).push_bind(code).push_bind(&entry.sha256);
+        });
+        insert.build().execute(&mut self.connection).await?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
-pub use reader::{Counts, FailureRow, PageRow, Reader, SessionRow, WindowCount};
+pub use reader::{Counts, FailureRow, PageRef, Reader, SessionRow, WindowCount};
 pub use segment::{Segment, inflate, pack};
 use segments::Appender;
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};

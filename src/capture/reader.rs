@@ -4,7 +4,6 @@
 
 use std::fs::File;
 
-use futures_util::TryStreamExt;
 use jiff::civil::Date;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
@@ -33,16 +32,19 @@ pub struct SessionRow {
     pub id: i64,
     pub zoom_id: String,
     pub info: String,
+    /// It was listed, and Zoom answered "not found" for all of it.
+    pub not_found: bool,
 }
 
-/// One stored segment.
-#[derive(Debug)]
-pub struct PageRow {
+/// Where a stored segment is, and what it inflates to.
+#[derive(Debug, Clone, Copy)]
+pub struct PageRef {
     pub kind: Kind,
     pub items: u64,
     pub raw_len: u64,
     pub crc32: u32,
-    pub data: Vec<u8>,
+    offset: u64,
+    length: u64,
 }
 
 /// A window with its counts.
@@ -243,102 +245,91 @@ impl Reader {
         .await?;
         let mut kinds: [Vec<u8>; 3] = Default::default();
         for row in &rows {
-            let page = page(row, self.segments.as_ref())?;
-            kinds[page.kind as usize] = super::inflate(&page.data, page.raw_len, page.crc32)?;
+            let page = page_ref(row)?;
+            kinds[page.kind as usize] = self.inflated(&page)?;
         }
         Ok(kinds)
     }
 
     /// Sessions in the order of their row ids, after `after`.
     pub async fn sessions(&mut self, after: i64, most: i64) -> Result<Vec<SessionRow>, CaptureError> {
-        let rows = sqlx::query("SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after)
-            .bind(most)
-            .fetch_all(&mut self.connection)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT id, zoom_id, info,
+                    EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
+                    AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
+                        AND u.state <> 'not_found') AS not_found
+             FROM sessions s WHERE id > ? ORDER BY id LIMIT ?",
+        )
+        .bind(after)
+        .bind(most)
+        .fetch_all(&mut self.connection)
+        .await?;
         rows.iter()
             .map(|row| {
                 Ok(SessionRow {
                     id: row.try_get("id")?,
                     zoom_id: row.try_get("zoom_id")?,
                     info: row.try_get("info")?,
+                    not_found: row.try_get("not_found")?,
                 })
             })
             .collect()
     }
 
     pub async fn session(&mut self, id: i64) -> Result<SessionRow, CaptureError> {
-        let row = sqlx::query("SELECT id, zoom_id, info FROM sessions WHERE id = ?")
-            .bind(id)
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(SessionRow {
-            id: row.try_get("id")?,
-            zoom_id: row.try_get("zoom_id")?,
-            info: row.try_get("info")?,
-        })
+        let found = self.sessions(id - 1, 1).await?.pop().filter(|session| session.id == id);
+        found.ok_or_else(|| CaptureError::Damaged("a session is gone".to_owned()))
     }
 
-    /// Items of a session by kind, and whether Zoom answered "not found" for all of it.
-    pub async fn session_totals(&mut self, session: i64) -> Result<([u64; 3], bool), CaptureError> {
+    /// Where the stored segments of a session are, in the order of kinds, windows, ranges, pages. Small, also for a
+    /// session of millions of messages; read whole, because a trip to SQLite for each page costs more than the page.
+    pub async fn page_index(&mut self, session: i64) -> Result<Vec<PageRef>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT p.kind, sum(p.items) AS items FROM units u JOIN ranges r ON r.unit = u.id
-             JOIN pages p ON p.range = r.id WHERE u.session = ? GROUP BY p.kind",
+            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u
+             JOIN ranges r ON r.unit = u.id JOIN pages p ON p.range = r.id WHERE u.session = ?
+             ORDER BY p.kind, u.window, r.first_day, p.seq",
         )
         .bind(session)
         .fetch_all(&mut self.connection)
         .await?;
-        let totals = by_kind(&rows)?;
-        let row = sqlx::query(
-            "SELECT sum(listed) AS listed, sum(listed AND state = 'not_found') AS missing FROM units WHERE session = ?",
-        )
-        .bind(session)
-        .fetch_one(&mut self.connection)
-        .await?;
-        let (listed, missing) = (number(&row, "listed")?, number(&row, "missing")?);
-        Ok((totals, listed > 0 && listed == missing))
+        rows.iter().map(page_ref).collect()
     }
 
-    /// Feeds the stored segments of a session, in the order of windows, ranges, pages, to `each`; of one kind or all.
-    pub async fn pages(
-        &mut self,
-        session: i64,
-        kind: Kind,
-        mut each: impl FnMut(PageRow) -> Result<(), CaptureError>,
-    ) -> Result<(), CaptureError> {
-        let mut rows = sqlx::query(
-            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u JOIN ranges r ON r.unit = u.id
-             JOIN pages p ON p.range = r.id WHERE u.session = ? AND p.kind = ?
-             ORDER BY u.window, r.first_day, p.seq",
-        )
-        .bind(session)
-        .bind(kind as i64)
-        .fetch(&mut self.connection);
-        while let Some(row) = rows.try_next().await? {
-            each(page(&row, self.segments.as_ref())?)?;
-        }
-        Ok(())
+    /// One segment, compressed as it is stored.
+    pub fn segment(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+        let file = self.segments.as_ref();
+        let file = file.ok_or_else(|| CaptureError::Damaged("the file of segments is gone".to_owned()))?;
+        segments::read(file, page.offset, page.length)
+    }
+
+    /// One segment, inflated and checked.
+    pub fn inflated(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+        super::inflate(&self.segment(page)?, page.raw_len, page.crc32)
     }
 
     /// The ranges with a segment that is not what was stored.
     pub(super) async fn damaged_ranges(&mut self) -> Result<Vec<i64>, CaptureError> {
         let mut damaged = Vec::new();
-        let mut rows = sqlx::query(
-            "SELECT range, kind, items, raw_len, crc32, offset, length FROM pages ORDER BY range, seq, kind",
-        )
-        .fetch(&mut self.connection);
-        while let Some(row) = rows.try_next().await? {
-            let range: i64 = row.try_get("range")?;
-            if damaged.last() == Some(&range) {
-                continue;
-            }
-            let sound = page(&row, self.segments.as_ref())
-                .and_then(|page| super::inflate(&page.data, page.raw_len, page.crc32));
-            match sound {
-                Err(error) if error.is_damaged() => damaged.push(range),
-                other => drop(other?),
+        let mut after = 0;
+        loop {
+            let rows = sqlx::query(
+                "SELECT rowid AS number, range, kind, items, raw_len, crc32, offset, length FROM pages
+                 WHERE rowid > ? ORDER BY rowid LIMIT 1000",
+            )
+            .bind(after)
+            .fetch_all(&mut self.connection)
+            .await?;
+            let Some(last) = rows.last() else { break };
+            after = last.try_get("number")?;
+            for row in &rows {
+                match self.inflated(&page_ref(row)?) {
+                    Err(error) if error.is_damaged() => damaged.push(row.try_get("range")?),
+                    other => drop(other?),
+                }
             }
         }
+        damaged.sort_unstable();
+        damaged.dedup();
         Ok(damaged)
     }
 
@@ -473,14 +464,14 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     })
 }
 
-fn page(row: &SqliteRow, segments: Option<&File>) -> Result<PageRow, CaptureError> {
-    let file = segments.ok_or_else(|| CaptureError::Damaged("the file of segments is gone".to_owned()))?;
-    Ok(PageRow {
+fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
+    Ok(PageRef {
         kind: Kind::from_index(row.try_get("kind")?)
             .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?,
         items: number(row, "items")?,
         raw_len: number(row, "raw_len")?,
         crc32: row.try_get::<i64, _>("crc32")? as u32,
-        data: segments::read(file, number(row, "offset")?, number(row, "length")?)?,
+        offset: number(row, "offset")?,
+        length: number(row, "length")?,
     })
 }
