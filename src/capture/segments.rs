@@ -22,6 +22,10 @@ impl Appender {
     pub(super) fn open(path: &Path, end: u64) -> Result<Self, CaptureError> {
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
         file.set_len(end)?;
+        // A file is durable once its directory is.
+        if let Some(directory) = path.parent() {
+            File::open(directory)?.sync_all()?;
+        }
         Ok(Self { file: Arc::new(file), end })
     }
 

@@ -211,7 +211,12 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
 
 /// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
 fn make_directory(directory: &Path) -> Result<(), JobError> {
-    match std::fs::create_dir(directory) {
+    let made = std::fs::create_dir(directory).and_then(|()| match directory.parent() {
+        // A directory is durable once its own is.
+        Some(parent) => std::fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    });
+    match made {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
             Err(trouble(

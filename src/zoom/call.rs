@@ -1,6 +1,5 @@
 //! The two requests of the report API, as data: what to ask for, and the URL that asks for it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use jiff::civil::Date;
@@ -33,16 +32,12 @@ const MESSAGES_A_PAGE: u32 = 100;
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Call {
-    /// 0 for the list, 1 for messages.
-    pub(super) fn endpoint(&self) -> usize {
-        usize::from(matches!(self, Self::Messages { .. }))
-    }
-
-    /// Tells requests apart; pages of one chain are the same request.
-    pub(super) fn identity(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.query().hash(&mut hasher);
-        hasher.finish()
+    /// What would be to blame if this failed and others did not: the session, or the list.
+    pub(super) fn subject(&self) -> Option<&str> {
+        match self {
+            Self::ListSessions { .. } => None,
+            Self::Messages { session_id, .. } => Some(session_id),
+        }
     }
 
     pub fn page_token(&self) -> Option<&str> {

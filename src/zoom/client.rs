@@ -68,8 +68,7 @@ pub struct Account {
     tokens: Tokens,
     budget: Budget,
     outage: Outage,
-    /// The first pages answered last, of the list and of messages: what Zoom is asked to find out whether it answers.
-    answered: Mutex<[Option<Call>; 2]>,
+    answered: Mutex<Answered>,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
     clock: SharedClock,
@@ -119,16 +118,15 @@ impl Account {
     fn note_answer(&self, call: &Call) {
         self.outage.answered();
         if call.page_token().is_none() {
-            self.answered.lock().unwrap_or_else(PoisonError::into_inner)[call.endpoint()] =
-                Some(call.clone());
+            self.answered.lock().unwrap_or_else(PoisonError::into_inner).note(call);
         }
     }
 
     /// What to ask to find out whether Zoom answers, when `call` was not answered: the like of it that was answered
-    /// before, so that a session that always fails is not taken for an outage; without one, `call` itself if it is not
-    /// alone in failing; else the shortest list.
+    /// before, of another session, so that one that always fails is not taken for an outage; without such, `call` itself
+    /// if others fail as well; else the shortest list.
     fn probe_for(&self, call: &Call) -> Call {
-        let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner)[call.endpoint()].clone();
+        let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
         known.unwrap_or_else(|| {
             if self.outage.failing() >= DIFFERENT {
                 return call.clone();
@@ -147,6 +145,35 @@ impl Account {
             traffic: Traffic::default(),
             latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
         }
+    }
+}
+
+/// The first pages that were answered last: a list, and messages of two different sessions.
+#[derive(Debug, Default)]
+struct Answered {
+    list: Option<Call>,
+    messages: [Option<Call>; 2],
+}
+
+impl Answered {
+    fn note(&mut self, call: &Call) {
+        if call.subject().is_none() {
+            self.list = Some(call.clone());
+            return;
+        }
+        let [last, before] = &mut self.messages;
+        if last.as_ref().is_some_and(|last| last.subject() != call.subject()) {
+            *before = last.take();
+        }
+        *last = Some(call.clone());
+    }
+
+    /// Of the same endpoint, and of another session.
+    fn the_like_of(&self, call: &Call) -> Option<Call> {
+        if call.subject().is_none() {
+            return self.list.clone();
+        }
+        self.messages.iter().flatten().find(|known| known.subject() != call.subject()).cloned()
     }
 }
 
@@ -259,7 +286,7 @@ impl Lane {
             if !outcome.looks_like_an_outage() {
                 account.outage.answered();
             } else if effort.sits_out_outages
-                && account.outage.failed(call.identity(), matches!(decision, Decision::Fail(_)), sent)
+                && account.outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
                 && self.sit_out(call).await.map_err(Ended::Failed)?
             {
                 continue;

@@ -14,7 +14,7 @@ use super::budget::Waiting;
 use super::outcome::{Failure, FailureKind};
 use crate::clock::SharedClock;
 
-/// So many different requests failing in a row, without any answer in between, look like an outage.
+/// So many different sessions failing in a row, without any answer in between, look like an outage.
 pub(super) const DIFFERENT: usize = 5;
 /// The delay after the first probe; it doubles with each.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -37,8 +37,8 @@ struct State {
     answers: u64,
     /// Outages so far.
     outages: u64,
-    /// Different requests that have failed since the last answer.
-    failing: HashSet<u64>,
+    /// What has failed since the last answer: sessions, and the list (`None`).
+    failing: HashSet<Option<String>>,
     down: Option<Down>,
 }
 
@@ -97,16 +97,17 @@ impl Outage {
         }
     }
 
-    /// A request failed in a way that may be an outage. True when it is time to find out: many different requests fail,
-    /// or this one is about to be given up and nothing has been answered since it was sent.
-    pub fn failed(&self, request: u64, last_try: bool, sent: Mark) -> bool {
+    /// A request failed in a way that may be an outage; `subject` is its session, or `None` for the list. True when it is
+    /// time to find out: many different ones fail, or this is about to be given up and nothing has been answered since
+    /// it was sent.
+    pub fn failed(&self, subject: Option<&str>, last_try: bool, sent: Mark) -> bool {
         self.with(|state| {
-            state.failing.insert(request);
+            state.failing.insert(subject.map(str::to_owned));
             state.failing.len() >= DIFFERENT || (last_try && state.answers == sent.answers)
         })
     }
 
-    /// Different requests that have failed since the last answer.
+    /// How many different ones have failed since the last answer.
     pub fn failing(&self) -> usize {
         self.with(|state| state.failing.len())
     }
@@ -214,22 +215,23 @@ mod tests {
         let outage = outage(&clock());
         let sent = outage.mark();
         for _ in 0..7 {
-            assert!(!outage.failed(1, false, sent), "one request failing often is its own affair");
+            assert!(!outage.failed(Some("1"), false, sent), "one request failing often is its own affair");
         }
-        assert!(outage.failed(1, true, sent), "nothing was answered meanwhile: who knows?");
-        for request in 2..5 {
-            assert!(!outage.failed(request, false, sent));
+        assert!(outage.failed(Some("1"), true, sent), "nothing was answered meanwhile: who knows?");
+        assert!(!outage.failed(None, false, sent));
+        for session in ["2", "3"] {
+            assert!(!outage.failed(Some(session), false, sent));
         }
-        assert!(outage.failed(5, false, sent));
+        assert!(outage.failed(Some("4"), false, sent));
         outage.answered();
-        assert!(!outage.failed(1, true, sent), "others were answered meanwhile: it is this request");
+        assert!(!outage.failed(Some("1"), true, sent), "others were answered meanwhile: it is this request");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_answered_ends_the_suspicion_without_a_pause() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(1, true, outage.mark());
+        outage.failed(Some("1"), true, outage.mark());
         assert!(!outage.sit_out(|| async { Ok(()) }).await.unwrap());
         assert_eq!(clock.elapsed(), Duration::ZERO);
     }
@@ -238,7 +240,7 @@ mod tests {
     async fn one_prober_asks_with_growing_delay_and_everybody_goes_on_when_it_is_answered() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(1, true, outage.mark());
+        outage.failed(Some("1"), true, outage.mark());
         let probes = Arc::new(AtomicU32::new(0));
         let waiters: Vec<_> = (0..20)
             .map(|_| {
@@ -272,7 +274,7 @@ mod tests {
     async fn an_answer_to_somebody_else_ends_it_too_and_a_cancelled_prober_is_replaced() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(1, true, outage.mark());
+        outage.failed(Some("1"), true, outage.mark());
         let spawn = || {
             let outage = outage.clone();
             tokio::spawn(async move { outage.sit_out(|| async { Err("503".to_owned()) }).await })
@@ -290,7 +292,7 @@ mod tests {
     async fn nobody_waits_longer_than_the_longest() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(1, true, outage.mark());
+        outage.failed(Some("1"), true, outage.mark());
         let failure = outage.sit_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
         assert_eq!(failure.message, "Zoom did not answer for 60 minutes: 503");

@@ -225,6 +225,7 @@ fn sanitised(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn retry_after_is_read_in_all_three_forms() {
@@ -242,6 +243,22 @@ mod tests {
         for (text, seconds) in table {
             let after = RetryAfter::parse(text).map(|retry| retry.after(now).as_secs());
             assert_eq!(after, seconds, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_retry_after_is_a_wait_that_can_be_kept(text in "\\PC{0,40}|[0-9]{1,40}|[0-9TZ:.+-]{0,40}") {
+            if let Some(retry) = RetryAfter::parse(&text) {
+                let now: Timestamp = "2026-05-30T23:59:00Z".parse().unwrap();
+                prop_assert!(retry.after(now) <= Duration::from_secs(10_000 * 366 * 86_400));
+            }
+        }
+
+        #[test]
+        fn no_error_body_is_too_strange_to_be_read(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let refusal = Refusal::read(500, &HeaderMap::new(), &body, false);
+            prop_assert!(refusal.message.chars().count() <= 500);
         }
     }
 

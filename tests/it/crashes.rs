@@ -16,7 +16,9 @@ fn account() -> SimSettings {
     SimSettings {
         sessions: 60,
         messages: 24_000,
-        heaviest_share: 0.5,
+        // One chat of some two hundred pages in one window: it is split.
+        heaviest_share: 0.8,
+        months: 1,
         latency: Duration::from_millis(5),
         latency_jitter: Duration::from_millis(3),
         ..SimSettings::default()
@@ -29,6 +31,7 @@ enum Phase {
     Starting,
     Listing,
     Fetching,
+    Splitting,
     Assembling,
     Publishing,
     Cancelling,
@@ -37,10 +40,11 @@ enum Phase {
     Expiring,
 }
 
-const PHASES: [Phase; 9] = [
+const PHASES: [Phase; 10] = [
     Phase::Starting,
     Phase::Listing,
     Phase::Fetching,
+    Phase::Splitting,
     Phase::Assembling,
     Phase::Publishing,
     Phase::Cancelling,
@@ -94,6 +98,11 @@ impl Experiment {
                 let far = |job: &Value| job["progress"]["messages"].as_u64().unwrap() >= messages;
                 service.wait_until(&id, |job| far(job) || is_final(job)).await;
                 wait(20).await;
+            }
+            Phase::Splitting => {
+                // At the eighth page of the biggest chat.
+                service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 700).await;
+                wait(40).await;
             }
             Phase::Assembling => self.appears(&service, &self.file(&id, "assemble.tmp"), 60).await,
             Phase::Publishing => self.appears(&service, &self.file(&id, "archive.zip"), 4).await,

@@ -142,6 +142,25 @@ async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
 }
 
+/// Once, a chat that was split and then failed in all its parts, after everything else had ended, was taken for an
+/// outage: Zoom was probed with a page of that very chat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage() {
+    let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
+    let world = World::new(sim).await;
+    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
+    world.sim.script(ScriptedFault { matches: Match::Session(0), after: 12, times: u32::MAX, answer });
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    assert!(failures.len() > 1, "it was split: {failures:?}");
+    let first = world.sim.dataset().session(0).id;
+    assert!(
+        failures.iter().all(|line| line["code"] == "server-error" && line["session_id"] == first.as_str())
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_wait_for_a_daily_limit_survives_a_restart() {
     let clock = clock();
