@@ -140,6 +140,55 @@ impl SessionHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Any JSON, also what a strict reader would refuse to turn into values.
+    fn json_text() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,9})?([eE][+-]?[0-9]{1,4})?",
+            "\"([a-zäß漢😀 ]|\\\\u[0-9a-fA-F]{4}|\\\\[nrtbf/\"\\\\]){0,20}\"",
+        ];
+        leaf.prop_recursive(4, 40, 5, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..5)
+                    .prop_map(|items| format!("[{}]", items.join(" , "))),
+                proptest::collection::vec(("[a-z_]{1,8}", inner), 0..5).prop_map(|members| {
+                    let members: Vec<_> =
+                        members.iter().map(|(name, value)| format!("\"{name}\" : {value}")).collect();
+                    format!("{{{}}}", members.join(","))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn items_and_unknown_members_pass_byte_for_byte(
+            messages in proptest::collection::vec(json_text(), 0..6), edited in proptest::collection::vec(json_text(), 0..3),
+            unknown in json_text(),
+        ) {
+            let body = format!(
+                "{{\"x_new\": {unknown},\n\"edited_messages\":[{}],\"next_page_token\":\"t\",\"messages\" : [ {} ]}}",
+                edited.join(","), messages.join(" ,\n"),
+            );
+            let page = Page::read(body.as_bytes(), MESSAGES).unwrap();
+            let read = |kind: usize| page.arrays[kind].iter().map(|item| item.get().to_owned()).collect::<Vec<_>>();
+            prop_assert_eq!(read(0), messages);
+            prop_assert_eq!(read(1), edited);
+            prop_assert_eq!(page.unknown, [("x_new".to_owned(), unknown)]);
+            prop_assert_eq!(page.next_page_token.as_deref(), Some("t"));
+        }
+
+        #[test]
+        fn no_body_is_too_strange_to_be_refused(body in proptest::collection::vec(any::<u8>(), 0..300), cut in 0usize..80) {
+            let _ = Page::read(&body, MESSAGES);
+            let good = b"{\"next_page_token\":\"t\",\"messages\":[{\"a\":[1,2,{}]}],\"sessions\":[{\"id\":\"x\"}]}";
+            let part = &good[..cut.min(good.len() - 1)];
+            prop_assert!(Page::read(part, MESSAGES).is_err(), "half a page is no page");
+        }
+    }
 
     #[test]
     fn items_come_through_byte_for_byte() {
