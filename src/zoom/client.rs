@@ -68,6 +68,7 @@ pub struct Account {
     tokens: Tokens,
     budget: Budget,
     outage: Outage,
+    /// What Zoom is asked to find out whether it answers.
     answered: Mutex<Answered>,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
@@ -247,7 +248,7 @@ impl Lane {
         &self.account
     }
 
-    /// Sends `call` until it is answered or has failed for good; `read` runs on the blocking pool.
+    /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on the blocking pool.
     pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Ended>
     where
         T: Send + 'static,
