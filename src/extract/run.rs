@@ -175,7 +175,7 @@ pub struct Captured {
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
-pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
+pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError> {
     let location = Location::in_directory(directory);
     if !location.exists() {
         return Ok(None);

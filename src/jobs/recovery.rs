@@ -7,7 +7,7 @@ use super::model::{Job, JobError, JobId, JobState};
 use super::service::JobsError;
 use super::store::{JobStore, Opened};
 use crate::clock::Clock;
-use crate::extract::{self, Captured, Snapshot};
+use crate::extract::{self, Captured, ExtractError, Snapshot};
 
 /// Opens the table, mending what a damaged or missing file has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
@@ -29,9 +29,21 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         if store.get(id).await?.is_some() {
             continue;
         }
-        if let Some(job) = rebuild(id, &entry.path(), clock).await {
-            store.insert(&job, None).await?;
-            rebuilt += 1;
+        match rebuild(id, &entry.path(), clock).await {
+            Ok(Some(job)) => {
+                store.insert(&job, None).await?;
+                rebuilt += 1;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                // Not a job's name any more, so the sweep leaves it to a person.
+                let set_aside = entry.path().with_extension("damaged");
+                std::fs::rename(entry.path(), &set_aside)?;
+                tracing::error!(
+                    %error, job.id = %id, set_aside = %set_aside.display(),
+                    "a capture without a record cannot be read; it was set aside"
+                );
+            }
         }
     }
     if rebuilt > 0 {
@@ -42,14 +54,10 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
 
 /// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a
 /// request to Zoom. One that does not waits for somebody to say `retry`.
-async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Option<Job> {
-    let Captured { request, started_at, requester, complete } = match extract::captured(directory).await {
-        Ok(captured) => captured?,
-        Err(error) => {
-            tracing::error!(%error, job.id = %id, "a capture without a record cannot be read");
-            return None;
-        }
-    };
+/// Nothing when the directory holds no capture, or one that has not begun.
+async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Option<Job>, ExtractError> {
+    let Some(captured) = extract::captured(directory).await? else { return Ok(None) };
+    let Captured { request, started_at, requester, complete } = captured;
     let started_at = started_at.unwrap_or_else(|| clock.now());
     let error = (!complete).then(|| JobError {
         code: "record-lost".to_owned(),
@@ -57,7 +65,7 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Option<Job> 
             .to_owned(),
         help: Some("retry goes on where it stopped".to_owned()),
     });
-    Some(Job {
+    Ok(Some(Job {
         id,
         state: if complete { JobState::Queued } else { JobState::Failed },
         request,
@@ -73,5 +81,5 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Option<Job> 
         archive: None,
         cancel_requested: false,
         retry_failed: false,
-    })
+    }))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::model::JobState;
+use super::model::{JobId, JobState};
 use super::service::{Jobs, JobsError, remove_directory};
 use super::store::ListFilter;
 
@@ -46,8 +46,12 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 job.state = JobState::Expired;
                 job.archive = None;
                 if jobs.store.replace(state, &job).await? {
-                    remove_directory(&jobs.directory(job.id))?;
-                    tracing::info!(job.id = %job.id, "job expired, its files are removed");
+                    match remove_directory(&jobs.directory(job.id)) {
+                        Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
+                        Err(error) => tracing::error!(
+                            %error, job.id = %job.id, "job expired, its files could not be removed; the next start tries again"
+                        ),
+                    }
                     jobs.registry.announce();
                 }
             }
@@ -56,12 +60,16 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     Ok(())
 }
 
-/// At start: directories that no living record knows, and temporary files of an assembly that was cut short.
+/// At start: directories that no living record knows, and temporary files of an assembly that was cut short. Only what
+/// has a job's id for a name is a job's; the rest somebody put there or `recovery` set aside.
 pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for entry in std::fs::read_dir(jobs.settings.data_dir.join("jobs"))? {
         let entry = entry?;
         let name = entry.file_name();
+        if name.to_string_lossy().parse::<JobId>().is_err() {
+            continue;
+        }
         if known.contains(name.to_string_lossy().as_ref()) {
             for temporary in ["archive.zip.tmp", "assemble.tmp"] {
                 match std::fs::remove_file(entry.path().join(temporary)) {

@@ -273,3 +273,20 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
         assert_eq!(world.archive(&interrupted).await.comparable(), expected.comparable(), "{damage}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_that_nobody_can_read_any_more_is_left_for_a_person() {
+    let mut world = World::new(account()).await;
+    let done = world.submit(&world.everything()).await;
+    world.finished(&done).await;
+    world.stop().await;
+    let data = world.settings.jobs.data_dir.clone();
+    std::fs::remove_file(data.join("state.db")).unwrap();
+    spoil(&data.join("jobs").join(&done).join("capture.db"), 0, 4_096);
+    for start in 0..2 {
+        world.restart().await;
+        assert_eq!(world.get(&format!("/v1/jobs/{done}")).await.status(), 404);
+        let left = data.join("jobs").join(format!("{done}.damaged"));
+        assert!(left.join("archive.zip").exists() && left.join("capture.segments").exists(), "start {start}");
+    }
+}

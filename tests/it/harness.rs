@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -192,6 +193,18 @@ impl World {
         assert!(job["archive"].is_object(), "{job:#}");
         (job, self.archive(&id).await)
     }
+}
+
+/// Waits until nothing is left under `path`: a job is called expired first, its files go right after.
+pub async fn emptied(path: &Path) {
+    let left = || std::fs::read_dir(path).map_or(0, Iterator::count);
+    for _ in 0..500 {
+        if left() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{} things are left under {}", left(), path.display());
 }
 
 /// An archive, opened by an independent reader.
