@@ -202,7 +202,7 @@ pub async fn emptied(path: &Path) {
         if left() == 0 {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        SystemClock::shared().sleep(Duration::from_millis(20)).await;
     }
     panic!("{} things are left under {}", left(), path.display());
 }
