@@ -5,23 +5,20 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::directory::{DirectoryEntry, DirectorySink};
-use super::render::{self, Facts, FailureLine, SessionFrame, SessionInfo};
-use super::scratch::{Content, Named, Scratch};
+use super::hash::{self, Hashing, SessionHashes};
+use super::render::{
+    self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SEPARATOR, SessionFrame, SessionInfo,
+};
+use super::scratch::{Content, Document, Named, Scratch};
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{Kind, Location, PageRef, Reader, SessionRow, inflate, pack};
+use crate::capture::{CaptureError, Kind, Location, PageRef, Reader, SessionRow, pack};
 
-/// Between two messages: one message a line.
-const SEPARATOR: &[u8] = b",\n";
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
-/// Around the items of an array that is a file of its own.
-const BEFORE_ITEMS: &[u8] = b"[\n";
-const AFTER_ITEMS: &[u8] = b"\n]\n";
 /// Sessions or entries taken from the database at a time.
 const AT_A_TIME: i64 = 250;
 /// Documents are compressed at this level.
@@ -125,7 +122,7 @@ impl Sink for DirectorySink {
 }
 
 /// Where an entry's bytes go.
-trait Entry {
+pub(super) trait Entry {
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError>;
     fn finish(self) -> Result<(), ArchiveError>;
@@ -160,32 +157,6 @@ impl Entry for DirectoryEntry {
 
     fn finish(self) -> Result<(), ArchiveError> {
         DirectoryEntry::finish(self)
-    }
-}
-
-/// Hashes what would be written.
-#[derive(Default)]
-struct Hashing(Sha256);
-
-impl Entry for Hashing {
-    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        self.0.update(inflate(packed, raw_len, crc32)?);
-        Ok(())
-    }
-
-    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        self.0.update(raw);
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(), ArchiveError> {
-        Ok(())
-    }
-}
-
-impl Hashing {
-    fn hex(self) -> String {
-        hex::encode(self.0.finalize())
     }
 }
 
@@ -239,10 +210,24 @@ impl<'a> Assembly<'a> {
             let entries = self.scratch.entries(&after, AT_A_TIME).await?;
             let Some((last, _)) = entries.last() else { break };
             after.clone_from(last);
+            let (whole, any) = Content::sessions_of(entries.iter().map(|(_, content)| *content));
+            let sessions = self.reader.sessions_numbered(&whole).await?;
+            let pages = self.reader.page_index(&any).await?;
             for (name, content) in entries {
                 self.check_cancelled()?;
                 let mut entry = sink.begin(&name)?;
-                self.write(content, &mut entry).await?;
+                match content {
+                    Content::Session(id) => {
+                        let session = sessions.get(&id).ok_or_else(|| gone(id))?;
+                        self.write_session(session, pages.of(id), &mut entry)?;
+                    }
+                    Content::Items(id, kind) => {
+                        entry.text(BEFORE_ITEMS)?;
+                        self.write_items(pages.of(id), kind, &mut entry)?;
+                        entry.text(AFTER_ITEMS)?;
+                    }
+                    Content::Document(document) => self.write_document(document, &mut entry).await?,
+                }
                 entry.finish()?;
             }
         }
@@ -263,28 +248,36 @@ impl<'a> Assembly<'a> {
             let Some(last) = sessions.last() else { break };
             let keys = self.scratch.keys(after, last.id).await?;
             after = last.id;
+            let ids: Vec<i64> = sessions.iter().map(|session| session.id).collect();
+            let index = self.reader.page_index(&ids).await?;
+            let framed: Vec<(SessionFrame, &[PageRef])> = sessions
+                .iter()
+                .map(|session| (self.frame(session, index.of(session.id)), index.of(session.id)))
+                .collect();
+            let hashes = hash::sessions(&framed, self.reader.segments(), &self.input.cancel)?;
             let mut named = Vec::with_capacity(sessions.len() * 2);
             let mut lines = Vec::with_capacity(sessions.len());
-            for (session, key) in sessions.iter().zip(&keys) {
-                self.check_cancelled()?;
-                let (entries, line) = self.hash_session(session, key).await?;
+            for ((session, key), hashes) in sessions.iter().zip(&keys).zip(hashes) {
+                let (entries, line) = name_files(session, key, index.of(session.id), hashes);
                 named.extend(entries);
                 lines.push((session.id, line));
             }
             self.scratch.add_entries(&named).await?;
             self.scratch.add_lines(&lines).await?;
         }
-        for (name, content) in [
-            (layout::SUMMARY, Content::Summary),
-            (layout::SESSIONS, Content::Sessions),
-            (layout::FAILURES, Content::Failures),
+        for (name, document) in [
+            (layout::SUMMARY, Document::Summary),
+            (layout::SESSIONS, Document::Sessions),
+            (layout::FAILURES, Document::Failures),
         ] {
             let mut hashing = Hashing::default();
-            self.write(content, &mut hashing).await?;
+            self.write_document(document, &mut hashing).await?;
+            let content = Content::Document(document);
             let entry = Named { name: name.to_owned(), content, sha256: Some(hashing.hex()) };
             self.scratch.add_entries(&[entry]).await?;
         }
-        let sums = Named { name: layout::SUMS.to_owned(), content: Content::Sums, sha256: None };
+        let content = Content::Document(Document::Sums);
+        let sums = Named { name: layout::SUMS.to_owned(), content, sha256: None };
         Ok(self.scratch.add_entries(&[sums]).await?)
     }
 
@@ -304,70 +297,31 @@ impl<'a> Assembly<'a> {
             self.scratch.add_sessions(&named).await?;
         }
         for id in self.scratch.colliding().await? {
-            let zoom_id = self.reader.session(id).await?.zoom_id;
-            self.scratch.set_key(id, &layout::hashed_key(&zoom_id)).await?;
+            let found = self.reader.sessions_numbered(&[id]).await?;
+            let session = found.get(&id).ok_or_else(|| gone(id))?;
+            self.scratch.set_key(id, &layout::hashed_key(&session.zoom_id)).await?;
         }
         Ok(())
     }
 
-    /// Each segment is inflated once and feeds the hash of the session's file and that of its kind's file.
-    async fn hash_session(
-        &mut self,
-        session: &SessionRow,
-        key: &str,
-    ) -> Result<(Vec<Named>, String), ArchiveError> {
-        let info = SessionInfo::read(&session.info);
-        let pages = self.reader.page_index(session.id).await?;
-        let totals = totals_of(&pages);
-        let frame = SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals);
-        let mut whole = Hashing::default();
-        let mut named = Vec::new();
-        for kind in Kind::ALL {
-            whole.text(frame.before[kind as usize].as_bytes())?;
-            if totals[kind as usize] == 0 {
-                continue;
-            }
-            let mut own = Hashing::default();
-            own.text(BEFORE_ITEMS)?;
-            for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
-                let raw = self.reader.inflated(page)?;
-                for hash in [&mut whole, &mut own] {
-                    if index > 0 {
-                        hash.text(SEPARATOR)?;
-                    }
-                    hash.text(&raw)?;
-                }
-            }
-            own.text(AFTER_ITEMS)?;
-            let content = Content::Items(session.id, kind);
-            named.push(Named { name: layout::items_entry(key, kind), content, sha256: Some(own.hex()) });
-        }
-        whole.text(frame.after.as_bytes())?;
-        let name = layout::session_entry(key, &info.name);
-        named.push(Named { name, content: Content::Session(session.id), sha256: Some(whole.hex()) });
-        let mut files: Vec<&str> = named.iter().map(|entry| &entry.name[..]).collect();
-        files.sort_unstable();
-        let line = render::session_line(&session.zoom_id, key, &info, &files, totals, session.not_found);
-        Ok((named, line))
+    fn frame(&self, session: &SessionRow, pages: &[PageRef]) -> SessionFrame {
+        SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals_of(pages))
     }
 
-    async fn write(&mut self, content: Content, entry: &mut impl Entry) -> Result<(), ArchiveError> {
-        match content {
-            Content::Session(id) => self.write_session(id, entry).await,
-            Content::Items(id, kind) => {
-                let pages = self.reader.page_index(id).await?;
-                entry.text(BEFORE_ITEMS)?;
-                self.write_items(&pages, kind, entry)?;
-                entry.text(AFTER_ITEMS)
-            }
-            Content::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
-            Content::Failures => entry.text(render::failures(&mut self.reader).await?.as_bytes()),
-            Content::Sessions => {
+    async fn write_document(
+        &mut self,
+        document: Document,
+        entry: &mut impl Entry,
+    ) -> Result<(), ArchiveError> {
+        match document {
+            Document::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
+            Document::Failures => entry.text(render::failures(&mut self.reader).await?.as_bytes()),
+            Document::Sessions => {
                 let mut lines = Lines::new(entry, b"[\n", SEPARATOR);
                 self.scratch.lines(|line| lines.push(line)).await?;
                 lines.finish(b"\n]\n")
             }
-            Content::Sums => {
+            Document::Sums => {
                 let mut lines = Lines::new(entry, b"", b"\n");
                 self.scratch.sums(|line| lines.push(line)).await?;
                 lines.finish(b"\n")
@@ -375,13 +329,16 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    async fn write_session(&mut self, id: i64, entry: &mut impl Entry) -> Result<(), ArchiveError> {
-        let session = self.reader.session(id).await?;
-        let pages = self.reader.page_index(id).await?;
-        let frame = SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals_of(&pages));
+    fn write_session(
+        &self,
+        session: &SessionRow,
+        pages: &[PageRef],
+        entry: &mut impl Entry,
+    ) -> Result<(), ArchiveError> {
+        let frame = self.frame(session, pages);
         for kind in Kind::ALL {
             entry.text(frame.before[kind as usize].as_bytes())?;
-            self.write_items(&pages, kind, entry)?;
+            self.write_items(pages, kind, entry)?;
         }
         entry.text(frame.after.as_bytes())
     }
@@ -391,10 +348,38 @@ impl<'a> Assembly<'a> {
             if index > 0 {
                 entry.text(SEPARATOR)?;
             }
-            entry.piece(&self.reader.segment(page)?, page.raw_len, page.crc32)?;
+            entry.piece(&self.reader.segments().packed(page)?, page.raw_len, page.crc32)?;
         }
         Ok(())
     }
+}
+
+/// The files of a session, and its line in `sessions_summary.json`.
+fn name_files(
+    session: &SessionRow,
+    key: &str,
+    pages: &[PageRef],
+    hashes: SessionHashes,
+) -> (Vec<Named>, String) {
+    let info = SessionInfo::read(&session.info);
+    let mut named = Vec::new();
+    for (kind, sha256) in Kind::ALL.into_iter().zip(hashes.items) {
+        if sha256.is_some() {
+            let content = Content::Items(session.id, kind);
+            named.push(Named { name: layout::items_entry(key, kind), content, sha256 });
+        }
+    }
+    let name = layout::session_entry(key, &info.name);
+    named.push(Named { name, content: Content::Session(session.id), sha256: Some(hashes.whole) });
+    let mut files: Vec<&str> = named.iter().map(|entry| &entry.name[..]).collect();
+    files.sort_unstable();
+    let line =
+        render::session_line(&session.zoom_id, key, &info, &files, totals_of(pages), session.not_found);
+    (named, line)
+}
+
+fn gone(session: i64) -> CaptureError {
+    CaptureError::Damaged(format!("session {session} is gone"))
 }
 
 /// Items by kind.

@@ -5,6 +5,7 @@
 
 mod assemble;
 mod directory;
+mod hash;
 mod layout;
 mod render;
 mod scratch;

@@ -121,6 +121,12 @@ pub fn session_line(
     .to_string()
 }
 
+/// Between two messages: one message a line.
+pub const SEPARATOR: &[u8] = b",\n";
+/// Around the items of an array that is a file of its own.
+pub const BEFORE_ITEMS: &[u8] = b"[\n";
+pub const AFTER_ITEMS: &[u8] = b"\n]\n";
+
 /// What stands before, between and after the three arrays of a session's file.
 #[derive(Debug)]
 pub struct SessionFrame {

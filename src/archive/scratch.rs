@@ -16,10 +16,34 @@ use crate::capture::{CaptureError, Kind};
 pub enum Content {
     Session(i64),
     Items(i64, Kind),
+    Document(Document),
+}
+
+/// A file about the whole job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Document {
     Summary,
     Sessions,
     Failures,
     Sums,
+}
+
+impl Content {
+    /// The sessions that some of it is the whole file of, and all the sessions it is of.
+    pub fn sessions_of(contents: impl Iterator<Item = Self>) -> (Vec<i64>, Vec<i64>) {
+        let (mut whole, mut any) = (Vec::new(), Vec::new());
+        for content in contents {
+            match content {
+                Self::Session(id) => {
+                    whole.push(id);
+                    any.push(id);
+                }
+                Self::Items(id, _) => any.push(id),
+                Self::Document(_) => {}
+            }
+        }
+        (whole, any)
+    }
 }
 
 /// A file of the archive.
@@ -143,10 +167,10 @@ impl Scratch {
             let (session, code) = match entry.content {
                 Content::Session(session) => (Some(session), 3),
                 Content::Items(session, kind) => (Some(session), kind as i64),
-                Content::Summary => (None, 4),
-                Content::Sessions => (None, 5),
-                Content::Failures => (None, 6),
-                Content::Sums => (None, 7),
+                Content::Document(Document::Summary) => (None, 4),
+                Content::Document(Document::Sessions) => (None, 5),
+                Content::Document(Document::Failures) => (None, 6),
+                Content::Document(Document::Sums) => (None, 7),
             };
             row.push_bind(&entry.name).push_bind(session).push_bind(code).push_bind(&entry.sha256);
         });
@@ -167,10 +191,10 @@ impl Scratch {
                 let session = row.try_get::<Option<i64>, _>("session")?.unwrap_or(0);
                 let content = match row.try_get::<i64, _>("content")? {
                     3 => Content::Session(session),
-                    4 => Content::Summary,
-                    5 => Content::Sessions,
-                    6 => Content::Failures,
-                    7 => Content::Sums,
+                    4 => Content::Document(Document::Summary),
+                    5 => Content::Document(Document::Sessions),
+                    6 => Content::Document(Document::Failures),
+                    7 => Content::Document(Document::Sums),
                     kind => Content::Items(
                         session,
                         Kind::from_index(kind)

@@ -11,7 +11,6 @@ mod segment;
 mod segments;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,9 +20,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
-pub use reader::{Counts, FailureRow, PageRef, Reader, SessionRow, WindowCount};
+pub use reader::{Counts, FailureRow, PageIndex, PageRef, Reader, SessionRow, WindowCount};
 pub use segment::{Segment, inflate, pack};
 use segments::Appender;
+pub use segments::SegmentReader;
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.
@@ -178,10 +178,7 @@ impl Location {
 
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
-        let segments = match File::open(self.segments()) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            opened => Some(opened?),
-        };
+        let segments = SegmentReader::open(&self.segments())?;
         Ok(Reader::new(self.options().connect().await?, segments))
     }
 
@@ -234,6 +231,9 @@ impl Location {
             // A page is told of only once it is on disk, also through a power failure.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30))
+            // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
+            .page_size(1_024)
+            .pragma("wal_autocheckpoint", "4000")
             .pragma("cache_size", "-2000")
             .pragma("journal_size_limit", "8388608")
     }

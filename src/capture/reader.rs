@@ -2,13 +2,16 @@
 //!
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
-use std::fs::File;
+use std::collections::HashMap;
 
+use futures_util::TryStreamExt;
 use jiff::civil::Date;
+use serde_json::json;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 
-use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange, segments};
+use super::segments::SegmentReader;
+use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange};
 
 /// What a capture holds, in numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,8 +46,8 @@ pub struct PageRef {
     pub items: u64,
     pub raw_len: u64,
     pub crc32: u32,
-    offset: u64,
-    length: u64,
+    pub(super) offset: u64,
+    pub(super) length: u64,
 }
 
 /// A window with its counts.
@@ -70,17 +73,42 @@ pub struct FailureRow {
     pub messages_captured: u64,
 }
 
+/// What is asked for of a session, whichever sessions it is asked of.
+macro_rules! session_rows {
+    () => {
+        "SELECT id, zoom_id, info,
+                EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
+                AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
+                    AND u.state <> 'not_found') AS not_found
+         FROM sessions s "
+    };
+}
+
+/// The stored pages of some sessions.
+#[derive(Debug, Default)]
+pub struct PageIndex(HashMap<i64, Vec<PageRef>>);
+
+impl PageIndex {
+    pub fn of(&self, session: i64) -> &[PageRef] {
+        self.0.get(&session).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// A connection for reading.
 #[derive(Debug)]
 pub struct Reader {
     connection: SqliteConnection,
-    /// Absent before the first page.
-    segments: Option<File>,
+    segments: SegmentReader,
 }
 
 impl Reader {
-    pub(super) fn new(connection: SqliteConnection, segments: Option<File>) -> Self {
+    pub(super) fn new(connection: SqliteConnection, segments: SegmentReader) -> Self {
         Self { connection, segments }
+    }
+
+    /// The messages themselves.
+    pub fn segments(&self) -> &SegmentReader {
+        &self.segments
     }
 
     pub async fn close(self) {
@@ -246,89 +274,73 @@ impl Reader {
         let mut kinds: [Vec<u8>; 3] = Default::default();
         for row in &rows {
             let page = page_ref(row)?;
-            kinds[page.kind as usize] = self.inflated(&page)?;
+            kinds[page.kind as usize] = self.segments.inflated(&page)?;
         }
         Ok(kinds)
     }
 
     /// Sessions in the order of their row ids, after `after`.
     pub async fn sessions(&mut self, after: i64, most: i64) -> Result<Vec<SessionRow>, CaptureError> {
-        let rows = sqlx::query(
-            "SELECT id, zoom_id, info,
-                    EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
-                    AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
-                        AND u.state <> 'not_found') AS not_found
-             FROM sessions s WHERE id > ? ORDER BY id LIMIT ?",
+        let rows = sqlx::query(concat!(session_rows!(), "WHERE id > ? ORDER BY id LIMIT ?"))
+            .bind(after)
+            .bind(most)
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(session_row).collect()
+    }
+
+    /// These sessions.
+    pub async fn sessions_numbered(&mut self, ids: &[i64]) -> Result<HashMap<i64, SessionRow>, CaptureError> {
+        let rows = sqlx::query(concat!(session_rows!(), "WHERE id IN (SELECT value FROM json_each(?))"))
+            .bind(json!(ids).to_string())
+            .fetch_all(&mut self.connection)
+            .await?;
+        rows.iter().map(|row| session_row(row).map(|session| (session.id, session))).collect()
+    }
+
+    /// Where the stored segments of these sessions are: for each, in the order of kinds, windows, ranges, pages. Small,
+    /// also for a session of millions of messages; read whole, because a trip to SQLite for each page costs more than
+    /// the page.
+    pub async fn page_index(&mut self, sessions: &[i64]) -> Result<PageIndex, CaptureError> {
+        let ids = json!(sessions).to_string();
+        let mut rows = sqlx::query(
+            "SELECT u.session, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u
+             JOIN ranges r ON r.unit = u.id JOIN pages p ON p.range = r.id
+             WHERE u.session IN (SELECT value FROM json_each(?))
+             ORDER BY u.session, p.kind, u.window, r.first_day, p.seq",
         )
-        .bind(after)
-        .bind(most)
-        .fetch_all(&mut self.connection)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(SessionRow {
-                    id: row.try_get("id")?,
-                    zoom_id: row.try_get("zoom_id")?,
-                    info: row.try_get("info")?,
-                    not_found: row.try_get("not_found")?,
-                })
-            })
-            .collect()
-    }
-
-    pub async fn session(&mut self, id: i64) -> Result<SessionRow, CaptureError> {
-        let found = self.sessions(id - 1, 1).await?.pop().filter(|session| session.id == id);
-        found.ok_or_else(|| CaptureError::Damaged("a session is gone".to_owned()))
-    }
-
-    /// Where the stored segments of a session are, in the order of kinds, windows, ranges, pages. Small, also for a
-    /// session of millions of messages; read whole, because a trip to SQLite for each page costs more than the page.
-    pub async fn page_index(&mut self, session: i64) -> Result<Vec<PageRef>, CaptureError> {
-        let rows = sqlx::query(
-            "SELECT p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u
-             JOIN ranges r ON r.unit = u.id JOIN pages p ON p.range = r.id WHERE u.session = ?
-             ORDER BY p.kind, u.window, r.first_day, p.seq",
-        )
-        .bind(session)
-        .fetch_all(&mut self.connection)
-        .await?;
-        rows.iter().map(page_ref).collect()
-    }
-
-    /// One segment, compressed as it is stored.
-    pub fn segment(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
-        let file = self.segments.as_ref();
-        let file = file.ok_or_else(|| CaptureError::Damaged("the file of segments is gone".to_owned()))?;
-        segments::read(file, page.offset, page.length)
-    }
-
-    /// One segment, inflated and checked.
-    pub fn inflated(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
-        super::inflate(&self.segment(page)?, page.raw_len, page.crc32)
+        .bind(&ids)
+        .fetch(&mut self.connection);
+        let mut index = PageIndex::default();
+        while let Some(row) = rows.try_next().await? {
+            index.0.entry(row.try_get("session")?).or_default().push(page_ref(&row)?);
+        }
+        Ok(index)
     }
 
     /// The ranges with a segment that is not what was stored.
     pub(super) async fn damaged_ranges(&mut self) -> Result<Vec<i64>, CaptureError> {
-        let mut damaged = Vec::new();
-        let mut after = 0;
+        let mut damaged: Vec<i64> = Vec::new();
+        let mut after = (0_i64, 0_i64, 0_i64);
         loop {
             let rows = sqlx::query(
-                "SELECT rowid AS number, range, kind, items, raw_len, crc32, offset, length FROM pages
-                 WHERE rowid > ? ORDER BY rowid LIMIT 1000",
+                "SELECT range, seq, kind, items, raw_len, crc32, offset, length FROM pages
+                 WHERE (range, seq, kind) > (?, ?, ?) ORDER BY range, seq, kind LIMIT 1000",
             )
-            .bind(after)
+            .bind(after.0)
+            .bind(after.1)
+            .bind(after.2)
             .fetch_all(&mut self.connection)
             .await?;
             let Some(last) = rows.last() else { break };
-            after = last.try_get("number")?;
+            after = (last.try_get("range")?, last.try_get("seq")?, last.try_get("kind")?);
             for row in &rows {
-                match self.inflated(&page_ref(row)?) {
+                match self.segments.inflated(&page_ref(row)?) {
                     Err(error) if error.is_damaged() => damaged.push(row.try_get("range")?),
                     other => drop(other?),
                 }
             }
         }
-        damaged.sort_unstable();
         damaged.dedup();
         Ok(damaged)
     }
@@ -423,6 +435,15 @@ impl Reader {
             .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
             .collect()
     }
+}
+
+fn session_row(row: &SqliteRow) -> Result<SessionRow, CaptureError> {
+    Ok(SessionRow {
+        id: row.try_get("id")?,
+        zoom_id: row.try_get("zoom_id")?,
+        info: row.try_get("info")?,
+        not_found: row.try_get("not_found")?,
+    })
 }
 
 fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {

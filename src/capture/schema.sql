@@ -55,8 +55,8 @@ CREATE TABLE pages (
     crc32 INTEGER NOT NULL,
     offset INTEGER NOT NULL,                        -- where its segment is in capture.segments
     length INTEGER NOT NULL,
-    UNIQUE (range, seq, kind)
-) STRICT;
+    PRIMARY KEY (range, seq, kind)
+) STRICT, WITHOUT ROWID;
 
 -- Members of responses that nobody told us of, verbatim.
 CREATE TABLE unknown_members (

@@ -3,11 +3,14 @@
 //! A segment is raw deflate without a final block, ends on a byte boundary and refers to nothing before it, so that
 //! segments joined one after the other, and closed with an empty final block, are a valid stream.
 
-use std::io::Read;
+use std::cell::RefCell;
 
-use flate2::{Compress, Compression, FlushCompress, Status};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::CaptureError;
+
+/// No byte of deflate becomes more than about a thousand.
+const MOST_INFLATED: u64 = 1_100;
 
 /// Between two items, inside a segment and between segments.
 pub const SEPARATOR: &[u8] = b",\n";
@@ -42,9 +45,25 @@ impl Segment {
     }
 }
 
+thread_local! {
+    /// Setting one up costs as much as a small page; each thread keeps one, of the level last used.
+    static COMPRESSOR: RefCell<Option<(u32, Compress)>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Decompress> = RefCell::new(Decompress::new(false));
+}
+
 /// Compresses `raw` into a piece of deflate as described above.
 pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
-    let mut deflate = Compress::new(Compression::new(level), false);
+    COMPRESSOR.with_borrow_mut(|kept| {
+        if kept.as_ref().is_none_or(|(of, _)| *of != level) {
+            *kept = Some((level, Compress::new(Compression::new(level), false)));
+        }
+        let (_, deflate) = kept.as_mut().expect("it was just set");
+        deflate.reset();
+        pack_with(deflate, raw)
+    })
+}
+
+fn pack_with(deflate: &mut Compress, raw: &[u8]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(raw.len() / 3 + 64);
     loop {
         let read = deflate.total_in() as usize;
@@ -63,14 +82,17 @@ pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
 
 /// Restores a segment and checks it against its length and CRC-32.
 pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, CaptureError> {
-    let mut raw = Vec::with_capacity(raw_len as usize);
-    // The empty final block closes the stream for the decoder.
-    let closed = data.chain(&[0x03, 0x00][..]);
-    flate2::read::DeflateDecoder::new(closed)
-        .take(raw_len + 1)
-        .read_to_end(&mut raw)
-        .map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
-    if raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
+    if raw_len / MOST_INFLATED > data.len() as u64 {
+        return Err(CaptureError::Damaged("a segment cannot be as long as the index says".to_owned()));
+    }
+    // Room for one byte more than there should be, so that one too many shows.
+    let mut raw = Vec::with_capacity(raw_len as usize + 1);
+    let read = DECOMPRESSOR.with_borrow_mut(|inflate| {
+        inflate.reset(false);
+        inflate.decompress_vec(data, &mut raw, FlushDecompress::Sync).map(|_| inflate.total_in())
+    });
+    let read = read.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
+    if read != data.len() as u64 || raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
         return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
     }
     Ok(raw)
@@ -78,6 +100,8 @@ pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, Capture
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
     use proptest::prelude::*;
 

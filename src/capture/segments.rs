@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::CaptureError;
+use super::{CaptureError, PageRef};
 
 /// The writer's end of the file.
 #[derive(Debug)]
@@ -46,14 +46,37 @@ impl Appender {
     }
 }
 
-/// Reads one segment.
-pub(super) fn read(file: &File, offset: u64, length: u64) -> Result<Vec<u8>, CaptureError> {
-    let mut data = vec![0; length as usize];
-    match file.read_exact_at(&mut data, offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(CaptureError::Damaged("the file of segments ends too soon".to_owned()))
+/// A reader's end of the file.
+#[derive(Debug)]
+pub struct SegmentReader {
+    /// Absent before the first page.
+    file: Option<File>,
+}
+
+impl SegmentReader {
+    pub(super) fn open(path: &Path) -> Result<Self, CaptureError> {
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self { file: None }),
+            opened => Ok(Self { file: Some(opened?) }),
         }
-        Err(error) => Err(error.into()),
-        Ok(()) => Ok(data),
+    }
+
+    /// One segment, compressed as it is stored.
+    pub fn packed(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+        let damaged = |what: &str| CaptureError::Damaged(what.to_owned());
+        let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
+        let mut data = vec![0; page.length as usize];
+        match file.read_exact_at(&mut data, page.offset) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(damaged("the file of segments ends too soon"))
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(data),
+        }
+    }
+
+    /// One segment, inflated and checked.
+    pub fn inflated(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+        super::inflate(&self.packed(page)?, page.raw_len, page.crc32)
     }
 }

@@ -1,0 +1,106 @@
+//! The first pass over the messages: the SHA-256 of every file, before the first byte of the archive is written.
+
+use std::sync::mpsc::{self, Receiver};
+
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::ArchiveError;
+use super::assemble::Entry;
+use super::render::{AFTER_ITEMS, BEFORE_ITEMS, SEPARATOR, SessionFrame};
+use crate::capture::{CaptureError, Kind, PageRef, SegmentReader, inflate};
+
+/// Pages inflated and waiting to be hashed.
+const AHEAD: usize = 4;
+
+/// Hashes what would be written.
+#[derive(Debug, Default)]
+pub struct Hashing(Sha256);
+
+impl Hashing {
+    pub fn hex(self) -> String {
+        hex::encode(self.0.finalize())
+    }
+}
+
+impl Entry for Hashing {
+    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
+        self.0.update(inflate(packed, raw_len, crc32)?);
+        Ok(())
+    }
+
+    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+        self.0.update(raw);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), ArchiveError> {
+        Ok(())
+    }
+}
+
+/// Of a session's own file, and of the file of each kind of which it has any item.
+#[derive(Debug)]
+pub struct SessionHashes {
+    pub whole: String,
+    pub items: [Option<String>; 3],
+}
+
+type Inflated = Result<Vec<u8>, CaptureError>;
+
+/// Hashes the files of these sessions. Each segment is inflated once, on a thread beside this one and a little ahead
+/// of it, and feeds two hashes. That goes page by page, so that one giant session keeps both busy as well.
+pub fn sessions(
+    sessions: &[(SessionFrame, &[PageRef])],
+    segments: &SegmentReader,
+    cancel: &CancellationToken,
+) -> Result<Vec<SessionHashes>, ArchiveError> {
+    std::thread::scope(|scope| {
+        let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
+        scope.spawn(move || {
+            // Nobody takes any more once one could not be read, or the job was cancelled.
+            let _ = sessions
+                .iter()
+                .flat_map(|(_, pages)| *pages)
+                .try_for_each(|page| sender.send(segments.inflated(page)));
+        });
+        sessions
+            .iter()
+            .map(|(frame, pages)| {
+                if cancel.is_cancelled() {
+                    return Err(ArchiveError::Cancelled);
+                }
+                session(frame, pages, &inflated)
+            })
+            .collect()
+    })
+}
+
+/// The pages come in the order of kinds.
+fn session(
+    frame: &SessionFrame,
+    pages: &[PageRef],
+    inflated: &Receiver<Inflated>,
+) -> Result<SessionHashes, ArchiveError> {
+    let mut whole = Sha256::new();
+    let mut items = [const { None }; 3];
+    for kind in Kind::ALL {
+        whole.update(&frame.before[kind as usize]);
+        let mut own: Option<Sha256> = None;
+        for _ in pages.iter().filter(|page| page.kind == kind) {
+            let raw = inflated.recv().map_err(std::io::Error::other)??;
+            let own = if let Some(own) = &mut own {
+                whole.update(SEPARATOR);
+                own.update(SEPARATOR);
+                own
+            } else {
+                own.insert(Sha256::new_with_prefix(BEFORE_ITEMS))
+            };
+            whole.update(&raw);
+            own.update(&raw);
+        }
+        items[kind as usize] = own.map(|own| hex::encode(own.chain_update(AFTER_ITEMS).finalize()));
+    }
+    whole.update(&frame.after);
+    Ok(SessionHashes { whole: hex::encode(whole.finalize()), items })
+}
