@@ -9,13 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::directory::{DirectoryEntry, DirectorySink};
 use super::hash::{self, Hashing, SessionHashes};
-use super::render::{
-    self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SEPARATOR, SessionFrame, SessionInfo,
-};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SessionFrame, SessionInfo};
 use super::scratch::{Content, Document, Named, Scratch};
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{CaptureError, Kind, Location, PageRef, Reader, SessionRow, pack};
+use crate::capture::{CaptureError, Kind, Location, PageRef, Reader, SEPARATOR, SessionRow, pack};
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
@@ -121,18 +119,18 @@ impl Sink for DirectorySink {
     }
 }
 
-/// Where an entry's bytes go.
-pub(super) trait Entry {
-    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
+/// Where the text of an entry goes.
+pub(super) trait Text {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError>;
+}
+
+/// Where an entry's bytes go, stored segments among them.
+trait Entry: Text {
+    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
     fn finish(self) -> Result<(), ArchiveError>;
 }
 
-impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
-    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        ZipEntry::piece(self, packed, raw_len, crc32)
-    }
-
+impl<W: std::io::Write> Text for ZipEntry<'_, W> {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         if raw.len() <= GLUE_MOST {
             self.glue(raw)
@@ -140,19 +138,27 @@ impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
             ZipEntry::piece(self, &pack(raw, TEXT_LEVEL), raw.len() as u64, crc32fast::hash(raw))
         }
     }
+}
+
+impl<W: std::io::Write> Entry for ZipEntry<'_, W> {
+    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
+        ZipEntry::piece(self, packed, raw_len, crc32)
+    }
 
     fn finish(self) -> Result<(), ArchiveError> {
         ZipEntry::finish(self)
     }
 }
 
+impl Text for DirectoryEntry {
+    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+        DirectoryEntry::text(self, raw)
+    }
+}
+
 impl Entry for DirectoryEntry {
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
         DirectoryEntry::piece(self, packed, raw_len, crc32)
-    }
-
-    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        DirectoryEntry::text(self, raw)
     }
 
     fn finish(self) -> Result<(), ArchiveError> {
@@ -311,7 +317,7 @@ impl<'a> Assembly<'a> {
     async fn write_document(
         &mut self,
         document: Document,
-        entry: &mut impl Entry,
+        entry: &mut impl Text,
     ) -> Result<(), ArchiveError> {
         match document {
             Document::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
@@ -392,18 +398,18 @@ fn totals_of(pages: &[PageRef]) -> [u64; 3] {
 }
 
 /// Many short lines as one entry, compressed some at a time.
-struct Lines<'a, E: Entry> {
-    entry: &'a mut E,
+struct Lines<'a, T: Text> {
+    entry: &'a mut T,
     buffer: Vec<u8>,
     separator: &'static [u8],
     first: bool,
     written: Result<(), ArchiveError>,
 }
 
-impl<'a, E: Entry> Lines<'a, E> {
+impl<'a, T: Text> Lines<'a, T> {
     const AT_A_TIME: usize = 128 << 10;
 
-    fn new(entry: &'a mut E, before: &[u8], separator: &'static [u8]) -> Self {
+    fn new(entry: &'a mut T, before: &[u8], separator: &'static [u8]) -> Self {
         Self { entry, buffer: before.to_vec(), separator, first: true, written: Ok(()) }
     }
 

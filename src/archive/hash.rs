@@ -6,14 +6,14 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
-use super::assemble::Entry;
-use super::render::{AFTER_ITEMS, BEFORE_ITEMS, SEPARATOR, SessionFrame};
-use crate::capture::{CaptureError, Kind, PageRef, SegmentReader, inflate};
+use super::assemble::Text;
+use super::render::{AFTER_ITEMS, BEFORE_ITEMS, SessionFrame};
+use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// Pages inflated and waiting to be hashed.
 const AHEAD: usize = 4;
 
-/// Hashes what would be written.
+/// Hashes the text of a document.
 #[derive(Debug, Default)]
 pub struct Hashing(Sha256);
 
@@ -23,18 +23,9 @@ impl Hashing {
     }
 }
 
-impl Entry for Hashing {
-    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        self.0.update(inflate(packed, raw_len, crc32)?);
-        Ok(())
-    }
-
+impl Text for Hashing {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         self.0.update(raw);
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(), ArchiveError> {
         Ok(())
     }
 }

@@ -121,8 +121,6 @@ pub fn session_line(
     .to_string()
 }
 
-/// Between two messages: one message a line.
-pub const SEPARATOR: &[u8] = b",\n";
 /// Around the items of an array that is a file of its own.
 pub const BEFORE_ITEMS: &[u8] = b"[\n";
 pub const AFTER_ITEMS: &[u8] = b"\n]\n";

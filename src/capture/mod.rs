@@ -21,7 +21,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection};
 
 pub use reader::{Counts, FailureRow, PageIndex, PageRef, Reader, SessionRow, WindowCount};
-pub use segment::{Segment, inflate, pack};
+pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::model::{Job, JobError, JobId, JobState};
-use super::service::JobsError;
+use super::service::{JobsError, job_directories};
 use super::store::{JobStore, Opened};
 use crate::clock::Clock;
 use crate::extract::{self, Captured, ExtractError, Snapshot};
@@ -23,13 +23,11 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         }
     };
     let mut rebuilt = 0_u32;
-    for entry in std::fs::read_dir(data_dir.join("jobs"))? {
-        let entry = entry?;
-        let Ok(id) = entry.file_name().to_string_lossy().parse::<JobId>() else { continue };
+    for (id, directory) in job_directories(data_dir)? {
         if store.get(id).await?.is_some() {
             continue;
         }
-        match rebuild(id, &entry.path(), clock).await {
+        match rebuild(id, &directory, clock).await {
             Ok(Some(job)) => {
                 store.insert(&job, None).await?;
                 rebuilt += 1;
@@ -37,8 +35,8 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
             Ok(None) => {}
             Err(error) => {
                 // Not a job's name any more, so the sweep leaves it to a person.
-                let set_aside = entry.path().with_extension("damaged");
-                std::fs::rename(entry.path(), &set_aside)?;
+                let set_aside = directory.with_extension("damaged");
+                std::fs::rename(&directory, &set_aside)?;
                 tracing::error!(
                     %error, job.id = %id, set_aside = %set_aside.display(),
                     "a capture without a record cannot be read; it was set aside"

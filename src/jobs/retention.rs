@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::model::{JobId, JobState};
-use super::service::{Jobs, JobsError, remove_directory};
+use super::model::JobState;
+use super::service::{Jobs, JobsError, job_directories, remove_directory};
 use super::store::ListFilter;
 
 /// How often finished jobs are looked at.
@@ -60,26 +60,20 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     Ok(())
 }
 
-/// At start: directories that no living record knows, and temporary files of an assembly that was cut short. Only what
-/// has a job's id for a name is a job's; the rest somebody put there or `recovery` set aside.
+/// At start: directories that no living record knows, and temporary files of an assembly that was cut short.
 pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
-    for entry in std::fs::read_dir(jobs.settings.data_dir.join("jobs"))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_string_lossy().parse::<JobId>().is_err() {
-            continue;
-        }
-        if known.contains(name.to_string_lossy().as_ref()) {
+    for (id, directory) in job_directories(&jobs.settings.data_dir)? {
+        if known.contains(&id.to_string()) {
             for temporary in ["archive.zip.tmp", "assemble.tmp"] {
-                match std::fs::remove_file(entry.path().join(temporary)) {
+                match std::fs::remove_file(directory.join(temporary)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
                     _ => {}
                 }
             }
         } else {
-            tracing::info!(directory = %name.to_string_lossy(), "removing the files of a job that is gone");
-            remove_directory(&entry.path())?;
+            tracing::info!(directory = %id, "removing the files of a job that is gone");
+            remove_directory(&directory)?;
         }
     }
     Ok(())

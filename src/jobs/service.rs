@@ -313,6 +313,18 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
     }
 }
 
+/// The directories that have a job's id for a name. Anything else there somebody put there, or `recovery` set aside.
+pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(data_dir.join("jobs"))? {
+        let entry = entry?;
+        if let Ok(id) = entry.file_name().to_string_lossy().parse() {
+            found.push((id, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
 pub(super) fn remove_directory(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),

@@ -7,7 +7,7 @@ use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::ApiKeys;
 use zoom_chat_reports::sim::SimSettings;
 
-use crate::harness::{World, emptied};
+use crate::harness::{World, removed};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 12, messages: 400, ..SimSettings::default() }
@@ -307,7 +307,9 @@ async fn files_go_when_the_retention_is_over_and_the_record_stays() {
     let expired = world.wait_until(id, |job| job["state"] == "expired").await;
     assert!(expired["archive"].is_null());
     assert_eq!(problem(world.get(&format!("/v1/jobs/{id}/archive")).await).await, is(410, "archive-gone"));
-    emptied(&world.settings.jobs.data_dir.join("jobs")).await;
+    let jobs = world.settings.jobs.data_dir.join("jobs");
+    removed(&jobs.join(id)).await;
+    assert_eq!(std::fs::read_dir(jobs).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::clock::Clock;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
-use crate::harness::{Archive, World, emptied};
+use crate::harness::{Archive, World, removed};
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -184,7 +184,7 @@ impl Experiment {
         }
         if job["state"] == "expired" {
             assert!(matches!(phase, Phase::Expiring), "{label}: expired");
-            emptied(&self.setup.data.join("jobs").join(id)).await;
+            removed(&self.setup.data.join("jobs").join(id)).await;
         } else {
             assert_eq!(job["state"], "completed", "{label}: {job:#}");
             let archive = service.archive(id).await;
