@@ -98,39 +98,47 @@ impl Progress {
         }
     }
 
+    fn units_settled(&self) -> f64 {
+        (self.units_done.load(Relaxed) + self.units_failed.load(Relaxed)) as f64
+    }
+
+    /// Until everything is listed the units seen so far are scaled up by the windows still to come.
+    fn expected_units(&self) -> Option<f64> {
+        let units = self.units_total.load(Relaxed) as f64;
+        match (self.windows_total.load(Relaxed), self.windows_listed.load(Relaxed)) {
+            (0, _) | (_, 0) => None,
+            (total, listed) if listed == total => Some(units),
+            (total, listed) => Some(units * total as f64 / listed as f64),
+        }
+    }
+
+    /// How many requests the units still to come will take, if they are like those that have ended.
+    pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
+        let settled = self.units_settled();
+        let requests_a_unit = self.totals(traffic).requests as f64 / settled;
+        (settled > 0.0).then_some((self.expected_units()? - settled).max(0.0) * requests_a_unit)
+    }
+
     /// Takes the figures; `now` is monotonic and feeds the rate.
     pub fn snapshot(&self, traffic: &Traffic, waiting: Option<Waiting>, now: Duration) -> Snapshot {
         let totals = self.totals(traffic);
         let load = |counter: &AtomicU64| counter.load(Relaxed);
         let sent = traffic.requests.load(Relaxed);
         let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
-        let (units_total, units_settled) =
-            (load(&self.units_total), load(&self.units_done) + load(&self.units_failed));
-        let (windows_total, windows_listed) = (load(&self.windows_total), load(&self.windows_listed));
-        let all_listed = windows_total > 0 && windows_listed == windows_total;
-        // Until everything is listed the units seen so far are scaled up by the windows still to come.
-        let expected_units = if all_listed {
-            Some(units_total as f64)
-        } else if windows_listed > 0 {
-            Some(units_total as f64 * windows_total as f64 / windows_listed as f64)
-        } else {
-            None
-        };
-        let share = expected_units
-            .map(|expected| if expected < 1.0 { 1.0 } else { (units_settled as f64 / expected).min(1.0) });
-        let eta_seconds = match (expected_units, requests_per_second) {
-            (Some(expected), Some(rate)) if rate > 0.01 && units_settled > 0 => {
-                let requests_a_unit = totals.requests as f64 / units_settled as f64;
-                Some(((expected - units_settled as f64).max(0.0) * requests_a_unit / rate).ceil() as u64)
-            }
+        let expected_units = self.expected_units();
+        let settled = self.units_settled();
+        let share =
+            expected_units.map(|expected| if expected < 1.0 { 1.0 } else { (settled / expected).min(1.0) });
+        let eta_seconds = match (self.requests_to_come(traffic), requests_per_second) {
+            (Some(to_come), Some(rate)) if rate > 0.01 => Some((to_come / rate).ceil() as u64),
             _ => None,
         };
         Snapshot {
-            windows_total,
-            windows_listed,
+            windows_total: load(&self.windows_total),
+            windows_listed: load(&self.windows_listed),
             sessions_total: load(&self.sessions_total),
             sessions_done: load(&self.sessions_done),
-            units_total,
+            units_total: load(&self.units_total),
             units_done: load(&self.units_done),
             units_failed: load(&self.units_failed),
             messages: load(&self.messages),

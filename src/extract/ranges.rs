@@ -78,9 +78,8 @@ pub(super) async fn follow(
         (range.chain.from, range.chain.pages, range.chain.resume) = (oldest, 0, None);
     }
     let days = DateRange { from: range.chain.from, to: range.chain.to };
-    let latency = context.lane.latency();
     if range.chain.pages == 0
-        && let Some(split) = split::in_advance(days, range.pages_elsewhere, latency)
+        && let Some(split) = split::in_advance(days, range.pages_elsewhere, shared.pace())
     {
         return split_range(shared, &range, split).await;
     }
@@ -89,7 +88,7 @@ pub(super) async fn follow(
         match chain.next(shared, &range).await? {
             Step::More => {
                 let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
-                let split = split::under_way(days, &chain.observed, latency, now)
+                let split = split::under_way(days, &chain.observed, shared.pace(), now)
                     .or_else(|| split::when_idle(days, &chain.observed, idle, now));
                 if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&chain.observed))) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
+use super::split::Pace;
 use super::{listing, ranges, split, windows};
 use crate::capture::{
     CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
@@ -305,6 +306,17 @@ impl Shared {
                 tracing::warn!(%error, "figures could not be written down");
             }
         }
+    }
+
+    /// How fast chains are, and how long the run will take by what its units have shown.
+    pub(super) fn pace(&self) -> Pace {
+        let Self { context: RunContext { lane, progress, settings, .. }, .. } = self;
+        let to_come = progress.requests_to_come(&lane.traffic);
+        // Each unit takes at least one.
+        let to_come = to_come.unwrap_or(progress.units_total.load(Ordering::Relaxed) as f64);
+        let rest_of_run =
+            Duration::from_secs_f64(to_come / lane.most_requests_per_second(settings.in_flight));
+        Pace { latency: lane.latency(), rest_of_run }
     }
 
     /// Whether a split may cost so much; if so, it is taken to be made.

@@ -2,8 +2,9 @@
 //!
 //! A chain is asked for one page after the other, so a session that holds half of all messages would leave the budget
 //! idle at the end. Cutting costs requests (the pages already there are dropped, each part ends on a page that is not
-//! full), so it must pay for itself. Relies on no order of messages: where pages do not come in the order of time, the
-//! time they span says nothing and nothing is cut.
+//! full), so it must pay for itself: a chain under way is cut only when the rest of the run would end before it. Relies
+//! on no order of messages: where pages do not come in the order of time, the time they span says nothing and nothing
+//! is cut; and pages already there are never taken for the days they span.
 
 use std::time::Duration;
 
@@ -16,8 +17,6 @@ use super::windows::DateRange;
 const LONG: f64 = 96.0;
 /// Pages that are dropped may be this share of what is still to come, at most.
 const MAY_DROP: f64 = 1.0 / 12.0;
-/// How long a part should take; shorter parts would only cost more requests.
-const PART_TAKES: Duration = Duration::from_secs(8);
 /// Shorter parts are not worth it even when nothing else is left to do.
 const IDLE_PART_PAGES: f64 = 8.0;
 /// The least and the most pages a part is planned to have.
@@ -27,6 +26,25 @@ const PART_PAGES: (f64, f64) = (16.0, 64.0);
 const SHOWN: u32 = 8;
 /// Splitting may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (16.0, 0.012);
+
+/// How fast a chain of pages is, and how long the run will take without it.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    pub latency: Duration,
+    pub rest_of_run: Duration,
+}
+
+impl Pace {
+    fn outlasts_the_run(&self, pages: f64) -> bool {
+        self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64()
+    }
+
+    /// A part should end well before the rest of the run; shorter ones would only cost more requests.
+    fn pages_a_part(&self) -> f64 {
+        let pages = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
+        pages.clamp(PART_PAGES.0, PART_PAGES.1)
+    }
+}
 
 /// A range that is to be cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,13 +94,15 @@ impl Seen {
     }
 }
 
-/// Cuts a chain under way when what it has shown says that it will be long; also tells how many pages it would have.
-pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestamp) -> Option<Split> {
+/// Cuts a chain under way when what it has shown says that the run would wait for it; also tells how many pages it
+/// would have.
+pub fn under_way(range: DateRange, seen: &Seen, pace: Pace, now: Timestamp) -> Option<Split> {
     let expected = seen.expected_pages(range, now)?;
-    if seen.pages < SHOWN || f64::from(seen.pages) > expected * MAY_DROP {
+    let pages = f64::from(seen.pages);
+    if seen.pages < SHOWN || pages > expected * MAY_DROP || !pace.outlasts_the_run(expected - pages) {
         return None;
     }
-    Some(Split { parts: cut(range, expected, latency)?, expected_pages: expected as i64 })
+    Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
 }
 
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle: then pages asked for twice
@@ -90,7 +110,7 @@ pub fn under_way(range: DateRange, seen: &Seen, latency: Duration, now: Timestam
 pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> Option<Split> {
     let expected = seen.expected_pages(range, now)?;
     let to_come = expected - f64::from(seen.pages);
-    if to_come < IDLE_PART_PAGES * 2.0 || f64::from(seen.pages) > to_come / 2.0 {
+    if to_come < IDLE_PART_PAGES * 2.0 || f64::from(seen.pages) > to_come {
         return None;
     }
     let parts = evenly(range, ((expected / IDLE_PART_PAGES) as usize).min(idle + 1))?;
@@ -98,24 +118,22 @@ pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> 
 }
 
 /// Cuts a range before its first page when the same session was long in another window.
-pub fn in_advance(range: DateRange, pages_elsewhere: i64, latency: Duration) -> Option<Split> {
+pub fn in_advance(range: DateRange, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
     let month = 30.0;
     let days = f64::from(days_of(range));
     let expected = pages_elsewhere as f64 * (days / month).min(1.0);
-    Some(Split { parts: cut(range, expected, latency)?, expected_pages: expected as i64 })
+    Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
 }
 
 fn days_of(range: DateRange) -> i32 {
     range.from.until(range.to).map_or(1, |span| span.get_days() + 1)
 }
 
-fn cut(range: DateRange, pages: f64, latency: Duration) -> Option<Vec<DateRange>> {
+fn cut(range: DateRange, pages: f64, pace: Pace) -> Option<Vec<DateRange>> {
     if pages < LONG {
         return None;
     }
-    let part =
-        (PART_TAKES.as_secs_f64() / latency.as_secs_f64().max(0.001)).clamp(PART_PAGES.0, PART_PAGES.1);
-    evenly(range, (pages / part).ceil() as usize)
+    evenly(range, (pages / pace.pages_a_part()).ceil() as usize)
 }
 
 /// That many parts of about equally many days, as far as there are days.
@@ -140,7 +158,8 @@ mod tests {
     use jiff::civil::date;
     use proptest::prelude::*;
 
-    const LATENCY: Duration = Duration::from_millis(150);
+    /// Parts of 50 pages.
+    const PACE: Pace = Pace { latency: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
     const DAY_MS: i64 = 86_400_000;
 
     fn month() -> DateRange {
@@ -162,14 +181,29 @@ mod tests {
     #[test]
     fn only_what_will_be_long_is_cut() {
         let parts = |pages, days| {
-            under_way(month(), &seen(pages, days), LATENCY, later()).map(|split| split.parts.len())
+            under_way(month(), &seen(pages, days), PACE, later()).map(|split| split.parts.len())
         };
-        assert_eq!(parts(8, 0.4), Some(12), "620 pages to come, twelve parts of about 52");
-        assert_eq!(parts(8, 2.0), Some(3), "124 pages to come");
+        assert_eq!(parts(8, 0.4), Some(13), "620 pages to come, 93 s");
+        assert_eq!(parts(8, 2.0), Some(3), "124 pages to come, 17 s");
         assert_eq!(parts(8, 2.7), None, "92 pages do not pay for the eight that are there");
         assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
         assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
-        assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, LATENCY, later()), None);
+        assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, PACE, later()), None);
+    }
+
+    #[test]
+    fn nothing_is_cut_that_ends_before_the_rest_of_the_run() {
+        let parts = |rest, pages| {
+            let pace = Pace { rest_of_run: Duration::from_secs(rest), ..PACE };
+            under_way(month(), &seen(pages, 0.05 * f64::from(pages)), pace, later())
+                .map(|split| split.parts.len())
+        };
+        assert_eq!(parts(0, 8), Some(31), "620 pages to come, 92 s");
+        assert_eq!(parts(60, 8), Some(10));
+        assert_eq!(parts(90, 8), Some(10));
+        assert_eq!(parts(93, 8), None);
+        assert_eq!(parts(90, 50), None, "85 s are left of it");
+        assert_eq!(parts(80, 50), Some(10));
     }
 
     #[test]
@@ -180,18 +214,19 @@ mod tests {
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
         assert_eq!(parts(4, 3.0, 0), None, "nobody is idle");
-        assert_eq!(parts(20, 15.0, 20), None, "half of it is there already");
+        assert_eq!(parts(20, 15.0, 20), Some(5), "21 pages to come");
+        assert_eq!(parts(20, 16.0, 20), None, "half of it is there already");
         assert_eq!(parts(2, 6.0, 20), None, "8 pages to come");
     }
 
     #[test]
     fn another_window_of_the_same_session_is_a_hint() {
-        assert_eq!(in_advance(month(), 95, LATENCY), None);
-        assert_eq!(in_advance(month(), 583, LATENCY).map(|split| split.parts.len()), Some(11));
+        assert_eq!(in_advance(month(), 95, PACE), None);
+        assert_eq!(in_advance(month(), 583, PACE).map(|split| split.parts.len()), Some(12));
         let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
-        assert_eq!(in_advance(week, 583, LATENCY).map(|split| split.parts.len()), Some(3));
+        assert_eq!(in_advance(week, 583, PACE).map(|split| split.parts.len()), Some(3));
         assert_eq!(
-            in_advance(DateRange { to: week.from, ..week }, 10_000, LATENCY),
+            in_advance(DateRange { to: week.from, ..week }, 10_000, PACE),
             None,
             "a day cannot be cut"
         );
@@ -207,9 +242,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_cover_every_day_once_and_in_order(days in 1i32..31, pages in 0.0f64..1e7, latency in 0u64..5_000) {
+        fn parts_cover_every_day_once_and_in_order(days in 1i32..31, pages in 0.0f64..1e7, latency in 0u64..5_000, rest in 0u64..5_000) {
             let range = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 1).checked_add((days - 1).days()).unwrap() };
-            if let Some(parts) = cut(range, pages, Duration::from_millis(latency)) {
+            let pace = Pace { latency: Duration::from_millis(latency), rest_of_run: Duration::from_secs(rest) };
+            if let Some(parts) = cut(range, pages, pace) {
                 prop_assert!(parts.len() >= 2);
                 prop_assert_eq!(parts[0].from, range.from);
                 prop_assert_eq!(parts.last().unwrap().to, range.to);

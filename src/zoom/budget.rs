@@ -23,8 +23,9 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
 const CREEP_A_SECOND: Duration = Duration::from_millis(1);
 /// A 429 lowers the pace to this share of itself, at most once a window.
 const SLOW_DOWN: f64 = 0.8;
-/// ... and each second without one raises it by this share of the limit.
-const RECOVERY_A_SECOND: f64 = 0.05;
+/// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
+/// was refused may still be refused (another app of the account), fast when it is long ago.
+const RECOVERY: f64 = 0.005;
 /// It never falls below this share of the limit.
 const FLOOR: f64 = 0.05;
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
@@ -224,7 +225,9 @@ impl Pace {
     fn recover(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.last_change);
         if self.share < 1.0 {
-            self.share = (self.share + passed.as_secs_f64() * RECOVERY_A_SECOND).min(1.0);
+            let slow_since = self.last_slow_down.unwrap_or_default();
+            let mean = now.saturating_sub(slow_since).saturating_sub(passed / 2);
+            self.share = (self.share + RECOVERY * mean.as_secs_f64() * passed.as_secs_f64()).min(1.0);
         } else {
             let creep = CREEP_A_SECOND.mul_f64(passed.as_secs_f64());
             self.window = self.window.saturating_sub(creep).max(SHORTEST_WINDOW);
@@ -310,6 +313,7 @@ mod tests {
         let all = grants(budget, clock, 1, 400).await;
         let in_second = |second: u64| all.iter().filter(|(_, at)| at.as_secs() == second).count();
         assert!((15..=17).contains(&in_second(0)), "one event however many 429s: {}", in_second(0));
+        assert!((16..=18).contains(&in_second(4)), "little by little at first: {}", in_second(4));
         assert!(in_second(10) >= 19, "recovered: {}", in_second(10));
     }
 

@@ -233,6 +233,12 @@ impl Lane {
         ((under_way * 2.0).ceil() as usize + 2).min(most)
     }
 
+    /// What the limit and the latency allow to so many callers.
+    pub fn most_requests_per_second(&self, callers: usize) -> f64 {
+        let limit = self.account.budget.limit().unwrap_or(UNPACED);
+        limit.min(callers as f64 / self.latency().as_secs_f64().max(0.001))
+    }
+
     /// How long an answer takes at the moment.
     pub fn latency(&self) -> Duration {
         Duration::from_micros(self.latency_us.load(Relaxed))
