@@ -217,6 +217,7 @@ impl ZoomArgs {
             return Err(ConfigError(errors));
         }
         Ok(ZoomSettings {
+            in_flight: self.in_flight,
             api_base: self.zoom_api_base_url.clone(),
             oauth_base: self.zoom_oauth_base_url.clone(),
             credentials: Credentials { account_id, client_id, client_secret },
@@ -244,7 +245,6 @@ impl ZoomArgs {
 
     pub fn extract_settings(&self) -> ExtractSettings {
         ExtractSettings {
-            in_flight: self.in_flight,
             // With pacing the processor has time for denser pages; without, it is the bottleneck.
             compression_level: if self.limit().is_some() { 6 } else { 1 },
             max_attempts: self.retry_attempts,

@@ -16,7 +16,7 @@ use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
 const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
 /// A check is for a person who waits.
-const EFFORT: Effort = Effort { attempts: 2, sits_out_outages: false };
+const EFFORT: Effort = Effort { attempts: 2, sits_out_outages: false, urgent: None };
 
 /// One step of the check.
 #[derive(Debug, Clone, Serialize)]

@@ -119,7 +119,11 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     }
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
-        let page = match context.lane.fetch(&call, run_effort(attempts), |body| read_page(&body)).await {
+        let page = match context
+            .lane
+            .fetch(&call, run_effort(attempts, Some(u32::MAX)), |body| read_page(&body))
+            .await
+        {
             Ok(page) => page,
             Err(Ended::Restart) if restarts < MAX_RESTARTS => {
                 restarts += 1;

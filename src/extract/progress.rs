@@ -24,6 +24,9 @@ pub struct Progress {
     pub messages: AtomicU64,
     pub edited_messages: AtomicU64,
     pub deleted_messages: AtomicU64,
+    /// Chains that have shown how long they are, and the pages all of them are taken to bring still.
+    chains: AtomicU64,
+    pages_to_come: AtomicU64,
     /// Traffic of earlier runs of the same job, which a restart must not forget.
     pub earlier: Mutex<TrafficTotals>,
     rate: Mutex<Rate>,
@@ -112,11 +115,19 @@ impl Progress {
         }
     }
 
-    /// How many requests the units still to come will take, if they are like those that have ended.
+    /// How many requests are still to come: what chains under way are taken to bring, and as much for each unit that has
+    /// not begun as the others have on average.
     pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
-        let settled = self.units_settled();
-        let requests_a_unit = self.totals(traffic).requests as f64 / settled;
-        (settled > 0.0).then_some((self.expected_units()? - settled).max(0.0) * requests_a_unit)
+        let under_way = self.pages_to_come.load(Relaxed) as f64;
+        let begun = self.units_settled() + self.chains.load(Relaxed) as f64;
+        let requests_a_unit = (self.totals(traffic).requests as f64 + under_way) / begun;
+        let not_begun = (self.expected_units()? - begun).max(0.0);
+        (begun > 0.0).then_some(under_way + not_begun * requests_a_unit)
+    }
+
+    /// For a chain that begins.
+    pub fn outlook(&self) -> Outlook<'_> {
+        Outlook { progress: self, pages: None }
     }
 
     /// Takes the figures; `now` is monotonic and feeds the rate.
@@ -153,6 +164,33 @@ impl Progress {
     }
 }
 
+/// What one chain is taken to bring still; taken back when the chain ends.
+#[derive(Debug)]
+pub struct Outlook<'a> {
+    progress: &'a Progress,
+    pages: Option<u64>,
+}
+
+impl Outlook<'_> {
+    pub fn is(&mut self, pages: f64) {
+        let pages = pages as u64;
+        self.progress.pages_to_come.fetch_add(pages, Relaxed);
+        match self.pages.replace(pages) {
+            Some(before) => _ = self.progress.pages_to_come.fetch_sub(before, Relaxed),
+            None => _ = self.progress.chains.fetch_add(1, Relaxed),
+        }
+    }
+}
+
+impl Drop for Outlook<'_> {
+    fn drop(&mut self) {
+        if let Some(pages) = self.pages {
+            self.progress.pages_to_come.fetch_sub(pages, Relaxed);
+            self.progress.chains.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
 impl Rate {
     /// An average that forgets over about ten seconds.
     fn measure(&mut self, now: Duration, requests: u64) -> Option<f64> {
@@ -169,5 +207,34 @@ impl Rate {
         let smoothed = self.per_second.map_or(current, |old| old + (current - old) * weight);
         *self = Self { at: Some(now), requests, per_second: Some(smoothed) };
         self.per_second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_come_is_what_chains_have_shown_and_the_like_for_what_has_not_begun() {
+        let (progress, traffic) = (Progress::default(), Traffic::default());
+        let to_come = || progress.requests_to_come(&traffic);
+        assert_eq!(to_come(), None, "nothing is known");
+        for (counter, value) in [
+            (&progress.windows_total, 2),
+            (&progress.windows_listed, 1),
+            (&progress.units_total, 10),
+            (&progress.units_done, 3),
+            (&traffic.requests, 20),
+        ] {
+            counter.store(value, Relaxed);
+        }
+        assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "the other window is taken to have as many units");
+        let mut outlook = progress.outlook();
+        assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "it has shown nothing yet");
+        outlook.is(100.0);
+        outlook.is(60.0);
+        assert_eq!(to_come(), Some(60.0 + 16.0 * (80.0 / 4.0)));
+        drop(outlook);
+        assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)));
     }
 }

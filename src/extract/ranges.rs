@@ -84,11 +84,16 @@ pub(super) async fn follow(
         return split_range(shared, &range, split).await;
     }
     let mut chain = Pages::take_up(shared, &range).await?;
+    let mut outlook = context.progress.outlook();
     loop {
         match chain.next(shared, &range).await? {
             Step::More => {
                 let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
-                let split = split::under_way(days, &chain.observed, shared.pace(), now)
+                let to_come = chain.observed.pages_to_come(days, now).unwrap_or_default();
+                outlook.is(to_come.min(f64::from(chain.observed.pages) * split::TRUSTED));
+                let pace = shared.pace();
+                chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
+                let split = split::under_way(days, &chain.observed, pace, now)
                     .or_else(|| split::when_idle(days, &chain.observed, idle, now));
                 if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&chain.observed))) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
@@ -163,6 +168,8 @@ async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Re
 struct Pages {
     token: Option<String>,
     seq: i64,
+    /// The run would wait for the rest of it, which is about so many pages.
+    urgent: Option<u32>,
     previous: Arc<Digests>,
     seen: HashSet<String>,
     restarts: u32,
@@ -179,6 +186,7 @@ impl Pages {
         let mut pages = Self {
             token: None,
             seq: 0,
+            urgent: None,
             previous: Arc::default(),
             seen: HashSet::new(),
             restarts: 0,
@@ -226,7 +234,8 @@ impl Pages {
         let call = self.call(range, shared);
         let (previous, level) = (self.previous.clone(), settings.compression_level);
         let read = move |body: Bytes| read_page(&body, &previous, level);
-        let page = match shared.context.lane.fetch(&call, run_effort(settings.max_attempts), read).await {
+        let effort = run_effort(settings.max_attempts, self.urgent);
+        let page = match shared.context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
                 self.restart(shared, range).await?;

@@ -28,8 +28,6 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
-    /// The most chains of pages followed at the same time.
-    pub in_flight: usize,
     /// Deflate level of stored pages.
     pub compression_level: u32,
     /// Tries for a whole request; what is cut out of a failed window gets fewer.
@@ -40,12 +38,7 @@ pub struct ExtractSettings {
 
 impl Default for ExtractSettings {
     fn default() -> Self {
-        Self {
-            in_flight: 64,
-            compression_level: 6,
-            max_attempts: 8,
-            page_token_life: Duration::from_secs(14 * 60),
-        }
+        Self { compression_level: 6, max_attempts: 8, page_token_life: Duration::from_secs(14 * 60) }
     }
 }
 
@@ -270,8 +263,8 @@ impl Shared {
             // Asked before looking: what is found after this is announced again.
             let all_listed = self.listed.load(Ordering::Acquire);
             let mut exhausted = false;
-            let callers = self.context.lane.useful_callers(self.context.settings.in_flight);
-            while chains.len() < callers && !stop.is_cancelled() {
+            let most = self.context.lane.useful_chains();
+            while chains.len() < most && !stop.is_cancelled() {
                 let Some(range) = feed.next(reader).await? else {
                     exhausted = true;
                     break;
@@ -285,7 +278,8 @@ impl Shared {
             if nothing_else && chains.is_empty() {
                 return Ok(());
             }
-            let idle = if nothing_else { callers.saturating_sub(chains.len()) } else { 0 };
+            let useful = self.context.lane.useful_requests();
+            let idle = if nothing_else { useful.saturating_sub(chains.len()) } else { 0 };
             self.idle.store(idle, Ordering::Relaxed);
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
@@ -310,20 +304,17 @@ impl Shared {
 
     /// How fast chains are, and how long the run will take by what its units have shown.
     pub(super) fn pace(&self) -> Pace {
-        let Self { context: RunContext { lane, progress, settings, .. }, .. } = self;
-        let to_come = progress.requests_to_come(&lane.traffic);
-        // Each unit takes at least one.
-        let to_come = to_come.unwrap_or(progress.units_total.load(Ordering::Relaxed) as f64);
-        let rest_of_run =
-            Duration::from_secs_f64(to_come / lane.most_requests_per_second(settings.in_flight));
+        let RunContext { lane, progress, .. } = &self.context;
+        let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
+        let rest_of_run = Duration::from_secs_f64(to_come / lane.most_requests_per_second());
         Pace { latency: lane.latency(), rest_of_run }
     }
 
     /// Whether a split may cost so much; if so, it is taken to be made.
     pub(super) fn can_afford(&self, costs: u64) -> bool {
-        let sent = self.context.lane.traffic.requests.load(Ordering::Relaxed);
-        // Each unit takes at least one.
-        let requests = sent.max(self.context.progress.units_total.load(Ordering::Relaxed));
+        let RunContext { lane, progress, .. } = &self.context;
+        let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
+        let requests = lane.traffic.requests.load(Ordering::Relaxed) + to_come as u64;
         let spend = |spent| split::affordable(costs, spent, requests).then_some(spent + costs);
         self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
@@ -409,8 +400,8 @@ impl Feed {
 }
 
 /// A run waits for Zoom as long as it must.
-pub(super) fn run_effort(attempts: u32) -> Effort {
-    Effort { attempts, sits_out_outages: true }
+pub(super) fn run_effort(attempts: u32, urgent: Option<u32>) -> Effort {
+    Effort { attempts, sits_out_outages: true, urgent }
 }
 
 /// A failure as the capture keeps it.

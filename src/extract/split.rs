@@ -19,13 +19,17 @@ const LONG: f64 = 96.0;
 const MAY_DROP: f64 = 1.0 / 12.0;
 /// Shorter parts are not worth it even when nothing else is left to do.
 const IDLE_PART_PAGES: f64 = 8.0;
-/// The least and the most pages a part is planned to have.
-const PART_PAGES: (f64, f64) = (16.0, 64.0);
+/// The fewest pages a part is planned to have.
+const PART_PAGES: f64 = 16.0;
+/// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
+pub const TRUSTED: f64 = 24.0;
+/// A chain that would take this share of the rest of the run must not wait for others.
+const TIGHT: f64 = 0.5;
 
-/// Fewer pages show nothing: one busy hour is no busy month.
+/// Fewer pages show nothing.
 const SHOWN: u32 = 8;
 /// Splitting may cost a run this many requests, and this share of all it sends.
-const ALLOWANCE: (f64, f64) = (16.0, 0.012);
+const ALLOWANCE: (f64, f64) = (16.0, 0.015);
 
 /// How fast a chain of pages is, and how long the run will take without it.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +43,15 @@ impl Pace {
         self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64()
     }
 
+    /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
+    pub fn is_tight_for(&self, pages: f64) -> bool {
+        self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64() * TIGHT
+    }
+
     /// A part should end well before the rest of the run; shorter ones would only cost more requests.
     fn pages_a_part(&self) -> f64 {
         let pages = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
-        pages.clamp(PART_PAGES.0, PART_PAGES.1)
+        pages.max(PART_PAGES)
     }
 }
 
@@ -55,9 +64,9 @@ pub struct Split {
 }
 
 impl Split {
-    /// About how many requests it costs: the pages that are dropped, and a page that is not full for each further part.
+    /// How many requests it costs at most: the pages that are dropped, and a page that is not full for each further part.
     pub fn costs(&self, seen: &Seen) -> u64 {
-        u64::from(seen.pages) + self.parts.len() as u64 / 2
+        u64::from(seen.pages) + self.parts.len() as u64 - 1
     }
 }
 
@@ -92,6 +101,11 @@ impl Seen {
         let spanned = ((last - first) as f64).max(1.0);
         Some(f64::from(self.pages) * whole / spanned)
     }
+
+    /// How many of them are still to come.
+    pub fn pages_to_come(&self, range: DateRange, now: Timestamp) -> Option<f64> {
+        Some((self.expected_pages(range, now)? - f64::from(self.pages)).max(0.0))
+    }
 }
 
 /// Cuts a chain under way when what it has shown says that the run would wait for it; also tells how many pages it
@@ -122,6 +136,9 @@ pub fn in_advance(range: DateRange, pages_elsewhere: i64, pace: Pace) -> Option<
     let month = 30.0;
     let days = f64::from(days_of(range));
     let expected = pages_elsewhere as f64 * (days / month).min(1.0);
+    if !pace.outlasts_the_run(expected) {
+        return None;
+    }
     Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
 }
 
@@ -199,11 +216,13 @@ mod tests {
                 .map(|split| split.parts.len())
         };
         assert_eq!(parts(0, 8), Some(31), "620 pages to come, 92 s");
-        assert_eq!(parts(60, 8), Some(10));
-        assert_eq!(parts(90, 8), Some(10));
+        assert_eq!(parts(60, 8), Some(4), "parts that take half as long as the rest");
+        assert_eq!(parts(90, 8), Some(3));
         assert_eq!(parts(93, 8), None);
         assert_eq!(parts(90, 50), None, "85 s are left of it");
-        assert_eq!(parts(80, 50), Some(10));
+        assert_eq!(parts(80, 50), Some(3));
+        let pace = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
+        assert!(!pace.is_tight_for(290.0) && pace.is_tight_for(310.0), "43 s, 46 s");
     }
 
     #[test]
@@ -225,6 +244,8 @@ mod tests {
         assert_eq!(in_advance(month(), 583, PACE).map(|split| split.parts.len()), Some(12));
         let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
         assert_eq!(in_advance(week, 583, PACE).map(|split| split.parts.len()), Some(3));
+        let long_run = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
+        assert_eq!(in_advance(month(), 583, long_run), None, "it ends before the others");
         assert_eq!(
             in_advance(DateRange { to: week.from, ..week }, 10_000, PACE),
             None,
@@ -235,9 +256,9 @@ mod tests {
     #[test]
     fn splitting_costs_a_hundredth_of_a_run_or_little() {
         let split = Split { parts: vec![month(); 12], expected_pages: 620 };
-        assert_eq!(split.costs(&seen(8, 0.4)), 14);
-        assert!(affordable(14, 0, 0) && !affordable(14, 14, 0));
-        assert!(affordable(14, 14, 1_000) && !affordable(14, 120, 10_000 - 1_000));
+        assert_eq!(split.costs(&seen(8, 0.4)), 19);
+        assert!(affordable(16, 0, 0) && !affordable(16, 1, 0));
+        assert!(affordable(14, 14, 1_000) && !affordable(14, 140, 9_000));
     }
 
     proptest! {

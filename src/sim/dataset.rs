@@ -191,12 +191,12 @@ impl Dataset {
         for session in self.sessions_listed(from, to) {
             listed += 1;
             let mut feed = inner.feed(session, from, to, options);
-            let mut steps = 0_u64;
-            while let Some(step) = feed.peek() {
-                feed.take(&step);
-                steps += 1;
+            feed.take_page(100, |_| {});
+            pages += 1;
+            while feed.peek().is_some() {
+                feed.take_page(100, |_| {});
+                pages += 1;
             }
-            pages += steps.div_ceil(100).max(1);
         }
         listed.div_ceil(300).max(1) + pages
     }

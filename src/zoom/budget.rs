@@ -21,8 +21,11 @@ const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
 /// ... by this much a second.
 const CREEP_A_SECOND: Duration = Duration::from_millis(1);
-/// A 429 lowers the pace to this share of itself, at most once a window.
+/// A 429 lowers the pace to this share of itself, at most once a window; much less if it stands alone.
 const SLOW_DOWN: f64 = 0.8;
+const SLOW_DOWN_ONCE: f64 = 0.95;
+/// It stands alone if there was none for so long.
+const ALONE: Duration = Duration::from_secs(20);
 /// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
 /// was refused may still be refused (another app of the account), fast when it is long ago.
 const RECOVERY: f64 = 0.005;
@@ -212,9 +215,9 @@ impl Pace {
 
     fn slow_down(&mut self, now: Duration, hold: Duration) {
         // Requests already under way when the first 429 came will be refused too; they are one event.
-        let fresh = self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW);
-        if fresh {
-            self.share = (self.share * SLOW_DOWN).max(FLOOR);
+        let since = self.last_slow_down.map_or(Duration::MAX, |last| now.saturating_sub(last));
+        if since >= WINDOW {
+            self.share = (self.share * if since < ALONE { SLOW_DOWN } else { SLOW_DOWN_ONCE }).max(FLOOR);
             self.window = WINDOW;
             self.last_slow_down = Some(now);
             self.last_change = now;
@@ -310,11 +313,17 @@ mod tests {
         let budget = Arc::new(Budget::new(Some(20.0), clock.clone()));
         budget.slow_down(Duration::ZERO);
         budget.slow_down(Duration::ZERO);
+        let all = grants(budget.clone(), clock.clone(), 1, 60).await;
+        let after = |all: &[(usize, Duration)], start: Duration, second: u64| {
+            all.iter().filter(|(_, at)| (*at - start).as_secs() == second).count()
+        };
+        assert!((18..=19).contains(&after(&all, all[0].1, 1)), "one event however many 429s: {all:?}");
+        let again = clock.elapsed();
+        budget.slow_down(Duration::ZERO);
         let all = grants(budget, clock, 1, 400).await;
-        let in_second = |second: u64| all.iter().filter(|(_, at)| at.as_secs() == second).count();
-        assert!((15..=17).contains(&in_second(0)), "one event however many 429s: {}", in_second(0));
-        assert!((16..=18).contains(&in_second(4)), "little by little at first: {}", in_second(4));
-        assert!(in_second(10) >= 19, "recovered: {}", in_second(10));
+        assert!((15..=17).contains(&after(&all, again, 0)), "not the first one: {}", after(&all, again, 0));
+        assert!((16..=18).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
+        assert!(after(&all, again, 10) >= 19, "recovered: {}", after(&all, again, 10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use secrecy::ExposeSecret;
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
 use super::call::Call;
+use super::line::{Line, Rank};
 use super::outage::{DIFFERENT, Outage};
 use super::outcome::{Failure, LimitKind, Outcome, Refusal};
 use super::retry::{Decision, RetryPolicy};
@@ -29,6 +30,8 @@ pub struct ZoomSettings {
     pub credentials: Credentials,
     /// Requests a second; `None` asks without pacing.
     pub limit: Option<f64>,
+    /// The most requests of a job that are under way at the same time.
+    pub in_flight: usize,
     pub connect_timeout: Duration,
     pub request_timeout: Duration,
     /// No byte of a body for this long ends the request.
@@ -46,6 +49,8 @@ pub struct Effort {
     pub attempts: u32,
     /// Wait for the end of an outage. A person who waits for an answer would rather know.
     pub sits_out_outages: bool,
+    /// The whole job would wait for it, and for so many calls that can only come after it.
+    pub urgent: Option<u32>,
 }
 
 /// What one job has asked of Zoom. Counters only grow.
@@ -141,8 +146,8 @@ impl Account {
     pub fn lane(self: &Arc<Self>) -> Lane {
         Lane {
             account: self.clone(),
-            turn: tokio::sync::Mutex::new(()),
-            first_pages: tokio::sync::Mutex::new(()),
+            line: Arc::default(),
+            under_way: tokio::sync::Semaphore::new(self.settings.in_flight),
             traffic: Traffic::default(),
             latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
         }
@@ -206,14 +211,13 @@ const READ_AT_ONCE: usize = 256 << 10;
 /// A reader turns a body into what the caller wants, or says why it cannot.
 pub type ReadResult<T> = Result<T, String>;
 
-/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget.
+/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget, and hold no
+/// more answers at the same time than they may.
 #[derive(Debug)]
 pub struct Lane {
     account: Arc<Account>,
-    turn: tokio::sync::Mutex<()>,
-    /// Where first pages queue before they may queue with the others: one of them at a time stands in the way of chains
-    /// under way, so that a long chain takes no longer than its answers do.
-    first_pages: tokio::sync::Mutex<()>,
+    line: Arc<Line>,
+    under_way: tokio::sync::Semaphore,
     pub traffic: Traffic,
     /// How long an answer takes, smoothed, in microseconds.
     latency_us: AtomicU64,
@@ -221,22 +225,38 @@ pub struct Lane {
 
 /// Without pacing the processors are the limit; this many pages a second is about what two of them read.
 const UNPACED: f64 = 1_500.0;
+/// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
+/// before its page token is too old (15 minutes). At one turn in eight (`line`) it waits for a minute at most, and as
+/// many times longer as there are jobs.
+const CHAINS: f64 = 8.0;
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 impl Lane {
-    /// How many callers it takes to use the budget fully, at most `most`: as many requests as are under way at the full
-    /// rate, twice over, since answers come unevenly. More would only make each chain of pages slower.
-    pub fn useful_callers(&self, most: usize) -> usize {
-        let limit = self.account.budget.limit().unwrap_or(UNPACED);
-        let under_way = limit * self.latency().as_secs_f64();
-        ((under_way * 2.0).ceil() as usize + 2).min(most)
+    /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
+    /// over, since answers come unevenly.
+    pub fn useful_requests(&self) -> usize {
+        let under_way = self.limit() * self.latency().as_secs_f64();
+        ((under_way * 2.0).ceil() as usize + 2).min(self.account.settings.in_flight)
     }
 
-    /// What the limit and the latency allow to so many callers.
-    pub fn most_requests_per_second(&self, callers: usize) -> f64 {
-        let limit = self.account.budget.limit().unwrap_or(UNPACED);
-        limit.min(callers as f64 / self.latency().as_secs_f64().max(0.001))
+    /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
+    /// chain is found to be long can then be preferred to the others.
+    pub fn useful_chains(&self) -> usize {
+        match self.account.budget.limit() {
+            Some(limit) => self.useful_requests().max((limit * CHAINS) as usize),
+            None => self.useful_requests(),
+        }
+    }
+
+    /// What the limit and the latency allow.
+    pub fn most_requests_per_second(&self) -> f64 {
+        let in_flight = self.account.settings.in_flight as f64;
+        self.limit().min(in_flight / self.latency().as_secs_f64().max(0.001))
+    }
+
+    fn limit(&self) -> f64 {
+        self.account.budget.limit().unwrap_or(UNPACED)
     }
 
     /// How long an answer takes at the moment.
@@ -279,7 +299,7 @@ impl Lane {
                 (attempt, refusals) = (1, 1);
             }
             let mut generation = 0;
-            let outcome = match self.send(call, &mut generation, read.clone()).await {
+            let outcome = match self.send(call, effort.urgent, &mut generation, read.clone()).await {
                 Ok(answer) => {
                     account.note_answer(call);
                     return Ok(answer);
@@ -332,7 +352,7 @@ impl Lane {
                 let read = |body: Bytes| {
                     serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
                 };
-                match self.send(&probe, &mut 0, read).await {
+                match self.send(&probe, Some(u32::MAX), &mut 0, read).await {
                     Err(outcome) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),
                 }
@@ -340,13 +360,17 @@ impl Lane {
             .await
     }
 
-    async fn take_turn(&self, call: &Call) {
-        let _first_of_first_pages = match call.page_token() {
-            None => Some(self.first_pages.lock().await),
-            Some(_) => None,
+    /// What is returned is to be held until the answer is dealt with.
+    async fn take_turn(&self, call: &Call, urgent: Option<u32>) -> tokio::sync::SemaphorePermit<'_> {
+        let rank = match (urgent, call.page_token()) {
+            (Some(further), _) => Rank::Urgent(further),
+            (None, None) => Rank::First,
+            (None, Some(_)) => Rank::Further,
         };
-        let _first_of_this_job = self.turn.lock().await;
+        let _turn = self.line.turn(rank).await;
+        let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
         self.account.budget.take().await;
+        under_way
     }
 
     fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
@@ -364,7 +388,13 @@ impl Lane {
     }
 
     /// One try. `generation` tells which token it was made with.
-    async fn send<T, R>(&self, call: &Call, generation: &mut u64, read: R) -> Result<T, Outcome>
+    async fn send<T, R>(
+        &self,
+        call: &Call,
+        urgent: Option<u32>,
+        generation: &mut u64,
+        read: R,
+    ) -> Result<T, Outcome>
     where
         T: Send + 'static,
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
@@ -372,7 +402,7 @@ impl Lane {
         let account = &*self.account;
         let token = account.tokens.get().await?;
         *generation = token.generation;
-        self.take_turn(call).await;
+        let _under_way = self.take_turn(call, urgent).await;
         self.traffic.requests.fetch_add(1, Relaxed);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod budget;
 pub mod call;
 pub mod client;
+mod line;
 pub mod outage;
 pub mod outcome;
 pub mod retry;

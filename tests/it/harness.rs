@@ -54,6 +54,7 @@ fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
                 client_secret: defaults.client_secret.into(),
             },
             limit: None,
+            in_flight: 64,
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(5),

@@ -1,0 +1,162 @@
+//! The line in which a job's callers wait for their turn at the account's budget.
+//!
+//! Owns the order. Chains of pages are begun as early as may be, because only then is it known which are long; of those
+//! that the run would wait for, the longest goes first; and of eight turns one is for whoever has waited longest, so that
+//! nobody waits for ever.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// How a call stands in line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// Begins a chain of pages.
+    First,
+    /// Goes on with one.
+    Further,
+    /// The run would wait for it and for so many that can only come after it.
+    Urgent(u32),
+}
+
+/// Who is preferred, turn by turn.
+#[derive(Debug, Clone, Copy)]
+enum Preferred {
+    First,
+    Urgent,
+    Oldest,
+}
+
+const ROUND: [Preferred; 8] = {
+    use Preferred::{First, Oldest, Urgent};
+    [First, Urgent, First, Urgent, First, Urgent, First, Oldest]
+};
+
+#[derive(Debug, Default)]
+pub struct Line(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    taken: bool,
+    turns: usize,
+    /// In the order of arrival.
+    waiting: Vec<(Rank, oneshot::Sender<Turn>)>,
+}
+
+/// Whoever holds it has the turn; the next gets it when it is dropped.
+#[derive(Debug)]
+pub struct Turn(Arc<Line>);
+
+impl Line {
+    pub async fn turn(self: &Arc<Self>, rank: Rank) -> Turn {
+        let turn = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if !state.taken {
+                state.taken = true;
+                return Turn(self.clone());
+            }
+            let (caller, turn) = oneshot::channel();
+            state.waiting.push((rank, caller));
+            turn
+        };
+        turn.await.expect("a turn is handed on as long as anyone waits")
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+        let preferred = ROUND[self.turns % ROUND.len()];
+        self.turns += 1;
+        let first = || self.waiting.iter().position(|(rank, _)| *rank == Rank::First);
+        let urgent = || {
+            let urgent = self.waiting.iter().enumerate().filter_map(|(at, (rank, _))| match rank {
+                Rank::Urgent(further) => Some((*further, std::cmp::Reverse(at))),
+                Rank::First | Rank::Further => None,
+            });
+            urgent.max().map(|(_, std::cmp::Reverse(at))| at)
+        };
+        let at = match preferred {
+            Preferred::First => first().or_else(urgent),
+            Preferred::Urgent => urgent().or_else(first),
+            Preferred::Oldest => None,
+        };
+        (!self.waiting.is_empty()).then(|| self.waiting.remove(at.unwrap_or(0)).1)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.next() {
+            Some(caller) => {
+                drop(state);
+                // A caller that is gone drops the turn it is given, and so hands it on.
+                drop(caller.send(Self(self.0.clone())));
+            }
+            None => state.taken = false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    /// Callers of these ranks, already standing in line, in the order in which they get their turns.
+    fn served(line: &Arc<Line>, ranks: &[Rank]) -> Vec<Rank> {
+        let first = line.turn(Rank::First).now_or_never().expect("nobody is before it");
+        let mut callers: Vec<_> = ranks.iter().map(|rank| (*rank, Box::pin(line.turn(*rank)))).collect();
+        for (_, caller) in &mut callers {
+            assert!(caller.now_or_never().is_none(), "the turn is taken");
+        }
+        drop(first);
+        let mut order = Vec::new();
+        while !callers.is_empty() {
+            let turns: Vec<_> = callers.iter_mut().map(|(_, caller)| caller.now_or_never()).collect();
+            let (at, turn) = turns.into_iter().enumerate().find_map(|(at, turn)| Some((at, turn?))).unwrap();
+            order.push(callers.remove(at).0);
+            drop(turn);
+        }
+        order
+    }
+
+    #[test]
+    fn chains_begin_and_urgent_calls_go_first_and_nobody_waits_for_ever() {
+        use Rank::{First, Further, Urgent};
+        let in_a_round = |ranks: &[Rank]| {
+            let ranks: Vec<_> = ranks.iter().flat_map(|rank| [*rank; 8]).collect();
+            let order = served(&Arc::default(), &ranks);
+            assert_eq!(order.len(), ranks.len());
+            [First, Urgent(5), Further].map(|rank| order[..8].iter().filter(|turn| **turn == rank).count())
+        };
+        assert_eq!(in_a_round(&[Further, First, Urgent(5)]), [4, 3, 1]);
+        assert_eq!(in_a_round(&[Further, Urgent(5)]), [0, 7, 1]);
+        assert_eq!(in_a_round(&[Further, First]), [7, 0, 1]);
+        assert_eq!(in_a_round(&[Further]), [0, 0, 8]);
+    }
+
+    #[test]
+    fn of_urgent_calls_the_one_with_most_after_it_goes_first() {
+        let ranks = [3, 9, 1, 9, 4].map(Rank::Urgent);
+        assert_eq!(served(&Arc::default(), &ranks), [9, 9, 4, 3, 1].map(Rank::Urgent));
+    }
+
+    #[test]
+    fn whoever_gives_up_holds_up_nobody() {
+        let line = Arc::<Line>::default();
+        let first = line.turn(Rank::First).now_or_never().unwrap();
+        let mut before = Box::pin(line.turn(Rank::Urgent(1)));
+        let mut served = Box::pin(line.turn(Rank::Urgent(1)));
+        let mut after = Box::pin(line.turn(Rank::Urgent(1)));
+        for caller in [&mut before, &mut served, &mut after] {
+            assert!(caller.now_or_never().is_none());
+        }
+        drop(before);
+        drop(first);
+        // It was given the turn, and never looks.
+        drop(served);
+        assert!(after.now_or_never().is_some());
+        assert!(line.turn(Rank::Further).now_or_never().is_some());
+    }
+}
