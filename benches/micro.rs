@@ -44,12 +44,12 @@ fn segment_compression(bencher: Bencher<'_, '_>, level: u32) {
     let items = items();
     bencher
         .counter(BytesCount::new(PAGE.len()))
-        .bench_local(|| Segment::of_items(black_box(&items).iter().copied(), level).unwrap().data.len());
+        .bench_local(|| Segment::of_items(black_box(&items), level).unwrap().data.len());
 }
 
 #[divan::bench]
 fn segment_inflation(bencher: Bencher<'_, '_>) {
-    let segment = Segment::of_items(items().into_iter(), 1).unwrap();
+    let segment = Segment::of_items(&items(), 1).unwrap();
     bencher
         .counter(BytesCount::new(PAGE.len()))
         .bench_local(|| inflate(black_box(&segment.data), segment.raw_len, segment.crc32).unwrap().len());
@@ -75,7 +75,7 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
         (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
     let page = PageOf { chain: 1, seq: 0, next: None, unknown: Vec::new() };
     runtime.block_on(writer.commit(Change::ListPage { page, sessions })).unwrap();
-    let segment = Segment::of_items(items().into_iter(), 1).unwrap();
+    let segment = Segment::of_items(&items(), 1).unwrap();
     let next = PageToken { token: "x".repeat(60), at: "2026-11-24T12:00:00Z".parse().unwrap() };
     let mut seq = 0;
     bencher.counter(ItemsCount::new(32_u32)).bench_local(|| {

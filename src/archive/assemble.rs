@@ -323,7 +323,7 @@ impl<'a> Assembly<'a> {
             Document::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
             Document::Failures => entry.text(render::failures(&mut self.reader).await?.as_bytes()),
             Document::Sessions => {
-                let mut lines = Lines::new(entry, b"[\n", SEPARATOR);
+                let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
                 self.scratch.lines(|line| lines.push(line)).await?;
                 lines.finish(b"\n]\n")
             }
@@ -352,7 +352,7 @@ impl<'a> Assembly<'a> {
     fn write_items(&self, pages: &[PageRef], kind: Kind, entry: &mut impl Entry) -> Result<(), ArchiveError> {
         for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
             if index > 0 {
-                entry.text(SEPARATOR)?;
+                entry.text(SEPARATOR.as_bytes())?;
             }
             entry.piece(&self.reader.segments().packed(page)?, page.raw_len, page.crc32)?;
         }

@@ -13,7 +13,7 @@ use super::CaptureError;
 const MOST_INFLATED: u64 = 1_100;
 
 /// Between two items, inside a segment and between segments.
-pub const SEPARATOR: &[u8] = b",\n";
+pub const SEPARATOR: &str = ",\n";
 
 /// The items of one page and kind, compressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,21 +26,13 @@ pub struct Segment {
 
 impl Segment {
     /// Joins and compresses items, each exactly as received.
-    pub fn of_items<'a>(items: impl Iterator<Item = &'a str>, level: u32) -> Option<Self> {
-        let mut raw = Vec::new();
-        let mut count = 0;
-        for item in items {
-            if count > 0 {
-                raw.extend_from_slice(SEPARATOR);
-            }
-            raw.extend_from_slice(item.as_bytes());
-            count += 1;
-        }
-        (count > 0).then(|| Self {
-            items: count,
+    pub fn of_items(items: &[&str], level: u32) -> Option<Self> {
+        let raw = items.join(SEPARATOR);
+        (!items.is_empty()).then(|| Self {
+            items: items.len() as u32,
             raw_len: raw.len() as u64,
-            crc32: crc32fast::hash(&raw),
-            data: pack(&raw, level),
+            crc32: crc32fast::hash(raw.as_bytes()),
+            data: pack(raw.as_bytes(), level),
         })
     }
 }
@@ -113,7 +105,7 @@ mod tests {
             let mut stream = Vec::new();
             let mut expected = Vec::new();
             for page in &pages {
-                let segment = Segment::of_items(page.iter().map(String::as_str), level).unwrap();
+                let segment = Segment::of_items(&page.iter().map(String::as_str).collect::<Vec<_>>(), level).unwrap();
                 let raw = page.join(",\n");
                 prop_assert_eq!(inflate(&segment.data, segment.raw_len, segment.crc32).unwrap(), raw.as_bytes());
                 expected.extend_from_slice(raw.as_bytes());
@@ -128,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_damaged_segment_is_told_from_a_sound_one() {
-        let segment = Segment::of_items(["{\"a\":1}"; 50].into_iter(), 6).unwrap();
+        let segment = Segment::of_items(&["{\"a\":1}"; 50], 6).unwrap();
         for index in 0..segment.data.len() {
             let mut bad = segment.data.clone();
             bad[index] ^= 0x55;

@@ -51,7 +51,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
                 !repeated
             })
             .collect();
-        segments[kind] = Segment::of_items(fresh.into_iter(), level);
+        segments[kind] = Segment::of_items(&fresh, level);
     }
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));

@@ -234,10 +234,11 @@ const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 impl Lane {
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly.
+    /// over, since answers come unevenly; without a limit enough that pages are committed by the dozen.
     pub fn useful_requests(&self) -> usize {
         let under_way = self.limit() * self.latency().as_secs_f64();
-        ((under_way * 2.0).ceil() as usize + 2).min(self.account.settings.in_flight)
+        let more = if self.account.budget.limit().is_some() { 2 } else { 16 };
+        ((under_way * 2.0).ceil() as usize + more).min(self.account.settings.in_flight)
     }
 
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
