@@ -46,7 +46,7 @@ fn copy_synced(from: &Path, to: &Path) {
 /// Time, processor, memory and disk as the account grows tenfold.
 pub async fn linear() -> Value {
     let mut all = serde_json::Map::new();
-    for messages in [10_000, 100_000, 1_000_000] {
+    for messages in [10_000, 100_000, 1_000_000, 10_000_000] {
         let profile = Profile { messages, sessions: (messages / 400) as u32, ..Profile::UNPACED };
         all.insert(messages.to_string(), ratios(profile).await);
     }

@@ -30,7 +30,7 @@ const ALL: [Measurement; 20] = [
     ("high-latency", || {
         Box::pin(jobs::ratios(Profile { messages: 1_400_000, latency_ms: 800, jitter_ms: 300, ..USUAL }))
     }),
-    ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_200_000, faults: "light", ..USUAL }))),
+    ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_500_000, faults: "light", ..USUAL }))),
     ("sharing", || Box::pin(jobs::sharing())),
     ("many-jobs", || Box::pin(jobs::many_jobs())),
     ("neighbour", || Box::pin(jobs::neighbour())),

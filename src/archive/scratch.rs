@@ -102,7 +102,7 @@ impl Scratch {
                 .push_bind(key.to_lowercase())
                 .push_bind(layout::session_entry(key, name).to_lowercase());
         });
-        insert.build().execute(&mut self.connection).await?;
+        insert.build().persistent(false).execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -146,7 +146,7 @@ impl Scratch {
         insert.push_values(lines, |mut row, (session, line)| {
             row.push_bind(*session).push_bind(line);
         });
-        insert.build().execute(&mut self.connection).await?;
+        insert.build().persistent(false).execute(&mut self.connection).await?;
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Scratch {
             };
             row.push_bind(&entry.name).push_bind(session).push_bind(code).push_bind(&entry.sha256);
         });
-        insert.build().execute(&mut self.connection).await?;
+        insert.build().persistent(false).execute(&mut self.connection).await?;
         Ok(())
     }
 

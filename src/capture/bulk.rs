@@ -49,7 +49,7 @@ pub(super) async fn messages_pages(
                 .push_bind(segment.data.len() as i64);
         });
         insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
-        insert.build().execute(&mut **tx).await?;
+        insert.build().persistent(false).execute(&mut **tx).await?;
     }
     for page in pages {
         unknown_members(tx, "range", page.page).await?;
@@ -162,7 +162,7 @@ async fn list_sessions(
               info = CASE WHEN excluded.window >= window THEN excluded.info ELSE info END,
               window = max(window, excluded.window) RETURNING id",
     );
-    let ids: Vec<i64> = upsert.build_query_scalar().fetch_all(&mut **tx).await?;
+    let ids: Vec<i64> = upsert.build_query_scalar().persistent(false).fetch_all(&mut **tx).await?;
     let ids = json!(ids).to_string();
     let (new_sessions, reopened): (i64, i64) = sqlx::query_as(
         "SELECT coalesce(sum(s.id > ?2), 0),

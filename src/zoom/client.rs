@@ -225,6 +225,8 @@ pub struct Lane {
 
 /// Without pacing the processors are the limit; this many pages a second is about what two of them read.
 const UNPACED: f64 = 1_500.0;
+/// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
+const UNPACED_BYTES: u64 = 3 << 20;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
 /// before its page token is too old (15 minutes). At one turn in eight (`line`) it waits for a minute at most, and as
 /// many times longer as there are jobs.
@@ -234,11 +236,15 @@ const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 impl Lane {
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly; without a limit enough that pages are committed by the dozen.
+    /// over, since answers come unevenly. Without a limit some more, so that pages are committed by the dozen, but not more
+    /// than a few megabytes.
     pub fn useful_requests(&self) -> usize {
-        let under_way = self.limit() * self.latency().as_secs_f64();
-        let more = if self.account.budget.limit().is_some() { 2 } else { 16 };
-        ((under_way * 2.0).ceil() as usize + more).min(self.account.settings.in_flight)
+        let under_way = (self.limit() * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2;
+        let useful = match self.account.budget.limit() {
+            Some(_) => under_way,
+            None => (under_way + 14).min(self.answers_in(UNPACED_BYTES).max(4)),
+        };
+        useful.min(self.account.settings.in_flight)
     }
 
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
@@ -258,6 +264,12 @@ impl Lane {
 
     fn limit(&self) -> f64 {
         self.account.budget.limit().unwrap_or(UNPACED)
+    }
+
+    /// How many of the answers received so far have so many bytes, on average.
+    fn answers_in(&self, bytes: u64) -> usize {
+        let Traffic { requests, bytes: received, .. } = &self.traffic;
+        (bytes * requests.load(Relaxed).max(1) / received.load(Relaxed).max(1)) as usize
     }
 
     /// How long an answer takes at the moment.
