@@ -62,7 +62,11 @@ pub async fn assemble_directory(input: AssembleInput, target: PathBuf) -> Result
 
 async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFile, ArchiveError> {
     let assembly = Assembly::begin(input).await?;
-    let mut sink = ZipSink::new(File::create(temporary)?, assembly.facts.started());
+    let directory = input.directory.join("directory.tmp");
+    let working = File::options().read(true).write(true).create(true).truncate(true).open(&directory)?;
+    // Unlinked while open is fine on every Unix; nothing of it is wanted again.
+    std::fs::remove_file(directory)?;
+    let mut sink = ZipSink::new(File::create(temporary)?, working, assembly.facts.started());
     assembly.pour(&mut sink).await?;
     let (file, made) = sink.finish()?;
     file.sync_all()?;

@@ -26,8 +26,6 @@ pub enum ArchiveError {
     Capture(#[from] CaptureError),
     #[error("the archive could not be written: {0}")]
     Io(#[from] std::io::Error),
-    #[error("the archive could not be formed: {0}")]
-    Zip(#[from] rawzip::Error),
     #[error("assembly was cancelled")]
     Cancelled,
 }
@@ -42,7 +40,7 @@ impl ArchiveError {
             Self::NoRoom { .. } => true,
             Self::Capture(error) => error.is_disk_full(),
             Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
-            Self::Zip(_) | Self::Cancelled => false,
+            Self::Cancelled => false,
         }
     }
 }

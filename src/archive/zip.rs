@@ -1,11 +1,13 @@
 //! The zip sink: entries made of ready deflate pieces, hashed as a whole while written.
+//!
+//! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). The
+//! archive's directory, which comes last, waits on disk: for 400,000 entries it would be 50 MB of memory.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use rawzip::time::UtcDateTime;
-use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
 use sha2::{Digest, Sha256};
 
 use super::{ArchiveError, ArchiveFile};
@@ -14,6 +16,17 @@ use super::{ArchiveError, ArchiveFile};
 const PERMISSIONS: u32 = 0o100_644;
 /// An empty final block: closes a stream of segments that each end on a byte boundary.
 const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
+const DEFLATE: u16 = 8;
+/// Sizes and CRC-32 follow the entry.
+const FLAG_DESCRIPTOR: u16 = 1 << 3;
+const FLAG_UTF8: u16 = 1 << 11;
+/// Of the format: 2.0, and 4.5 for zip64.
+const VERSION: u16 = 20;
+const VERSION_ZIP64: u16 = 45;
+const MADE_ON_UNIX: u16 = 3 << 8;
+/// This and more does not go into a field of 32 bits; such a field then holds this.
+const MOST: u64 = u32::MAX as u64;
+const MOST_ENTRIES: u64 = u16::MAX as u64;
 
 /// Counts and hashes what goes to the file.
 #[derive(Debug)]
@@ -36,47 +49,87 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
+/// When an entry was changed last, in DOS's way (to two seconds, in no time zone) and in Unix's.
+#[derive(Debug, Clone, Copy)]
+struct Modified {
+    time: u16,
+    date: u16,
+    unix: u32,
+}
+
+impl From<Timestamp> for Modified {
+    fn from(timestamp: Timestamp) -> Self {
+        let civil = timestamp.to_zoned(TimeZone::UTC).datetime();
+        let part = |value: i8| u16::from(value.unsigned_abs());
+        let year = (civil.year() - 1980).clamp(0, 127).unsigned_abs();
+        Self {
+            time: part(civil.hour()) << 11 | part(civil.minute()) << 5 | part(civil.second()) / 2,
+            date: year << 9 | part(civil.month()) << 5 | part(civil.day()),
+            unix: u32::try_from(timestamp.as_second()).unwrap_or(0),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
-    zip: ZipArchiveWriter<HashingWriter<BufWriter<W>>>,
-    modified: Option<UtcDateTime>,
+    out: HashingWriter<BufWriter<W>>,
+    directory: BufWriter<File>,
+    entries: u64,
+    any_zip64: bool,
+    modified: Modified,
 }
 
 impl<W: Write> ZipSink<W> {
-    /// Every entry carries the time `modified`, which comes from the capture: the same capture gives the same bytes.
-    pub fn new(writer: W, modified: Timestamp) -> Self {
+    /// `directory` is an empty file to work with. Every entry carries the time `modified`, which comes from the capture:
+    /// the same capture gives the same bytes.
+    pub fn new(writer: W, directory: File, modified: Timestamp) -> Self {
         let inner = BufWriter::with_capacity(1 << 20, writer);
-        let civil = modified.to_zoned(TimeZone::UTC).datetime();
-        let part = |value: i8| value.unsigned_abs();
-        let modified = UtcDateTime::from_components(
-            civil.year().unsigned_abs(),
-            part(civil.month()),
-            part(civil.day()),
-            part(civil.hour()),
-            part(civil.minute()),
-            part(civil.second()),
-            0,
-        );
-        Self { zip: ZipArchiveWriter::new(HashingWriter { inner, hash: Sha256::new(), size: 0 }), modified }
+        Self {
+            out: HashingWriter { inner, hash: Sha256::new(), size: 0 },
+            directory: BufWriter::new(directory),
+            entries: 0,
+            any_zip64: false,
+            modified: modified.into(),
+        }
     }
 
     /// Begins an entry whose bytes come as pieces of deflate.
     pub fn entry(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
-        let mut file = self
-            .zip
-            .new_file(name)
-            .compression_method(CompressionMethod::DEFLATE)
-            .unix_permissions(PERMISSIONS);
-        if let Some(modified) = self.modified {
-            file = file.last_modified(modified);
-        }
-        let (writer, _) = file.start()?;
-        Ok(ZipEntry { writer, crc: crc32fast::Hasher::new(), raw_len: 0 })
+        let length = u16::try_from(name.len()).map_err(std::io::Error::other)?;
+        let flags = FLAG_DESCRIPTOR | if name.is_ascii() { 0 } else { FLAG_UTF8 };
+        let offset = self.out.size;
+        let mut header = Record::new(0x0403_4b50);
+        header.u16(VERSION).u16(flags).u16(DEFLATE).u16(self.modified.time).u16(self.modified.date);
+        // CRC-32 and both sizes are in the descriptor.
+        header.u32(0).u32(0).u32(0).u16(length).u16(0).bytes(name.as_bytes());
+        self.out.write_all(&header.0)?;
+        let begins = self.out.size;
+        let (name, crc) = (name.to_owned(), crc32fast::Hasher::new());
+        Ok(ZipEntry { sink: self, name, flags, offset, begins, crc, raw_len: 0 })
     }
 
     /// Writes the directory and returns the file with its size and hash.
-    pub fn finish(self) -> Result<(W, ArchiveFile), ArchiveError> {
-        let HashingWriter { inner, hash, size } = self.zip.finish()?;
+    pub fn finish(mut self) -> Result<(W, ArchiveFile), ArchiveError> {
+        let mut directory = self.directory.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        directory.rewind()?;
+        let begins = self.out.size;
+        std::io::copy(&mut directory, &mut self.out)?;
+        let ends = self.out.size;
+        let (length, entries) = (ends - begins, self.entries);
+        if self.any_zip64 || entries >= MOST_ENTRIES || length >= MOST || begins >= MOST {
+            let mut end = Record::new(0x0606_4b50);
+            end.u64(44).u16(VERSION_ZIP64).u16(VERSION_ZIP64).u32(0).u32(0);
+            end.u64(entries).u64(entries).u64(length).u64(begins);
+            let mut locator = Record::new(0x0706_4b50);
+            locator.u32(0).u64(ends).u32(1);
+            self.out.write_all(&end.0)?;
+            self.out.write_all(&locator.0)?;
+        }
+        let entries = entries.min(MOST_ENTRIES) as u16;
+        let mut end = Record::new(0x0605_4b50);
+        end.u32(0).u16(entries).u16(entries).u32_at_most(length).u32_at_most(begins).u16(0);
+        self.out.write_all(&end.0)?;
+        let HashingWriter { inner, hash, size } = self.out;
         let file = inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         let sha256 = hex::encode(hash.finalize());
         Ok((file, ArchiveFile { size, sha256 }))
@@ -85,7 +138,12 @@ impl<W: Write> ZipSink<W> {
 
 #[derive(Debug)]
 pub struct ZipEntry<'a, W: Write> {
-    writer: rawzip::ZipEntryWriter<'a, HashingWriter<BufWriter<W>>>,
+    sink: &'a mut ZipSink<W>,
+    name: String,
+    flags: u16,
+    /// Where its header begins, and where its bytes do.
+    offset: u64,
+    begins: u64,
     crc: crc32fast::Hasher,
     raw_len: u64,
 }
@@ -93,7 +151,7 @@ pub struct ZipEntry<'a, W: Write> {
 impl<W: Write> ZipEntry<'_, W> {
     /// Appends a piece of deflate as it is; length and CRC are of what it inflates to.
     pub fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        self.writer.write_all(packed)?;
+        self.sink.out.write_all(packed)?;
         self.crc.combine(&crc32fast::Hasher::new_with_initial_len(crc32, raw_len));
         self.raw_len += raw_len;
         Ok(())
@@ -103,19 +161,146 @@ impl<W: Write> ZipEntry<'_, W> {
     pub fn glue(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         for chunk in raw.chunks(usize::from(u16::MAX)) {
             let length = chunk.len() as u16;
-            self.writer.write_all(&[0])?;
-            self.writer.write_all(&length.to_le_bytes())?;
-            self.writer.write_all(&(!length).to_le_bytes())?;
-            self.writer.write_all(chunk)?;
+            let [low, high] = length.to_le_bytes();
+            self.sink.out.write_all(&[0, low, high, !low, !high])?;
+            self.sink.out.write_all(chunk)?;
         }
         self.crc.update(raw);
         self.raw_len += raw.len() as u64;
         Ok(())
     }
 
-    pub fn finish(mut self) -> Result<(), ArchiveError> {
-        self.writer.write_all(&FINAL_BLOCK)?;
-        self.writer.finish(DataDescriptorOutput::new(self.crc.finalize(), self.raw_len))?;
+    pub fn finish(self) -> Result<(), ArchiveError> {
+        let Self { sink, name, flags, offset, begins, crc, raw_len } = self;
+        sink.out.write_all(&FINAL_BLOCK)?;
+        let (packed_len, crc) = (sink.out.size - begins, crc.finalize());
+        let mut descriptor = Record::new(0x0807_4b50);
+        descriptor.u32(crc);
+        if packed_len >= MOST || raw_len >= MOST {
+            descriptor.u64(packed_len).u64(raw_len);
+        } else {
+            descriptor.u32_at_most(packed_len).u32_at_most(raw_len);
+        }
+        sink.out.write_all(&descriptor.0)?;
+
+        let Modified { time, date, unix } = sink.modified;
+        let mut extra = Record(Vec::new());
+        // "UT": the time of the last change only.
+        extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
+        let too_long: Vec<u64> = [raw_len, packed_len, offset].into_iter().filter(|of| *of >= MOST).collect();
+        let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
+        if !too_long.is_empty() {
+            extra.u16(1).u16(too_long.len() as u16 * 8);
+            too_long.iter().for_each(|of| _ = extra.u64(*of));
+            sink.any_zip64 = true;
+        }
+        let mut record = Record::new(0x0201_4b50);
+        record.u16(MADE_ON_UNIX | version).u16(version).u16(flags).u16(DEFLATE).u16(time).u16(date).u32(crc);
+        record.u32_at_most(packed_len).u32_at_most(raw_len).u16(name.len() as u16).u16(extra.0.len() as u16);
+        // No comment; on the first disk; no internal attributes.
+        record.u16(0).u16(0).u16(0).u32(PERMISSIONS << 16).u32_at_most(offset);
+        record.bytes(name.as_bytes()).bytes(&extra.0);
+        sink.directory.write_all(&record.0)?;
+        sink.entries += 1;
         Ok(())
+    }
+}
+
+/// A record of the format: fields of little-endian numbers.
+struct Record(Vec<u8>);
+
+impl Record {
+    fn new(signature: u32) -> Self {
+        Self(signature.to_le_bytes().to_vec())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn u16(&mut self, value: u16) -> &mut Self {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    fn u32(&mut self, value: u32) -> &mut Self {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    fn u64(&mut self, value: u64) -> &mut Self {
+        self.bytes(&value.to_le_bytes())
+    }
+
+    /// The value, or where it does not fit the number that stands for "see zip64".
+    fn u32_at_most(&mut self, value: u64) -> &mut Self {
+        self.u32(u32::try_from(value).unwrap_or(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::pack;
+    use rawzip::time::UtcDateTime;
+    use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
+
+    /// A name, what it holds, and how long that is said to be.
+    type Told<'a> = (&'a str, &'a [u8], u64);
+
+    fn ours(offset: u64, entries: &[Told<'_>]) -> Vec<u8> {
+        let modified = "2026-05-30T18:07:41Z".parse().unwrap();
+        let mut sink = ZipSink::new(Vec::new(), tempfile::tempfile().unwrap(), modified);
+        sink.out.size = offset;
+        for (name, raw, length) in entries {
+            let mut entry = sink.entry(name).unwrap();
+            entry.piece(&pack(raw, 6), *length, crc32fast::hash(raw)).unwrap();
+            entry.finish().unwrap();
+        }
+        let (bytes, made) = sink.finish().unwrap();
+        assert_eq!(made.size, offset + bytes.len() as u64);
+        assert_eq!(made.sha256, hex::encode(Sha256::digest(&bytes)));
+        bytes
+    }
+
+    /// The same archive, made by another.
+    fn theirs(offset: u64, entries: &[Told<'_>]) -> Vec<u8> {
+        let mut zip = ZipArchiveWriter::builder().with_offset(offset).build(Vec::new());
+        for (name, raw, length) in entries {
+            let file = zip.new_file(name).compression_method(CompressionMethod::DEFLATE);
+            let modified = UtcDateTime::from_components(2026, 5, 30, 18, 7, 41, 0).unwrap();
+            let (mut writer, _) = file.unix_permissions(PERMISSIONS).last_modified(modified).start().unwrap();
+            writer.write_all(&pack(raw, 6)).unwrap();
+            writer.write_all(&FINAL_BLOCK).unwrap();
+            writer.finish(DataDescriptorOutput::new(crc32fast::hash(raw), *length)).unwrap();
+        }
+        zip.finish().unwrap()
+    }
+
+    #[test]
+    fn archives_are_the_same_bytes_as_those_of_another_writer() {
+        let text = b"some text that repeats, that repeats, that repeats".as_slice();
+        let usual: [Told<'_>; 3] = [("a/b.json", text, 50), ("größe 漢.json", b"x", 1), ("empty", b"", 0)];
+        let (gigabytes, least) = (5 << 30, u64::from(u32::MAX));
+        let long: [Told<'_>; 3] =
+            [("long", text, gigabytes), ("longest", text, least - 1), ("b", text, least)];
+        for (offset, entries) in [
+            (0, &usual[..0]),
+            (0, &usual[..]),
+            (gigabytes, &usual[..]),
+            (least - 40, &usual[..]),
+            (0, &long[..]),
+            (gigabytes, &long[..]),
+        ] {
+            assert!(ours(offset, entries) == theirs(offset, entries), "{entries:?} at {offset}");
+        }
+    }
+
+    #[test]
+    fn many_entries_need_zip64_as_well() {
+        for many in [65_534, 65_535, 65_536] {
+            let names: Vec<String> = (0..many).map(|number| number.to_string()).collect();
+            let entries: Vec<Told<'_>> = names.iter().map(|name| (&name[..], b"".as_slice(), 0)).collect();
+            assert!(ours(0, &entries) == theirs(0, &entries), "{many}");
+        }
     }
 }

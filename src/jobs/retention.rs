@@ -65,7 +65,7 @@ pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for (id, directory) in job_directories(&jobs.settings.data_dir)? {
         if known.contains(&id.to_string()) {
-            for temporary in ["archive.zip.tmp", "assemble.tmp"] {
+            for temporary in ["archive.zip.tmp", "assemble.tmp", "directory.tmp"] {
                 match std::fs::remove_file(directory.join(temporary)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
                     _ => {}
