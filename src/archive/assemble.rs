@@ -11,6 +11,7 @@ use super::directory::{DirectoryEntry, DirectorySink};
 use super::hash::{self, Hashing, SessionHashes};
 use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SessionFrame, SessionInfo};
 use super::scratch::{Content, Document, Named, Scratch};
+use super::write_behind::WriteBehind;
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
 use crate::capture::{CaptureError, Kind, Location, PageRef, Reader, SEPARATOR, SessionRow, pack};
@@ -66,10 +67,11 @@ async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFil
     let working = File::options().read(true).write(true).create(true).truncate(true).open(&directory)?;
     // Unlinked while open is fine on every Unix; nothing of it is wanted again.
     std::fs::remove_file(directory)?;
-    let mut sink = ZipSink::new(File::create(temporary)?, working, assembly.facts.started());
+    let mut sink =
+        ZipSink::new(WriteBehind::new(File::create(temporary)?), working, assembly.facts.started());
     assembly.pour(&mut sink).await?;
     let (file, made) = sink.finish()?;
-    file.sync_all()?;
+    file.finish()?;
     Ok(made)
 }
 

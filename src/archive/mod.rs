@@ -9,6 +9,7 @@ mod hash;
 mod layout;
 mod render;
 mod scratch;
+mod write_behind;
 mod zip;
 
 use std::path::PathBuf;

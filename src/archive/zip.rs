@@ -63,8 +63,8 @@ impl From<Timestamp> for Modified {
         let part = |value: i8| u16::from(value.unsigned_abs());
         let year = (civil.year() - 1980).clamp(0, 127).unsigned_abs();
         Self {
-            time: part(civil.hour()) << 11 | part(civil.minute()) << 5 | part(civil.second()) / 2,
-            date: year << 9 | part(civil.month()) << 5 | part(civil.day()),
+            time: (part(civil.hour()) << 11) | (part(civil.minute()) << 5) | (part(civil.second()) / 2),
+            date: (year << 9) | (part(civil.month()) << 5) | part(civil.day()),
             unix: u32::try_from(timestamp.as_second()).unwrap_or(0),
         }
     }
@@ -191,7 +191,9 @@ impl<W: Write> ZipEntry<'_, W> {
         let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
         if !too_long.is_empty() {
             extra.u16(1).u16(too_long.len() as u16 * 8);
-            too_long.iter().for_each(|of| _ = extra.u64(*of));
+            for of in too_long {
+                extra.u64(of);
+            }
             sink.any_zip64 = true;
         }
         let mut record = Record::new(0x0201_4b50);
