@@ -20,12 +20,12 @@ type Measurement = (&'static str, fn() -> LocalBoxFuture<'static, Value>);
 const USUAL: Profile = Profile::USUAL;
 const UNPACED: Profile = Profile::UNPACED;
 
-const ALL: [Measurement; 20] = [
+const ALL: [Measurement; 21] = [
     // Against the limit, over two to five minutes each.
     ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 380_000, ..USUAL }))),
     ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
     ("heavy-tailed", || {
-        Box::pin(jobs::ratios(Profile { messages: 1_600_000, heaviest_share: 0.5, ..USUAL }))
+        Box::pin(jobs::ratios(Profile { messages: 1_650_000, heaviest_share: 0.5, ..USUAL }))
     }),
     ("high-latency", || {
         Box::pin(jobs::ratios(Profile { messages: 1_400_000, latency_ms: 800, jitter_ms: 300, ..USUAL }))
@@ -47,6 +47,7 @@ const ALL: [Measurement; 20] = [
         }))
     }),
     ("wide", || Box::pin(jobs::unpaced(Profile { messages: 400_000, sessions: 100_000, ..UNPACED }))),
+    ("widest", || Box::pin(jobs::unpaced(Profile { messages: 1_000_000, sessions: 250_000, ..UNPACED }))),
     ("long-messages", || Box::pin(jobs::unpaced(Profile { messages: 100_000, text_scale: 20, ..UNPACED }))),
     ("linear", || Box::pin(jobs::linear())),
     // Towards users.

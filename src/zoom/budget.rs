@@ -21,14 +21,11 @@ const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
 /// ... by this much a second.
 const CREEP_A_SECOND: Duration = Duration::from_millis(1);
-/// A 429 lowers the pace to this share of itself, at most once a window; much less if it stands alone.
-const SLOW_DOWN: f64 = 0.8;
-const SLOW_DOWN_ONCE: f64 = 0.95;
-/// It stands alone if there was none for so long.
-const ALONE: Duration = Duration::from_secs(20);
+/// A 429 lowers the pace to this share of itself, the next one within a window to that; any more there do not count.
+const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
 /// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
 /// was refused may still be refused (another app of the account), fast when it is long ago.
-const RECOVERY: f64 = 0.005;
+const RECOVERY: f64 = 0.003;
 /// It never falls below this share of the limit.
 const FLOOR: f64 = 0.05;
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
@@ -66,6 +63,8 @@ struct Pace {
     /// When the last requests left, at most as many as the limit allows in one window.
     recent: VecDeque<Duration>,
     last_slow_down: Option<Duration>,
+    /// How many 429s in the window since then have counted.
+    refused: usize,
     last_change: Duration,
     waiting: Option<Waiting>,
 }
@@ -85,6 +84,7 @@ impl Budget {
             next: Duration::ZERO,
             recent: VecDeque::new(),
             last_slow_down: None,
+            refused: 0,
             last_change: Duration::ZERO,
             waiting: None,
         };
@@ -214,13 +214,16 @@ impl Pace {
     }
 
     fn slow_down(&mut self, now: Duration, hold: Duration) {
-        // Requests already under way when the first 429 came will be refused too; they are one event.
-        let since = self.last_slow_down.map_or(Duration::MAX, |last| now.saturating_sub(last));
-        if since >= WINDOW {
-            self.share = (self.share * if since < ALONE { SLOW_DOWN } else { SLOW_DOWN_ONCE }).max(FLOOR);
-            self.window = WINDOW;
+        // Requests already under way when the first 429s came will be refused too; they are one event.
+        if self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW) {
             self.last_slow_down = Some(now);
+            self.refused = 0;
+        }
+        if let Some(share) = SLOW_DOWN.get(self.refused) {
+            self.share = (self.share * share).max(FLOOR);
+            self.window = WINDOW;
             self.last_change = now;
+            self.refused += 1;
         }
         self.next = self.next.max(now + hold);
     }
@@ -312,18 +315,23 @@ mod tests {
         let clock = clock();
         let budget = Arc::new(Budget::new(Some(20.0), clock.clone()));
         budget.slow_down(Duration::ZERO);
-        budget.slow_down(Duration::ZERO);
         let all = grants(budget.clone(), clock.clone(), 1, 60).await;
         let after = |all: &[(usize, Duration)], start: Duration, second: u64| {
             all.iter().filter(|(_, at)| (*at - start).as_secs() == second).count()
         };
-        assert!((18..=19).contains(&after(&all, all[0].1, 1)), "one event however many 429s: {all:?}");
+        assert!((18..=19).contains(&after(&all, all[0].1, 1)), "a single 429: {all:?}");
         let again = clock.elapsed();
-        budget.slow_down(Duration::ZERO);
+        for _ in 0..9 {
+            budget.slow_down(Duration::ZERO);
+        }
         let all = grants(budget, clock, 1, 400).await;
-        assert!((15..=17).contains(&after(&all, again, 0)), "not the first one: {}", after(&all, again, 0));
-        assert!((16..=18).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
-        assert!(after(&all, again, 10) >= 19, "recovered: {}", after(&all, again, 10));
+        assert!(
+            (15..=17).contains(&after(&all, again, 0)),
+            "one event however many 429s: {}",
+            after(&all, again, 0)
+        );
+        assert!((15..=17).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
+        assert!(after(&all, again, 14) >= 19, "recovered: {}", after(&all, again, 14));
     }
 
     #[tokio::test(start_paused = true)]
