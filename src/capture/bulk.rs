@@ -186,18 +186,8 @@ async fn list_sessions(
     .bind(window)
     .fetch_all(&mut **tx)
     .await?;
-    // A unit may have been probed for some days before it was listed: the whole window replaces those.
-    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
-    if !probed.is_empty() {
-        let probed = json!(probed).to_string();
-        for statement in [
-            "DELETE FROM pages WHERE range IN
-                 (SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)))",
-            "DELETE FROM ranges WHERE unit IN (SELECT value FROM json_each(?))",
-        ] {
-            sqlx::query(statement).bind(&probed).execute(&mut **tx).await?;
-        }
-    }
+    let last_range: i64 =
+        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM ranges").fetch_one(&mut **tx).await?;
     let all: Vec<i64> = units.iter().map(|(id, _)| *id).collect();
     sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day)
@@ -207,6 +197,19 @@ async fn list_sessions(
     .bind(window)
     .execute(&mut **tx)
     .await?;
+    // A unit may have been probed for some days before it was listed: the whole window replaces those. They go last, so
+    // that the new ranges do not get their numbers: chains of theirs may be under way.
+    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
+    if !probed.is_empty() {
+        let probed = json!(probed).to_string();
+        for statement in [
+            "DELETE FROM pages WHERE range IN
+                 (SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?)",
+            "DELETE FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?",
+        ] {
+            sqlx::query(statement).bind(&probed).bind(last_range).execute(&mut **tx).await?;
+        }
+    }
     Ok(Effect {
         new_sessions: new_sessions as u64,
         new_units: (all.len() - probed.len()) as u64,
@@ -229,4 +232,56 @@ async fn unknown_members(tx: &mut Tx<'_>, of: &'static str, page: &PageOf) -> Re
             .await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{Change, Location, PageOf};
+    use jiff::civil::date;
+
+    fn page_of(chain: i64) -> PageOf {
+        PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
+    }
+
+    fn listed(ids: &[&str]) -> Vec<ListedSession> {
+        let listed = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
+        ids.iter().map(listed).collect()
+    }
+
+    /// A chain over a probed range may be under way while that is replaced: what it brings must not be taken for
+    /// another range's.
+    #[tokio::test]
+    async fn ranges_that_replace_others_have_new_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let days = |month| (date(2026, month, 1), date(2026, month, 28));
+        let (from, to) = (date(2026, 4, 3), date(2026, 4, 3));
+        for change in [
+            Change::Plan { windows: vec![days(3), days(4)], meta: Vec::new() },
+            Change::ListPage { page: page_of(1), sessions: listed(&["a"]) },
+            Change::ProbeDays { window: 1, from, to },
+        ] {
+            writer.commit(change).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let probes = reader.pending_ranges(1, 0, 9).await.unwrap();
+        let probe = probes.last().unwrap().chain.id;
+        writer.commit(Change::ListPage { page: page_of(2), sessions: listed(&["a", "b"]) }).await.unwrap();
+        let late = Change::MessagesPage {
+            page: page_of(probe),
+            query: String::new(),
+            segments: Default::default(),
+            repeats: 0,
+        };
+        writer.commit(late).await.unwrap();
+        let parts = vec![(from, to), (from, to)];
+        let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
+        assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");
+        let replaced = reader.pending_ranges(1, probe, 9).await.unwrap();
+        let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.from)).collect();
+        assert_eq!(whole, [("a", days(4).0), ("b", days(4).0)]);
+        assert_eq!(reader.pending_ranges(1, 0, 9).await.unwrap().len(), 2, "and no others");
+    }
 }

@@ -116,7 +116,7 @@ pub struct Effect {
     pub new_units: u64,
     /// Sessions that were done until this brought them another unit.
     pub reopened_sessions: u64,
-    /// The numbers of new ranges; only of a split.
+    /// The numbers of new ranges; only of a split. None when the range was there no more.
     pub new_ranges: Vec<i64>,
     /// Units it brought to their end, well or not.
     pub units_done: u64,
@@ -316,6 +316,14 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
             restart_range(tx, *range).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
+            let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
+                .bind(range)
+                .fetch_one(&mut **tx)
+                .await?;
+            if !there {
+                // It has been replaced meanwhile.
+                return Ok(effect);
+            }
             restart_range(tx, *range).await?;
             sqlx::query(
                 "UPDATE units SET expected_pages = max(expected_pages, ?)

@@ -80,6 +80,7 @@ pub(super) async fn follow(
     let days = DateRange { from: range.chain.from, to: range.chain.to };
     if range.chain.pages == 0
         && let Some(split) = split::in_advance(days, range.pages_elsewhere, shared.pace())
+        && shared.can_afford(split.costs(&split::Seen::default()))
     {
         return split_range(shared, &range, split).await;
     }
@@ -88,14 +89,15 @@ pub(super) async fn follow(
     loop {
         match chain.next(shared, &range).await? {
             Step::More => {
+                let Some(observed) = chain.observed else { continue };
                 let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
-                let to_come = chain.observed.pages_to_come(days, now).unwrap_or_default();
-                outlook.is(to_come.min(f64::from(chain.observed.pages) * split::TRUSTED));
+                let to_come = observed.pages_to_come(days, now).unwrap_or_default();
+                outlook.is(to_come.min(f64::from(observed.pages) * split::TRUSTED));
                 let pace = shared.pace();
                 chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-                let split = split::under_way(days, &chain.observed, pace, now)
-                    .or_else(|| split::when_idle(days, &chain.observed, idle, now));
-                if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&chain.observed))) {
+                let split = split::under_way(days, &observed, pace, now)
+                    .or_else(|| split::when_idle(days, &observed, idle, now));
+                if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&observed))) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
                     chain.uncount(shared);
                     return split_range(shared, &range, split).await;
@@ -138,6 +140,10 @@ async fn split_range(
         .writer
         .commit(Change::SplitRange { range: range.chain.id, parts: days, expected_pages })
         .await?;
+    if new_ranges.len() + 1 != parts.len() {
+        // Another range has taken its place.
+        return Ok(Vec::new());
+    }
     let numbers = std::iter::once(range.chain.id).chain(new_ranges);
     Ok(numbers
         .zip(&parts)
@@ -173,7 +179,8 @@ struct Pages {
     previous: Arc<Digests>,
     seen: HashSet<String>,
     restarts: u32,
-    observed: split::Seen,
+    /// None for a chain taken up in the middle: nobody knows which days the pages before span.
+    observed: Option<split::Seen>,
     /// Pages in a row that brought nothing new.
     barren: u32,
     /// Items counted for this range, to be taken back when it begins again.
@@ -190,13 +197,14 @@ impl Pages {
             previous: Arc::default(),
             seen: HashSet::new(),
             restarts: 0,
-            observed: split::Seen::default(),
+            observed: Some(split::Seen::default()),
             barren: 0,
             counted: [0; 3],
         };
         if range.chain.pages == 0 {
             return Ok(pages);
         }
+        let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
         let mut reader = shared.location.open_reader().await?;
         pages.counted = reader.range_items(range.chain.id).await?;
         let age = |token: &PageToken| shared.now().duration_since(token.at).unsigned_abs();
@@ -205,6 +213,7 @@ impl Pages {
             Some(resume) if same_query && age(resume) < shared.context.settings.page_token_life => {
                 let stored = reader.last_page(range.chain.id).await?;
                 pages.previous = Arc::new(stored.map(|items| digests_of(&items)));
+                pages.observed = None;
                 pages.token = Some(resume.token.clone());
                 pages.seen.insert(resume.token.clone());
                 pages.seq = range.chain.pages;
@@ -249,7 +258,9 @@ impl Pages {
         if page.next.as_ref().is_some_and(|next| !self.seen.insert(next.clone())) {
             return Ok(Step::Failed(token_trouble(FailureKind::PageTokenLoop, 1)));
         }
-        self.observed.add(page.span);
+        if let Some(observed) = &mut self.observed {
+            observed.add(page.span);
+        }
         self.barren = if page.segments.iter().any(Option::is_some) { 0 } else { self.barren + 1 };
         if self.barren > MAX_BARREN_PAGES {
             return Ok(Step::Failed(token_trouble(FailureKind::EndlessPages, 1)));
@@ -268,7 +279,7 @@ impl Pages {
     async fn restart(&mut self, shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
         shared.writer.commit(Change::RestartRange { range: range.chain.id }).await?;
         self.uncount(shared);
-        self.observed = split::Seen::default();
+        self.observed = Some(split::Seen::default());
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -99,6 +99,8 @@ pub(super) struct Shared {
     pub idle: AtomicUsize,
     /// Requests that splitting has cost.
     spent_on_splits: AtomicU64,
+    /// Chains taken up in the middle read their last page, each through a connection of its own.
+    pub taking_up: Semaphore,
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
@@ -118,6 +120,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         listed: AtomicBool::new(false),
         idle: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
+        taking_up: Semaphore::new(4),
     });
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
@@ -276,7 +279,12 @@ impl Shared {
             }
             let nothing_else = exhausted && all_listed;
             if nothing_else && chains.is_empty() {
-                return Ok(());
+                if !reader.has_pending().await? {
+                    return Ok(());
+                }
+                // Whatever was missed, nothing is left out.
+                feed = Feed::default();
+                continue;
             }
             let useful = self.context.lane.useful_requests();
             let idle = if nothing_else { useful.saturating_sub(chains.len()) } else { 0 };
@@ -302,11 +310,12 @@ impl Shared {
         }
     }
 
-    /// How fast chains are, and how long the run will take by what its units have shown.
+    /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
     pub(super) fn pace(&self) -> Pace {
         let RunContext { lane, progress, .. } = &self.context;
-        let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
-        let rest_of_run = Duration::from_secs_f64(to_come / lane.most_requests_per_second());
+        let rest_of_run = progress.requests_to_come(&lane.traffic).map_or(Duration::MAX, |to_come| {
+            Duration::from_secs_f64(to_come / lane.most_requests_per_second())
+        });
         Pace { latency: lane.latency(), rest_of_run }
     }
 

@@ -4,7 +4,7 @@
 //! Does not interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
 
-use super::auth::{Credentials, Tokens};
+use super::auth::{Credentials, Token, Tokens};
 use super::budget::{Budget, Waiting};
 use super::call::Call;
 use super::line::{Line, Rank};
@@ -75,6 +75,8 @@ pub struct Account {
     outage: Outage,
     /// What Zoom is asked to find out whether it answers.
     answered: Mutex<Answered>,
+    /// Jobs under way.
+    lanes: AtomicUsize,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
     clock: SharedClock,
@@ -96,7 +98,8 @@ impl Account {
         let reading = tokio::sync::Semaphore::new(processors);
         let outage = Outage::new(settings.max_outage, clock.clone());
         let answered = Mutex::default();
-        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, reading, clock }))
+        let lanes = AtomicUsize::new(0);
+        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, reading, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -144,6 +147,7 @@ impl Account {
 
     /// A job's own queue at this account.
     pub fn lane(self: &Arc<Self>) -> Lane {
+        self.lanes.fetch_add(1, Relaxed);
         Lane {
             account: self.clone(),
             line: Arc::default(),
@@ -228,11 +232,18 @@ const UNPACED: f64 = 1_500.0;
 /// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
 const UNPACED_BYTES: u64 = 3 << 20;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
-/// before its page token is too old (15 minutes). At one turn in eight (`line`) it waits for a minute at most, and as
-/// many times longer as there are jobs.
+/// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
+/// ... and so many at most.
+const MOST_CHAINS: f64 = 512.0;
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.account.lanes.fetch_sub(1, Relaxed);
+    }
+}
 
 impl Lane {
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
@@ -251,7 +262,11 @@ impl Lane {
     /// chain is found to be long can then be preferred to the others.
     pub fn useful_chains(&self) -> usize {
         match self.account.budget.limit() {
-            Some(limit) => self.useful_requests().max((limit * CHAINS) as usize),
+            Some(_) => {
+                let jobs = self.account.lanes.load(Relaxed).max(1) as f64;
+                let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
+                self.useful_requests().max(chains as usize)
+            }
             None => self.useful_requests(),
         }
     }
@@ -373,8 +388,12 @@ impl Lane {
             .await
     }
 
-    /// What is returned is to be held until the answer is dealt with.
-    async fn take_turn(&self, call: &Call, urgent: Option<u32>) -> tokio::sync::SemaphorePermit<'_> {
+    /// The permit is to be held until the answer is dealt with.
+    async fn take_turn(
+        &self,
+        call: &Call,
+        urgent: Option<u32>,
+    ) -> Result<(Token, tokio::sync::SemaphorePermit<'_>), Outcome> {
         let rank = match (urgent, call.page_token()) {
             (Some(further), _) => Rank::Urgent(further),
             (None, None) => Rank::First,
@@ -382,8 +401,10 @@ impl Lane {
         };
         let _turn = self.line.turn(rank).await;
         let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
+        // Not before: it may have waited for long. Not after: whoever waits for a new token should take no slot.
+        let token = self.account.tokens.get().await?;
         self.account.budget.take().await;
-        under_way
+        Ok((token, under_way))
     }
 
     fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
@@ -413,9 +434,8 @@ impl Lane {
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
         let account = &*self.account;
-        let token = account.tokens.get().await?;
+        let (token, _under_way) = self.take_turn(call, urgent).await?;
         *generation = token.generation;
-        let _under_way = self.take_turn(call, urgent).await;
         self.traffic.requests.fetch_add(1, Relaxed);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);

@@ -1,7 +1,7 @@
 //! The line in which a job's callers wait for their turn at the account's budget.
 //!
 //! Owns the order. Chains of pages are begun as early as may be, because only then is it known which are long; of those
-//! that the run would wait for, the longest goes first; and of eight turns one is for whoever has waited longest, so that
+//! that the run would wait for, the longest goes first; and every fourth turn is for whoever has waited longest, so that
 //! nobody waits for ever.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ enum Preferred {
 
 const ROUND: [Preferred; 8] = {
     use Preferred::{First, Oldest, Urgent};
-    [First, Urgent, First, Urgent, First, Urgent, First, Oldest]
+    [First, Urgent, First, Oldest, First, Urgent, Urgent, Oldest]
 };
 
 #[derive(Debug, Default)]
@@ -130,9 +130,9 @@ mod tests {
             assert_eq!(order.len(), ranks.len());
             [First, Urgent(5), Further].map(|rank| order[..8].iter().filter(|turn| **turn == rank).count())
         };
-        assert_eq!(in_a_round(&[Further, First, Urgent(5)]), [4, 3, 1]);
-        assert_eq!(in_a_round(&[Further, Urgent(5)]), [0, 7, 1]);
-        assert_eq!(in_a_round(&[Further, First]), [7, 0, 1]);
+        assert_eq!(in_a_round(&[Further, First, Urgent(5)]), [3, 3, 2]);
+        assert_eq!(in_a_round(&[Further, Urgent(5)]), [0, 6, 2]);
+        assert_eq!(in_a_round(&[Further, First]), [6, 0, 2]);
         assert_eq!(in_a_round(&[Further]), [0, 0, 8]);
     }
 
