@@ -129,11 +129,11 @@ impl Tokens {
             .form(&form)
             .send()
             .await
-            .map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+            .map_err(|error| Outcome::NoAnswer(super::transport::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body =
-            response.bytes().await.map_err(|error| Outcome::NoAnswer(super::client::describe(&error)))?;
+            response.bytes().await.map_err(|error| Outcome::NoAnswer(super::transport::describe(&error)))?;
         if status != 200 {
             return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
         }

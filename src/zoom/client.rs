@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
@@ -20,6 +20,7 @@ use super::line::{Line, Rank};
 use super::outage::{DIFFERENT, Outage};
 use super::outcome::{Failure, LimitKind, Outcome, Refusal};
 use super::retry::{Decision, RetryPolicy};
+use super::transport::{collect, describe, http_client};
 use crate::clock::SharedClock;
 
 /// What an account needs to be talked to.
@@ -185,19 +186,6 @@ impl Answered {
         }
         self.messages.iter().flatten().find(|known| known.subject() != call.subject()).cloned()
     }
-}
-
-/// The one way to make an HTTP client: with timeouts, without following redirects.
-fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
-        .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(settings.connect_timeout)
-        .timeout(settings.request_timeout)
-        .read_timeout(settings.idle_timeout)
-        // A redirect would carry the bearer token to a host that may not be Zoom's.
-        .redirect(reqwest::redirect::Policy::none())
-        .tcp_nodelay(true)
-        .build()
 }
 
 /// What a call ended with when it did not end with an answer.
@@ -478,38 +466,4 @@ impl Lane {
             self.account.budget.believe(limit);
         }
     }
-}
-
-async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
-    if response.content_length().is_some_and(|length| length > most as u64) {
-        return Err(Outcome::TooLarge);
-    }
-    let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0) as usize);
-    while let Some(chunk) = response.chunk().await.map_err(|error| Outcome::NoAnswer(describe(&error)))? {
-        if body.len() + chunk.len() > most {
-            return Err(Outcome::TooLarge);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
-}
-
-/// What went wrong on the way, without the URL (it holds session ids) and without the client's own prefixes.
-pub(super) fn describe(error: &reqwest::Error) -> String {
-    let what = if error.is_timeout() {
-        "timed out"
-    } else if error.is_connect() {
-        "could not connect"
-    } else if error.is_body() || error.is_decode() {
-        "the answer broke off"
-    } else {
-        "no answer"
-    };
-    let mut source = std::error::Error::source(error);
-    let mut deepest = None;
-    while let Some(inner) = source {
-        deepest = Some(inner.to_string());
-        source = inner.source();
-    }
-    deepest.map_or_else(|| what.to_owned(), |deepest| format!("{what}: {deepest}"))
 }

@@ -11,6 +11,7 @@ mod line;
 pub mod outage;
 pub mod outcome;
 pub mod retry;
+mod transport;
 pub mod wire;
 
 pub use budget::{Budget, Waiting};

@@ -1,0 +1,54 @@
+//! HTTP as every call to Zoom uses it: the client, bodies of a bounded size, errors in words that tell no secrets.
+
+use bytes::{Bytes, BytesMut};
+
+use super::client::ZoomSettings;
+use super::outcome::Outcome;
+
+/// The one way to make an HTTP client: with timeouts, without following redirects.
+pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(settings.connect_timeout)
+        .timeout(settings.request_timeout)
+        .read_timeout(settings.idle_timeout)
+        // A redirect would carry the bearer token to a host that may not be Zoom's.
+        .redirect(reqwest::redirect::Policy::none())
+        .tcp_nodelay(true)
+        .build()
+}
+
+/// A body of at most so many bytes.
+pub(super) async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
+    if response.content_length().is_some_and(|length| length > most as u64) {
+        return Err(Outcome::TooLarge);
+    }
+    let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0) as usize);
+    while let Some(chunk) = response.chunk().await.map_err(|error| Outcome::NoAnswer(describe(&error)))? {
+        if body.len() + chunk.len() > most {
+            return Err(Outcome::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// What went wrong on the way, without the URL (it holds session ids) and without the client's own prefixes.
+pub(super) fn describe(error: &reqwest::Error) -> String {
+    let what = if error.is_timeout() {
+        "timed out"
+    } else if error.is_connect() {
+        "could not connect"
+    } else if error.is_body() || error.is_decode() {
+        "the answer broke off"
+    } else {
+        "no answer"
+    };
+    let mut source = std::error::Error::source(error);
+    let mut deepest = None;
+    while let Some(inner) = source {
+        deepest = Some(inner.to_string());
+        source = inner.source();
+    }
+    deepest.map_or_else(|| what.to_owned(), |deepest| format!("{what}: {deepest}"))
+}
