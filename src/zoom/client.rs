@@ -1,6 +1,6 @@
 //! One account of Zoom as the rest of the service sees it: calls in, readable answers or final failures out.
 //!
-//! Owns the HTTP client with its timeouts and size limit, and the loop of token, budget, send, classify, repeat.
+//! Owns the loop of token, budget, send, classify, repeat.
 //! Does not interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::fmt;
