@@ -1,7 +1,7 @@
 //! One account of Zoom as the rest of the service sees it: calls in, readable answers or final failures out.
 //!
-//! Owns the loop of token, budget, send, classify, repeat.
-//! Does not interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
+//! Owns the loop of turn, token, budget, send, classify, repeat, and how much may be under way. Does not interpret pages:
+//! the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
