@@ -45,7 +45,7 @@ impl Pace {
 
     /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
     pub fn is_tight_for(&self, pages: f64) -> bool {
-        self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64() * TIGHT
+        self.outlasts_the_run(pages / TIGHT)
     }
 
     /// A part should end well before the rest of the run; shorter ones would only cost more requests.

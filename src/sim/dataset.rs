@@ -191,11 +191,12 @@ impl Dataset {
         for session in self.sessions_listed(from, to) {
             listed += 1;
             let mut feed = inner.feed(session, from, to, options);
-            feed.take_page(100, |_| {});
-            pages += 1;
-            while feed.peek().is_some() {
+            loop {
                 feed.take_page(100, |_| {});
                 pages += 1;
+                if feed.peek().is_none() {
+                    break;
+                }
             }
         }
         listed.div_ceil(300).max(1) + pages
