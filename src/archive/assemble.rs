@@ -285,7 +285,7 @@ impl<'a> Assembly<'a> {
             let mut hashing = Hashing::default();
             self.write_document(document, &mut hashing).await?;
             let content = Content::Document(document);
-            let entry = Named { name: name.to_owned(), content, sha256: Some(hashing.hex()) };
+            let entry = Named { name: name.to_owned(), content, sha256: Some(hashing.digest()) };
             self.scratch.add_entries(&[entry]).await?;
         }
         let content = Content::Document(Document::Sums);

@@ -14,13 +14,15 @@ use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 /// Pages inflated by one thread and waiting to be hashed.
 const AHEAD: usize = 2;
 
+pub type Sha256Digest = [u8; 32];
+
 /// Hashes the text of a document.
 #[derive(Debug, Default)]
 pub struct Hashing(Sha256);
 
 impl Hashing {
-    pub fn hex(self) -> String {
-        hex::encode(self.0.finalize())
+    pub fn digest(self) -> Sha256Digest {
+        self.0.finalize().into()
     }
 }
 
@@ -34,8 +36,8 @@ impl Text for Hashing {
 /// Of a session's own file, and of the file of each kind of which it has any item.
 #[derive(Debug)]
 pub struct SessionHashes {
-    pub whole: String,
-    pub items: [Option<String>; 3],
+    pub whole: Sha256Digest,
+    pub items: [Option<Sha256Digest>; 3],
 }
 
 type Inflated = Result<Vec<u8>, CaptureError>;
@@ -98,8 +100,8 @@ fn session(
             whole.update(&raw);
             own.update(&raw);
         }
-        items[kind as usize] = own.map(|own| hex::encode(own.chain_update(AFTER_ITEMS).finalize()));
+        items[kind as usize] = own.map(|own| own.chain_update(AFTER_ITEMS).finalize().into());
     }
     whole.update(&frame.after);
-    Ok(SessionHashes { whole: hex::encode(whole.finalize()), items })
+    Ok(SessionHashes { whole: whole.finalize().into(), items })
 }

@@ -199,7 +199,7 @@ impl From<FailureRow> for FailureLine {
 /// `extraction_summary.json`.
 pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, ArchiveError> {
     let counts = reader.counts().await?;
-    let windows = reader.windows().await?;
+    let windows = reader.window_counts().await?;
     let last = windows.len().saturating_sub(1);
     let windows: Vec<Value> = windows
         .iter()

@@ -5,9 +5,11 @@
 use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
+use sha2::{Digest, Sha256};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, QueryBuilder, Row};
 
+use super::hash::Sha256Digest;
 use super::layout;
 use crate::capture::{CaptureError, Kind};
 
@@ -52,7 +54,14 @@ pub struct Named {
     pub name: String,
     pub content: Content,
     /// None for the file that holds the hashes of the others.
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256Digest>,
+}
+
+/// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys
+/// that are less plain.
+fn folded(name: &str) -> i64 {
+    let [a, b, c, d, e, f, g, h, ..] = Sha256Digest::from(Sha256::digest(name.to_lowercase()));
+    i64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 #[derive(Debug)]
@@ -78,13 +87,18 @@ impl Scratch {
             .journal_mode(SqliteJournalMode::Off)
             .synchronous(SqliteSynchronous::Off)
             .pragma("cache_size", "-4000")
+            // Every order that is asked for is kept by an index from the beginning, so that nothing needs sorting.
+            .pragma("temp_store", "memory")
             .connect()
             .await?;
         sqlx::raw_sql(
-            "CREATE TABLE sessions (id INTEGER PRIMARY KEY, key TEXT NOT NULL, folded_key TEXT NOT NULL,
-                 folded_entry TEXT NOT NULL) STRICT;
+            "-- Keys are ASCII. An entry is told from others by a hash of its name in lower case.
+             CREATE TABLE sessions (id INTEGER PRIMARY KEY, key TEXT NOT NULL COLLATE NOCASE, entry INTEGER NOT NULL)
+                 STRICT;
+             CREATE INDEX by_key ON sessions(key);
+             CREATE INDEX by_entry ON sessions(entry);
              CREATE TABLE lines (session INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT;
-             CREATE TABLE entries (name TEXT PRIMARY KEY, session INTEGER, content INTEGER NOT NULL, sha256 TEXT)
+             CREATE TABLE entries (name TEXT PRIMARY KEY, session INTEGER, content INTEGER NOT NULL, sha256 BLOB)
                  STRICT, WITHOUT ROWID;
              BEGIN",
         )
@@ -95,12 +109,9 @@ impl Scratch {
 
     /// Sessions by number, with their keys and names.
     pub async fn add_sessions(&mut self, sessions: &[(i64, String, String)]) -> Result<(), CaptureError> {
-        let mut insert = QueryBuilder::new("INSERT INTO sessions (id, key, folded_key, folded_entry) ");
+        let mut insert = QueryBuilder::new("INSERT INTO sessions (id, key, entry) ");
         insert.push_values(sessions, |mut row, (id, key, name)| {
-            row.push_bind(*id)
-                .push_bind(key)
-                .push_bind(key.to_lowercase())
-                .push_bind(layout::session_entry(key, name).to_lowercase());
+            row.push_bind(*id).push_bind(key).push_bind(folded(&layout::session_entry(key, name)));
         });
         insert.build().persistent(false).execute(&mut self.connection).await?;
         Ok(())
@@ -108,15 +119,10 @@ impl Scratch {
 
     /// Sessions whose names would meet another's on a disk that ignores case.
     pub async fn colliding(&mut self) -> Result<Vec<i64>, CaptureError> {
-        sqlx::raw_sql(
-            "CREATE INDEX by_key ON sessions(folded_key); CREATE INDEX by_entry ON sessions(folded_entry);",
-        )
-        .execute(&mut self.connection)
-        .await?;
         Ok(sqlx::query_scalar(
-            "SELECT id FROM sessions WHERE folded_key IN
-                 (SELECT folded_key FROM sessions GROUP BY folded_key HAVING count(*) > 1)
-             OR folded_entry IN (SELECT folded_entry FROM sessions GROUP BY folded_entry HAVING count(*) > 1)",
+            "SELECT id FROM sessions
+             WHERE key IN (SELECT key FROM sessions GROUP BY key HAVING count(*) > 1)
+             OR entry IN (SELECT entry FROM sessions GROUP BY entry HAVING count(*) > 1)",
         )
         .fetch_all(&mut self.connection)
         .await?)
@@ -152,9 +158,10 @@ impl Scratch {
 
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
     pub async fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), CaptureError> {
-        let mut rows =
-            sqlx::query("SELECT l.line FROM sessions s JOIN lines l ON l.session = s.id ORDER BY s.key")
-                .fetch(&mut self.connection);
+        let mut rows = sqlx::query(
+            "SELECT l.line FROM sessions s CROSS JOIN lines l ON l.session = s.id ORDER BY s.key",
+        )
+        .fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {
             each(row.try_get("line")?);
         }
@@ -172,7 +179,10 @@ impl Scratch {
                 Content::Document(Document::Failures) => (None, 6),
                 Content::Document(Document::Sums) => (None, 7),
             };
-            row.push_bind(&entry.name).push_bind(session).push_bind(code).push_bind(&entry.sha256);
+            row.push_bind(&entry.name)
+                .push_bind(session)
+                .push_bind(code)
+                .push_bind(entry.sha256.as_ref().map(<[u8; 32]>::as_slice));
         });
         insert.build().persistent(false).execute(&mut self.connection).await?;
         Ok(())
@@ -209,7 +219,7 @@ impl Scratch {
     /// Feeds the lines of `SHA256SUMS`.
     pub async fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), CaptureError> {
         let mut rows = sqlx::query(
-            "SELECT sha256 || '  ' || name AS line FROM entries WHERE sha256 IS NOT NULL ORDER BY name",
+            "SELECT lower(hex(sha256)) || '  ' || name AS line FROM entries WHERE sha256 IS NOT NULL ORDER BY name",
         )
         .fetch(&mut self.connection);
         while let Some(row) = rows.try_next().await? {

@@ -235,6 +235,9 @@ impl Location {
             .page_size(1_024)
             .pragma("wal_autocheckpoint", "4000")
             .pragma("cache_size", "-2000")
+            // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
+            // no statement sorts what grows with the account.
+            .pragma("temp_store", "memory")
             .pragma("journal_size_limit", "8388608")
     }
 }

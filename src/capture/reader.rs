@@ -53,7 +53,6 @@ pub struct PageRef {
 /// A window with its counts.
 #[derive(Debug, Clone)]
 pub struct WindowCount {
-    pub idx: i64,
     pub from: Date,
     pub to: Date,
     pub units: u64,
@@ -173,10 +172,6 @@ impl Reader {
             lists_failed: number(&row, "lists_failed")?,
             items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
         })
-    }
-
-    pub async fn window_numbers(&mut self) -> Result<Vec<i64>, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT idx FROM windows ORDER BY idx").fetch_all(&mut self.connection).await?)
     }
 
     /// Sessions listed in a window.
@@ -303,17 +298,21 @@ impl Reader {
     /// the page.
     pub async fn page_index(&mut self, sessions: &[i64]) -> Result<PageIndex, CaptureError> {
         let ids = json!(sessions).to_string();
+        // In the order of the indexes that are walked, so that nothing is sorted: kinds are put first below.
         let mut rows = sqlx::query(
             "SELECT u.session, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u
-             JOIN ranges r ON r.unit = u.id JOIN pages p ON p.range = r.id
+             CROSS JOIN ranges r ON r.unit = u.id CROSS JOIN pages p ON p.range = r.id
              WHERE u.session IN (SELECT value FROM json_each(?))
-             ORDER BY u.session, p.kind, u.window, r.first_day, p.seq",
+             ORDER BY u.session, u.window, r.first_day, r.id, p.seq, p.kind",
         )
         .bind(&ids)
         .fetch(&mut self.connection);
         let mut index = PageIndex::default();
         while let Some(row) = rows.try_next().await? {
             index.0.entry(row.try_get("session")?).or_default().push(page_ref(&row)?);
+        }
+        for pages in index.0.values_mut() {
+            pages.sort_by_key(|page| page.kind);
         }
         Ok(index)
     }
@@ -361,29 +360,33 @@ impl Reader {
         Ok(bytes as u64)
     }
 
-    pub async fn windows(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
-        let rows = sqlx::query(
-            "SELECT w.idx, w.first_day, w.last_day,
-                    (SELECT count(*) FROM units u WHERE u.window = w.idx AND u.listed) AS units,
-                    coalesce(sum(CASE WHEN p.kind = 0 THEN p.items END), 0) AS m0,
-                    coalesce(sum(CASE WHEN p.kind = 1 THEN p.items END), 0) AS m1,
-                    coalesce(sum(CASE WHEN p.kind = 2 THEN p.items END), 0) AS m2
-             FROM windows w LEFT JOIN ranges r ON r.window = w.idx LEFT JOIN pages p ON p.range = r.id
-             GROUP BY w.idx ORDER BY w.idx",
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
+    /// The windows as planned, oldest first: number, first day, last day.
+    pub async fn windows(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
+        let rows = sqlx::query("SELECT idx, first_day, last_day FROM windows ORDER BY idx")
+            .fetch_all(&mut self.connection)
+            .await?;
         rows.iter()
-            .map(|row| {
-                Ok(WindowCount {
-                    idx: row.try_get("idx")?,
-                    from: date(row, "first_day")?,
-                    to: date(row, "last_day")?,
-                    units: number(row, "units")?,
-                    items: [number(row, "m0")?, number(row, "m1")?, number(row, "m2")?],
-                })
-            })
+            .map(|row| Ok((row.try_get("idx")?, date(row, "first_day")?, date(row, "last_day")?)))
             .collect()
+    }
+
+    /// A query for each window: one that groups all pages would have to sort them.
+    pub async fn window_counts(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
+        let mut counts = Vec::new();
+        for (window, from, to) in self.windows().await? {
+            let units = self.units_listed(window).await?;
+            let row = sqlx::query(
+                "SELECT sum(p.items) FILTER (WHERE p.kind = 0) AS m0, sum(p.items) FILTER (WHERE p.kind = 1) AS m1,
+                        sum(p.items) FILTER (WHERE p.kind = 2) AS m2
+                 FROM ranges r CROSS JOIN pages p ON p.range = r.id WHERE r.window = ?",
+            )
+            .bind(window)
+            .fetch_one(&mut self.connection)
+            .await?;
+            let items = [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?];
+            counts.push(WindowCount { from, to, units, items });
+        }
+        Ok(counts)
     }
 
     /// Failures after `after` (listings first, then sessions' days), at most `most`.

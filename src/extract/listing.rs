@@ -29,9 +29,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let mut reader = shared.location.open_reader().await?;
     let windows = reader.windows().await?;
     try_join_all(
-        windows
-            .iter()
-            .map(|window| list_window(shared, window.idx, DateRange { from: window.from, to: window.to })),
+        windows.into_iter().map(|(window, from, to)| list_window(shared, window, DateRange { from, to })),
     )
     .await?;
     for (window, from, to) in reader.days_not_listed().await? {

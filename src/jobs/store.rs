@@ -120,6 +120,8 @@ impl JobStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30))
+            // Nothing goes to /tmp, which may be read-only.
+            .pragma("temp_store", "memory")
             .pragma("cache_size", "-1000");
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::raw_sql(

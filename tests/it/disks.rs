@@ -29,6 +29,20 @@ fn everything(sim: &Simulator) -> Value {
     json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
 }
 
+/// The service in a mount namespace of its own, after these commands. `None` where the machine allows none.
+async fn with_mounts(setup: &Setup, commands: &str) -> Option<Service> {
+    let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
+    let allowed = Command::new(namespace[0]).args(&namespace[1..]).arg("true").status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this machine allows no mount namespaces");
+        return None;
+    }
+    std::fs::create_dir_all(&setup.data).unwrap();
+    let script = format!("{commands} && exec \"$@\"");
+    let wrapper = namespace.into_iter().chain(["sh", "-c", &script, "sh"]).map(str::to_owned).collect();
+    Some(Setup { wrapper, ..setup.clone() }.start().await)
+}
+
 /// A disk of its own for the service: a small tmpfs in a mount namespace. `None` where the machine allows none.
 struct SmallDisk {
     service: Service,
@@ -38,17 +52,8 @@ struct SmallDisk {
 
 impl SmallDisk {
     async fn start(setup: &Setup, mebibytes: u32) -> Option<Self> {
-        let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
-        if !allowed.is_ok_and(|status| status.success()) {
-            eprintln!("skipped: this machine allows no mount namespaces");
-            return None;
-        }
-        std::fs::create_dir_all(&setup.data).unwrap();
-        let script =
-            format!("mount -t tmpfs -o size={mebibytes}m tmpfs '{}' && exec \"$@\"", setup.data.display());
-        let wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
-        let setup = Setup { wrapper: wrapper.map(str::to_owned).to_vec(), ..setup.clone() };
-        let service = setup.start().await;
+        let mount = format!("mount -t tmpfs -o size={mebibytes}m tmpfs '{}'", setup.data.display());
+        let service = with_mounts(setup, &mount).await?;
         let inside = setup.data.strip_prefix("/").unwrap();
         let path = Path::new("/proc").join(service.child.id().to_string()).join("root").join(inside);
         Some(Self { service, path })
@@ -117,6 +122,28 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
             assert_eq!(sim.stats().requests, before, "nothing is fetched again: {job:#}");
         }
     }
+}
+
+/// As in a container with a read-only root.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_that_is_written_goes_to_the_data_directory() {
+    // Full list pages: SQLite puts more aside for those than it keeps in memory by itself.
+    let account = SimSettings { sessions: 3_000, messages: 9_000, ..SimSettings::default() };
+    let sim = Simulator::start(account).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path()).with("ZOOM_RATE_LIMIT", "0");
+    let mounts = format!(
+        "for place in /tmp /var/tmp; do mount --bind $place $place || exit; done && mount --bind '{data}' '{data}' &&
+         mount -o remount,bind,ro /tmp && mount -o remount,bind,ro /var/tmp && cd /proc",
+        data = setup.data.display()
+    );
+    let Some(service) = with_mounts(&setup, &mounts).await else { return };
+    let id = service.submit(&everything(&sim)).await;
+    let job = service.finished(&id).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let days = (sim.dataset().first_day(), sim.dataset().last_day());
+    let archive = service.archive(&id).await;
+    assert_whole(&archive, sim.dataset(), days, ItemOptions::default(), &Missing::default());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
