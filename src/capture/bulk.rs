@@ -152,17 +152,23 @@ async fn list_sessions(
 ) -> Result<Effect, CaptureError> {
     let last: i64 =
         sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions").fetch_one(&mut **tx).await?;
-    // The info of the latest window that lists a session wins.
+    // The info of the latest window that lists a session wins; what loses is not written.
     let mut upsert = QueryBuilder::new("INSERT INTO sessions (zoom_id, window, info) ");
     upsert.push_values(sessions, |mut row, session| {
         row.push_bind(&session.zoom_id).push_bind(window).push_bind(&session.info);
     });
     upsert.push(
-        " ON CONFLICT (zoom_id) DO UPDATE SET
-              info = CASE WHEN excluded.window >= window THEN excluded.info ELSE info END,
-              window = max(window, excluded.window) RETURNING id",
+        " ON CONFLICT (zoom_id) DO UPDATE SET info = excluded.info, window = excluded.window
+          WHERE excluded.window >= window",
     );
-    let ids: Vec<i64> = upsert.build_query_scalar().persistent(false).fetch_all(&mut **tx).await?;
+    upsert.build().persistent(false).execute(&mut **tx).await?;
+    let zoom_ids: Vec<&str> = sessions.iter().map(|session| &session.zoom_id[..]).collect();
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "SELECT s.id FROM json_each(?) AS listed CROSS JOIN sessions s ON s.zoom_id = listed.value",
+    )
+    .bind(json!(zoom_ids).to_string())
+    .fetch_all(&mut **tx)
+    .await?;
     let ids = json!(ids).to_string();
     let (new_sessions, reopened): (i64, i64) = sqlx::query_as(
         "SELECT coalesce(sum(s.id > ?2), 0),

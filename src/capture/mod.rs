@@ -233,12 +233,12 @@ impl Location {
             .busy_timeout(Duration::from_secs(30))
             // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
             .page_size(1_024)
-            .pragma("wal_autocheckpoint", "4000")
+            .pragma("wal_autocheckpoint", "16000")
             .pragma("cache_size", "-2000")
             // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
             // no statement sorts what grows with the account.
             .pragma("temp_store", "memory")
-            .pragma("journal_size_limit", "8388608")
+            .pragma("journal_size_limit", "16777216")
     }
 }
 

@@ -95,8 +95,11 @@ pub(super) async fn follow(
                 outlook.is(to_come.min(f64::from(observed.pages) * split::TRUSTED));
                 let pace = shared.pace();
                 chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-                let split = split::under_way(days, &observed, pace, now)
-                    .or_else(|| split::when_idle(days, &observed, idle, now));
+                let split = split::under_way(days, &observed, pace, now).or_else(|| {
+                    let chains = shared.chains.load(Relaxed).max(1);
+                    let all_to_come = context.progress.requests_to_come(&context.lane.traffic)?;
+                    split::when_idle(days, &observed, all_to_come / chains as f64, idle.div_ceil(chains), now)
+                });
                 if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&observed))) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
                     chain.uncount(shared);
@@ -308,6 +311,9 @@ impl Pages {
             segments: page.segments,
             repeats: page.repeats,
         };
+        if self.urgent.is_none() {
+            shared.wait_for_others().await;
+        }
         shared.count(&shared.writer.commit(change).await?);
         for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {
             counter.fetch_add(items, Relaxed);

@@ -25,6 +25,10 @@ use crate::clock::SharedClock;
 use crate::zoom::client::Effort;
 use crate::zoom::{Failure, FailureKind, Lane};
 
+/// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
+/// few pages as for one.
+const BEAT: Duration = Duration::from_millis(50);
+
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
@@ -97,6 +101,8 @@ pub(super) struct Shared {
     listed: AtomicBool,
     /// How many more chains could be followed, if there were any.
     pub idle: AtomicUsize,
+    /// How many chains are followed.
+    pub chains: AtomicUsize,
     /// Requests that splitting has cost.
     spent_on_splits: AtomicU64,
     /// Chains taken up in the middle read their last page, each through a connection of its own.
@@ -119,6 +125,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         found: Notify::new(),
         listed: AtomicBool::new(false),
         idle: AtomicUsize::new(0),
+        chains: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
         taking_up: Semaphore::new(4),
     });
@@ -289,6 +296,7 @@ impl Shared {
             let useful = self.context.lane.useful_requests();
             let idle = if nothing_else { useful.saturating_sub(chains.len()) } else { 0 };
             self.idle.store(idle, Ordering::Relaxed);
+            self.chains.store(chains.len(), Ordering::Relaxed);
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
                     Ok(Some(followed)) => feed.put_first(followed?),
@@ -316,7 +324,7 @@ impl Shared {
         let rest_of_run = progress.requests_to_come(&lane.traffic).map_or(Duration::MAX, |to_come| {
             Duration::from_secs_f64(to_come / lane.most_requests_per_second())
         });
-        Pace { latency: lane.latency(), rest_of_run }
+        Pace { latency: lane.time_of_a_page(), rest_of_run }
     }
 
     /// Whether a split may cost so much; if so, it is taken to be made.
@@ -326,6 +334,15 @@ impl Shared {
         let requests = lane.traffic.requests.load(Ordering::Relaxed) + to_come as u64;
         let spend = |spent| split::affordable(costs, spent, requests).then_some(spent + costs);
         self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
+    }
+
+    /// Until the next beat, where that holds nothing up: pages that arrive between two beats are committed together.
+    pub(super) async fn wait_for_others(&self) {
+        let RunContext { lane, clock, .. } = &self.context;
+        if lane.has_time_for(BEAT) {
+            let since_the_last = clock.elapsed().as_nanos() % BEAT.as_nanos();
+            clock.sleep(BEAT - Duration::from_nanos(since_the_last as u64)).await;
+        }
     }
 
     /// Counts what a committed change did.

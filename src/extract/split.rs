@@ -22,7 +22,7 @@ const IDLE_PART_PAGES: f64 = 8.0;
 /// The fewest pages a part is planned to have.
 const PART_PAGES: f64 = 16.0;
 /// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
-pub const TRUSTED: f64 = 24.0;
+pub const TRUSTED: f64 = 64.0;
 /// A chain that would take this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
@@ -119,12 +119,13 @@ pub fn under_way(range: DateRange, seen: &Seen, pace: Pace, now: Timestamp) -> O
     Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
 }
 
-/// Cuts a chain under way when there is nothing else left to do and callers stand idle: then pages asked for twice
-/// cost no time, and only what is to come must be worth it.
-pub fn when_idle(range: DateRange, seen: &Seen, idle: usize, now: Timestamp) -> Option<Split> {
+/// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
+/// asked for twice cost no time, and only what is to come must be worth it. That is not less than the `mean` of all
+/// chains under way, so that the longest are cut first.
+pub fn when_idle(range: DateRange, seen: &Seen, mean: f64, idle: usize, now: Timestamp) -> Option<Split> {
     let expected = seen.expected_pages(range, now)?;
     let to_come = expected - f64::from(seen.pages);
-    if to_come < IDLE_PART_PAGES * 2.0 || f64::from(seen.pages) > to_come {
+    if to_come < mean.max(IDLE_PART_PAGES * 2.0) || f64::from(seen.pages) > to_come {
         return None;
     }
     let parts = evenly(range, ((expected / IDLE_PART_PAGES) as usize).min(idle + 1))?;
@@ -228,14 +229,16 @@ mod tests {
     #[test]
     fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
         let parts = |pages, days, idle| {
-            when_idle(month(), &seen(pages, days), idle, later()).map(|split| split.parts.len())
+            when_idle(month(), &seen(pages, days), 30.0, idle, later()).map(|split| split.parts.len())
         };
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
         assert_eq!(parts(4, 3.0, 0), None, "nobody is idle");
-        assert_eq!(parts(20, 15.0, 20), Some(5), "21 pages to come");
-        assert_eq!(parts(20, 16.0, 20), None, "half of it is there already");
-        assert_eq!(parts(2, 6.0, 20), None, "8 pages to come");
+        assert_eq!(parts(40, 15.0, 20), Some(10), "43 pages to come");
+        assert_eq!(parts(40, 16.0, 20), None, "half of it is there already");
+        assert_eq!(parts(4, 3.8, 20), None, "29 pages to come, others have more");
+        let all_short = when_idle(month(), &seen(2, 6.0), 0.0, 20, later());
+        assert_eq!(all_short, None, "8 pages to come");
     }
 
     #[test]

@@ -116,6 +116,11 @@ impl Account {
         &self.budget
     }
 
+    /// Whether a limit is what holds jobs up, so that processors have time for more than reading pages.
+    pub fn is_paced(&self) -> bool {
+        self.budget.limit().is_some()
+    }
+
     /// Why nothing is being asked at the moment, if so.
     pub fn waiting(&self) -> Option<Waiting> {
         self.budget.waiting().or_else(|| self.outage.waiting())
@@ -218,7 +223,7 @@ pub struct Lane {
 /// Without pacing the processors are the limit; this many pages a second is about what two of them read.
 const UNPACED: f64 = 1_500.0;
 /// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
-const UNPACED_BYTES: u64 = 3 << 20;
+const UNPACED_BYTES: u64 = 1 << 20;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
 /// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
@@ -235,13 +240,12 @@ impl Drop for Lane {
 
 impl Lane {
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly. Without a limit some more, so that pages are committed by the dozen, but not more
-    /// than a few megabytes.
+    /// over, since answers come unevenly. Without a limit as many as a few megabytes hold, so that pages are committed by
+    /// the dozen.
     pub fn useful_requests(&self) -> usize {
-        let under_way = (self.limit() * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2;
         let useful = match self.account.budget.limit() {
-            Some(_) => under_way,
-            None => (under_way + 14).min(self.answers_in(UNPACED_BYTES).max(4)),
+            Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
+            None => self.answers_in(UNPACED_BYTES).max(4),
         };
         useful.min(self.account.settings.in_flight)
     }
@@ -269,10 +273,26 @@ impl Lane {
         self.account.budget.limit().unwrap_or(UNPACED)
     }
 
+    /// Whether the limit is what holds this job up, so that whoever has an answer may take so long before asking again:
+    /// others stand in line meanwhile.
+    pub fn has_time_for(&self, pause: Duration) -> bool {
+        let turns = |limit| limit * pause.as_secs_f64();
+        self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
+    }
+
     /// How many of the answers received so far have so many bytes, on average.
     fn answers_in(&self, bytes: u64) -> usize {
         let Traffic { requests, bytes: received, .. } = &self.traffic;
         (bytes * requests.load(Relaxed).max(1) / received.load(Relaxed).max(1)) as usize
+    }
+
+    /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
+    pub fn time_of_a_page(&self) -> Duration {
+        let in_turn = self.useful_requests() as f64 / UNPACED;
+        match self.account.budget.limit() {
+            Some(_) => self.latency(),
+            None => self.latency().max(Duration::from_secs_f64(in_turn)),
+        }
     }
 
     /// How long an answer takes at the moment.

@@ -61,6 +61,11 @@ impl Line {
         };
         turn.await.expect("a turn is handed on as long as anyone waits")
     }
+
+    /// How many stand in line.
+    pub fn waiting(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+    }
 }
 
 impl State {
