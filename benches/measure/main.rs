@@ -1,7 +1,8 @@
 //! What this project promises, measured: the real binary against the simulator in another process, as ratios.
 //!
 //! `cargo bench --bench measure` runs everything (about an hour); `-- NAME ...` runs some, `-- list` names them. Prints
-//! one line a result and, at the end, all of them as JSON. Nothing here asserts: figures are for people to compare.
+//! the figures of each as they come and, at the end, a table of all jobs and everything as JSON. Nothing here asserts: figures are for
+//! people to compare.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
 #![expect(clippy::print_stdout, reason = "the figures are the result")]
@@ -20,17 +21,19 @@ type Measurement = (&'static str, fn() -> LocalBoxFuture<'static, Value>);
 const USUAL: Profile = Profile::USUAL;
 const UNPACED: Profile = Profile::UNPACED;
 
-const ALL: [Measurement; 21] = [
-    // Against the limit, over two to five minutes each.
-    ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 380_000, ..USUAL }))),
+const ALL: [Measurement; 23] = [
+    // Against the limit, over five minutes each.
+    ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 470_000, ..USUAL }))),
     ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
     ("heavy-tailed", || {
         Box::pin(jobs::ratios(Profile { messages: 1_650_000, heaviest_share: 0.5, ..USUAL }))
     }),
     ("high-latency", || {
-        Box::pin(jobs::ratios(Profile { messages: 1_400_000, latency_ms: 800, jitter_ms: 300, ..USUAL }))
+        Box::pin(jobs::ratios(Profile { messages: 1_680_000, latency_ms: 800, jitter_ms: 300, ..USUAL }))
     }),
-    ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_500_000, faults: "light", ..USUAL }))),
+    ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_560_000, faults: "light", ..USUAL }))),
+    ("wide-60", || Box::pin(jobs::ratios(Profile { messages: 42_000, sessions: 10_500, ..USUAL }))),
+    ("long-messages-60", || Box::pin(jobs::ratios(Profile { messages: 1_100_000, text_scale: 20, ..USUAL }))),
     ("sharing", || Box::pin(jobs::sharing())),
     ("many-jobs", || Box::pin(jobs::many_jobs())),
     ("neighbour", || Box::pin(jobs::neighbour())),
@@ -58,6 +61,43 @@ const ALL: [Measurement; 21] = [
     ("soak", || Box::pin(serving::soak())),
 ];
 
+/// What every job has, or could have, and how that is headed in the table.
+const COLUMNS: [(&str, &str); 10] = [
+    ("efficiency", "of limit"),
+    ("requests_over_least", "of least"),
+    ("answers_429_share", "429s"),
+    ("wall_s", "seconds"),
+    ("cpu_s_per_1000_pages", "CPU/1000"),
+    ("json_mb_per_s", "MB/s"),
+    ("assembly_raw_mb_per_s", "assembly"),
+    ("assembly_over_copy", "of copy"),
+    ("written_per_archive_byte", "written"),
+    ("peak_rss_mib", "MiB"),
+];
+
+/// One line a job.
+fn table(results: &Map<String, Value>, of: &str) {
+    for (name, result) in results {
+        let Value::Object(figures) = result else { continue };
+        if figures.contains_key("cpu_s_per_1000_pages") {
+            let cells = COLUMNS.map(|(key, _)| figures.get(key).map_or(String::new(), Value::to_string));
+            println!("{:<24}{}", format!("{of}{name}"), cells.map(|cell| format!("{cell:>10}")).concat());
+        } else {
+            table(figures, &format!("{name} "));
+        }
+    }
+}
+
+/// One line a figure.
+fn tell(result: &Value, of: &str) {
+    match result {
+        Value::Object(members) => {
+            members.iter().for_each(|(name, value)| tell(value, &format!("{of} {name}")))
+        }
+        figure => println!("  {:<44}{figure}", of.replace('_', " ")),
+    }
+}
+
 fn main() {
     // Cargo passes `--bench`.
     let wanted: Vec<String> =
@@ -73,9 +113,12 @@ fn main() {
     for (name, measure) in ALL {
         if wanted.is_empty() || wanted.iter().any(|one| one == name) {
             let result = runtime.block_on(measure());
-            println!("{name}: {result}");
+            println!("{name}");
+            tell(&result, "");
             results.insert(name.to_owned(), result);
         }
     }
-    println!("{:#}", Value::Object(results));
+    println!("\n{:<24}{}", "", COLUMNS.map(|(_, head)| format!("{head:>10}")).concat());
+    table(&results, "");
+    println!("\n{:#}", Value::Object(results));
 }

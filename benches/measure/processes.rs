@@ -236,10 +236,13 @@ impl Service {
         ticks / 100.0
     }
 
-    /// Bytes this process caused to be written to the disk.
+    /// Bytes this process caused to be written to the disk, without those of files that were gone before it came to that.
     pub fn written_bytes(&self) -> f64 {
         let io = self.proc("io");
-        io.lines().find_map(|line| line.strip_prefix("write_bytes:")).unwrap().trim().parse().unwrap()
+        let bytes = |name: &str| -> f64 {
+            io.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
+        };
+        bytes("write_bytes:") - bytes("cancelled_write_bytes:")
     }
 }
 
