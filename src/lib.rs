@@ -9,7 +9,7 @@
 //! everything a user takes away is a pure function of the capture.
 //!
 //! # Who may import whom
-//! `zoom -> clock`, `capture -> nothing`, `archive -> capture`, `extract -> zoom, capture, clock`,
+//! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> all but
 //! cli`, `cli -> app, sim, config`. `sim` imports nothing of ours. `clock`, `json` and `telemetry` are leaves.
 //! A test walks `src/` and fails on any other edge.

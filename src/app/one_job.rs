@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{AppError, lock};
 use crate::archive::{
-    ArchiveError, AssembleInput, FailureLine, assemble_directory, assemble_zip, failures_page,
+    ArchiveError, AssembleInput, FailureLine, alongside, assemble_directory, assemble_zip, failures_page,
 };
 use crate::capture::{CaptureError, Location};
 use crate::clock::SharedClock;
@@ -142,25 +142,28 @@ impl OneJob {
             settings: self.settings,
             clock: self.clock.clone(),
             cancel: cancel.clone(),
+            listed: CancellationToken::new(),
         };
-        let outcome = {
-            let running = extract::run(context);
+        let input = AssembleInput { directory: self.directory.clone(), cancel };
+        let (outcome, begun) = {
+            let listed = self.account.is_paced().then(|| context.listed.clone());
+            let running = alongside(extract::run(context), &input, listed, &self.clock);
             tokio::pin!(running);
             loop {
                 tokio::select! {
-                    outcome = &mut running => break outcome?,
+                    ended = &mut running => break ended,
                     () = self.clock.sleep(REPORT_EVERY) => report(&figures()),
                 }
             }
         };
+        let outcome = outcome?;
         progress.load(&outcome.counts);
         let last = figures();
         report(&last);
-        let input = AssembleInput { directory: self.directory.clone(), cancel };
         match &self.output {
-            Output::Directory(target) => assemble_directory(input, target.clone()).await?,
+            Output::Directory(target) => assemble_directory(input, begun, target.clone()).await?,
             Output::Zip(target) => {
-                assemble_zip(input, target.clone()).await?;
+                assemble_zip(input, begun, target.clone()).await?;
             }
         }
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;

@@ -4,9 +4,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Begun;
 use super::directory::{DirectoryEntry, DirectorySink};
 use super::hash::{self, Hashing, SessionHashes};
 use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SessionFrame, SessionInfo};
@@ -34,10 +36,14 @@ pub struct AssembleInput {
 }
 
 /// Makes the zip at `target`: written beside it under a temporary name, synced, renamed.
-pub async fn assemble_zip(input: AssembleInput, target: PathBuf) -> Result<ArchiveFile, ArchiveError> {
+pub async fn assemble_zip(
+    input: AssembleInput,
+    begun: Begun,
+    target: PathBuf,
+) -> Result<ArchiveFile, ArchiveError> {
     on_own_thread(move || async move {
         let temporary = target.with_extension("zip.tmp");
-        let made = write_zip(&input, &temporary).await;
+        let made = write_zip(input, begun, &temporary).await;
         if made.is_err() {
             // Best effort: a sweep at start removes what could not be removed now.
             let _ = std::fs::remove_file(&temporary);
@@ -51,19 +57,28 @@ pub async fn assemble_zip(input: AssembleInput, target: PathBuf) -> Result<Archi
 }
 
 /// Makes the same files in the directory `target`.
-pub async fn assemble_directory(input: AssembleInput, target: PathBuf) -> Result<(), ArchiveError> {
+pub async fn assemble_directory(
+    input: AssembleInput,
+    begun: Begun,
+    target: PathBuf,
+) -> Result<(), ArchiveError> {
     on_own_thread(move || async move {
-        let assembly = Assembly::begin(&input).await?;
-        let mut sink = DirectorySink::new(&input.directory.join("output"))?;
+        let output = input.directory.join("output");
+        let assembly = Assembly::go_on(input, begun).await?;
+        let mut sink = DirectorySink::new(&output)?;
         assembly.pour(&mut sink).await?;
         sink.publish(&target)
     })
     .await
 }
 
-async fn write_zip(input: &AssembleInput, temporary: &Path) -> Result<ArchiveFile, ArchiveError> {
-    let assembly = Assembly::begin(input).await?;
+async fn write_zip(
+    input: AssembleInput,
+    begun: Begun,
+    temporary: &Path,
+) -> Result<ArchiveFile, ArchiveError> {
     let directory = input.directory.join("directory.tmp");
+    let assembly = Assembly::go_on(input, begun).await?;
     let working = File::options().read(true).write(true).create(true).truncate(true).open(&directory)?;
     // Unlinked while open is fine on every Unix; nothing of it is wanted again.
     std::fs::remove_file(directory)?;
@@ -85,7 +100,7 @@ fn sync_parent(path: &Path) -> std::io::Result<()> {
 }
 
 /// Inflating and hashing would hold up the threads that serve sockets.
-async fn on_own_thread<T, F, W>(work: W) -> Result<T, ArchiveError>
+pub(super) async fn on_own_thread<T, F, W>(work: W) -> Result<T, ArchiveError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, ArchiveError>>,
@@ -188,30 +203,50 @@ pub async fn failures_page(
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }
 
-struct Assembly<'a> {
-    input: &'a AssembleInput,
+/// An archive that is being made.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    input: AssembleInput,
     reader: Reader,
     scratch: Scratch,
     facts: Facts,
 }
 
-impl<'a> Assembly<'a> {
-    async fn begin(input: &'a AssembleInput) -> Result<Self, ArchiveError> {
+impl Assembly {
+    /// All sessions must be known.
+    pub(super) async fn begin(input: AssembleInput) -> Result<Self, ArchiveError> {
         let mut reader = Location::in_directory(&input.directory).open_reader().await?;
         let facts = Facts::read(&mut reader).await?;
-        let sessions = reader.counts().await?.sessions_total;
-        let needed = reader.packed_bytes().await? * 2 + sessions * 2_048;
-        let stat = rustix::fs::statvfs(&input.directory).map_err(std::io::Error::from)?;
+        let scratch = Scratch::create(&input.directory).await?;
+        let mut assembly = Self { input, reader, scratch, facts };
+        assembly.name_sessions().await?;
+        Ok(assembly)
+    }
+
+    /// Everything must be there.
+    async fn go_on(input: AssembleInput, begun: Begun) -> Result<Self, ArchiveError> {
+        let mut assembly = match begun.0 {
+            Some(assembly) => assembly,
+            None => Self::begin(input).await?,
+        };
+        assembly.facts = Facts::read(&mut assembly.reader).await?;
+        assembly.check_room().await?;
+        Ok(assembly)
+    }
+
+    async fn check_room(&mut self) -> Result<(), ArchiveError> {
+        let sessions = self.reader.counts().await?.sessions_total;
+        let needed = self.reader.packed_bytes().await? * 2 + sessions * 2_048;
+        let stat = rustix::fs::statvfs(&self.input.directory).map_err(std::io::Error::from)?;
         let free = stat.f_bavail * stat.f_frsize;
         if free < needed + KEEP_FREE {
             return Err(ArchiveError::NoRoom {
                 needed: needed + KEEP_FREE,
                 free,
-                path: input.directory.clone(),
+                path: self.input.directory.clone(),
             });
         }
-        let scratch = Scratch::create(&input.directory).await?;
-        Ok(Self { input, reader, scratch, facts })
+        Ok(())
     }
 
     /// Both passes: everything goes into the sink.
@@ -251,32 +286,10 @@ impl<'a> Assembly<'a> {
         if self.input.cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
     }
 
-    /// Names and hashes every file.
+    /// Hashes every file that is not hashed yet.
     async fn hash_all(&mut self) -> Result<(), ArchiveError> {
-        self.name_sessions().await?;
-        let mut after = 0;
-        loop {
-            let sessions = self.reader.sessions(after, AT_A_TIME).await?;
-            let Some(last) = sessions.last() else { break };
-            let keys = self.scratch.keys(after, last.id).await?;
-            after = last.id;
-            let ids: Vec<i64> = sessions.iter().map(|session| session.id).collect();
-            let index = self.reader.page_index(&ids).await?;
-            let framed: Vec<(SessionFrame, &[PageRef])> = sessions
-                .iter()
-                .map(|session| (self.frame(session, index.of(session.id)), index.of(session.id)))
-                .collect();
-            let hashes = hash::sessions(&framed, self.reader.segments(), &self.input.cancel)?;
-            let mut named = Vec::with_capacity(sessions.len() * 2);
-            let mut lines = Vec::with_capacity(sessions.len());
-            for ((session, key), hashes) in sessions.iter().zip(&keys).zip(hashes) {
-                let (entries, line) = name_files(session, key, index.of(session.id), hashes);
-                named.extend(entries);
-                lines.push((session.id, line));
-            }
-            self.scratch.add_entries(&named).await?;
-            self.scratch.add_lines(&lines).await?;
-        }
+        let threads = available_parallelism().map_or(1, usize::from);
+        self.hash_sessions(false, threads, &CancellationToken::new()).await?;
         for (name, document) in [
             (layout::SUMMARY, Document::Summary),
             (layout::SESSIONS, Document::Sessions),
@@ -291,6 +304,57 @@ impl<'a> Assembly<'a> {
         let content = Content::Document(Document::Sums);
         let sums = Named { name: layout::SUMS.to_owned(), content, sha256: None };
         Ok(self.scratch.add_entries(&[sums]).await?)
+    }
+
+    /// Hashes the files of sessions that are not hashed yet, of all or of those that are complete, until told to stop.
+    pub(super) async fn hash_sessions(
+        &mut self,
+        only_complete: bool,
+        threads: usize,
+        stop: &CancellationToken,
+    ) -> Result<(), ArchiveError> {
+        let mut after = 0;
+        while !stop.is_cancelled() {
+            let mut ids = self.reader.session_numbers(after, only_complete, AT_A_TIME).await?;
+            let Some(last) = ids.last() else { break };
+            after = *last;
+            let added = self.scratch.added(&ids).await?;
+            ids.retain(|id| !added.contains(id));
+            if !ids.is_empty() {
+                self.hash_these(&ids, threads).await?;
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) async fn hashed(
+        &mut self,
+        ids: &[i64],
+    ) -> Result<std::collections::HashSet<i64>, ArchiveError> {
+        Ok(self.scratch.added(ids).await?)
+    }
+
+    async fn hash_these(&mut self, ids: &[i64], threads: usize) -> Result<(), ArchiveError> {
+        let sessions = self.reader.sessions_numbered(ids).await?;
+        let keys = self.scratch.keys(ids).await?;
+        let index = self.reader.page_index(ids).await?;
+        let all_of = |id: &i64| Some((sessions.get(id)?, &keys.get(id)?[..], index.of(*id)));
+        let sessions: Vec<(&SessionRow, &str, &[PageRef])> =
+            ids.iter().map(|id| all_of(id).ok_or_else(|| gone(*id))).collect::<Result<_, _>>()?;
+        let framed: Vec<(SessionFrame, &[PageRef])> =
+            sessions.iter().map(|(session, _, pages)| (self.frame(session, pages), *pages)).collect();
+        let hashes = hash::sessions(&framed, self.reader.segments(), threads, &self.input.cancel)?;
+        let mut named = Vec::with_capacity(ids.len() * 2);
+        let mut lines = Vec::with_capacity(ids.len());
+        for ((session, key, pages), hashes) in sessions.into_iter().zip(hashes) {
+            let (entries, line) = name_files(session, key, pages, hashes);
+            named.extend(entries);
+            lines.push((session.id, line));
+        }
+        self.scratch.add_entries(&named).await?;
+        self.scratch.add_lines(&lines).await?;
+        Ok(())
     }
 
     async fn name_sessions(&mut self) -> Result<(), ArchiveError> {

@@ -1,7 +1,6 @@
 //! The first pass over the messages: the SHA-256 of every file, before the first byte of the archive is written.
 
 use std::sync::mpsc::{self, Receiver};
-use std::thread::available_parallelism;
 
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -11,8 +10,11 @@ use super::assemble::Text;
 use super::render::{AFTER_ITEMS, BEFORE_ITEMS, SessionFrame};
 use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
-/// Pages inflated by one thread and waiting to be hashed.
-const AHEAD: usize = 2;
+/// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
+/// are worth.
+const BATCH: u64 = 256 << 10;
+/// Batches inflated by one thread and waiting to be hashed.
+const AHEAD: usize = 1;
 
 pub type Sha256Digest = [u8; 32];
 
@@ -34,36 +36,43 @@ impl Text for Hashing {
 }
 
 /// Of a session's own file, and of the file of each kind of which it has any item.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct SessionHashes {
     pub whole: Sha256Digest,
     pub items: [Option<Sha256Digest>; 3],
 }
 
-type Inflated = Result<Vec<u8>, CaptureError>;
+type Inflated = Result<Vec<Vec<u8>>, CaptureError>;
 
-/// Hashes the files of these sessions. Each segment is inflated once, on one of as many threads as there are processors
-/// and a little ahead of this one, and feeds two hashes. That goes page by page, so that one giant session keeps all of
-/// them busy as well.
+/// Hashes the files of these sessions. Each segment is inflated once, on one of so many threads and a little ahead of this
+/// one, and feeds two hashes. That goes batch by batch of pages, so that one giant session keeps all of them busy as well.
 pub fn sessions(
     sessions: &[(SessionFrame, &[PageRef])],
     segments: &SegmentReader,
+    threads: usize,
     cancel: &CancellationToken,
 ) -> Result<Vec<SessionHashes>, ArchiveError> {
+    let pages: Vec<&PageRef> = sessions.iter().flat_map(|(_, pages)| *pages).collect();
+    let batches = in_batches(&pages);
     std::thread::scope(|scope| {
-        let threads = available_parallelism().map_or(1, usize::from);
+        let threads = threads.min(batches.len());
         let inflating = (0..threads).map(|nth| {
             let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
-            let mut pages = sessions.iter().flat_map(|(_, pages)| *pages).skip(nth).step_by(threads);
+            let mut own = batches.iter().skip(nth).step_by(threads);
+            let inflate = |batch: &[&PageRef]| batch.iter().map(|page| segments.inflated(page)).collect();
             // Nobody takes any more once one could not be read, or the job was cancelled.
-            scope.spawn(move || pages.try_for_each(|page| sender.send(segments.inflated(page))));
+            scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
             inflated
         });
         let inflating: Vec<Receiver<Inflated>> = inflating.collect();
         let mut in_turn = inflating.iter().cycle();
-        let mut next = || {
-            let inflated = in_turn.next().expect("there is a thread").recv();
-            Ok(inflated.map_err(std::io::Error::other)??)
+        let mut batch = Vec::new().into_iter();
+        let mut next = || loop {
+            if let Some(raw) = batch.next() {
+                return Ok(raw);
+            }
+            let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
+            batch = inflated.map_err(std::io::Error::other)??.into_iter();
         };
         sessions
             .iter()
@@ -75,6 +84,22 @@ pub fn sessions(
             })
             .collect()
     })
+}
+
+/// Cuts into stretches of at most so many bytes, or one page.
+fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
+    let mut batches = Vec::new();
+    while !pages.is_empty() {
+        let mut bytes = 0;
+        let fitting = pages.iter().take_while(|page| {
+            bytes += page.raw_len;
+            bytes <= BATCH
+        });
+        let (batch, rest) = pages.split_at(fitting.count().max(1));
+        batches.push(batch);
+        pages = rest;
+    }
+    batches
 }
 
 /// The pages come in the order of kinds.

@@ -1,8 +1,10 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
 //! `layout` names entries, `render` makes the small documents, `assemble` puts it all together into a sink: a zip
-//! (`zip`) or a directory (`directory`). Asks nothing of Zoom and takes no time but the capture's own.
+//! (`zip`) or a directory (`directory`); `ahead` begins with that while the rest is still being fetched. Asks nothing of
+//! Zoom, and no time but the capture's own goes into an archive.
 
+mod ahead;
 mod assemble;
 mod directory;
 mod hash;
@@ -14,6 +16,7 @@ mod zip;
 
 use std::path::PathBuf;
 
+pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble_directory, assemble_zip, failures_page};
 pub use render::FailureLine;
 

@@ -2,9 +2,11 @@
 //!
 //! A throw-away SQLite file beside the capture, so that memory does not grow with the number of sessions.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use futures_util::TryStreamExt;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, QueryBuilder, Row};
@@ -60,8 +62,9 @@ pub struct Named {
 /// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys
 /// that are less plain.
 fn folded(name: &str) -> i64 {
-    let [a, b, c, d, e, f, g, h, ..] = Sha256Digest::from(Sha256::digest(name.to_lowercase()));
-    i64::from_le_bytes([a, b, c, d, e, f, g, h])
+    let digest = Sha256::digest(name.to_lowercase());
+    let first = digest.first_chunk().expect("a digest has 32 bytes");
+    i64::from_le_bytes(*first)
 }
 
 #[derive(Debug)]
@@ -137,13 +140,23 @@ impl Scratch {
         Ok(())
     }
 
-    /// The keys of the sessions after `after` up to `last`, in the order of their numbers.
-    pub async fn keys(&mut self, after: i64, last: i64) -> Result<Vec<String>, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT key FROM sessions WHERE id > ? AND id <= ? ORDER BY id")
-            .bind(after)
-            .bind(last)
-            .fetch_all(&mut self.connection)
-            .await?)
+    pub async fn keys(&mut self, sessions: &[i64]) -> Result<HashMap<i64, String>, CaptureError> {
+        let keys: Vec<(i64, String)> =
+            sqlx::query_as("SELECT id, key FROM sessions WHERE id IN (SELECT value FROM json_each(?))")
+                .bind(json!(sessions).to_string())
+                .fetch_all(&mut self.connection)
+                .await?;
+        Ok(keys.into_iter().collect())
+    }
+
+    /// Those of these sessions whose files have been added.
+    pub async fn added(&mut self, sessions: &[i64]) -> Result<HashSet<i64>, CaptureError> {
+        let added: Vec<i64> =
+            sqlx::query_scalar("SELECT session FROM lines WHERE session IN (SELECT value FROM json_each(?))")
+                .bind(json!(sessions).to_string())
+                .fetch_all(&mut self.connection)
+                .await?;
+        Ok(added.into_iter().collect())
     }
 
     /// The lines of sessions in `sessions_summary.json`.

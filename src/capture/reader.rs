@@ -284,6 +284,25 @@ impl Reader {
         rows.iter().map(session_row).collect()
     }
 
+    /// The numbers of sessions after `after`: of all, or only of those of which everything is there.
+    pub async fn session_numbers(
+        &mut self,
+        after: i64,
+        only_complete: bool,
+        most: i64,
+    ) -> Result<Vec<i64>, CaptureError> {
+        Ok(sqlx::query_scalar(
+            "SELECT id FROM sessions s WHERE id > ?1 AND NOT (?2 AND EXISTS
+                 (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
+             ORDER BY id LIMIT ?3",
+        )
+        .bind(after)
+        .bind(only_complete)
+        .bind(most)
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
     /// These sessions.
     pub async fn sessions_numbered(&mut self, ids: &[i64]) -> Result<HashMap<i64, SessionRow>, CaptureError> {
         let rows = sqlx::query(concat!(session_rows!(), "WHERE id IN (SELECT value FROM json_each(?))"))

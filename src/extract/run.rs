@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -87,6 +87,8 @@ pub struct RunContext {
     pub settings: ExtractSettings,
     pub clock: SharedClock,
     pub cancel: CancellationToken,
+    /// Cancelled by the run when no more sessions, units or ranges of sessions will be found.
+    pub listed: CancellationToken,
 }
 
 /// What the tasks of a run share.
@@ -97,8 +99,6 @@ pub(super) struct Shared {
     pub writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
-    /// True once no more ranges will be found.
-    listed: AtomicBool,
     /// How many more chains could be followed, if there were any.
     pub idle: AtomicUsize,
     /// How many chains are followed.
@@ -123,7 +123,6 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         location,
         writer,
         found: Notify::new(),
-        listed: AtomicBool::new(false),
         idle: AtomicUsize::new(0),
         chains: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
@@ -204,9 +203,12 @@ impl Shared {
         let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()));
         let listing = async {
             let listed = stop.run_until_cancelled(listing::list_all(&self)).await;
-            self.listed.store(true, Ordering::Release);
-            self.found.notify_one();
-            end_both_unless_ok(listed.unwrap_or(Err(ExtractError::Cancelled)), &stop)
+            let listed = listed.unwrap_or(Err(ExtractError::Cancelled));
+            if listed.is_ok() {
+                self.context.listed.cancel();
+                self.found.notify_one();
+            }
+            end_both_unless_ok(listed, &stop)
         };
         let fetching = async { end_both_unless_ok(self.fetch_all(reader, &stop).await, &stop) };
         let (listed, fetched) = tokio::join!(listing, fetching);
@@ -271,7 +273,7 @@ impl Shared {
         let mut feed = Feed::default();
         loop {
             // Asked before looking: what is found after this is announced again.
-            let all_listed = self.listed.load(Ordering::Acquire);
+            let all_listed = self.context.listed.is_cancelled();
             let mut exhausted = false;
             let most = self.context.lane.useful_chains();
             while chains.len() < most && !stop.is_cancelled() {

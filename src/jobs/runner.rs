@@ -110,6 +110,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         settings: jobs.settings.extract,
         clock: jobs.clock.clone(),
         cancel: cancel.clone(),
+        listed: CancellationToken::new(),
     };
     let end = {
         let work = work(&jobs, context, &cancel);
@@ -189,14 +190,16 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
     if let Err(error) = make_directory(&directory) {
         return End::Failed(error);
     }
-    let outcome = match extract::run(context).await {
+    let input = archive::AssembleInput { directory: directory.clone(), cancel: cancel.clone() };
+    let listed = jobs.account.is_paced().then(|| context.listed.clone());
+    let (outcome, begun) = archive::alongside(extract::run(context), &input, listed, &jobs.clock).await;
+    let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return End::Failed(extract_trouble(&error)),
     };
     progress.load(&outcome.counts);
-    let input = archive::AssembleInput { directory: directory.clone(), cancel: cancel.clone() };
-    match archive::assemble_zip(input, directory.join(ARCHIVE_NAME)).await {
+    match archive::assemble_zip(input, begun, directory.join(ARCHIVE_NAME)).await {
         Ok(archive) => End::Whole(archive, outcome.failures()),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => End::Failed(if error.is_disk_full() {

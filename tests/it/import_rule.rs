@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("sim", &[]),
     ("zoom", &["clock", "json"]),
     ("capture", &["json"]),
-    ("archive", &["capture", "json"]),
+    ("archive", &["capture", "clock", "json"]),
     ("extract", &["zoom", "capture", "clock"]),
     ("jobs", &["extract", "archive", "clock"]),
     ("http", &["jobs", "extract", "archive", "clock", "telemetry"]),

@@ -61,6 +61,18 @@ async fn a_session_that_holds_half_of_all_messages_is_split_and_whole_and_costs_
     assert_eq!(job["progress"]["units_done"], job["progress"]["units_total"]);
 }
 
+/// With a limit pages are committed together, and files are hashed while others are still being fetched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paced_run_that_lasts_for_seconds_comes_out_whole() {
+    let sim = SimSettings { latency: Duration::from_millis(20), ..account(200, 60_000, FaultLevel::None) };
+    let world = World::with(sim, |settings| settings.zoom.limit = Some(300.0)).await;
+    let data = world.sim.dataset().clone();
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn light_faults_lose_nothing() {
     let world = World::new(account(500, 200_000, FaultLevel::Light)).await;
