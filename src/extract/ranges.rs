@@ -98,7 +98,8 @@ pub(super) async fn follow(
                 let split = split::under_way(days, &observed, pace, now).or_else(|| {
                     let chains = shared.chains.load(Relaxed).max(1);
                     let all_to_come = context.progress.requests_to_come(&context.lane.traffic)?;
-                    split::when_idle(days, &observed, all_to_come / chains as f64, idle.div_ceil(chains), now)
+                    let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
+                    split::when_idle(days, &observed, pace, mean, idle, now)
                 });
                 if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&observed))) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);

@@ -17,12 +17,13 @@ use super::windows::DateRange;
 const LONG: f64 = 96.0;
 /// Pages that are dropped may be this share of what is still to come, at most.
 const MAY_DROP: f64 = 1.0 / 12.0;
-/// Shorter parts are not worth it even when nothing else is left to do.
-const IDLE_PART_PAGES: f64 = 8.0;
+/// When nothing else is left to do, parts are planned to take so long, as far as that is between these numbers of pages.
+const IDLE_PART: Duration = Duration::from_millis(1_200);
+const IDLE_PART_PAGES: (f64, f64) = (2.0, 8.0);
 /// The fewest pages a part is planned to have.
 const PART_PAGES: f64 = 16.0;
 /// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
-pub const TRUSTED: f64 = 64.0;
+pub const TRUSTED: f64 = 24.0;
 /// A chain that would take this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
@@ -46,6 +47,11 @@ impl Pace {
     /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
     pub fn is_tight_for(&self, pages: f64) -> bool {
         self.outlasts_the_run(pages / TIGHT)
+    }
+
+    fn pages_of_an_idle_part(&self) -> f64 {
+        let pages = IDLE_PART.as_secs_f64() / self.latency.as_secs_f64().max(0.001);
+        pages.clamp(IDLE_PART_PAGES.0, IDLE_PART_PAGES.1)
     }
 
     /// A part should end well before the rest of the run; shorter ones would only cost more requests.
@@ -122,13 +128,21 @@ pub fn under_way(range: DateRange, seen: &Seen, pace: Pace, now: Timestamp) -> O
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
 /// asked for twice cost no time, and only what is to come must be worth it. That is not less than the `mean` of all
 /// chains under way, so that the longest are cut first.
-pub fn when_idle(range: DateRange, seen: &Seen, mean: f64, idle: usize, now: Timestamp) -> Option<Split> {
+pub fn when_idle(
+    range: DateRange,
+    seen: &Seen,
+    pace: Pace,
+    mean: f64,
+    idle: usize,
+    now: Timestamp,
+) -> Option<Split> {
     let expected = seen.expected_pages(range, now)?;
     let to_come = expected - f64::from(seen.pages);
-    if to_come < mean.max(IDLE_PART_PAGES * 2.0) || f64::from(seen.pages) > to_come {
+    let part = pace.pages_of_an_idle_part();
+    if to_come < mean.max(part * 2.0) || f64::from(seen.pages) > to_come {
         return None;
     }
-    let parts = evenly(range, ((expected / IDLE_PART_PAGES) as usize).min(idle + 1))?;
+    let parts = evenly(range, ((expected / part) as usize).min(idle + 1))?;
     Some(Split { parts, expected_pages: expected as i64 })
 }
 
@@ -229,7 +243,7 @@ mod tests {
     #[test]
     fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
         let parts = |pages, days, idle| {
-            when_idle(month(), &seen(pages, days), 30.0, idle, later()).map(|split| split.parts.len())
+            when_idle(month(), &seen(pages, days), PACE, 30.0, idle, later()).map(|split| split.parts.len())
         };
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
@@ -237,8 +251,10 @@ mod tests {
         assert_eq!(parts(40, 15.0, 20), Some(10), "43 pages to come");
         assert_eq!(parts(40, 16.0, 20), None, "half of it is there already");
         assert_eq!(parts(4, 3.8, 20), None, "29 pages to come, others have more");
-        let all_short = when_idle(month(), &seen(2, 6.0), 0.0, 20, later());
-        assert_eq!(all_short, None, "8 pages to come");
+        let short =
+            |pace| when_idle(month(), &seen(2, 6.0), pace, 0.0, 20, later()).map(|split| split.parts.len());
+        assert_eq!(short(PACE), None, "8 pages to come, 1.2 s");
+        assert_eq!(short(Pace { latency: Duration::from_millis(800), ..PACE }), Some(5), "6.7 s");
     }
 
     #[test]
