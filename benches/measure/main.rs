@@ -90,11 +90,12 @@ fn table(results: &Map<String, Value>, of: &str) {
 
 /// One line a figure.
 fn tell(result: &Value, of: &str) {
-    match result {
-        Value::Object(members) => {
-            members.iter().for_each(|(name, value)| tell(value, &format!("{of} {name}")))
-        }
-        figure => println!("  {:<44}{figure}", of.replace('_', " ")),
+    let Value::Object(members) = result else {
+        println!("  {:<44}{result}", of.replace('_', " "));
+        return;
+    };
+    for (name, value) in members {
+        tell(value, format!("{of} {name}").trim_start());
     }
 }
 

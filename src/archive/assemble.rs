@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::ahead::Begun;
 use super::directory::{DirectoryEntry, DirectorySink};
 use super::hash::{self, Hashing, SessionHashes};
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, FailureLine, SessionFrame, SessionInfo};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo};
 use super::scratch::{Content, Document, Named, Scratch};
 use super::write_behind::WriteBehind;
 use super::zip::{ZipEntry, ZipSink};
@@ -185,22 +185,6 @@ impl Entry for DirectoryEntry {
     fn finish(self) -> Result<(), ArchiveError> {
         DirectoryEntry::finish(self)
     }
-}
-
-/// Failures after the one numbered `after`, at most `most`, with the number of the last when there may be more.
-pub async fn failures_page(
-    directory: &Path,
-    after: Option<i64>,
-    most: usize,
-) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
-    let mut reader = Location::in_directory(directory).open_reader().await?;
-    // A job that has only just begun has a capture without a plan.
-    let begun = reader.has_plan().await?;
-    let rows =
-        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await? } else { Vec::new() };
-    reader.close().await;
-    let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
-    Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }
 
 /// An archive that is being made.
@@ -421,6 +405,7 @@ impl Assembly {
 
     fn write_items(&self, pages: &[PageRef], kind: Kind, entry: &mut impl Entry) -> Result<(), ArchiveError> {
         for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
+            self.check_cancelled()?;
             if index > 0 {
                 entry.text(SEPARATOR.as_bytes())?;
             }

@@ -68,21 +68,16 @@ pub fn sessions(
         let mut in_turn = inflating.iter().cycle();
         let mut batch = Vec::new().into_iter();
         let mut next = || loop {
+            if cancel.is_cancelled() {
+                return Err(ArchiveError::Cancelled);
+            }
             if let Some(raw) = batch.next() {
                 return Ok(raw);
             }
             let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
             batch = inflated.map_err(std::io::Error::other)??.into_iter();
         };
-        sessions
-            .iter()
-            .map(|(frame, pages)| {
-                if cancel.is_cancelled() {
-                    return Err(ArchiveError::Cancelled);
-                }
-                session(frame, pages, &mut next)
-            })
-            .collect()
+        sessions.iter().map(|(frame, pages)| session(frame, pages, &mut next)).collect()
     })
 }
 

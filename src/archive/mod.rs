@@ -17,8 +17,8 @@ mod zip;
 use std::path::PathBuf;
 
 pub use ahead::{Begun, alongside};
-pub use assemble::{AssembleInput, assemble_directory, assemble_zip, failures_page};
-pub use render::FailureLine;
+pub use assemble::{AssembleInput, assemble_directory, assemble_zip};
+pub use render::{FailureLine, failures_page};
 
 use crate::capture::CaptureError;
 

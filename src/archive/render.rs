@@ -4,6 +4,7 @@
 //! volatile (times, versions, counts of requests) comes from the capture.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Reader};
+use crate::capture::{CaptureError, FailureRow, Location, Reader};
 use crate::json::text_of;
 
 /// What the capture says of the whole extraction.
@@ -259,4 +260,20 @@ pub async fn failures(reader: &mut Reader) -> Result<String, ArchiveError> {
     }
     text.push_str(if text.len() == 1 { "]\n" } else { "\n]\n" });
     Ok(text)
+}
+
+/// Failures after the one numbered `after`, at most `most`, with the number of the last when there may be more.
+pub async fn failures_page(
+    directory: &Path,
+    after: Option<i64>,
+    most: usize,
+) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
+    let mut reader = Location::in_directory(directory).open_reader().await?;
+    // A job that has only just begun has a capture without a plan.
+    let begun = reader.has_plan().await?;
+    let rows =
+        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await? } else { Vec::new() };
+    reader.close().await;
+    let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
+    Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }

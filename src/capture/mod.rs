@@ -9,6 +9,7 @@ mod bulk;
 mod reader;
 mod segment;
 mod segments;
+mod totals;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -20,10 +21,11 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
-pub use reader::{Counts, FailureRow, PageIndex, PageRef, Reader, SessionRow, WindowCount};
+pub use reader::{PageIndex, PageRef, Reader, SessionRow};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
+pub use totals::{Counts, FailureRow, WindowCount};
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.

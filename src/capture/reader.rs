@@ -1,4 +1,4 @@
-//! Reading a capture: what is still to do, what is there, and the stored pages in the order of the archive.
+//! Reading a capture: what is still to do, which sessions there are, and the stored pages in the order of the archive.
 //!
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
@@ -11,23 +11,7 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 
 use super::segments::SegmentReader;
-use super::{CaptureError, Chain, FailureNote, Kind, PageToken, PendingRange};
-
-/// What a capture holds, in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub windows_total: u64,
-    pub windows_listed: u64,
-    pub sessions_total: u64,
-    pub sessions_done: u64,
-    pub units_total: u64,
-    pub units_done: u64,
-    pub units_failed: u64,
-    pub ranges_failed: u64,
-    pub lists_failed: u64,
-    /// Messages, edited, deleted.
-    pub items: [u64; 3],
-}
+use super::{CaptureError, Chain, Kind, PageToken, PendingRange};
 
 /// A session with what is known of it.
 #[derive(Debug, Clone)]
@@ -48,28 +32,6 @@ pub struct PageRef {
     pub crc32: u32,
     pub(super) offset: u64,
     pub(super) length: u64,
-}
-
-/// A window with its counts.
-#[derive(Debug, Clone)]
-pub struct WindowCount {
-    pub from: Date,
-    pub to: Date,
-    pub units: u64,
-    pub items: [u64; 3],
-}
-
-/// A failure as stored: of a session's days, or of a window's listing (no session).
-#[derive(Debug, Clone)]
-pub struct FailureRow {
-    pub id: i64,
-    pub session_id: Option<String>,
-    pub window: (Date, Date),
-    pub days: (Date, Date),
-    pub failure: FailureNote,
-    pub failed_at: String,
-    /// Messages of those days that were received before it failed.
-    pub messages_captured: u64,
 }
 
 /// What is asked for of a session, whichever sessions it is asked of.
@@ -96,7 +58,7 @@ impl PageIndex {
 /// A connection for reading.
 #[derive(Debug)]
 pub struct Reader {
-    connection: SqliteConnection,
+    pub(super) connection: SqliteConnection,
     segments: SegmentReader,
 }
 
@@ -138,40 +100,6 @@ impl Reader {
             .bind(key)
             .fetch_optional(&mut self.connection)
             .await?)
-    }
-
-    pub async fn counts(&mut self) -> Result<Counts, CaptureError> {
-        let row = sqlx::query(
-            "SELECT (SELECT count(*) FROM windows) AS windows_total,
-                    (SELECT count(*) FROM windows w WHERE NOT EXISTS
-                        (SELECT 1 FROM lists l WHERE l.window = w.idx AND l.state = 'pending')) AS windows_listed,
-                    (SELECT count(*) FROM sessions) AS sessions_total,
-                    (SELECT count(*) FROM sessions s WHERE NOT EXISTS
-                        (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
-                        AS sessions_done,
-                    (SELECT count(*) FROM units) AS units_total,
-                    (SELECT count(*) FROM units WHERE state IN ('done', 'not_found')) AS units_done,
-                    (SELECT count(*) FROM units WHERE state = 'failed') AS units_failed,
-                    (SELECT count(*) FROM ranges WHERE state = 'failed') AS ranges_failed,
-                    (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 0) AS m0,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 1) AS m1,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 2) AS m2",
-        )
-        .fetch_one(&mut self.connection)
-        .await?;
-        Ok(Counts {
-            windows_total: number(&row, "windows_total")?,
-            windows_listed: number(&row, "windows_listed")?,
-            sessions_total: number(&row, "sessions_total")?,
-            sessions_done: number(&row, "sessions_done")?,
-            units_total: number(&row, "units_total")?,
-            units_done: number(&row, "units_done")?,
-            units_failed: number(&row, "units_failed")?,
-            ranges_failed: number(&row, "ranges_failed")?,
-            lists_failed: number(&row, "lists_failed")?,
-            items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
-        })
     }
 
     /// Sessions listed in a window.
@@ -363,22 +291,6 @@ impl Reader {
         Ok(damaged)
     }
 
-    /// Items dropped because the page before held them already.
-    pub async fn repeats(&mut self) -> Result<u64, CaptureError> {
-        let repeats: i64 = sqlx::query_scalar("SELECT coalesce(sum(repeats), 0) FROM ranges")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(repeats as u64)
-    }
-
-    /// Bytes of all stored segments: about what each of the two copies in an archive takes.
-    pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
-        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(length), 0) FROM pages")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(bytes as u64)
-    }
-
     /// The windows as planned, oldest first: number, first day, last day.
     pub async fn windows(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
         let rows = sqlx::query("SELECT idx, first_day, last_day FROM windows ORDER BY idx")
@@ -386,75 +298,6 @@ impl Reader {
             .await?;
         rows.iter()
             .map(|row| Ok((row.try_get("idx")?, date(row, "first_day")?, date(row, "last_day")?)))
-            .collect()
-    }
-
-    /// A query for each window: one that groups all pages would have to sort them.
-    pub async fn window_counts(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
-        let mut counts = Vec::new();
-        for (window, from, to) in self.windows().await? {
-            let units = self.units_listed(window).await?;
-            let row = sqlx::query(
-                "SELECT sum(p.items) FILTER (WHERE p.kind = 0) AS m0, sum(p.items) FILTER (WHERE p.kind = 1) AS m1,
-                        sum(p.items) FILTER (WHERE p.kind = 2) AS m2
-                 FROM ranges r CROSS JOIN pages p ON p.range = r.id WHERE r.window = ?",
-            )
-            .bind(window)
-            .fetch_one(&mut self.connection)
-            .await?;
-            let items = [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?];
-            counts.push(WindowCount { from, to, units, items });
-        }
-        Ok(counts)
-    }
-
-    /// Failures after `after` (listings first, then sessions' days), at most `most`.
-    pub async fn failures(&mut self, after: i64, most: i64) -> Result<Vec<FailureRow>, CaptureError> {
-        // Listings get the negative numbers, so that one number pages through both.
-        let rows = sqlx::query(
-            "SELECT * FROM (
-                 SELECT -1000000000000 + l.id AS id, NULL AS zoom_id, w.first_day AS wf, w.last_day AS wt,
-                        l.first_day, l.last_day, l.failure, l.failed_at, 0 AS captured
-                 FROM lists l JOIN windows w ON w.idx = l.window WHERE l.state = 'failed'
-                 UNION ALL
-                 SELECT r.id, s.zoom_id, w.first_day, w.last_day, r.first_day, r.last_day, r.failure, r.failed_at,
-                        (SELECT coalesce(sum(items), 0) FROM pages p WHERE p.range = r.id AND p.kind = 0)
-                 FROM ranges r JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
-                 JOIN windows w ON w.idx = r.window WHERE r.state = 'failed')
-             WHERE id > ? ORDER BY id LIMIT ?",
-        )
-        .bind(after)
-        .bind(most)
-        .fetch_all(&mut self.connection)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let failure: String = row.try_get("failure")?;
-                Ok(FailureRow {
-                    id: row.try_get("id")?,
-                    session_id: row.try_get("zoom_id")?,
-                    window: (date(row, "wf")?, date(row, "wt")?),
-                    days: (date(row, "first_day")?, date(row, "last_day")?),
-                    failure: serde_json::from_str(&failure)
-                        .map_err(|error| CaptureError::Damaged(format!("a failure's note: {error}")))?,
-                    failed_at: row.try_get("failed_at")?,
-                    messages_captured: number(row, "captured")?,
-                })
-            })
-            .collect()
-    }
-
-    /// Ids of sessions that were listed but that Zoom knows nothing of, by window.
-    pub async fn not_found(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
-        let rows = sqlx::query(
-            "SELECT s.zoom_id, w.first_day, w.last_day FROM units u JOIN sessions s ON s.id = u.session
-             JOIN windows w ON w.idx = u.window WHERE u.state = 'not_found' AND u.listed
-             ORDER BY w.idx, s.zoom_id",
-        )
-        .fetch_all(&mut self.connection)
-        .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
             .collect()
     }
 }
@@ -468,7 +311,7 @@ fn session_row(row: &SqliteRow) -> Result<SessionRow, CaptureError> {
     })
 }
 
-fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
+pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
     Ok(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0) as u64)
 }
 
@@ -482,7 +325,7 @@ fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
     Ok(totals)
 }
 
-fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
+pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
     let text: String = row.try_get(column)?;
     text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
 }
