@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// After looking for complete sessions it rests at least so long ...
+/// After looking for complete sessions it rests at least so long, and as long as that took ...
 const LEAST_REST: Duration = Duration::from_secs(2);
-/// ... and so many times as long as the look took.
-const REST: u32 = 10;
+/// ... or so many times as long, when not even one in so many of the sessions it looked at was new.
+const LITTLE: u32 = 10;
 
 /// As much of an archive as could be made before everything was there; perhaps nothing.
 #[derive(Debug, Default)]
@@ -52,10 +52,11 @@ async fn begin(
         let mut assembly = Assembly::begin(input).await?;
         loop {
             let started = clock.elapsed();
-            assembly.hash_sessions(true, 1, &fetched).await?;
+            let (seen, hashed) = assembly.hash_sessions(true, 1, &fetched).await?;
             let took = clock.elapsed().saturating_sub(started);
-            let rest = clock.sleep(LEAST_REST.max(took * REST));
-            if fetched.run_until_cancelled(rest).await.is_none() {
+            let found_little = hashed * (LITTLE as usize) < seen;
+            let rest = LEAST_REST.max(if found_little { took * LITTLE } else { took });
+            if fetched.run_until_cancelled(clock.sleep(rest)).await.is_none() {
                 return Ok(assembly);
             }
         }
@@ -110,7 +111,8 @@ mod tests {
         let input =
             AssembleInput { directory: directory.path().to_owned(), cancel: CancellationToken::new() };
         let mut early = Assembly::begin(input.clone()).await.unwrap();
-        early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
+        let looked = early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
+        assert_eq!(looked, (1, 1));
         assert_eq!(early.hashed(&[1, 2, 3]).await.unwrap(), HashSet::from([2]));
         page(&writer, 1, &["{\"text\":\"first\"}", "{\"text\":\"and more\"}"]).await;
         page(&writer, 3, &[]).await;

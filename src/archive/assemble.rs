@@ -291,24 +291,27 @@ impl Assembly {
     }
 
     /// Hashes the files of sessions that are not hashed yet, of all or of those that are complete, until told to stop.
+    /// Returns how many it looked at, and how many of them it hashed.
     pub(super) async fn hash_sessions(
         &mut self,
         only_complete: bool,
         threads: usize,
         stop: &CancellationToken,
-    ) -> Result<(), ArchiveError> {
-        let mut after = 0;
+    ) -> Result<(usize, usize), ArchiveError> {
+        let (mut after, mut seen, mut hashed) = (0, 0, 0);
         while !stop.is_cancelled() {
             let mut ids = self.reader.session_numbers(after, only_complete, AT_A_TIME).await?;
             let Some(last) = ids.last() else { break };
             after = *last;
+            seen += ids.len();
             let added = self.scratch.added(&ids).await?;
             ids.retain(|id| !added.contains(id));
+            hashed += ids.len();
             if !ids.is_empty() {
                 self.hash_these(&ids, threads).await?;
             }
         }
-        Ok(())
+        Ok((seen, hashed))
     }
 
     #[cfg(test)]
