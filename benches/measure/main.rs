@@ -76,16 +76,23 @@ const COLUMNS: [(&str, &str); 10] = [
 ];
 
 /// One line a job.
-fn table(results: &Map<String, Value>, of: &str) {
+fn rows(results: &Map<String, Value>, of: &str) -> Vec<String> {
+    let mut lines = Vec::new();
     for (name, result) in results {
         let Value::Object(figures) = result else { continue };
         if figures.contains_key("cpu_s_per_1000_pages") {
             let cells = COLUMNS.map(|(key, _)| figures.get(key).map_or(String::new(), Value::to_string));
-            println!("{:<24}{}", format!("{of}{name}"), cells.map(|cell| format!("{cell:>10}")).concat());
+            lines.push(row(&format!("{of}{name}"), &cells));
         } else {
-            table(figures, &format!("{name} "));
+            lines.extend(rows(figures, &format!("{name} ")));
         }
     }
+    lines
+}
+
+fn row(head: &str, cells: &[String]) -> String {
+    let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>10}")).collect();
+    format!("{head:<24}{}", cells.concat())
 }
 
 /// One line a figure.
@@ -119,7 +126,9 @@ fn main() {
             results.insert(name.to_owned(), result);
         }
     }
-    println!("\n{:<24}{}", "", COLUMNS.map(|(_, head)| format!("{head:>10}")).concat());
-    table(&results, "");
+    let jobs = rows(&results, "");
+    if !jobs.is_empty() {
+        println!("\n{}\n{}", row("", &COLUMNS.map(|(_, head)| head.to_owned())), jobs.join("\n"));
+    }
     println!("\n{:#}", Value::Object(results));
 }
