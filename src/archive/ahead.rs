@@ -113,7 +113,7 @@ mod tests {
         let mut early = Assembly::begin(input.clone()).await.unwrap();
         let looked = early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
         assert_eq!(looked, (1, 1));
-        assert_eq!(early.hashed(&[1, 2, 3]).await.unwrap(), HashSet::from([2]));
+        assert_eq!(early.scratch.added(&[1, 2, 3]).await.unwrap(), HashSet::from([2]));
         page(&writer, 1, &["{\"text\":\"first\"}", "{\"text\":\"and more\"}"]).await;
         page(&writer, 3, &[]).await;
         let place = |name| directory.path().join(name);

@@ -192,7 +192,7 @@ impl Entry for DirectoryEntry {
 pub(super) struct Assembly {
     input: AssembleInput,
     reader: Reader,
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
     facts: Facts,
 }
 
@@ -300,6 +300,7 @@ impl Assembly {
     ) -> Result<(usize, usize), ArchiveError> {
         let (mut after, mut seen, mut hashed) = (0, 0, 0);
         while !stop.is_cancelled() {
+            self.check_cancelled()?;
             let mut ids = self.reader.session_numbers(after, only_complete, AT_A_TIME).await?;
             let Some(last) = ids.last() else { break };
             after = *last;
@@ -312,14 +313,6 @@ impl Assembly {
             }
         }
         Ok((seen, hashed))
-    }
-
-    #[cfg(test)]
-    pub(super) async fn hashed(
-        &mut self,
-        ids: &[i64],
-    ) -> Result<std::collections::HashSet<i64>, ArchiveError> {
-        Ok(self.scratch.added(ids).await?)
     }
 
     async fn hash_these(&mut self, ids: &[i64], threads: usize) -> Result<(), ArchiveError> {

@@ -250,6 +250,22 @@ mod tests {
         PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
     }
 
+    /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
+    #[tokio::test]
+    async fn every_listed_session_has_a_unit_whatever_its_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (date(2026, 4, 1), date(2026, 4, 28))];
+        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
+        let ids =
+            ["a", "A", "7", "7.0", "null", "a\0b", "a\0c", "\0", "\"\\", "\u{7f}", "größe 漢😀", " a", "%"];
+        for list in [2, 1] {
+            let change = Change::ListPage { page: page_of(list), sessions: listed(&ids) };
+            assert_eq!(writer.commit(change).await.unwrap().new_units, ids.len() as u64);
+        }
+    }
+
     fn listed(ids: &[&str]) -> Vec<ListedSession> {
         let listed = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
         ids.iter().map(listed).collect()
