@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::ApiKeys;
@@ -91,6 +92,25 @@ async fn a_job_is_created_once_for_an_idempotency_key() {
     assert_eq!(first["id"], again["id"]);
     assert_eq!(problem(post("b").await.unwrap()).await, is(409, "idempotency-conflict"));
     world.finished(first["id"].as_str().unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idempotency_key_outside_the_document_is_refused() {
+    let world = World::new(account()).await;
+    let longest = "k".repeat(255);
+    let too_long = "k".repeat(256);
+    for (key, status) in
+        [("", 400), ("a\tb", 400), ("schlüssel", 400), (&*too_long, 400), (&*longest, 202), ("a b", 202)]
+    {
+        let key = HeaderValue::from_bytes(key.as_bytes()).unwrap();
+        let post = world.client.post(world.url("/v1/jobs")).header("idempotency-key", &key);
+        let answer = post.json(&world.everything()).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{key:?}");
+        if status == 400 {
+            let problem: Value = answer.json().await.unwrap();
+            assert_eq!(problem["errors"][0]["field"], "Idempotency-Key", "{key:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
