@@ -89,7 +89,9 @@ impl Scratch {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Off)
             .synchronous(SqliteSynchronous::Off)
-            .pragma("cache_size", "-4000")
+            // All caches of the process together may hold so many pages, of whatever size: those of the capture are small.
+            .page_size(1_024)
+            .pragma("cache_size", "-8000")
             // Every order that is asked for is kept by an index from the beginning, so that nothing needs sorting.
             .pragma("temp_store", "memory")
             .connect()
