@@ -24,6 +24,9 @@ const IDLE_PART_PAGES: (f64, f64) = (2.0, 8.0);
 const PART_PAGES: f64 = 16.0;
 /// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
 pub const TRUSTED: f64 = 24.0;
+/// Without a limit more: the run is then taken to be longer, so more may be spent on splitting early, and with more chains
+/// to its end more pages are committed together. With a limit long chains would be cut too late.
+pub const TRUSTED_UNPACED: f64 = 400.0;
 /// A chain that would take this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 

@@ -78,6 +78,8 @@ pub struct Account {
     answered: Mutex<Answered>,
     /// Jobs under way.
     lanes: AtomicUsize,
+    /// Room for answers, in KiB, from the first byte of a body until it is read: what does not fit stays with the network.
+    room: tokio::sync::Semaphore,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
     clock: SharedClock,
@@ -97,10 +99,11 @@ impl Account {
         let budget = Budget::new(settings.limit, clock.clone());
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let reading = tokio::sync::Semaphore::new(processors);
+        let room = tokio::sync::Semaphore::new(ROOM_KIB as usize);
         let outage = Outage::new(settings.max_outage, clock.clone());
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
-        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, reading, clock }))
+        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, room, reading, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -205,6 +208,10 @@ pub enum Ended {
 /// about as much. Larger ones would hold up the threads that serve sockets.
 const READ_AT_ONCE: usize = 256 << 10;
 
+/// The answers of all jobs that are held at the same time have so many KiB at most. At 60 usual pages a second each may take
+/// two seconds to arrive.
+const ROOM_KIB: u32 = 8 << 10;
+
 /// A reader turns a body into what the caller wants, or says why it cannot.
 pub type ReadResult<T> = Result<T, String>;
 
@@ -245,7 +252,7 @@ impl Lane {
     pub fn useful_requests(&self) -> usize {
         let useful = match self.account.budget.limit() {
             Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
-            None => self.answers_in(UNPACED_BYTES).max(4),
+            None => ((UNPACED_BYTES / self.mean_answer()) as usize).max(4),
         };
         useful.min(self.account.settings.in_flight)
     }
@@ -280,10 +287,10 @@ impl Lane {
         self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
     }
 
-    /// How many of the answers received so far have so many bytes, on average.
-    fn answers_in(&self, bytes: u64) -> usize {
-        let Traffic { requests, bytes: received, .. } = &self.traffic;
-        (bytes * requests.load(Relaxed).max(1) / received.load(Relaxed).max(1)) as usize
+    /// How many bytes an answer has, on average.
+    fn mean_answer(&self) -> u64 {
+        let Traffic { requests, bytes, .. } = &self.traffic;
+        (bytes.load(Relaxed) / requests.load(Relaxed).max(1)).max(1)
     }
 
     /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
@@ -458,6 +465,7 @@ impl Lane {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         self.believe_limit(&headers);
+        let _room = self.room_for(response.content_length()).await;
         let body = collect(response, account.settings.max_answer_bytes).await?;
         self.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
@@ -472,6 +480,14 @@ impl Lane {
         let read = tokio::task::spawn_blocking(move || read(body)).await;
         read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
             .map_err(Outcome::Unreadable)
+    }
+
+    /// Waits until there is room for a body of so many bytes; of one that does not say, as many as they have on average.
+    async fn room_for(&self, bytes: Option<u64>) -> tokio::sync::SemaphorePermit<'_> {
+        let kib = bytes.unwrap_or_else(|| self.mean_answer()).div_ceil(1024);
+        // One that is too large for the room has it to itself.
+        let kib = u32::try_from(kib).unwrap_or(ROOM_KIB).min(ROOM_KIB);
+        self.account.room.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 
     /// Where a response names its per-second limit, the response is right and our table is old.
