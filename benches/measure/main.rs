@@ -33,7 +33,7 @@ const ALL: [Measurement; 23] = [
     }),
     ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_560_000, faults: "light", ..USUAL }))),
     ("wide-60", || Box::pin(jobs::ratios(Profile { messages: 42_000, sessions: 10_500, ..USUAL }))),
-    ("long-messages-60", || Box::pin(jobs::ratios(Profile { messages: 1_100_000, text_scale: 20, ..USUAL }))),
+    ("long-messages-60", || Box::pin(jobs::ratios(Profile { messages: 1_700_000, text_scale: 20, ..USUAL }))),
     ("sharing", || Box::pin(jobs::sharing())),
     ("many-jobs", || Box::pin(jobs::many_jobs())),
     ("neighbour", || Box::pin(jobs::neighbour())),

@@ -1,6 +1,9 @@
-//! The first pass over the messages: the SHA-256 of every file, before the first byte of the archive is written.
+//! SHA-256: of every file, before the first byte of the archive is written (the first pass over the messages), and of the
+//! archive itself, beside its writing.
 
-use std::sync::mpsc::{self, Receiver};
+use std::io::{self, Write};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +43,44 @@ impl Text for Hashing {
 pub struct SessionHashes {
     pub whole: Sha256Digest,
     pub items: [Option<Sha256Digest>; 3],
+}
+
+/// Hashes what is written, on a thread of its own and a little behind the writing.
+#[derive(Debug)]
+pub struct HashingWriter<W> {
+    inner: W,
+    written: SyncSender<Vec<u8>>,
+    hashing: JoinHandle<Sha256Digest>,
+}
+
+impl<W: Write> HashingWriter<W> {
+    pub fn new(inner: W) -> Self {
+        let (written, stretches) = mpsc::sync_channel::<Vec<u8>>(1);
+        let hashing = std::thread::spawn(move || {
+            let hash = stretches.iter().fold(Sha256::new(), Sha256::chain_update);
+            hash.finalize().into()
+        });
+        Self { inner, written, hashing }
+    }
+
+    /// The hash of all that was written.
+    pub fn finish(self) -> io::Result<(W, Sha256Digest)> {
+        drop(self.written);
+        let digest = self.hashing.join().map_err(|_| io::Error::other("hashing panicked"))?;
+        Ok((self.inner, digest))
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(buffer)?;
+        self.written.send(buffer[..written].to_vec()).map_err(io::Error::other)?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 type Inflated = Result<Vec<Vec<u8>>, CaptureError>;

@@ -6,11 +6,10 @@
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 
+use super::hash::HashingWriter;
+use super::{ArchiveError, ArchiveFile};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use sha2::{Digest, Sha256};
-
-use super::{ArchiveError, ArchiveFile};
 
 /// A regular file, readable by all: without it Info-ZIP warns about non-ASCII names at zip64 offsets.
 const PERMISSIONS: u32 = 0o100_644;
@@ -28,18 +27,19 @@ const MADE_ON_UNIX: u16 = 3 << 8;
 const MOST: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
-/// Counts and hashes what goes to the file.
+/// How much is written, and given away to be hashed, at a time.
+const AT_A_TIME: usize = 256 << 10;
+
+/// Counts what goes to the file.
 #[derive(Debug)]
-struct HashingWriter<W> {
+struct CountingWriter<W> {
     inner: W,
-    hash: Sha256,
     size: u64,
 }
 
-impl<W: Write> Write for HashingWriter<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
         let written = self.inner.write(buffer)?;
-        self.hash.update(&buffer[..written]);
         self.size += written as u64;
         Ok(written)
     }
@@ -72,7 +72,7 @@ impl From<Timestamp> for Modified {
 
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
-    out: HashingWriter<BufWriter<W>>,
+    out: CountingWriter<BufWriter<HashingWriter<W>>>,
     directory: BufWriter<File>,
     entries: u64,
     any_zip64: bool,
@@ -83,9 +83,9 @@ impl<W: Write> ZipSink<W> {
     /// `directory` is an empty file to work with. Every entry carries the time `modified`, which comes from the capture:
     /// the same capture gives the same bytes.
     pub fn new(writer: W, directory: File, modified: Timestamp) -> Self {
-        let inner = BufWriter::with_capacity(1 << 20, writer);
+        let inner = BufWriter::with_capacity(AT_A_TIME, HashingWriter::new(writer));
         Self {
-            out: HashingWriter { inner, hash: Sha256::new(), size: 0 },
+            out: CountingWriter { inner, size: 0 },
             directory: BufWriter::new(directory),
             entries: 0,
             any_zip64: false,
@@ -129,10 +129,10 @@ impl<W: Write> ZipSink<W> {
         let mut end = Record::new(0x0605_4b50);
         end.u32(0).u16(entries).u16(entries).u32_at_most(length).u32_at_most(begins).u16(0);
         self.out.write_all(&end.0)?;
-        let HashingWriter { inner, hash, size } = self.out;
-        let file = inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        let sha256 = hex::encode(hash.finalize());
-        Ok((file, ArchiveFile { size, sha256 }))
+        let CountingWriter { inner, size } = self.out;
+        let written = inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        let (file, sha256) = written.finish()?;
+        Ok((file, ArchiveFile { size, sha256: hex::encode(sha256) }))
     }
 }
 
@@ -245,6 +245,7 @@ mod tests {
     use crate::capture::pack;
     use rawzip::time::UtcDateTime;
     use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
+    use sha2::{Digest, Sha256};
 
     /// A name, what it holds, and how long that is said to be.
     type Told<'a> = (&'a str, &'a [u8], u64);

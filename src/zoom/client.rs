@@ -19,6 +19,7 @@ use super::call::Call;
 use super::line::{Line, Rank};
 use super::outage::{DIFFERENT, Outage};
 use super::outcome::{Failure, LimitKind, Outcome, Refusal};
+use super::readers::Readers;
 use super::retry::{Decision, RetryPolicy};
 use super::transport::{collect, describe, http_client};
 use crate::clock::SharedClock;
@@ -82,6 +83,7 @@ pub struct Account {
     room: tokio::sync::Semaphore,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: tokio::sync::Semaphore,
+    readers: Readers,
     clock: SharedClock,
 }
 
@@ -99,11 +101,24 @@ impl Account {
         let budget = Budget::new(settings.limit, clock.clone());
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let reading = tokio::sync::Semaphore::new(processors);
+        let readers = Readers::new(processors);
         let room = tokio::sync::Semaphore::new(ROOM_KIB as usize);
         let outage = Outage::new(settings.max_outage, clock.clone());
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
-        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, room, reading, clock }))
+        Ok(Arc::new(Self {
+            http,
+            settings,
+            tokens,
+            budget,
+            outage,
+            answered,
+            lanes,
+            room,
+            reading,
+            readers,
+            clock,
+        }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -317,7 +332,7 @@ impl Lane {
         &self.account
     }
 
-    /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on the blocking pool.
+    /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on one of the threads for that.
     pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Ended>
     where
         T: Send + 'static,
@@ -477,7 +492,7 @@ impl Lane {
         if body.len() <= READ_AT_ONCE {
             return read(body).map_err(Outcome::Unreadable);
         }
-        let read = tokio::task::spawn_blocking(move || read(body)).await;
+        let read = account.readers.run(move || read(body)).await;
         read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
             .map_err(Outcome::Unreadable)
     }

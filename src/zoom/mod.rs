@@ -10,6 +10,7 @@ pub mod client;
 mod line;
 pub mod outage;
 pub mod outcome;
+mod readers;
 pub mod retry;
 mod transport;
 pub mod wire;
