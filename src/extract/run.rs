@@ -27,7 +27,7 @@ use crate::zoom::{Failure, FailureKind, Lane};
 
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
 /// few pages as for one.
-const BEAT: Duration = Duration::from_millis(50);
+const BEAT: Duration = Duration::from_millis(100);
 
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
