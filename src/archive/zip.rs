@@ -6,10 +6,11 @@
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 
-use super::hash::HashingWriter;
-use super::{ArchiveError, ArchiveFile};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+
+use super::hash::HashingWriter;
+use super::{ArchiveError, ArchiveFile};
 
 /// A regular file, readable by all: without it Info-ZIP warns about non-ASCII names at zip64 offsets.
 const PERMISSIONS: u32 = 0o100_644;

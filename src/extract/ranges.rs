@@ -92,9 +92,7 @@ pub(super) async fn follow(
                 let Some(observed) = chain.observed else { continue };
                 let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
                 let to_come = observed.pages_to_come(days, now).unwrap_or_default();
-                let trusted =
-                    if context.lane.account().is_paced() { split::TRUSTED } else { split::TRUSTED_UNPACED };
-                outlook.is(to_come.min(f64::from(observed.pages) * trusted));
+                outlook.is(to_come.min(observed.trusted(context.lane.account().is_paced())));
                 let pace = shared.pace();
                 chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
                 let split = split::under_way(days, &observed, pace, now).or_else(|| {

@@ -23,10 +23,10 @@ const IDLE_PART_PAGES: (f64, f64) = (2.0, 8.0);
 /// The fewest pages a part is planned to have.
 const PART_PAGES: f64 = 16.0;
 /// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
-pub const TRUSTED: f64 = 24.0;
+const TRUSTED: f64 = 24.0;
 /// Without a limit more: the run is then taken to be longer, so more may be spent on splitting early, and with more chains
 /// to its end more pages are committed together. With a limit long chains would be cut too late.
-pub const TRUSTED_UNPACED: f64 = 400.0;
+const TRUSTED_UNPACED: f64 = 400.0;
 /// A chain that would take this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
@@ -114,6 +114,11 @@ impl Seen {
     /// How many of them are still to come.
     pub fn pages_to_come(&self, range: DateRange, now: Timestamp) -> Option<f64> {
         Some((self.expected_pages(range, now)? - f64::from(self.pages)).max(0.0))
+    }
+
+    /// How many more pages what it has shown is trusted to promise, in a run with a limit or without.
+    pub fn trusted(&self, paced: bool) -> f64 {
+        f64::from(self.pages) * if paced { TRUSTED } else { TRUSTED_UNPACED }
     }
 }
 

@@ -19,7 +19,7 @@ use super::call::Call;
 use super::line::{Line, Rank};
 use super::outage::{DIFFERENT, Outage};
 use super::outcome::{Failure, LimitKind, Outcome, Refusal};
-use super::readers::Readers;
+use super::readers::{ReadResult, Readers};
 use super::retry::{Decision, RetryPolicy};
 use super::transport::{collect, describe, http_client};
 use crate::clock::SharedClock;
@@ -79,10 +79,6 @@ pub struct Account {
     answered: Mutex<Answered>,
     /// Jobs under way.
     lanes: AtomicUsize,
-    /// Room for answers, in KiB, from the first byte of a body until it is read: what does not fit stays with the network.
-    room: tokio::sync::Semaphore,
-    /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
-    reading: tokio::sync::Semaphore,
     readers: Readers,
     clock: SharedClock,
 }
@@ -99,26 +95,11 @@ impl Account {
         let tokens =
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
-        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let reading = tokio::sync::Semaphore::new(processors);
-        let readers = Readers::new(processors);
-        let room = tokio::sync::Semaphore::new(ROOM_KIB as usize);
+        let readers = Readers::new();
         let outage = Outage::new(settings.max_outage, clock.clone());
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
-        Ok(Arc::new(Self {
-            http,
-            settings,
-            tokens,
-            budget,
-            outage,
-            answered,
-            lanes,
-            room,
-            reading,
-            readers,
-            clock,
-        }))
+        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, readers, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -218,17 +199,6 @@ pub enum Ended {
     Restart,
     Failed(Failure),
 }
-
-/// Pages up to this size are read where they arrive, in half a millisecond or less: moving them to another thread costs
-/// about as much. Larger ones would hold up the threads that serve sockets.
-const READ_AT_ONCE: usize = 256 << 10;
-
-/// The answers of all jobs that are held at the same time have so many KiB at most. At 60 usual pages a second each may take
-/// two seconds to arrive.
-const ROOM_KIB: u32 = 8 << 10;
-
-/// A reader turns a body into what the caller wants, or says why it cannot.
-pub type ReadResult<T> = Result<T, String>;
 
 /// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget, and hold no
 /// more answers at the same time than they may.
@@ -480,7 +450,8 @@ impl Lane {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         self.believe_limit(&headers);
-        let _room = self.room_for(response.content_length()).await;
+        let bytes = response.content_length().unwrap_or_else(|| self.mean_answer());
+        let _room = account.readers.room_for(bytes).await;
         let body = collect(response, account.settings.max_answer_bytes).await?;
         self.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
@@ -488,21 +459,7 @@ impl Lane {
             let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
             return Err(Outcome::Refused(refusal));
         }
-        let _reading = account.reading.acquire().await.expect("the semaphore is never closed");
-        if body.len() <= READ_AT_ONCE {
-            return read(body).map_err(Outcome::Unreadable);
-        }
-        let read = account.readers.run(move || read(body)).await;
-        read.map_err(|_| Outcome::Unreadable("the reader gave up on this answer".to_owned()))?
-            .map_err(Outcome::Unreadable)
-    }
-
-    /// Waits until there is room for a body of so many bytes; of one that does not say, as many as they have on average.
-    async fn room_for(&self, bytes: Option<u64>) -> tokio::sync::SemaphorePermit<'_> {
-        let kib = bytes.unwrap_or_else(|| self.mean_answer()).div_ceil(1024);
-        // One that is too large for the room has it to itself.
-        let kib = u32::try_from(kib).unwrap_or(ROOM_KIB).min(ROOM_KIB);
-        self.account.room.acquire_many(kib).await.expect("the semaphore is never closed")
+        account.readers.read(body, read).await.map_err(Outcome::Unreadable)
     }
 
     /// Where a response names its per-second limit, the response is right and our table is old.
