@@ -6,24 +6,26 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
 use super::directory::{DirectoryEntry, DirectorySink};
-use super::hash::{self, Hashing, SessionHashes};
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo};
-use super::scratch::{Content, Document, Named, Scratch};
+use super::files::{Making, WholeSession, totals_of};
+use super::hash::Hashing;
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionInfo};
+use super::scratch::{Content, Lined, Names, Packed, Scratch};
 use super::write_behind::WriteBehind;
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{CaptureError, Kind, Location, PageRef, Reader, SEPARATOR, SessionRow, pack};
+use crate::capture::{Kind, Location, PageRef, Reader, SEPARATOR, SessionRow, pack};
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
-/// Sessions or entries taken from the database at a time.
-const AT_A_TIME: i64 = 250;
 /// Documents are compressed at this level.
-const TEXT_LEVEL: u32 = 6;
+const TEXT_LEVEL: u32 = 4;
+/// Sessions taken from the database at a time.
+const AT_A_TIME: i64 = 250;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
 
@@ -201,10 +203,8 @@ impl Assembly {
     pub(super) async fn begin(input: AssembleInput) -> Result<Self, ArchiveError> {
         let mut reader = Location::in_directory(&input.directory).open_reader().await?;
         let facts = Facts::read(&mut reader).await?;
-        let scratch = Scratch::create(&input.directory).await?;
-        let mut assembly = Self { input, reader, scratch, facts };
-        assembly.name_sessions().await?;
-        Ok(assembly)
+        let scratch = name_sessions(&mut reader, &input.directory).await?;
+        Ok(Self { input, reader, scratch, facts })
     }
 
     /// Everything must be there.
@@ -214,13 +214,12 @@ impl Assembly {
             None => Self::begin(input).await?,
         };
         assembly.facts = Facts::read(&mut assembly.reader).await?;
-        assembly.check_room().await?;
+        assembly.check_room()?;
         Ok(assembly)
     }
 
-    async fn check_room(&mut self) -> Result<(), ArchiveError> {
-        let sessions = self.reader.counts().await?.sessions_total;
-        let needed = self.reader.packed_bytes().await? * 2 + sessions * 2_048;
+    fn check_room(&self) -> Result<(), ArchiveError> {
+        let needed = self.reader.segments().size()? * 2 + self.scratch.sessions() * 3_072;
         let stat = rustix::fs::statvfs(&self.input.directory).map_err(std::io::Error::from)?;
         let free = stat.f_bavail * stat.f_frsize;
         if free < needed + KEEP_FREE {
@@ -236,31 +235,21 @@ impl Assembly {
     /// Both passes: everything goes into the sink.
     async fn pour<S: Sink>(mut self, sink: &mut S) -> Result<(), ArchiveError> {
         self.hash_all().await?;
-        let mut after = String::new();
-        loop {
-            let entries = self.scratch.entries(&after, AT_A_TIME).await?;
-            let Some((last, _)) = entries.last() else { break };
-            after.clone_from(last);
-            let (whole, any) = Content::sessions_of(entries.iter().map(|(_, content)| *content));
-            let sessions = self.reader.sessions_numbered(&whole).await?;
-            let pages = self.reader.page_index(&any).await?;
-            for (name, content) in entries {
-                self.check_cancelled()?;
-                let mut entry = sink.begin(&name)?;
-                match content {
-                    Content::Session(id) => {
-                        let session = sessions.get(&id).ok_or_else(|| gone(id))?;
-                        self.write_session(session, pages.of(id), &mut entry)?;
-                    }
-                    Content::Items(id, kind) => {
-                        entry.text(BEFORE_ITEMS)?;
-                        self.write_items(pages.of(id), kind, &mut entry)?;
-                        entry.text(AFTER_ITEMS)?;
-                    }
-                    Content::Document(document) => self.write_document(document, &mut entry).await?,
+        let mut entries = self.scratch.entries()?;
+        while let Some((name, content)) = entries.next()? {
+            self.check_cancelled()?;
+            let mut entry = sink.begin(name)?;
+            match content {
+                Content::Session { head, pages } => self.write_session(head, &pages, &mut entry)?,
+                Content::Items(pages) => {
+                    entry.text(BEFORE_ITEMS)?;
+                    self.write_items(&pages, &mut entry)?;
+                    entry.text(AFTER_ITEMS)?;
                 }
-                entry.finish()?;
+                Content::Text(text) => entry.piece(text.data, text.raw_len, text.crc32)?,
+                Content::Lines(lines) => self.write_lines(lines, &mut entry)?,
             }
+            entry.finish()?;
         }
         self.reader.close().await;
         Ok(())
@@ -274,20 +263,17 @@ impl Assembly {
     async fn hash_all(&mut self) -> Result<(), ArchiveError> {
         let threads = available_parallelism().map_or(1, usize::from);
         self.hash_sessions(false, threads, &CancellationToken::new()).await?;
-        for (name, document) in [
-            (layout::SUMMARY, Document::Summary),
-            (layout::SESSIONS, Document::Sessions),
-            (layout::FAILURES, Document::Failures),
-        ] {
-            let mut hashing = Hashing::default();
-            self.write_document(document, &mut hashing).await?;
-            let content = Content::Document(document);
-            let entry = Named { name: name.to_owned(), content, sha256: Some(hashing.digest()) };
-            self.scratch.add_entries(&[entry]).await?;
+        let summary = render::summary(&self.facts, &mut self.reader).await?;
+        let failures = render::failures(&mut self.reader).await?;
+        for (name, text) in [(layout::SUMMARY, summary), (layout::FAILURES, failures)] {
+            let data = pack(text.as_bytes(), TEXT_LEVEL);
+            let sha256 = Sha256::digest(&text).into();
+            self.scratch.add(name, &Content::Text(Packed::new(&text, &data)), Some(sha256))?;
         }
-        let content = Content::Document(Document::Sums);
-        let sums = Named { name: layout::SUMS.to_owned(), content, sha256: None };
-        Ok(self.scratch.add_entries(&[sums]).await?)
+        let mut hashing = Hashing::default();
+        self.write_lines(Lined::Sessions, &mut hashing)?;
+        self.scratch.add(layout::SESSIONS, &Content::Lines(Lined::Sessions), Some(hashing.digest()))?;
+        self.scratch.add(layout::SUMS, &Content::Lines(Lined::Sums), None)
     }
 
     /// Hashes the files of sessions that are not hashed yet, of all or of those that are complete, until told to stop.
@@ -299,108 +285,86 @@ impl Assembly {
         stop: &CancellationToken,
     ) -> Result<(usize, usize), ArchiveError> {
         let (mut after, mut seen, mut hashed) = (0, 0, 0);
-        while !stop.is_cancelled() {
+        let making = Making {
+            facts: self.facts.clone(),
+            segments: self.reader.segments().clone(),
+            threads,
+            cancel: self.input.cancel.clone(),
+        };
+        let mut read = self.whole_sessions(&mut after, only_complete).await?;
+        while let Some((looked_at, sessions)) = read
+            && !stop.is_cancelled()
+        {
             self.check_cancelled()?;
-            let mut ids = self.reader.session_numbers(after, only_complete, AT_A_TIME).await?;
-            let Some(last) = ids.last() else { break };
-            after = *last;
-            seen += ids.len();
-            let added = self.scratch.added(&ids).await?;
-            ids.retain(|id| !added.contains(id));
-            hashed += ids.len();
-            if !ids.is_empty() {
-                self.hash_these(&ids, threads).await?;
+            (seen, hashed) = (seen + looked_at, hashed + sessions.len());
+            // The next are read while these are hashed.
+            let making = making.clone();
+            let hashing = tokio::task::spawn_blocking(move || making.files_of(&sessions));
+            let (next, files) = tokio::join!(self.whole_sessions(&mut after, only_complete), hashing);
+            for files in files.map_err(std::io::Error::other)?? {
+                self.scratch.add_session(&files)?;
             }
+            read = next?;
         }
         Ok((seen, hashed))
     }
 
-    async fn hash_these(&mut self, ids: &[i64], threads: usize) -> Result<(), ArchiveError> {
-        let sessions = self.reader.sessions_numbered(ids).await?;
-        let keys = self.scratch.keys(ids).await?;
-        let index = self.reader.page_index(ids).await?;
-        let all_of = |id: &i64| Some((sessions.get(id)?, &keys.get(id)?[..], index.of(*id)));
-        let sessions: Vec<(&SessionRow, &str, &[PageRef])> =
-            ids.iter().map(|id| all_of(id).ok_or_else(|| gone(*id))).collect::<Result<_, _>>()?;
-        let framed: Vec<(SessionFrame, &[PageRef])> =
-            sessions.iter().map(|(session, _, pages)| (self.frame(session, pages), *pages)).collect();
-        let hashes = hash::sessions(&framed, self.reader.segments(), threads, &self.input.cancel)?;
-        let mut named = Vec::with_capacity(ids.len() * 2);
-        let mut lines = Vec::with_capacity(ids.len());
-        for ((session, key, pages), hashes) in sessions.into_iter().zip(hashes) {
-            let (entries, line) = name_files(session, key, pages, hashes);
-            named.extend(entries);
-            lines.push((session.id, line));
-        }
-        self.scratch.add_entries(&named).await?;
-        self.scratch.add_lines(&lines).await?;
-        Ok(())
-    }
-
-    async fn name_sessions(&mut self) -> Result<(), ArchiveError> {
-        let mut after = 0;
-        loop {
-            let sessions = self.reader.sessions(after, AT_A_TIME).await?;
-            let Some(last) = sessions.last() else { break };
-            after = last.id;
-            let named: Vec<(i64, String, String)> = sessions
-                .iter()
-                .map(|session| {
-                    let name = SessionInfo::read(&session.info).name;
-                    (session.id, layout::key(&session.zoom_id), name)
-                })
-                .collect();
-            self.scratch.add_sessions(&named).await?;
-        }
-        for id in self.scratch.colliding().await? {
-            let found = self.reader.sessions_numbered(&[id]).await?;
-            let session = found.get(&id).ok_or_else(|| gone(id))?;
-            self.scratch.set_key(id, &layout::hashed_key(&session.zoom_id)).await?;
-        }
-        Ok(())
-    }
-
-    fn frame(&self, session: &SessionRow, pages: &[PageRef]) -> SessionFrame {
-        SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals_of(pages))
-    }
-
-    async fn write_document(
+    /// Some sessions after this one, and how many were looked at for that; none after the last.
+    async fn whole_sessions(
         &mut self,
-        document: Document,
-        entry: &mut impl Text,
-    ) -> Result<(), ArchiveError> {
-        match document {
-            Document::Summary => entry.text(render::summary(&self.facts, &mut self.reader).await?.as_bytes()),
-            Document::Failures => entry.text(render::failures(&mut self.reader).await?.as_bytes()),
-            Document::Sessions => {
+        after: &mut i64,
+        only_complete: bool,
+    ) -> Result<Option<(usize, Vec<WholeSession>)>, ArchiveError> {
+        let mut ids = self.reader.session_numbers(*after, only_complete, AT_A_TIME).await?;
+        let Some(last) = ids.last() else { return Ok(None) };
+        *after = *last;
+        let looked_at = ids.len();
+        ids.retain(|id| !self.scratch.has(*id));
+        let mut pages = self.reader.page_index(&ids).await?;
+        let whole = |session: SessionRow| WholeSession {
+            key: self.scratch.key(&session),
+            pages: pages.take(session.id),
+            session,
+        };
+        let sessions = self.reader.sessions_numbered(&ids).await?.into_iter().map(whole).collect();
+        Ok(Some((looked_at, sessions)))
+    }
+
+    fn write_lines(&mut self, of: Lined, entry: &mut impl Text) -> Result<(), ArchiveError> {
+        match of {
+            Lined::Sessions => {
                 let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
-                self.scratch.lines(|line| lines.push(line)).await?;
+                self.scratch.lines(|line| lines.push(line))?;
                 lines.finish(b"\n]\n")
             }
-            Document::Sums => {
+            Lined::Sums => {
                 let mut lines = Lines::new(entry, b"", b"\n");
-                self.scratch.sums(|line| lines.push(line)).await?;
+                self.scratch.sums(|line| lines.push(line))?;
                 lines.finish(b"\n")
             }
         }
     }
 
+    /// The pages come in the order of kinds.
     fn write_session(
         &self,
-        session: &SessionRow,
+        head: Packed<'_>,
         pages: &[PageRef],
         entry: &mut impl Entry,
     ) -> Result<(), ArchiveError> {
-        let frame = self.frame(session, pages);
+        entry.piece(head.data, head.raw_len, head.crc32)?;
+        let mut rest = pages;
         for kind in Kind::ALL {
-            entry.text(frame.before[kind as usize].as_bytes())?;
-            self.write_items(pages, kind, entry)?;
+            entry.text(render::between(kind).as_bytes())?;
+            let (of_a_kind, others) = rest.split_at(rest.partition_point(|page| page.kind == kind));
+            self.write_items(of_a_kind, entry)?;
+            rest = others;
         }
-        entry.text(frame.after.as_bytes())
+        entry.text(render::session_tail(totals_of(pages)).as_bytes())
     }
 
-    fn write_items(&self, pages: &[PageRef], kind: Kind, entry: &mut impl Entry) -> Result<(), ArchiveError> {
-        for (index, page) in pages.iter().filter(|page| page.kind == kind).enumerate() {
+    fn write_items(&self, pages: &[PageRef], entry: &mut impl Entry) -> Result<(), ArchiveError> {
+        for (index, page) in pages.iter().enumerate() {
             self.check_cancelled()?;
             if index > 0 {
                 entry.text(SEPARATOR.as_bytes())?;
@@ -411,41 +375,17 @@ impl Assembly {
     }
 }
 
-/// The files of a session, and its line in `sessions_summary.json`.
-fn name_files(
-    session: &SessionRow,
-    key: &str,
-    pages: &[PageRef],
-    hashes: SessionHashes,
-) -> (Vec<Named>, String) {
-    let info = SessionInfo::read(&session.info);
-    let mut named = Vec::new();
-    for (kind, sha256) in Kind::ALL.into_iter().zip(hashes.items) {
-        if sha256.is_some() {
-            let content = Content::Items(session.id, kind);
-            named.push(Named { name: layout::items_entry(key, kind), content, sha256 });
+async fn name_sessions(reader: &mut Reader, directory: &Path) -> Result<Scratch, ArchiveError> {
+    let mut names = Names::create(directory)?;
+    let mut after = 0;
+    loop {
+        let sessions = reader.sessions(after, AT_A_TIME).await?;
+        let Some(last) = sessions.last() else { return names.settle() };
+        after = last.id;
+        for session in &sessions {
+            names.add(session, &SessionInfo::read(&session.info).name)?;
         }
     }
-    let name = layout::session_entry(key, &info.name);
-    named.push(Named { name, content: Content::Session(session.id), sha256: Some(hashes.whole) });
-    let mut files: Vec<&str> = named.iter().map(|entry| &entry.name[..]).collect();
-    files.sort_unstable();
-    let line =
-        render::session_line(&session.zoom_id, key, &info, &files, totals_of(pages), session.not_found);
-    (named, line)
-}
-
-fn gone(session: i64) -> CaptureError {
-    CaptureError::Damaged(format!("session {session} is gone"))
-}
-
-/// Items by kind.
-fn totals_of(pages: &[PageRef]) -> [u64; 3] {
-    let mut totals = [0; 3];
-    for page in pages {
-        totals[page.kind as usize] += page.items;
-    }
-    totals
 }
 
 /// Many short lines as one entry, compressed some at a time.

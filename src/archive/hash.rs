@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
 use super::assemble::Text;
-use super::render::{AFTER_ITEMS, BEFORE_ITEMS, SessionFrame};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, SessionFrame};
 use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
@@ -144,10 +144,10 @@ fn session(
     pages: &[PageRef],
     next: &mut impl FnMut() -> Result<Vec<u8>, ArchiveError>,
 ) -> Result<SessionHashes, ArchiveError> {
-    let mut whole = Sha256::new();
+    let mut whole = Sha256::new_with_prefix(&frame.head);
     let mut items = [const { None }; 3];
     for kind in Kind::ALL {
-        whole.update(&frame.before[kind as usize]);
+        whole.update(render::between(kind));
         let mut own: Option<Sha256> = None;
         for _ in pages.iter().filter(|page| page.kind == kind) {
             let raw = next()?;
@@ -163,6 +163,6 @@ fn session(
         }
         items[kind as usize] = own.map(|own| own.chain_update(AFTER_ITEMS).finalize().into());
     }
-    whole.update(&frame.after);
+    whole.update(&frame.tail);
     Ok(SessionHashes { whole: whole.finalize().into(), items })
 }

@@ -7,10 +7,12 @@
 mod ahead;
 mod assemble;
 mod directory;
+mod files;
 mod hash;
 mod layout;
 mod render;
 mod scratch;
+mod sort;
 mod write_behind;
 mod zip;
 

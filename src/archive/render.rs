@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Location, Reader};
+use crate::capture::{CaptureError, FailureRow, Kind, Location, Reader};
 use crate::json::text_of;
 
 /// What the capture says of the whole extraction.
@@ -126,17 +126,16 @@ pub fn session_line(
 pub const BEFORE_ITEMS: &[u8] = b"[\n";
 pub const AFTER_ITEMS: &[u8] = b"\n]\n";
 
-/// What stands before, between and after the three arrays of a session's file.
+/// What stands around the three arrays of a session's file, and [`between`] them.
 #[derive(Debug)]
 pub struct SessionFrame {
-    pub before: [String; 3],
-    pub after: String,
+    pub head: String,
+    pub tail: String,
 }
 
 impl SessionFrame {
     pub fn new(info: &str, id: &str, facts: &Facts, totals: [u64; 3]) -> Self {
         let text = |value: &str| Value::String(value.to_owned()).to_string();
-        let [messages, edited, deleted] = totals;
         let mut head = String::with_capacity(info.len() + 200);
         let _ = write!(
             head,
@@ -145,17 +144,23 @@ impl SessionFrame {
             text(&facts.from),
             text(&facts.to)
         );
-        Self {
-            before: [
-                head,
-                "\n],\n\"edited_messages\": [\n".to_owned(),
-                "\n],\n\"deleted_messages\": [\n".to_owned(),
-            ],
-            after: format!(
-                "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
-            ),
-        }
+        Self { head, tail: session_tail(totals) }
     }
+}
+
+/// What stands between the array of this kind and the one before.
+pub fn between(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Messages => "",
+        Kind::Edited => "\n],\n\"edited_messages\": [\n",
+        Kind::Deleted => "\n],\n\"deleted_messages\": [\n",
+    }
+}
+
+pub fn session_tail([messages, edited, deleted]: [u64; 3]) -> String {
+    format!(
+        "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
+    )
 }
 
 /// One failure, the same in `failures.json` and in the API.

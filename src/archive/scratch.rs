@@ -1,245 +1,230 @@
-//! What assembly has to remember between its two passes, on disk: names, keys and hashes of all entries, sorted.
+//! What assembly has to remember between its two passes: all entries in the order of their names, each with its hash and
+//! with where its messages are, so that the second pass asks nothing of the index of the capture.
 //!
-//! A throw-away SQLite file beside the capture, so that memory does not grow with the number of sessions.
+//! In a throw-away file beside the capture, so that memory hardly grows with the number of sessions.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
 
-use futures_util::TryStreamExt;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, QueryBuilder, Row};
 
+use super::files::SessionFiles;
 use super::hash::Sha256Digest;
-use super::layout;
-use crate::capture::{CaptureError, Kind};
+use super::sort::{Merged, Sorter, Spill};
+use super::{ArchiveError, layout};
+use crate::capture::{PageRef, SessionRow};
+
+/// Memory for entries, and for lines and names, before they go to the file.
+const MOST_OF_ENTRIES: usize = 4 << 20;
+const MOST_OF_LINES: usize = 1 << 20;
 
 /// What an entry is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
-    Session(i64),
-    Items(i64, Kind),
-    Document(Document),
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Content<'a> {
+    /// All of a session: what stands before its messages, and where they are.
+    Session {
+        #[serde(borrow)]
+        head: Packed<'a>,
+        pages: Cow<'a, [PageRef]>,
+    },
+    /// Items of one kind.
+    Items(Cow<'a, [PageRef]>),
+    Text(Packed<'a>),
+    Lines(Lined),
 }
 
-/// A file about the whole job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Document {
-    Summary,
-    Sessions,
-    Failures,
-    Sums,
+/// A text as a piece of deflate.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Packed<'a> {
+    pub data: &'a [u8],
+    pub raw_len: u64,
+    pub crc32: u32,
 }
 
-impl Content {
-    /// The sessions that some of it is the whole file of, and all the sessions it is of.
-    pub fn sessions_of(contents: impl Iterator<Item = Self>) -> (Vec<i64>, Vec<i64>) {
-        let (mut whole, mut any) = (Vec::new(), Vec::new());
-        for content in contents {
-            match content {
-                Self::Session(id) => {
-                    whole.push(id);
-                    any.push(id);
-                }
-                Self::Items(id, _) => any.push(id),
-                Self::Document(_) => {}
-            }
-        }
-        (whole, any)
+impl<'a> Packed<'a> {
+    pub fn new(text: &str, data: &'a [u8]) -> Self {
+        Self { data, raw_len: text.len() as u64, crc32: crc32fast::hash(text.as_bytes()) }
     }
 }
 
-/// A file of the archive.
-#[derive(Debug)]
-pub struct Named {
-    pub name: String,
-    pub content: Content,
-    /// None for the file that holds the hashes of the others.
-    pub sha256: Option<Sha256Digest>,
+/// A file with a line for each session, or for each other file.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub enum Lined {
+    Sessions,
+    Sums,
 }
 
-/// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys
-/// that are less plain.
-fn folded(name: &str) -> i64 {
-    let digest = Sha256::digest(name.to_lowercase());
-    let first = digest.first_chunk().expect("a digest has 32 bytes");
-    i64::from_le_bytes(*first)
+/// What is written down of an entry; the file that holds the hashes of the others has none itself.
+type Noted<'a> = (Option<Sha256Digest>, Content<'a>);
+
+/// An entry as it is written down.
+#[derive(Debug)]
+pub struct Remembered {
+    pub name: String,
+    noted: Vec<u8>,
+}
+
+impl Remembered {
+    pub fn new(
+        name: String,
+        content: &Content<'_>,
+        sha256: Option<Sha256Digest>,
+    ) -> Result<Self, ArchiveError> {
+        // The same as `Noted`.
+        let noted = postcard::to_stdvec(&(sha256, content)).map_err(std::io::Error::other)?;
+        Ok(Self { name, noted })
+    }
 }
 
 #[derive(Debug)]
 pub struct Scratch {
-    connection: SqliteConnection,
-    path: PathBuf,
+    sessions: u64,
+    /// Sessions whose files would meet another's on a disk that ignores case.
+    colliding: HashSet<i64>,
+    /// By the number of a session: whether its files have been added.
+    added: Vec<bool>,
+    entries: Sorter,
+    lines: Sorter,
 }
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Unlinked while open is fine on every Unix; nothing of it is wanted again.
-        let _ = std::fs::remove_file(&self.path);
+/// The names of all sessions: first of all it must be known which of them would meet.
+#[derive(Debug)]
+pub struct Names {
+    spill: Arc<Spill>,
+    folded: Sorter,
+    sessions: u64,
+}
+
+impl Names {
+    pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
+        let spill = Spill::create(directory.join("assemble.tmp"))?;
+        Ok(Self { folded: Sorter::new(spill.clone(), MOST_OF_LINES), spill, sessions: 0 })
     }
+
+    pub fn add(&mut self, session: &SessionRow, name: &str) -> Result<(), ArchiveError> {
+        self.sessions += 1;
+        let key = layout::key(&session.zoom_id);
+        let number = session.id.to_le_bytes();
+        self.folded.push(&folded(&key), &number)?;
+        self.folded.push(&folded(&layout::session_entry(&key, name)), &number)?;
+        Ok(())
+    }
+
+    pub fn settle(mut self) -> Result<Scratch, ArchiveError> {
+        let mut colliding = HashSet::new();
+        let mut merged = self.folded.merged()?;
+        let mut before = (Vec::new(), 0);
+        while let Some((folded, number)) = merged.next()? {
+            let number = i64::from_le_bytes(number.try_into().map_err(std::io::Error::other)?);
+            if before.0 == folded {
+                colliding.extend([before.1, number]);
+            }
+            before = (folded.to_vec(), number);
+        }
+        Ok(Scratch {
+            sessions: self.sessions,
+            colliding,
+            added: Vec::new(),
+            entries: Sorter::new(self.spill.clone(), MOST_OF_ENTRIES),
+            lines: Sorter::new(self.spill, MOST_OF_LINES),
+        })
+    }
+}
+
+/// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys
+/// that are less plain.
+fn folded(name: &str) -> [u8; 8] {
+    let digest = Sha256::digest(name.to_lowercase());
+    *digest.first_chunk().expect("a digest has 32 bytes")
 }
 
 impl Scratch {
-    pub async fn create(directory: &Path) -> Result<Self, CaptureError> {
-        let path = directory.join("assemble.tmp");
-        let _ = std::fs::remove_file(&path);
-        let mut connection = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Off)
-            .synchronous(SqliteSynchronous::Off)
-            // All caches of the process together may hold so many pages, of whatever size: those of the capture are small.
-            .page_size(1_024)
-            .pragma("cache_size", "-8000")
-            // Every order that is asked for is kept by an index from the beginning, so that nothing needs sorting.
-            .pragma("temp_store", "memory")
-            .connect()
-            .await?;
-        sqlx::raw_sql(
-            "-- Keys are ASCII. An entry is told from others by a hash of its name in lower case.
-             CREATE TABLE sessions (id INTEGER PRIMARY KEY, key TEXT NOT NULL COLLATE NOCASE, entry INTEGER NOT NULL)
-                 STRICT;
-             CREATE INDEX by_key ON sessions(key);
-             CREATE INDEX by_entry ON sessions(entry);
-             CREATE TABLE lines (session INTEGER PRIMARY KEY, line TEXT NOT NULL) STRICT;
-             CREATE TABLE entries (name TEXT PRIMARY KEY, session INTEGER, content INTEGER NOT NULL, sha256 BLOB)
-                 STRICT, WITHOUT ROWID;
-             BEGIN",
-        )
-        .execute(&mut connection)
-        .await?;
-        Ok(Self { connection, path })
+    /// What a session's files are named by.
+    pub fn key(&self, session: &SessionRow) -> String {
+        if self.colliding.contains(&session.id) {
+            layout::hashed_key(&session.zoom_id)
+        } else {
+            layout::key(&session.zoom_id)
+        }
     }
 
-    /// Sessions by number, with their keys and names.
-    pub async fn add_sessions(&mut self, sessions: &[(i64, String, String)]) -> Result<(), CaptureError> {
-        let mut insert = QueryBuilder::new("INSERT INTO sessions (id, key, entry) ");
-        insert.push_values(sessions, |mut row, (id, key, name)| {
-            row.push_bind(*id).push_bind(key).push_bind(folded(&layout::session_entry(key, name)));
-        });
-        insert.build().persistent(false).execute(&mut self.connection).await?;
-        Ok(())
+    /// Whether a session's files have been added.
+    pub fn has(&self, session: i64) -> bool {
+        self.added.get(session as usize).is_some_and(|added| *added)
     }
 
-    /// Sessions whose names would meet another's on a disk that ignores case.
-    pub async fn colliding(&mut self) -> Result<Vec<i64>, CaptureError> {
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM sessions
-             WHERE key IN (SELECT key FROM sessions GROUP BY key HAVING count(*) > 1)
-             OR entry IN (SELECT entry FROM sessions GROUP BY entry HAVING count(*) > 1)",
-        )
-        .fetch_all(&mut self.connection)
-        .await?)
-    }
-
-    pub async fn set_key(&mut self, id: i64, key: &str) -> Result<(), CaptureError> {
-        sqlx::query("UPDATE sessions SET key = ? WHERE id = ?")
-            .bind(key)
-            .bind(id)
-            .execute(&mut self.connection)
-            .await?;
-        Ok(())
-    }
-
-    pub async fn keys(&mut self, sessions: &[i64]) -> Result<HashMap<i64, String>, CaptureError> {
-        let keys: Vec<(i64, String)> =
-            sqlx::query_as("SELECT id, key FROM sessions WHERE id IN (SELECT value FROM json_each(?))")
-                .bind(json!(sessions).to_string())
-                .fetch_all(&mut self.connection)
-                .await?;
-        Ok(keys.into_iter().collect())
-    }
-
-    /// Those of these sessions whose files have been added.
-    pub async fn added(&mut self, sessions: &[i64]) -> Result<HashSet<i64>, CaptureError> {
-        let added: Vec<i64> =
-            sqlx::query_scalar("SELECT session FROM lines WHERE session IN (SELECT value FROM json_each(?))")
-                .bind(json!(sessions).to_string())
-                .fetch_all(&mut self.connection)
-                .await?;
-        Ok(added.into_iter().collect())
-    }
-
-    /// The lines of sessions in `sessions_summary.json`.
-    pub async fn add_lines(&mut self, lines: &[(i64, String)]) -> Result<(), CaptureError> {
-        let mut insert = QueryBuilder::new("INSERT INTO lines (session, line) ");
-        insert.push_values(lines, |mut row, (session, line)| {
-            row.push_bind(*session).push_bind(line);
-        });
-        insert.build().persistent(false).execute(&mut self.connection).await?;
+    pub fn add_session(&mut self, files: &SessionFiles) -> Result<(), ArchiveError> {
+        for entry in &files.entries {
+            self.entries.push(entry.name.as_bytes(), &entry.noted)?;
+        }
+        self.lines.push(files.key.as_bytes(), files.line.as_bytes())?;
+        let index = files.session as usize;
+        if self.added.len() <= index {
+            self.added.resize(index + 1, false);
+        }
+        self.added[index] = true;
         Ok(())
     }
 
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
-    pub async fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), CaptureError> {
-        let mut rows = sqlx::query(
-            "SELECT l.line FROM sessions s CROSS JOIN lines l ON l.session = s.id ORDER BY s.key",
-        )
-        .fetch(&mut self.connection);
-        while let Some(row) = rows.try_next().await? {
-            each(row.try_get("line")?);
+    pub fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
+        let mut lines = self.lines.merged()?;
+        while let Some((_, line)) = lines.next()? {
+            each(text(line)?);
         }
         Ok(())
     }
 
-    pub async fn add_entries(&mut self, entries: &[Named]) -> Result<(), CaptureError> {
-        let mut insert = QueryBuilder::new("INSERT INTO entries (name, session, content, sha256) ");
-        insert.push_values(entries, |mut row, entry| {
-            let (session, code) = match entry.content {
-                Content::Session(session) => (Some(session), 3),
-                Content::Items(session, kind) => (Some(session), kind as i64),
-                Content::Document(Document::Summary) => (None, 4),
-                Content::Document(Document::Sessions) => (None, 5),
-                Content::Document(Document::Failures) => (None, 6),
-                Content::Document(Document::Sums) => (None, 7),
-            };
-            row.push_bind(&entry.name)
-                .push_bind(session)
-                .push_bind(code)
-                .push_bind(entry.sha256.as_ref().map(<[u8; 32]>::as_slice));
-        });
-        insert.build().persistent(false).execute(&mut self.connection).await?;
-        Ok(())
+    /// Adds a file that is of no session.
+    pub fn add(
+        &mut self,
+        name: &str,
+        content: &Content<'_>,
+        sha256: Option<Sha256Digest>,
+    ) -> Result<(), ArchiveError> {
+        let entry = Remembered::new(name.to_owned(), content, sha256)?;
+        Ok(self.entries.push(entry.name.as_bytes(), &entry.noted)?)
     }
 
-    /// Entries after `after` in the order of their names.
-    pub async fn entries(&mut self, after: &str, most: i64) -> Result<Vec<(String, Content)>, CaptureError> {
-        let rows =
-            sqlx::query("SELECT name, session, content FROM entries WHERE name > ? ORDER BY name LIMIT ?")
-                .bind(after)
-                .bind(most)
-                .fetch_all(&mut self.connection)
-                .await?;
-        rows.iter()
-            .map(|row| {
-                let session = row.try_get::<Option<i64>, _>("session")?.unwrap_or(0);
-                let content = match row.try_get::<i64, _>("content")? {
-                    3 => Content::Session(session),
-                    4 => Content::Document(Document::Summary),
-                    5 => Content::Document(Document::Sessions),
-                    6 => Content::Document(Document::Failures),
-                    7 => Content::Document(Document::Sums),
-                    kind => Content::Items(
-                        session,
-                        Kind::from_index(kind)
-                            .ok_or_else(|| CaptureError::Damaged("an unknown entry".to_owned()))?,
-                    ),
-                };
-                Ok((row.try_get("name")?, content))
-            })
-            .collect()
+    /// How many sessions there are.
+    pub fn sessions(&self) -> u64 {
+        self.sessions
+    }
+
+    /// All entries in the order of their names.
+    pub fn entries(&mut self) -> Result<Entries, ArchiveError> {
+        Ok(Entries(self.entries.merged()?))
     }
 
     /// Feeds the lines of `SHA256SUMS`.
-    pub async fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), CaptureError> {
-        let mut rows = sqlx::query(
-            "SELECT lower(hex(sha256)) || '  ' || name AS line FROM entries WHERE sha256 IS NOT NULL ORDER BY name",
-        )
-        .fetch(&mut self.connection);
-        while let Some(row) = rows.try_next().await? {
-            each(row.try_get("line")?);
+    pub fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
+        let mut entries = self.entries.merged()?;
+        while let Some((name, value)) = entries.next()? {
+            // The hash stands first, and nothing else of it is needed.
+            let (sha256, _): (Option<Sha256Digest>, _) =
+                postcard::take_from_bytes(value).map_err(std::io::Error::other)?;
+            if let Some(sha256) = sha256 {
+                each(&format!("{}  {}", hex::encode(sha256), text(name)?));
+            }
         }
         Ok(())
     }
+}
+
+#[derive(Debug)]
+pub struct Entries(Merged);
+
+impl Entries {
+    pub fn next(&mut self) -> Result<Option<(&str, Content<'_>)>, ArchiveError> {
+        let Some((name, value)) = self.0.next()? else { return Ok(None) };
+        let (_, content): Noted<'_> = postcard::from_bytes(value).map_err(std::io::Error::other)?;
+        Ok(Some((text(name)?, content)))
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, ArchiveError> {
+    Ok(std::str::from_utf8(bytes).map_err(std::io::Error::other)?)
 }

@@ -152,15 +152,17 @@ async fn list_sessions(
 ) -> Result<Effect, CaptureError> {
     let last: i64 =
         sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions").fetch_one(&mut **tx).await?;
-    // The info of the latest window that lists a session wins; what loses is not written.
-    let mut upsert = QueryBuilder::new("INSERT INTO sessions (zoom_id, window, info) ");
+    // The info of the latest window that lists a session wins; what loses, or is there already, is not written.
+    let mut upsert = QueryBuilder::new("INSERT INTO sessions (zoom_id, info) ");
     upsert.push_values(sessions, |mut row, session| {
-        row.push_bind(&session.zoom_id).push_bind(window).push_bind(&session.info);
+        row.push_bind(&session.zoom_id).push_bind(&session.info);
     });
     upsert.push(
-        " ON CONFLICT (zoom_id) DO UPDATE SET info = excluded.info, window = excluded.window
-          WHERE excluded.window >= window",
+        " ON CONFLICT (zoom_id) DO UPDATE SET info = excluded.info
+          WHERE info <> excluded.info
+          AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = sessions.id AND u.listed AND u.window > ",
     );
+    upsert.push_bind(window).push(")");
     upsert.build().persistent(false).execute(&mut **tx).await?;
     let zoom_ids: Vec<&str> = sessions.iter().map(|session| &session.zoom_id[..]).collect();
     let ids: Vec<i64> = sqlx::query_scalar(

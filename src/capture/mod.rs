@@ -33,7 +33,7 @@ pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
 
 /// Bumped when the schema changes; a capture of another version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -89,7 +89,7 @@ impl From<sqlx::Error> for CaptureError {
 }
 
 /// The three arrays of a messages page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     Messages,
     Edited,
@@ -247,7 +247,7 @@ impl Location {
 async fn create(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
-    sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 2").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -3,9 +3,11 @@
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
@@ -24,7 +26,7 @@ pub struct SessionRow {
 }
 
 /// Where a stored segment is, and what it inflates to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct PageRef {
     pub kind: Kind,
     pub items: u64,
@@ -50,8 +52,9 @@ macro_rules! session_rows {
 pub struct PageIndex(HashMap<i64, Vec<PageRef>>);
 
 impl PageIndex {
-    pub fn of(&self, session: i64) -> &[PageRef] {
-        self.0.get(&session).map_or(&[], Vec::as_slice)
+    /// Those of this session.
+    pub fn take(&mut self, session: i64) -> Vec<PageRef> {
+        self.0.remove(&session).unwrap_or_default()
     }
 }
 
@@ -59,16 +62,16 @@ impl PageIndex {
 #[derive(Debug)]
 pub struct Reader {
     pub(super) connection: SqliteConnection,
-    segments: SegmentReader,
+    segments: Arc<SegmentReader>,
 }
 
 impl Reader {
     pub(super) fn new(connection: SqliteConnection, segments: SegmentReader) -> Self {
-        Self { connection, segments }
+        Self { connection, segments: Arc::new(segments) }
     }
 
     /// The messages themselves.
-    pub fn segments(&self) -> &SegmentReader {
+    pub fn segments(&self) -> &Arc<SegmentReader> {
         &self.segments
     }
 
@@ -231,13 +234,14 @@ impl Reader {
         .await?)
     }
 
-    /// These sessions.
-    pub async fn sessions_numbered(&mut self, ids: &[i64]) -> Result<HashMap<i64, SessionRow>, CaptureError> {
-        let rows = sqlx::query(concat!(session_rows!(), "WHERE id IN (SELECT value FROM json_each(?))"))
-            .bind(json!(ids).to_string())
-            .fetch_all(&mut self.connection)
-            .await?;
-        rows.iter().map(|row| session_row(row).map(|session| (session.id, session))).collect()
+    /// These sessions, in the order of their numbers.
+    pub async fn sessions_numbered(&mut self, ids: &[i64]) -> Result<Vec<SessionRow>, CaptureError> {
+        let rows =
+            sqlx::query(concat!(session_rows!(), "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"))
+                .bind(json!(ids).to_string())
+                .fetch_all(&mut self.connection)
+                .await?;
+        rows.iter().map(session_row).collect()
     }
 
     /// Where the stored segments of these sessions are: for each, in the order of kinds, windows, ranges, pages. Small,

@@ -17,8 +17,7 @@ CREATE TABLE lists (
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
     zoom_id TEXT NOT NULL UNIQUE,
-    window INTEGER NOT NULL,                        -- the latest window that lists it: where its info is from
-    info TEXT NOT NULL                              -- as received
+    info TEXT NOT NULL                              -- as received, from the latest window that lists it
 ) STRICT;
 
 CREATE TABLE units (

@@ -61,6 +61,11 @@ impl SegmentReader {
         }
     }
 
+    /// Bytes of all segments: about what each of the two copies in an archive takes.
+    pub fn size(&self) -> Result<u64, CaptureError> {
+        Ok(self.file.as_ref().map_or(Ok(0), |file| file.metadata().map(|data| data.len()))?)
+    }
+
     /// One segment, compressed as it is stored.
     pub fn packed(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
         let damaged = |what: &str| CaptureError::Damaged(what.to_owned());

@@ -87,14 +87,6 @@ impl Reader {
         Ok(repeats as u64)
     }
 
-    /// Bytes of all stored segments: about what each of the two copies in an archive takes.
-    pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
-        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(length), 0) FROM pages")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(bytes as u64)
-    }
-
     /// A query for each window: one that groups all pages would have to sort them.
     pub async fn window_counts(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
         let mut counts = Vec::new();

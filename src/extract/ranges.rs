@@ -313,7 +313,7 @@ impl Pages {
             repeats: page.repeats,
         };
         if self.urgent.is_none() {
-            shared.wait_for_others().await;
+            shared.wait_for_others(page.next.is_none()).await;
         }
         shared.count(&shared.writer.commit(change).await?);
         for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {

@@ -28,6 +28,8 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
 /// few pages as for one.
 const BEAT: Duration = Duration::from_millis(100);
+/// The same for the last page of a chain, which no other page waits for: every third beat.
+const LONG_BEAT: Duration = Duration::from_millis(300);
 
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
@@ -339,11 +341,12 @@ impl Shared {
     }
 
     /// Until the next beat, where that holds nothing up: pages that arrive between two beats are committed together.
-    pub(super) async fn wait_for_others(&self) {
+    pub(super) async fn wait_for_others(&self, is_last: bool) {
         let RunContext { lane, clock, .. } = &self.context;
-        if lane.has_time_for(BEAT) {
-            let since_the_last = clock.elapsed().as_nanos() % BEAT.as_nanos();
-            clock.sleep(BEAT - Duration::from_nanos(since_the_last as u64)).await;
+        let beat = if is_last && lane.has_time_for(LONG_BEAT) { LONG_BEAT } else { BEAT };
+        if lane.has_time_for(beat) {
+            let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
+            clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;
         }
     }
 
