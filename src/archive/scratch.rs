@@ -18,8 +18,8 @@ use super::{ArchiveError, layout};
 use crate::capture::{PageRef, SessionRow};
 
 /// Memory for entries, and for lines and names, before they go to the file.
-const MOST_OF_ENTRIES: usize = 4 << 20;
-const MOST_OF_LINES: usize = 1 << 20;
+const MOST_OF_ENTRIES: usize = 2 << 20;
+const MOST_OF_LINES: usize = 512 << 10;
 
 /// What an entry is made of.
 #[derive(Debug, Serialize, Deserialize)]

@@ -4,15 +4,16 @@
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Read of each stretch at a time.
-const READ_AT_A_TIME: usize = 16 << 10;
+/// Read of each stretch at a time, and written of one.
+const READ_AT_A_TIME: usize = 8 << 10;
+const WRITTEN_AT_A_TIME: usize = 64 << 10;
 
 /// A file that several sorters share; gone when the last of them is.
 #[derive(Debug)]
@@ -28,18 +29,17 @@ impl Spill {
         Ok(Arc::new(Self { file, path, end: AtomicU64::new(0) }))
     }
 
-    fn append(&self, bytes: &[u8]) -> io::Result<Range<u64>> {
-        let length = bytes.len() as u64;
+    /// A place for so many bytes that are to be written.
+    fn place(self: &Arc<Self>, length: u64) -> Section {
         let from = self.end.fetch_add(length, Relaxed);
-        self.file.write_all_at(bytes, from)?;
-        Ok(from..from + length)
+        Section { spill: self.clone(), rest: from..from + length }
     }
 }
 
 impl Drop for Spill {
     fn drop(&mut self) {
         // Best effort: a sweep at start removes what could not be removed now.
-        let _ = std::fs::remove_file(Path::new(&self.path));
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -100,20 +100,22 @@ impl Sorter {
         }
         let bytes = &self.bytes;
         self.records.sort_unstable_by_key(|record| &bytes[record.key..record.value]);
-        let mut sorted = Vec::with_capacity(bytes.len() + self.records.len() * 8);
+        let place = self.spill.place((bytes.len() + self.records.len() * 8) as u64);
+        self.sorted.push(place.rest.clone());
+        let mut out = BufWriter::with_capacity(WRITTEN_AT_A_TIME, place);
         for Record { key, value, end } in self.records.drain(..) {
             for length in [value - key, end - value] {
-                sorted.extend_from_slice(&u32::try_from(length).map_err(io::Error::other)?.to_le_bytes());
+                out.write_all(&u32::try_from(length).map_err(io::Error::other)?.to_le_bytes())?;
             }
-            sorted.extend_from_slice(&bytes[key..end]);
+            out.write_all(&bytes[key..end])?;
         }
-        self.sorted.push(self.spill.append(&sorted)?);
+        out.flush()?;
         self.bytes.clear();
         Ok(())
     }
 }
 
-/// A part of the file that is still to be read.
+/// A part of the file that is still to be read, or to be written.
 #[derive(Debug)]
 struct Section {
     spill: Arc<Spill>,
@@ -126,6 +128,18 @@ impl Read for Section {
         let read = self.spill.file.read_at(&mut buffer[..most], self.rest.start)?;
         self.rest.start += read as u64;
         Ok(read)
+    }
+}
+
+impl Write for Section {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.spill.file.write_at(buffer, self.rest.start)?;
+        self.rest.start += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
