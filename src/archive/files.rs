@@ -11,7 +11,7 @@ use super::render::{self, Facts, SessionFrame, SessionInfo};
 use super::scratch::{Content, Packed, Remembered};
 use crate::capture::{PageRef, SegmentReader, SessionRow, pack};
 
-/// Heads of sessions are compressed at this level: so short that another one makes them no shorter.
+/// Heads of sessions are compressed at this level: they are so short that a higher one would cost more than it saves.
 const HEAD_LEVEL: u32 = 1;
 
 /// A session that is all there.

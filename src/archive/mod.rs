@@ -1,8 +1,9 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
-//! `layout` names entries, `render` makes the small documents, `assemble` puts it all together into a sink: a zip
-//! (`zip`) or a directory (`directory`); `ahead` begins with that while the rest is still being fetched. Asks nothing of
-//! Zoom, and no time but the capture's own goes into an archive.
+//! `layout` names entries, `render` makes the small documents, `files` hashes those of sessions and `scratch` remembers
+//! all of them, sorted (`sort`); `assemble` puts it together into a sink: a zip (`zip`) or a directory (`directory`);
+//! `ahead` begins with that while the rest is still being fetched. Asks nothing of Zoom, and no time but the capture's own
+//! goes into an archive.
 
 mod ahead;
 mod assemble;
