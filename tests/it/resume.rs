@@ -42,7 +42,8 @@ async fn an_orderly_restart_goes_on_where_the_job_stood() {
     let archive = world.archive(&id).await;
     assert_eq!(archive.comparable(), expected.comparable());
     let stats = world.sim.stats();
-    let asked_twice = stats.requests - undisturbed_requests(&expected);
+    // The undisturbed run may have split more, and so have asked for more.
+    let asked_twice = stats.requests.saturating_sub(undisturbed_requests(&expected));
     assert!(asked_twice <= 3 * 64 + 10, "at most what was in flight is asked again: {asked_twice}");
 }
 
