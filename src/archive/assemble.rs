@@ -240,13 +240,13 @@ impl Assembly {
             self.check_cancelled()?;
             let mut entry = sink.begin(name)?;
             match content {
-                Content::Session { head, pages } => self.write_session(head, &pages, &mut entry)?,
+                Content::Session { head, pages } => self.write_session(&head, &pages, &mut entry)?,
                 Content::Items(pages) => {
                     entry.text(BEFORE_ITEMS)?;
                     self.write_items(&pages, &mut entry)?;
                     entry.text(AFTER_ITEMS)?;
                 }
-                Content::Text(text) => entry.piece(text.data, text.raw_len, text.crc32)?,
+                Content::Text(text) => entry.piece(&text.data, text.raw_len, text.crc32)?,
                 Content::Lines(lines) => self.write_lines(lines, &mut entry)?,
             }
             entry.finish()?;
@@ -263,12 +263,12 @@ impl Assembly {
     async fn hash_all(&mut self) -> Result<(), ArchiveError> {
         let threads = available_parallelism().map_or(1, usize::from);
         self.hash_sessions(false, threads, &CancellationToken::new()).await?;
+        self.scratch.check_whole()?;
         let summary = render::summary(&self.facts, &mut self.reader).await?;
         let failures = render::failures(&mut self.reader).await?;
         for (name, text) in [(layout::SUMMARY, summary), (layout::FAILURES, failures)] {
-            let data = pack(text.as_bytes(), TEXT_LEVEL);
             let sha256 = Sha256::digest(&text).into();
-            self.scratch.add(name, &Content::Text(Packed::new(&text, &data)), Some(sha256))?;
+            self.scratch.add(name, &Content::Text(Packed::of(&text, TEXT_LEVEL)), Some(sha256))?;
         }
         let mut hashing = Hashing::default();
         self.write_lines(Lined::Sessions, &mut hashing)?;
@@ -320,6 +320,9 @@ impl Assembly {
         *after = *last;
         let looked_at = ids.len();
         ids.retain(|id| !self.scratch.has(*id));
+        if ids.is_empty() {
+            return Ok(Some((looked_at, Vec::new())));
+        }
         let mut pages = self.reader.page_index(&ids).await?;
         let whole = |session: SessionRow| WholeSession {
             key: self.scratch.key(&session),
@@ -348,11 +351,11 @@ impl Assembly {
     /// The pages come in the order of kinds.
     fn write_session(
         &self,
-        head: Packed<'_>,
+        head: &Packed<'_>,
         pages: &[PageRef],
         entry: &mut impl Entry,
     ) -> Result<(), ArchiveError> {
-        entry.piece(head.data, head.raw_len, head.crc32)?;
+        entry.piece(&head.data, head.raw_len, head.crc32)?;
         let mut rest = pages;
         for kind in Kind::ALL {
             entry.text(render::between(kind).as_bytes())?;

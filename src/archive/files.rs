@@ -9,7 +9,7 @@ use super::hash::{self, SessionHashes};
 use super::layout;
 use super::render::{self, Facts, SessionFrame, SessionInfo};
 use super::scratch::{Content, Packed, Remembered};
-use crate::capture::{PageRef, SegmentReader, SessionRow, pack};
+use crate::capture::{PageRef, SegmentReader, SessionRow};
 
 /// Heads of sessions are compressed at this level: they are so short that a higher one would cost more than it saves.
 const HEAD_LEVEL: u32 = 1;
@@ -91,8 +91,7 @@ fn remembered(
         entries.push(Remembered::new(layout::items_entry(key, kind), &content, hashes.items[kind as usize])?);
     }
     let head = SessionInfo::read(info);
-    let data = pack(frame.head.as_bytes(), HEAD_LEVEL);
-    let content = Content::Session { head: Packed::new(&frame.head, &data), pages: (&pages[..]).into() };
+    let content = Content::Session { head: Packed::of(&frame.head, HEAD_LEVEL), pages: (&pages[..]).into() };
     entries.push(Remembered::new(layout::session_entry(key, &head.name), &content, Some(hashes.whole))?);
     let mut files: Vec<&str> = entries.iter().map(|entry| &entry.name[..]).collect();
     files.sort_unstable();

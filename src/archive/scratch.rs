@@ -15,7 +15,7 @@ use super::files::SessionFiles;
 use super::hash::Sha256Digest;
 use super::sort::{Merged, Sorter, Spill};
 use super::{ArchiveError, layout};
-use crate::capture::{PageRef, SessionRow};
+use crate::capture::{CaptureError, PageRef, SessionRow, pack};
 
 /// Memory for entries, and for lines and names, before they go to the file.
 const MOST_OF_ENTRIES: usize = 2 << 20;
@@ -37,16 +37,18 @@ pub enum Content<'a> {
 }
 
 /// A text as a piece of deflate.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Packed<'a> {
-    pub data: &'a [u8],
+    #[serde(borrow)]
+    pub data: Cow<'a, [u8]>,
     pub raw_len: u64,
     pub crc32: u32,
 }
 
-impl<'a> Packed<'a> {
-    pub fn new(text: &str, data: &'a [u8]) -> Self {
-        Self { data, raw_len: text.len() as u64, crc32: crc32fast::hash(text.as_bytes()) }
+impl Packed<'_> {
+    pub fn of(text: &str, level: u32) -> Self {
+        let (raw_len, crc32) = (text.len() as u64, crc32fast::hash(text.as_bytes()));
+        Self { data: pack(text.as_bytes(), level).into(), raw_len, crc32 }
     }
 }
 
@@ -169,6 +171,15 @@ impl Scratch {
         Ok(())
     }
 
+    /// An error unless the files of just those sessions that were named have been added.
+    pub fn check_whole(&self) -> Result<(), CaptureError> {
+        let added = self.added.iter().filter(|added| **added).count() as u64;
+        if added == self.sessions {
+            return Ok(());
+        }
+        Err(CaptureError::Damaged(format!("it named {} sessions and holds {added}", self.sessions)))
+    }
+
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
     pub fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
         let mut lines = self.lines.merged()?;
@@ -196,7 +207,7 @@ impl Scratch {
 
     /// All entries in the order of their names.
     pub fn entries(&mut self) -> Result<Entries, ArchiveError> {
-        Ok(Entries(self.entries.merged()?))
+        Ok(Entries { merged: self.entries.merged()?, last: Vec::new() })
     }
 
     /// Feeds the lines of `SHA256SUMS`.
@@ -215,16 +226,57 @@ impl Scratch {
 }
 
 #[derive(Debug)]
-pub struct Entries(Merged);
+pub struct Entries {
+    merged: Merged,
+    /// The name before.
+    last: Vec<u8>,
+}
 
 impl Entries {
+    /// The next name and what stands under it; no name comes twice.
     pub fn next(&mut self) -> Result<Option<(&str, Content<'_>)>, ArchiveError> {
-        let Some((name, value)) = self.0.next()? else { return Ok(None) };
+        let Some((name, value)) = self.merged.next()? else { return Ok(None) };
+        let text = text(name)?;
+        if self.last == name {
+            return Err(CaptureError::Damaged(format!("two files would be named {text}")).into());
+        }
+        name.clone_into(&mut self.last);
         let (_, content): Noted<'_> = postcard::from_bytes(value).map_err(std::io::Error::other)?;
-        Ok(Some((text(name)?, content)))
+        Ok(Some((text, content)))
     }
 }
 
 fn text(bytes: &[u8]) -> Result<&str, ArchiveError> {
     Ok(std::str::from_utf8(bytes).map_err(std::io::Error::other)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(id: i64) -> SessionRow {
+        SessionRow { id, zoom_id: format!("s{id}"), info: "{}".to_owned(), not_found: false }
+    }
+
+    fn files(session: i64, name: &str) -> SessionFiles {
+        let entries = vec![Remembered::new(name.to_owned(), &Content::Items(Cow::default()), None).unwrap()];
+        SessionFiles { session, key: format!("s{session}"), line: "{}".to_owned(), entries }
+    }
+
+    #[test]
+    fn no_session_is_left_out_and_no_name_comes_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut names = Names::create(directory.path()).unwrap();
+        for id in [1, 2] {
+            names.add(&session(id), "").unwrap();
+        }
+        let mut scratch = names.settle().unwrap();
+        scratch.add_session(&files(1, "messages/same.json")).unwrap();
+        assert!(scratch.check_whole().unwrap_err().is_damaged());
+        scratch.add_session(&files(2, "messages/same.json")).unwrap();
+        scratch.check_whole().unwrap();
+        let mut entries = scratch.entries().unwrap();
+        assert_eq!(entries.next().unwrap().unwrap().0, "messages/same.json");
+        assert!(entries.next().unwrap_err().is_damaged_capture());
+    }
 }

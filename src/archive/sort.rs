@@ -101,7 +101,7 @@ impl Sorter {
         let bytes = &self.bytes;
         self.records.sort_unstable_by_key(|record| &bytes[record.key..record.value]);
         let place = self.spill.place((bytes.len() + self.records.len() * 8) as u64);
-        self.sorted.push(place.rest.clone());
+        let written = place.rest.clone();
         let mut out = BufWriter::with_capacity(WRITTEN_AT_A_TIME, place);
         for Record { key, value, end } in self.records.drain(..) {
             for length in [value - key, end - value] {
@@ -110,6 +110,7 @@ impl Sorter {
             out.write_all(&bytes[key..end])?;
         }
         out.flush()?;
+        self.sorted.push(written);
         self.bytes.clear();
         Ok(())
     }

@@ -29,7 +29,7 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// few pages as for one.
 const BEAT: Duration = Duration::from_millis(100);
 /// The same for the last page of a chain, which no other page waits for: every third beat.
-const LONG_BEAT: Duration = Duration::from_millis(300);
+const LONG_BEAT: Duration = BEAT.saturating_mul(3);
 
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
@@ -343,8 +343,8 @@ impl Shared {
     /// Until the next beat, where that holds nothing up: pages that arrive between two beats are committed together.
     pub(super) async fn wait_for_others(&self, is_last: bool) {
         let RunContext { lane, clock, .. } = &self.context;
-        let beat = if is_last && lane.has_time_for(LONG_BEAT) { LONG_BEAT } else { BEAT };
-        if lane.has_time_for(beat) {
+        let beats = [is_last.then_some(LONG_BEAT), Some(BEAT)];
+        if let Some(beat) = beats.into_iter().flatten().find(|beat| lane.has_time_for(*beat)) {
             let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
             clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;
         }
