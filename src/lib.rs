@@ -18,6 +18,8 @@
 //! No unsafe code, no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to
 //! Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
 
+#![forbid(unsafe_code)]
+
 pub mod app;
 pub mod archive;
 pub mod capture;

@@ -21,7 +21,7 @@ type Measurement = (&'static str, fn() -> LocalBoxFuture<'static, Value>);
 const USUAL: Profile = Profile::USUAL;
 const UNPACED: Profile = Profile::UNPACED;
 
-const ALL: [Measurement; 23] = [
+const ALL: [Measurement; 24] = [
     // Against the limit, over five minutes each.
     ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 470_000, ..USUAL }))),
     ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
@@ -51,6 +51,7 @@ const ALL: [Measurement; 23] = [
     }),
     ("wide", || Box::pin(jobs::unpaced(Profile { messages: 400_000, sessions: 100_000, ..UNPACED }))),
     ("widest", || Box::pin(jobs::unpaced(Profile { messages: 1_000_000, sessions: 250_000, ..UNPACED }))),
+    ("million", || Box::pin(jobs::unpaced(Profile { messages: 1_500_000, sessions: 1_000_000, ..UNPACED }))),
     ("long-messages", || Box::pin(jobs::unpaced(Profile { messages: 100_000, text_scale: 20, ..UNPACED }))),
     ("linear", || Box::pin(jobs::linear())),
     // Towards users.

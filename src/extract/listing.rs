@@ -145,6 +145,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             return Ok(Err(token_trouble(FailureKind::EndlessPages, 1)));
         }
         token.clone_from(&page.next);
+        shared.wait_for_others(false).await;
         commit_page(shared, list, seq, page).await?;
         seq += 1;
         if token.is_none() {

@@ -28,8 +28,8 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
 /// few pages as for one.
 const BEAT: Duration = Duration::from_millis(100);
-/// The same for the last page of a chain, which no other page waits for: every third beat.
-const LONG_BEAT: Duration = BEAT.saturating_mul(3);
+/// The same for what nothing waits for, as the last page of a chain: every tenth beat.
+const LONG_BEAT: Duration = BEAT.saturating_mul(10);
 
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
@@ -313,9 +313,13 @@ impl Shared {
         }
     }
 
-    /// Every two seconds: the traffic so far, which only the process knows.
+    /// Every two seconds or so: the traffic so far, which only the process knows.
     async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(self.context.clock.sleep(Duration::from_secs(2))).await.is_some() {
+        let pause = async || {
+            self.context.clock.sleep(Duration::from_secs(2)).await;
+            self.wait_for_others(true).await;
+        };
+        while stop.run_until_cancelled(pause()).await.is_some() {
             if let Err(error) = self.leave_totals().await {
                 tracing::warn!(%error, "figures could not be written down");
             }
@@ -340,10 +344,10 @@ impl Shared {
         self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 
-    /// Until the next beat, where that holds nothing up: pages that arrive between two beats are committed together.
-    pub(super) async fn wait_for_others(&self, is_last: bool) {
+    /// Until the next beat, where that holds nothing up: what comes between two beats is committed together.
+    pub(super) async fn wait_for_others(&self, nothing_follows: bool) {
         let RunContext { lane, clock, .. } = &self.context;
-        let beats = [is_last.then_some(LONG_BEAT), Some(BEAT)];
+        let beats = [nothing_follows.then_some(LONG_BEAT), Some(BEAT)];
         if let Some(beat) = beats.into_iter().flatten().find(|beat| lane.has_time_for(*beat)) {
             let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
             clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;

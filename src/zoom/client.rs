@@ -237,13 +237,19 @@ impl Lane {
     pub fn useful_requests(&self) -> usize {
         let useful = match self.account.budget.limit() {
             Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
-            None => ((UNPACED_BYTES / self.mean_answer()) as usize).max(4),
+            None => self.answers_that_fit(),
         };
         useful.min(self.account.settings.in_flight)
     }
 
+    /// How many answers may be under way without a limit.
+    fn answers_that_fit(&self) -> usize {
+        ((UNPACED_BYTES / self.mean_answer()) as usize).max(4)
+    }
+
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others.
+    /// chain is found to be long can then be preferred to the others. Without one half of the chains of small answers wait
+    /// for their commit while the others ask: commits are fuller.
     pub fn useful_chains(&self) -> usize {
         match self.account.budget.limit() {
             Some(_) => {
@@ -251,7 +257,7 @@ impl Lane {
                 let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
                 self.useful_requests().max(chains as usize)
             }
-            None => self.useful_requests(),
+            None => self.answers_that_fit().min(self.account.settings.in_flight * 2),
         }
     }
 
