@@ -142,12 +142,12 @@ impl OneJob {
             settings: self.settings,
             clock: self.clock.clone(),
             cancel: cancel.clone(),
-            listed: CancellationToken::new(),
+            almost_done: CancellationToken::new(),
         };
         let input = AssembleInput { directory: self.directory.clone(), cancel };
         let (outcome, begun) = {
-            let listed = self.account.is_paced().then(|| context.listed.clone());
-            let running = alongside(extract::run(context), &input, listed, &self.clock);
+            let almost_done = self.account.is_paced().then(|| context.almost_done.clone());
+            let running = alongside(extract::run(context), &input, almost_done, &self.clock);
             tokio::pin!(running);
             loop {
                 tokio::select! {

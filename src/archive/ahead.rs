@@ -1,7 +1,8 @@
-//! What can be done before the last message is there: as soon as all sessions are known their files are named, and those
-//! of sessions that are complete are hashed, so that little more than copying is left for the end.
+//! What can be done before the last message is there: files are named, and those of sessions that are complete are hashed,
+//! so that little more than copying is left for the end.
 //!
-//! Nothing is taken for complete that could still change: that begins when no more units will be found.
+//! Not before it has to be: what is remembered of each file would wait on disk meanwhile. Nothing is taken for complete
+//! that could still change: no more units must be found.
 
 use std::time::Duration;
 
@@ -10,27 +11,25 @@ use tokio_util::sync::CancellationToken;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// After looking for complete sessions it rests at least so long, and as long as that took ...
+/// After looking for complete sessions it rests at least so long, and as long as that took.
 const LEAST_REST: Duration = Duration::from_secs(2);
-/// ... or so many times as long, when not even one in so many of the sessions it looked at was new.
-const LITTLE: u32 = 10;
 
 /// As much of an archive as could be made before everything was there; perhaps nothing.
 #[derive(Debug, Default)]
 pub struct Begun(pub(super) Option<Assembly>);
 
-/// Runs `fetching` to its end, and beside it begins with the archive as soon as `listed` tells that no more sessions or
-/// units will be found; without it not before the end, which is as fast when fetching keeps the processors busy. What goes
-/// wrong with that is left for the end, where it goes wrong again and is told.
+/// Runs `fetching` to its end, and beside it begins with the archive as soon as `almost_done` tells that no more sessions or
+/// units will be found and the end is near; without it not before the end, which is as fast when fetching keeps the
+/// processors busy. What goes wrong with that is left for the end, where it goes wrong again and is told.
 pub async fn alongside<T>(
     fetching: impl Future<Output = T>,
     input: &AssembleInput,
-    listed: Option<CancellationToken>,
+    almost_done: Option<CancellationToken>,
     clock: &SharedClock,
 ) -> (T, Begun) {
-    let Some(listed) = listed else { return (fetching.await, Begun::default()) };
+    let Some(almost_done) = almost_done else { return (fetching.await, Begun::default()) };
     let fetched = CancellationToken::new();
-    let beginning = begin(input.clone(), listed, fetched.clone(), clock.clone());
+    let beginning = begin(input.clone(), almost_done, fetched.clone(), clock.clone());
     let fetching = async {
         let result = fetching.await;
         fetched.cancel();
@@ -41,21 +40,19 @@ pub async fn alongside<T>(
 
 async fn begin(
     input: AssembleInput,
-    listed: CancellationToken,
+    almost_done: CancellationToken,
     fetched: CancellationToken,
     clock: SharedClock,
 ) -> Begun {
-    if fetched.run_until_cancelled(listed.cancelled()).await.is_none() {
+    if fetched.run_until_cancelled(almost_done.cancelled()).await.is_none() {
         return Begun::default();
     }
     let begun = on_own_thread(move || async move {
         let mut assembly = Assembly::begin(input).await?;
         loop {
             let started = clock.elapsed();
-            let (seen, hashed) = assembly.hash_sessions(true, 1, &fetched).await?;
-            let took = clock.elapsed().saturating_sub(started);
-            let found_little = hashed * (LITTLE as usize) < seen;
-            let rest = LEAST_REST.max(if found_little { took * LITTLE } else { took });
+            assembly.hash_sessions(true, 1, &fetched).await?;
+            let rest = clock.elapsed().saturating_sub(started).max(LEAST_REST);
             if fetched.run_until_cancelled(clock.sleep(rest)).await.is_none() {
                 return Ok(assembly);
             }
@@ -110,8 +107,7 @@ mod tests {
         let input =
             AssembleInput { directory: directory.path().to_owned(), cancel: CancellationToken::new() };
         let mut early = Assembly::begin(input.clone()).await.unwrap();
-        let looked = early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
-        assert_eq!(looked, (1, 1));
+        early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
         assert_eq!([1, 2, 3].map(|session| early.scratch.has(session)), [false, true, false]);
         page(&writer, 1, &["{\"text\":\"first\"}", "{\"text\":\"and more\"}"]).await;
         page(&writer, 3, &[]).await;
@@ -124,24 +120,24 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn nothing_is_begun_before_everything_is_listed() {
+    async fn nothing_is_begun_before_the_end_is_near() {
         let directory = tempfile::tempdir().unwrap();
         let writer = capture(directory.path()).await;
         let input =
             AssembleInput { directory: directory.path().to_owned(), cancel: CancellationToken::new() };
         let clock = crate::clock::SystemClock::shared();
-        for listed in [None, Some(CancellationToken::new())] {
-            let (ended, begun) = alongside(async { 7 }, &input, listed, &clock).await;
+        for almost_done in [None, Some(CancellationToken::new())] {
+            let (ended, begun) = alongside(async { 7 }, &input, almost_done, &clock).await;
             assert!(ended == 7 && begun.0.is_none());
         }
-        let listed = CancellationToken::new();
-        listed.cancel();
+        let almost_done = CancellationToken::new();
+        almost_done.cancel();
         let fetching = async {
             while !directory.path().join("assemble.tmp").exists() {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(alongside(fetching, &input, Some(listed), &clock).await.1.0.is_some());
+        assert!(alongside(fetching, &input, Some(almost_done), &clock).await.1.0.is_some());
         writer.close().await;
     }
 }

@@ -277,14 +277,13 @@ impl Assembly {
     }
 
     /// Hashes the files of sessions that are not hashed yet, of all or of those that are complete, until told to stop.
-    /// Returns how many it looked at, and how many of them it hashed.
     pub(super) async fn hash_sessions(
         &mut self,
         only_complete: bool,
         threads: usize,
         stop: &CancellationToken,
-    ) -> Result<(usize, usize), ArchiveError> {
-        let (mut after, mut seen, mut hashed) = (0, 0, 0);
+    ) -> Result<(), ArchiveError> {
+        let mut after = 0;
         let making = Making {
             facts: self.facts.clone(),
             segments: self.reader.segments().clone(),
@@ -292,11 +291,10 @@ impl Assembly {
             cancel: self.input.cancel.clone(),
         };
         let mut read = self.whole_sessions(&mut after, only_complete).await?;
-        while let Some((looked_at, sessions)) = read
+        while let Some(sessions) = read
             && !stop.is_cancelled()
         {
             self.check_cancelled()?;
-            (seen, hashed) = (seen + looked_at, hashed + sessions.len());
             // The next are read while these are hashed.
             let making = making.clone();
             let hashing = tokio::task::spawn_blocking(move || making.files_of(&sessions));
@@ -306,22 +304,21 @@ impl Assembly {
             }
             read = next?;
         }
-        Ok((seen, hashed))
+        Ok(())
     }
 
-    /// Some sessions after this one, and how many were looked at for that; none after the last.
+    /// Those of some sessions after this one that are not hashed yet, perhaps of none; nothing after the last session.
     async fn whole_sessions(
         &mut self,
         after: &mut i64,
         only_complete: bool,
-    ) -> Result<Option<(usize, Vec<WholeSession>)>, ArchiveError> {
+    ) -> Result<Option<Vec<WholeSession>>, ArchiveError> {
         let mut ids = self.reader.session_numbers(*after, only_complete, AT_A_TIME).await?;
         let Some(last) = ids.last() else { return Ok(None) };
         *after = *last;
-        let looked_at = ids.len();
         ids.retain(|id| !self.scratch.has(*id));
         if ids.is_empty() {
-            return Ok(Some((looked_at, Vec::new())));
+            return Ok(Some(Vec::new()));
         }
         let mut pages = self.reader.page_index(&ids).await?;
         let whole = |session: SessionRow| WholeSession {
@@ -330,7 +327,7 @@ impl Assembly {
             session,
         };
         let sessions = self.reader.sessions_numbered(&ids).await?.into_iter().map(whole).collect();
-        Ok(Some((looked_at, sessions)))
+        Ok(Some(sessions))
     }
 
     fn write_lines(&mut self, of: Lined, entry: &mut impl Text) -> Result<(), ArchiveError> {

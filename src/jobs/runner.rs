@@ -110,7 +110,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         settings: jobs.settings.extract,
         clock: jobs.clock.clone(),
         cancel: cancel.clone(),
-        listed: CancellationToken::new(),
+        almost_done: CancellationToken::new(),
     };
     let end = {
         let work = work(&jobs, context, &cancel);
@@ -191,8 +191,8 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
         return End::Failed(error);
     }
     let input = archive::AssembleInput { directory: directory.clone(), cancel: cancel.clone() };
-    let listed = jobs.account.is_paced().then(|| context.listed.clone());
-    let (outcome, begun) = archive::alongside(extract::run(context), &input, listed, &jobs.clock).await;
+    let almost_done = jobs.account.is_paced().then(|| context.almost_done.clone());
+    let (outcome, begun) = archive::alongside(extract::run(context), &input, almost_done, &jobs.clock).await;
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(ExtractError::Cancelled) => return stopped(),
