@@ -28,8 +28,8 @@ use crate::zoom::{Failure, FailureKind, Lane};
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
 /// few pages as for one.
 const BEAT: Duration = Duration::from_millis(100);
-/// The same for what nothing waits for, as the last page of a chain: every tenth beat.
-const LONG_BEAT: Duration = BEAT.saturating_mul(10);
+/// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
+const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
 /// What it takes to read again what was captured.
 const LEAST_TO_READ: Duration = Duration::from_secs(10);
