@@ -14,9 +14,9 @@ use super::segments::Appender;
 use super::{CaptureError, FailureNote, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
-const QUEUE: usize = 128;
+const QUEUE: usize = 192;
 /// The most changes in one commit.
-const GROUP: usize = 128;
+const GROUP: usize = 192;
 
 /// A session as listed.
 #[derive(Debug, Clone)]

@@ -33,7 +33,7 @@ const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
 /// What it takes to read again what was captured.
 const LEAST_TO_READ: Duration = Duration::from_secs(10);
-const READ_IN_A_MICROSECOND: u64 = 60;
+const READ_IN_A_MICROSECOND: u64 = 20;
 const MICROSECONDS_A_SESSION: u64 = 200;
 
 /// How a run spends the machine.

@@ -248,7 +248,7 @@ impl Lane {
     }
 
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others. Without one half of the chains of small answers wait
+    /// chain is found to be long can then be preferred to the others. Without one two thirds of the chains of small answers wait
     /// for their commit while the others ask: commits are fuller.
     pub fn useful_chains(&self) -> usize {
         match self.account.budget.limit() {
@@ -257,7 +257,7 @@ impl Lane {
                 let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
                 self.useful_requests().max(chains as usize)
             }
-            None => self.answers_that_fit().min(self.account.settings.in_flight * 2),
+            None => self.answers_that_fit().min(self.account.settings.in_flight * 3),
         }
     }
 
