@@ -33,8 +33,6 @@ pub(super) async fn messages_pages(
             offset += segment.data.len() as u64;
         }
     }
-    // In the order of the table: most go to its end.
-    segments.sort_unstable_by_key(|(page, kind, ..)| (page.chain, page.seq, *kind));
     if !segments.is_empty() {
         // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
         let mut insert = QueryBuilder::new(

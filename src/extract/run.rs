@@ -31,9 +31,10 @@ const BEAT: Duration = Duration::from_millis(100);
 /// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
 const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
-/// What it takes to read again what was captured.
+/// What it takes to read again what was captured: so long for a start, ...
 const LEAST_TO_READ: Duration = Duration::from_secs(10);
-const READ_IN_A_MICROSECOND: u64 = 20;
+/// ... and longer by the bytes and the sessions.
+const BYTES_A_MICROSECOND: u64 = 20;
 const MICROSECONDS_A_SESSION: u64 = 200;
 
 /// How a run spends the machine.
@@ -353,8 +354,7 @@ impl Shared {
         let RunContext { lane, progress, .. } = &self.context;
         let bytes = progress.totals(&lane.traffic).bytes_received;
         let sessions = progress.sessions_total.load(Ordering::Relaxed);
-        LEAST_TO_READ
-            + Duration::from_micros(bytes / READ_IN_A_MICROSECOND + sessions * MICROSECONDS_A_SESSION)
+        LEAST_TO_READ + Duration::from_micros(bytes / BYTES_A_MICROSECOND + sessions * MICROSECONDS_A_SESSION)
     }
 
     /// Whether a split may cost so much; if so, it is taken to be made.

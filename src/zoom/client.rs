@@ -216,6 +216,8 @@ pub struct Lane {
 const UNPACED: f64 = 1_500.0;
 /// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
 const UNPACED_BYTES: u64 = 1 << 20;
+/// ... and so many chains are followed for each request under way. The writer takes as many changes into one commit.
+const UNPACED_CHAINS: usize = 3;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
 /// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
@@ -248,8 +250,8 @@ impl Lane {
     }
 
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others. Without one two thirds of the chains of small answers wait
-    /// for their commit while the others ask: commits are fuller.
+    /// chain is found to be long can then be preferred to the others. Without one more than may ask at once, if their answers
+    /// are small: the others wait for their commits meanwhile, which are the fuller.
     pub fn useful_chains(&self) -> usize {
         match self.account.budget.limit() {
             Some(_) => {
@@ -257,7 +259,7 @@ impl Lane {
                 let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
                 self.useful_requests().max(chains as usize)
             }
-            None => self.answers_that_fit().min(self.account.settings.in_flight * 3),
+            None => self.answers_that_fit().min(self.account.settings.in_flight * UNPACED_CHAINS),
         }
     }
 
