@@ -33,6 +33,8 @@ pub(super) async fn messages_pages(
             offset += segment.data.len() as u64;
         }
     }
+    // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
+    segments.sort_unstable_by_key(|(page, kind, ..)| (page.chain, page.seq, *kind));
     if !segments.is_empty() {
         // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
         let mut insert = QueryBuilder::new(
