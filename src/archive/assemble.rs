@@ -18,14 +18,16 @@ use super::scratch::{Content, Lined, Names, Packed, Scratch};
 use super::write_behind::WriteBehind;
 use super::zip::{ZipEntry, ZipSink};
 use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{Kind, Location, PageRef, Reader, SEPARATOR, SessionRow, pack};
+use crate::capture::{Kind, Location, PageRef, Reader, SEPARATOR, pack};
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
-/// Documents are compressed at this level.
-const TEXT_LEVEL: u32 = 4;
+/// Documents are compressed at this level: the longest of them holds mostly hashes, of which a higher one saves little.
+const TEXT_LEVEL: u32 = 2;
 /// Sessions taken from the database at a time.
 const AT_A_TIME: i64 = 250;
+/// And so many pages at most, if that is more than one session: where each is has to be remembered meanwhile.
+const PAGES_AT_A_TIME: i64 = 10_000;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
 
@@ -290,21 +292,20 @@ impl Assembly {
             threads,
             cancel: self.input.cancel.clone(),
         };
+        let mut made = Vec::new();
         let mut read = self.whole_sessions(&mut after, only_complete).await?;
         while let Some(sessions) = read
             && !stop.is_cancelled()
         {
             self.check_cancelled()?;
-            // The next are read while these are hashed.
-            let making = making.clone();
-            let hashing = tokio::task::spawn_blocking(move || making.files_of(&sessions));
-            let (next, files) = tokio::join!(self.whole_sessions(&mut after, only_complete), hashing);
-            for files in files.map_err(std::io::Error::other)?? {
-                self.scratch.add_session(&files)?;
-            }
-            read = next?;
+            // While these are hashed, those before are put away and the next are read.
+            let beside = async {
+                self.scratch.add_sessions(&made)?;
+                self.whole_sessions(&mut after, only_complete).await
+            };
+            (made, read) = tokio::try_join!(making.files_of(sessions), beside)?;
         }
-        Ok(())
+        self.scratch.add_sessions(&made)
     }
 
     /// Those of some sessions after this one that are not hashed yet, perhaps of none; nothing after the last session.
@@ -313,20 +314,15 @@ impl Assembly {
         after: &mut i64,
         only_complete: bool,
     ) -> Result<Option<Vec<WholeSession>>, ArchiveError> {
-        let mut ids = self.reader.session_numbers(*after, only_complete, AT_A_TIME).await?;
+        let mut ids = self.reader.session_numbers(*after, only_complete, AT_A_TIME, PAGES_AT_A_TIME).await?;
         let Some(last) = ids.last() else { return Ok(None) };
         *after = *last;
         ids.retain(|id| !self.scratch.has(*id));
         if ids.is_empty() {
             return Ok(Some(Vec::new()));
         }
-        let mut pages = self.reader.page_index(&ids).await?;
-        let whole = |session: SessionRow| WholeSession {
-            key: self.scratch.key(&session),
-            pages: pages.take(session.id),
-            session,
-        };
-        let sessions = self.reader.sessions_numbered(&ids).await?.into_iter().map(whole).collect();
+        let whole = |(session, pages)| WholeSession { key: self.scratch.key(&session), pages, session };
+        let sessions = self.reader.with_pages(&ids).await?.into_iter().map(whole).collect();
         Ok(Some(sessions))
     }
 
@@ -379,11 +375,11 @@ async fn name_sessions(reader: &mut Reader, directory: &Path) -> Result<Scratch,
     let mut names = Names::create(directory)?;
     let mut after = 0;
     loop {
-        let sessions = reader.sessions(after, AT_A_TIME).await?;
+        let sessions = reader.session_infos(after, AT_A_TIME).await?;
         let Some(last) = sessions.last() else { return names.settle() };
-        after = last.id;
-        for session in &sessions {
-            names.add(session, &SessionInfo::read(&session.info).name)?;
+        after = last.0;
+        for (session, zoom_id, info) in &sessions {
+            names.add(*session, zoom_id, &SessionInfo::read(info).name)?;
         }
     }
 }

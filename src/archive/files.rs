@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
@@ -43,38 +44,33 @@ pub struct Making {
 }
 
 impl Making {
-    /// Hashes the files of these sessions, and tells all that has to be remembered of them.
-    pub fn files_of(&self, sessions: &[WholeSession]) -> Result<Vec<SessionFiles>, ArchiveError> {
+    /// Hashes the files of these sessions, a share of them on each thread, and tells all that has to be remembered of them.
+    pub async fn files_of(&self, mut sessions: Vec<WholeSession>) -> Result<Vec<SessionFiles>, ArchiveError> {
+        let share = sessions.len().div_ceil(self.threads).max(1);
+        let mut shares = Vec::new();
+        while !sessions.is_empty() {
+            let rest = sessions.split_off(share.min(sessions.len()));
+            let (making, share) = (self.clone(), std::mem::replace(&mut sessions, rest));
+            shares.push(tokio::task::spawn_blocking(move || making.files_of_share(&share)));
+        }
+        let mut files = Vec::new();
+        for share in try_join_all(shares).await.map_err(std::io::Error::other)? {
+            files.extend(share?);
+        }
+        Ok(files)
+    }
+
+    fn files_of_share(&self, sessions: &[WholeSession]) -> Result<Vec<SessionFiles>, ArchiveError> {
         let framed: Vec<(SessionFrame, &[PageRef])> = sessions
             .iter()
             .map(|WholeSession { session, pages, .. }| {
-                (
-                    SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals_of(pages)),
-                    &pages[..],
-                )
+                let totals = totals_of(pages);
+                (SessionFrame::new(&session.info, &session.zoom_id, &self.facts, totals), &pages[..])
             })
             .collect();
         let hashes = hash::sessions(&framed, &self.segments, self.threads, &self.cancel)?;
-        let share = sessions.len().div_ceil(self.threads).max(1);
-        std::thread::scope(|scope| {
-            let shares: Vec<_> = sessions
-                .chunks(share)
-                .zip(framed.chunks(share))
-                .zip(hashes.chunks(share))
-                .map(|((sessions, framed), hashes)| {
-                    scope.spawn(move || {
-                        let each = sessions.iter().zip(framed).zip(hashes);
-                        each.map(|((session, (frame, _)), hashes)| remembered(session, frame, hashes))
-                            .collect::<Result<Vec<_>, _>>()
-                    })
-                })
-                .collect();
-            let mut files = Vec::with_capacity(sessions.len());
-            for share in shares {
-                files.extend(share.join().map_err(|_| std::io::Error::other("a thread panicked"))??);
-            }
-            Ok(files)
-        })
+        let each = sessions.iter().zip(&framed).zip(&hashes);
+        each.map(|((session, (frame, _)), hashes)| remembered(session, frame, hashes)).collect()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
 /// are worth.
-const BATCH: u64 = 256 << 10;
+const BATCH: u64 = 64 << 10;
 /// Batches inflated by one thread and waiting to be hashed.
 const AHEAD: usize = 1;
 

@@ -106,10 +106,10 @@ impl Names {
         Ok(Self { folded: Sorter::new(spill.clone(), MOST_OF_LINES), spill, sessions: 0 })
     }
 
-    pub fn add(&mut self, session: &SessionRow, name: &str) -> Result<(), ArchiveError> {
+    pub fn add(&mut self, session: i64, zoom_id: &str, name: &str) -> Result<(), ArchiveError> {
         self.sessions += 1;
-        let key = layout::key(&session.zoom_id);
-        let number = session.id.to_le_bytes();
+        let key = layout::key(zoom_id);
+        let number = session.to_le_bytes();
         self.folded.push(&folded(&key), &number)?;
         self.folded.push(&folded(&layout::session_entry(&key, name)), &number)?;
         Ok(())
@@ -158,16 +158,18 @@ impl Scratch {
         self.added.get(session as usize).is_some_and(|added| *added)
     }
 
-    pub fn add_session(&mut self, files: &SessionFiles) -> Result<(), ArchiveError> {
-        for entry in &files.entries {
-            self.entries.push(entry.name.as_bytes(), &entry.noted)?;
+    pub fn add_sessions(&mut self, sessions: &[SessionFiles]) -> Result<(), ArchiveError> {
+        for files in sessions {
+            for entry in &files.entries {
+                self.entries.push(entry.name.as_bytes(), &entry.noted)?;
+            }
+            self.lines.push(files.key.as_bytes(), files.line.as_bytes())?;
+            let index = files.session as usize;
+            if self.added.len() <= index {
+                self.added.resize(index + 1, false);
+            }
+            self.added[index] = true;
         }
-        self.lines.push(files.key.as_bytes(), files.line.as_bytes())?;
-        let index = files.session as usize;
-        if self.added.len() <= index {
-            self.added.resize(index + 1, false);
-        }
-        self.added[index] = true;
         Ok(())
     }
 
@@ -254,10 +256,6 @@ fn text(bytes: &[u8]) -> Result<&str, ArchiveError> {
 mod tests {
     use super::*;
 
-    fn session(id: i64) -> SessionRow {
-        SessionRow { id, zoom_id: format!("s{id}"), info: "{}".to_owned(), not_found: false }
-    }
-
     fn files(session: i64, name: &str) -> SessionFiles {
         let entries = vec![Remembered::new(name.to_owned(), &Content::Items(Cow::default()), None).unwrap()];
         SessionFiles { session, key: format!("s{session}"), line: "{}".to_owned(), entries }
@@ -268,12 +266,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut names = Names::create(directory.path()).unwrap();
         for id in [1, 2] {
-            names.add(&session(id), "").unwrap();
+            names.add(id, &format!("s{id}"), "").unwrap();
         }
         let mut scratch = names.settle().unwrap();
-        scratch.add_session(&files(1, "messages/same.json")).unwrap();
+        scratch.add_sessions(&[files(1, "messages/same.json")]).unwrap();
         assert!(scratch.check_whole().unwrap_err().is_damaged());
-        scratch.add_session(&files(2, "messages/same.json")).unwrap();
+        scratch.add_sessions(&[files(2, "messages/same.json")]).unwrap();
         scratch.check_whole().unwrap();
         let mut entries = scratch.entries().unwrap();
         assert_eq!(entries.next().unwrap().unwrap().0, "messages/same.json");

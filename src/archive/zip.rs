@@ -29,7 +29,7 @@ const MOST: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
 /// How much is written, and given away to be hashed, at a time.
-const AT_A_TIME: usize = 256 << 10;
+const AT_A_TIME: usize = 64 << 10;
 
 /// Counts what goes to the file.
 #[derive(Debug)]

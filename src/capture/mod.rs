@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
-pub use reader::{PageIndex, PageRef, Reader, SessionRow};
+pub use reader::{PageRef, Reader, SessionRow};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
@@ -235,7 +235,10 @@ impl Location {
             .busy_timeout(Duration::from_secs(30))
             // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
             .page_size(1_024)
-            .pragma("wal_autocheckpoint", "16000")
+            // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 64 MB.
+            .pragma("wal_autocheckpoint", "64000")
+            // As many rows as are read at a time, so that SQLite's thread does not wait for the reading one in between.
+            .row_buffer_size(256)
             .pragma("cache_size", "-2000")
             // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
             // no statement sorts what grows with the account.

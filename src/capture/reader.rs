@@ -2,10 +2,8 @@
 //!
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -36,27 +34,9 @@ pub struct PageRef {
     pub(super) length: u64,
 }
 
-/// What is asked for of a session, whichever sessions it is asked of.
-macro_rules! session_rows {
-    () => {
-        "SELECT id, zoom_id, info,
-                EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
-                AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
-                    AND u.state <> 'not_found') AS not_found
-         FROM sessions s "
-    };
-}
-
-/// The stored pages of some sessions.
-#[derive(Debug, Default)]
-pub struct PageIndex(HashMap<i64, Vec<PageRef>>);
-
-impl PageIndex {
-    /// Those of this session.
-    pub fn take(&mut self, session: i64) -> Vec<PageRef> {
-        self.0.remove(&session).unwrap_or_default()
-    }
-}
+/// A stored page as SQLite tells of it: its place in the session (window, first day and number of its range, number of the
+/// page), and what there is of one kind.
+type PagePlace<'a> = ((i64, &'a str, i64, i64), (i64, u64, u64, u32, u64, u64));
 
 /// A connection for reading.
 #[derive(Debug)]
@@ -205,67 +185,74 @@ impl Reader {
         Ok(kinds)
     }
 
-    /// Sessions in the order of their row ids, after `after`.
-    pub async fn sessions(&mut self, after: i64, most: i64) -> Result<Vec<SessionRow>, CaptureError> {
-        let rows = sqlx::query(concat!(session_rows!(), "WHERE id > ? ORDER BY id LIMIT ?"))
+    /// Number, id and info of sessions, in the order of their numbers, after `after`.
+    pub async fn session_infos(
+        &mut self,
+        after: i64,
+        most: i64,
+    ) -> Result<Vec<(i64, String, String)>, CaptureError> {
+        Ok(sqlx::query_as("SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?")
             .bind(after)
             .bind(most)
             .fetch_all(&mut self.connection)
-            .await?;
-        rows.iter().map(session_row).collect()
+            .await?)
     }
 
-    /// The numbers of sessions after `after`: of all, or only of those of which everything is there.
+    /// The numbers of the next sessions after `after`, of all or only of those of which everything is there: at most so many
+    /// and, if it is more than one, with at most so many pages.
     pub async fn session_numbers(
         &mut self,
         after: i64,
         only_complete: bool,
         most: i64,
+        most_pages: i64,
     ) -> Result<Vec<i64>, CaptureError> {
-        Ok(sqlx::query_scalar(
-            "SELECT id FROM sessions s WHERE id > ?1 AND NOT (?2 AND EXISTS
-                 (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
-             ORDER BY id LIMIT ?3",
+        // One row: each is handed over by itself from SQLite's thread, which costs more than it holds.
+        let sessions: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(id, pages)) FROM (
+                 SELECT id, (SELECT coalesce(sum(r.pages), 0) FROM units u CROSS JOIN ranges r ON r.unit = u.id
+                             WHERE u.session = s.id) AS pages
+                 FROM sessions s WHERE id > ?1 AND NOT (?2 AND EXISTS
+                     (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
+                 ORDER BY id LIMIT ?3)",
         )
         .bind(after)
         .bind(only_complete)
         .bind(most)
-        .fetch_all(&mut self.connection)
-        .await?)
+        .fetch_one(&mut self.connection)
+        .await?;
+        let mut sessions: Vec<(i64, i64)> = of_json(&sessions)?;
+        sessions.sort_unstable();
+        let mut all_pages = 0;
+        let fitting = sessions.iter().take_while(|(_, pages)| {
+            all_pages += pages;
+            all_pages <= most_pages
+        });
+        let fitting = fitting.count().max(1);
+        Ok(sessions.iter().take(fitting).map(|(id, _)| *id).collect())
     }
 
-    /// These sessions, in the order of their numbers.
-    pub async fn sessions_numbered(&mut self, ids: &[i64]) -> Result<Vec<SessionRow>, CaptureError> {
-        let rows =
-            sqlx::query(concat!(session_rows!(), "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"))
-                .bind(json!(ids).to_string())
-                .fetch_all(&mut self.connection)
-                .await?;
-        rows.iter().map(session_row).collect()
-    }
-
-    /// Where the stored segments of these sessions are: for each, in the order of kinds, windows, ranges, pages. Small,
-    /// also for a session of millions of messages; read whole, because a trip to SQLite for each page costs more than
-    /// the page.
-    pub async fn page_index(&mut self, sessions: &[i64]) -> Result<PageIndex, CaptureError> {
-        let ids = json!(sessions).to_string();
-        // In the order of the indexes that are walked, so that nothing is sorted: kinds are put first below.
-        let mut rows = sqlx::query(
-            "SELECT u.session, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length FROM units u
-             CROSS JOIN ranges r ON r.unit = u.id CROSS JOIN pages p ON p.range = r.id
-             WHERE u.session IN (SELECT value FROM json_each(?))
-             ORDER BY u.session, u.window, r.first_day, r.id, p.seq, p.kind",
+    /// These sessions, in the order of their numbers, each with where its stored segments are: in the order of kinds,
+    /// windows, ranges, pages. Small, also for a session of millions of messages.
+    pub async fn with_pages(&mut self, ids: &[i64]) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
+        // A session a row, not a page, for the same reason. The indexes are walked in about the order that is wanted, so
+        // that sorting here does little.
+        let rows = sqlx::query(
+            "SELECT id, zoom_id, info,
+                EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
+                AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
+                    AND u.state <> 'not_found') AS not_found,
+                (SELECT json_group_array(json_array(
+                     json_array(u.window, r.first_day, r.id, p.seq),
+                     json_array(p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length)))
+                 FROM units u CROSS JOIN ranges r ON r.unit = u.id CROSS JOIN pages p ON p.range = r.id
+                 WHERE u.session = s.id) AS pages
+             FROM sessions s WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
         )
-        .bind(&ids)
-        .fetch(&mut self.connection);
-        let mut index = PageIndex::default();
-        while let Some(row) = rows.try_next().await? {
-            index.0.entry(row.try_get("session")?).or_default().push(page_ref(&row)?);
-        }
-        for pages in index.0.values_mut() {
-            pages.sort_by_key(|page| page.kind);
-        }
-        Ok(index)
+        .bind(json!(ids).to_string())
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter().map(|row| Ok((session_row(row)?, pages(row.try_get("pages")?)?))).collect()
     }
 
     /// The ranges with a segment that is not what was stored.
@@ -322,8 +309,7 @@ pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError>
 fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
     let mut totals = [0; 3];
     for row in rows {
-        let kind = Kind::from_index(row.try_get("kind")?)
-            .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?;
+        let kind = kind_of(row.try_get("kind")?)?;
         totals[kind as usize] = number(row, "items")?;
     }
     Ok(totals)
@@ -354,14 +340,81 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     })
 }
 
+fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
+    serde_json::from_str(text).map_err(|error| CaptureError::Damaged(error.to_string()))
+}
+
+fn pages(text: &str) -> Result<Vec<PageRef>, CaptureError> {
+    let mut pages: Vec<PagePlace<'_>> = of_json(text)?;
+    pages.sort_by_key(|(place, page)| (page.0, *place));
+    let page_ref = |(_, (kind, items, raw_len, crc32, offset, length)): PagePlace<'_>| {
+        Ok(PageRef { kind: kind_of(kind)?, items, raw_len, crc32, offset, length })
+    };
+    pages.into_iter().map(page_ref).collect()
+}
+
+fn kind_of(number: i64) -> Result<Kind, CaptureError> {
+    Kind::from_index(number).ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))
+}
+
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
     Ok(PageRef {
-        kind: Kind::from_index(row.try_get("kind")?)
-            .ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))?,
+        kind: kind_of(row.try_get("kind")?)?,
         items: number(row, "items")?,
         raw_len: number(row, "raw_len")?,
         crc32: row.try_get::<i64, _>("crc32")? as u32,
         offset: number(row, "offset")?,
         length: number(row, "length")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{Change, ListedSession, Location, PageOf, Segment};
+    use jiff::civil::date;
+
+    #[tokio::test]
+    async fn sessions_come_with_their_pages_in_order_and_not_too_many_of_them_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let days = |month| (date(2026, month, 1), date(2026, month, 28));
+        writer.commit(Change::Plan { windows: vec![days(3), days(4)], meta: Vec::new() }).await.unwrap();
+        let page_of = |chain, seq| PageOf { chain, seq, next: None, unknown: Vec::new() };
+        let listed = |id: &str| ListedSession { zoom_id: id.to_owned(), info: "{}".to_owned() };
+        // The later window is listed first, so that its ranges have the lower numbers: 1, 2, 3 and then 4.
+        for (list, ids) in [(2, &["a", "b", "c"][..]), (1, &["a"])] {
+            let sessions = ids.iter().map(|id| listed(id)).collect();
+            writer.commit(Change::ListPage { page: page_of(list, 0), sessions }).await.unwrap();
+        }
+        // Segments are told from each other by how much they hold: a digit for range, page and kind.
+        for (range, seq) in [(1, 0), (2, 0), (4, 0), (4, 1), (4, 2)] {
+            let segment =
+                |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
+            let change = Change::MessagesPage {
+                page: page_of(range as i64, seq as i64),
+                query: String::new(),
+                segments: [segment(0), None, segment(2)],
+                repeats: 0,
+            };
+            writer.commit(change).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let sessions = reader.with_pages(&[2, 1, 3]).await.unwrap();
+        let lengths = |pages: &[PageRef]| pages.iter().map(|page| page.raw_len).collect::<Vec<_>>();
+        let found: Vec<_> = sessions.iter().map(|(session, pages)| (session.id, lengths(pages))).collect();
+        let expected =
+            [(1, vec![400, 410, 420, 100, 402, 412, 422, 102]), (2, vec![200, 202]), (3, Vec::new())];
+        assert_eq!(found, expected);
+        // The first has four pages, the second one.
+        for (after, most, most_pages, expected) in
+            [(0, 9, 9, &[1, 2, 3][..]), (0, 9, 4, &[1]), (0, 9, 1, &[1]), (1, 9, 1, &[2, 3]), (1, 1, 9, &[2])]
+        {
+            let found = reader.session_numbers(after, false, most, most_pages).await.unwrap();
+            assert_eq!(found, expected, "{after} {most} {most_pages}");
+        }
+        assert_eq!(reader.session_numbers(0, true, 9, 9).await.unwrap(), [1, 2], "the third is pending");
+        writer.close().await;
+    }
 }

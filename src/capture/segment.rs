@@ -59,7 +59,7 @@ fn pack_with(deflate: &mut Compress, raw: &[u8]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(raw.len() / 3 + 64);
     loop {
         let read = deflate.total_in() as usize;
-        let status = deflate.compress_vec(&raw[read..], &mut packed, FlushCompress::Full);
+        let status = deflate.compress_vec(&raw[read..], &mut packed, FlushCompress::Sync);
         let status = status.expect("deflate accepts any input");
         // With room left in the output after a flush, all input and the flush itself have been written.
         if status == Status::Ok

@@ -19,7 +19,7 @@ const LONG: f64 = 96.0;
 const MAY_DROP: f64 = 1.0 / 12.0;
 /// When nothing else is left to do, parts are planned to take so long, as far as that is between these numbers of pages.
 const IDLE_PART: Duration = Duration::from_millis(1_200);
-const IDLE_PART_PAGES: (f64, f64) = (2.0, 8.0);
+const IDLE_PART_PAGES: (f64, f64) = (2.0, 32.0);
 /// The fewest pages a part is planned to have.
 const PART_PAGES: f64 = 16.0;
 /// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
