@@ -299,11 +299,14 @@ impl Assembly {
         {
             self.check_cancelled()?;
             // While these are hashed, those before are put away and the next are read.
+            let making = making.clone();
+            let hashing = tokio::task::spawn_blocking(move || making.files_of(&sessions));
             let beside = async {
                 self.scratch.add_sessions(&made)?;
                 self.whole_sessions(&mut after, only_complete).await
             };
-            (made, read) = tokio::try_join!(making.files_of(sessions), beside)?;
+            let (files, next) = tokio::join!(hashing, beside);
+            (made, read) = (files.map_err(std::io::Error::other)??, next?);
         }
         self.scratch.add_sessions(&made)
     }

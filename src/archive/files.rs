@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
@@ -45,19 +44,17 @@ pub struct Making {
 
 impl Making {
     /// Hashes the files of these sessions, a share of them on each thread, and tells all that has to be remembered of them.
-    pub async fn files_of(&self, mut sessions: Vec<WholeSession>) -> Result<Vec<SessionFiles>, ArchiveError> {
+    pub fn files_of(&self, sessions: &[WholeSession]) -> Result<Vec<SessionFiles>, ArchiveError> {
         let share = sessions.len().div_ceil(self.threads).max(1);
-        let mut shares = Vec::new();
-        while !sessions.is_empty() {
-            let rest = sessions.split_off(share.min(sessions.len()));
-            let (making, share) = (self.clone(), std::mem::replace(&mut sessions, rest));
-            shares.push(tokio::task::spawn_blocking(move || making.files_of_share(&share)));
-        }
-        let mut files = Vec::new();
-        for share in try_join_all(shares).await.map_err(std::io::Error::other)? {
-            files.extend(share?);
-        }
-        Ok(files)
+        std::thread::scope(|scope| {
+            let shares: Vec<_> =
+                sessions.chunks(share).map(|share| scope.spawn(|| self.files_of_share(share))).collect();
+            let mut files = Vec::with_capacity(sessions.len());
+            for share in shares {
+                files.extend(share.join().map_err(|_| std::io::Error::other("a thread panicked"))??);
+            }
+            Ok(files)
+        })
     }
 
     fn files_of_share(&self, sessions: &[WholeSession]) -> Result<Vec<SessionFiles>, ArchiveError> {

@@ -237,8 +237,6 @@ impl Location {
             .page_size(1_024)
             // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 64 MB.
             .pragma("wal_autocheckpoint", "64000")
-            // As many rows as are read at a time, so that SQLite's thread does not wait for the reading one in between.
-            .row_buffer_size(256)
             .pragma("cache_size", "-2000")
             // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
             // no statement sorts what grows with the account.

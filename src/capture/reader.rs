@@ -34,9 +34,9 @@ pub struct PageRef {
     pub(super) length: u64,
 }
 
-/// A stored page as SQLite tells of it: its place in the session (window, first day and number of its range, number of the
-/// page), and what there is of one kind.
-type PagePlace<'a> = ((i64, &'a str, i64, i64), (i64, u64, u64, u32, u64, u64));
+/// The pages of a range as SQLite tells of them: the range's place in its session (window, first day, number), and each
+/// page with its number and with what there is of one kind.
+type PagesOfRange<'a> = ((i64, &'a str, i64), Vec<(i64, i64, u64, u64, u32, u64, u64)>);
 
 /// A connection for reading.
 #[derive(Debug)]
@@ -235,18 +235,17 @@ impl Reader {
     /// These sessions, in the order of their numbers, each with where its stored segments are: in the order of kinds,
     /// windows, ranges, pages. Small, also for a session of millions of messages.
     pub async fn with_pages(&mut self, ids: &[i64]) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
-        // A session a row, not a page, for the same reason. The indexes are walked in about the order that is wanted, so
-        // that sorting here does little.
+        // A session a row, not a page, for the same reason.
         let rows = sqlx::query(
             "SELECT id, zoom_id, info,
                 EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
                 AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
                     AND u.state <> 'not_found') AS not_found,
                 (SELECT json_group_array(json_array(
-                     json_array(u.window, r.first_day, r.id, p.seq),
-                     json_array(p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length)))
-                 FROM units u CROSS JOIN ranges r ON r.unit = u.id CROSS JOIN pages p ON p.range = r.id
-                 WHERE u.session = s.id) AS pages
+                     json_array(u.window, r.first_day, r.id),
+                     (SELECT json_group_array(json_array(seq, kind, items, raw_len, crc32, offset, length))
+                      FROM pages WHERE range = r.id)))
+                 FROM units u CROSS JOIN ranges r ON r.unit = u.id WHERE u.session = s.id) AS pages
              FROM sessions s WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
         )
         .bind(json!(ids).to_string())
@@ -344,13 +343,20 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
     serde_json::from_str(text).map_err(|error| CaptureError::Damaged(error.to_string()))
 }
 
+/// In the order of kinds, windows, ranges, pages. SQLite promises none, but walks the indexes in the order of the last
+/// three.
 fn pages(text: &str) -> Result<Vec<PageRef>, CaptureError> {
-    let mut pages: Vec<PagePlace<'_>> = of_json(text)?;
-    pages.sort_by_key(|(place, page)| (page.0, *place));
-    let page_ref = |(_, (kind, items, raw_len, crc32, offset, length)): PagePlace<'_>| {
-        Ok(PageRef { kind: kind_of(kind)?, items, raw_len, crc32, offset, length })
-    };
-    pages.into_iter().map(page_ref).collect()
+    let mut ranges: Vec<PagesOfRange<'_>> = of_json(text)?;
+    ranges.sort_by_key(|(place, _)| *place);
+    let mut all = Vec::new();
+    for (_, mut pages) in ranges {
+        pages.sort_by_key(|page| page.0);
+        for (_, kind, items, raw_len, crc32, offset, length) in pages {
+            all.push(PageRef { kind: kind_of(kind)?, items, raw_len, crc32, offset, length });
+        }
+    }
+    all.sort_by_key(|page| page.kind);
+    Ok(all)
 }
 
 fn kind_of(number: i64) -> Result<Kind, CaptureError> {
