@@ -98,9 +98,15 @@ pub enum Kind {
 
 impl Kind {
     pub const ALL: [Self; 3] = [Self::Messages, Self::Edited, Self::Deleted];
+}
 
-    pub(crate) fn from_index(index: i64) -> Option<Self> {
-        Self::ALL.get(usize::try_from(index).ok()?).copied()
+/// As the index has them.
+impl TryFrom<i64> for Kind {
+    type Error = CaptureError;
+
+    fn try_from(number: i64) -> Result<Self, CaptureError> {
+        let kind = usize::try_from(number).ok().and_then(|index| Self::ALL.get(index));
+        kind.copied().ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))
     }
 }
 

@@ -235,7 +235,7 @@ impl Reader {
     /// These sessions, in the order of their numbers, each with where its stored segments are: in the order of kinds,
     /// windows, ranges, pages. Small, also for a session of millions of messages.
     pub async fn with_pages(&mut self, ids: &[i64]) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
-        // A session a row, not a page, for the same reason.
+        // A session a row, not a page: handing rows over from SQLite's thread costs more than small pages are worth.
         let rows = sqlx::query(
             "SELECT id, zoom_id, info,
                 EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
@@ -308,7 +308,7 @@ pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError>
 fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
     let mut totals = [0; 3];
     for row in rows {
-        let kind = kind_of(row.try_get("kind")?)?;
+        let kind = Kind::try_from(row.try_get::<i64, _>("kind")?)?;
         totals[kind as usize] = number(row, "items")?;
     }
     Ok(totals)
@@ -352,20 +352,16 @@ fn pages(text: &str) -> Result<Vec<PageRef>, CaptureError> {
     for (_, mut pages) in ranges {
         pages.sort_by_key(|page| page.0);
         for (_, kind, items, raw_len, crc32, offset, length) in pages {
-            all.push(PageRef { kind: kind_of(kind)?, items, raw_len, crc32, offset, length });
+            all.push(PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length });
         }
     }
     all.sort_by_key(|page| page.kind);
     Ok(all)
 }
 
-fn kind_of(number: i64) -> Result<Kind, CaptureError> {
-    Kind::from_index(number).ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))
-}
-
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
     Ok(PageRef {
-        kind: kind_of(row.try_get("kind")?)?,
+        kind: Kind::try_from(row.try_get::<i64, _>("kind")?)?,
         items: number(row, "items")?,
         raw_len: number(row, "raw_len")?,
         crc32: row.try_get::<i64, _>("crc32")? as u32,
