@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-use zoom_chat_reports::archive::{AssembleInput, Begun, assemble_zip};
+use zoom_chat_reports::archive::{AssembleInput, Begun, Target, assemble};
 use zoom_chat_reports::clock::Clock;
 
 use crate::processes::{Profile, Run, Service, Simulator, free_port, requests, round};
@@ -27,9 +27,10 @@ pub async fn unpaced(profile: Profile) -> Value {
     copy_synced(&archive, &directory.join("copy"));
     let copied = (clock.elapsed() - started).as_secs_f64();
     std::fs::remove_file(directory.join("copy")).unwrap();
-    let input = AssembleInput { directory: directory.clone(), cancel: CancellationToken::new() };
+    let target = Target::Zip(directory.join("again.zip"));
+    let input = AssembleInput { directory, target, cancel: CancellationToken::new() };
     let started = clock.elapsed();
-    let made = assemble_zip(input, Begun::default(), directory.join("again.zip")).await.unwrap();
+    let made = assemble(input, Begun::default()).await.unwrap().unwrap();
     let assembled = (clock.elapsed() - started).as_secs_f64();
     let mut all = run.ratios();
     all["assembly_raw_mb_per_s"] = json!(round(raw / 1e6 / assembled));

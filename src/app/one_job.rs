@@ -11,9 +11,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{AppError, lock};
-use crate::archive::{
-    ArchiveError, AssembleInput, FailureLine, alongside, assemble_directory, assemble_zip, failures_page,
-};
+use crate::archive::{ArchiveError, AssembleInput, FailureLine, Target, alongside, assemble, failures_page};
 use crate::capture::{CaptureError, Location};
 use crate::clock::SharedClock;
 use crate::extract::{
@@ -142,12 +140,18 @@ impl OneJob {
             settings: self.settings,
             clock: self.clock.clone(),
             cancel: cancel.clone(),
-            almost_done: CancellationToken::new(),
+            all_listed: CancellationToken::new(),
         };
-        let input = AssembleInput { directory: self.directory.clone(), cancel };
+        let target = match &self.output {
+            Output::Directory(target) => {
+                Target::Directory { target: target.clone(), staging: self.directory.join("output") }
+            }
+            Output::Zip(target) => Target::Zip(target.clone()),
+        };
+        let input = AssembleInput { directory: self.directory.clone(), target, cancel };
         let (outcome, begun) = {
-            let almost_done = self.account.is_paced().then(|| context.almost_done.clone());
-            let running = alongside(extract::run(context), &input, almost_done, &self.clock);
+            let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
+            let running = alongside(extract::run(context), &input, all_listed, &self.clock);
             tokio::pin!(running);
             loop {
                 tokio::select! {
@@ -160,12 +164,7 @@ impl OneJob {
         progress.load(&outcome.counts);
         let last = figures();
         report(&last);
-        match &self.output {
-            Output::Directory(target) => assemble_directory(input, begun, target.clone()).await?,
-            Output::Zip(target) => {
-                assemble_zip(input, begun, target.clone()).await?;
-            }
-        }
+        assemble(input, begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && outcome.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.

@@ -1,8 +1,7 @@
-//! What can be done before the last message is there: files are named, and those of sessions that are complete are hashed,
-//! so that little more than copying is left for the end.
+//! What can be done before the last message is there: the files of sessions that are complete are written and hashed, so that
+//! little is left for the end.
 //!
-//! Not before it has to be: what is remembered of each file would wait on disk meanwhile. Nothing is taken for complete
-//! that could still change: no more units must be found.
+//! Nothing is taken for complete that could still change: no more units must be found.
 
 use std::time::Duration;
 
@@ -11,25 +10,25 @@ use tokio_util::sync::CancellationToken;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// After looking for complete sessions it rests at least so long, and as long as that took.
-const LEAST_REST: Duration = Duration::from_secs(2);
+/// Between two looks for complete sessions.
+const REST: Duration = Duration::from_secs(2);
 
 /// As much of an archive as could be made before everything was there; perhaps nothing.
 #[derive(Debug, Default)]
 pub struct Begun(pub(super) Option<Assembly>);
 
-/// Runs `fetching` to its end, and beside it begins with the archive as soon as `almost_done` tells that no more sessions or
-/// units will be found and the end is near; without it not before the end, which is as fast when fetching keeps the
-/// processors busy. What goes wrong with that is left for the end, where it goes wrong again and is told.
+/// Runs `fetching` to its end, and beside it begins with the archive as soon as `all_listed` tells that no more sessions or
+/// units will be found; without it not before the end, which is as fast when fetching keeps the processors busy. What
+/// goes wrong with that is left for the end, where it goes wrong again and is told.
 pub async fn alongside<T>(
     fetching: impl Future<Output = T>,
     input: &AssembleInput,
-    almost_done: Option<CancellationToken>,
+    all_listed: Option<CancellationToken>,
     clock: &SharedClock,
 ) -> (T, Begun) {
-    let Some(almost_done) = almost_done else { return (fetching.await, Begun::default()) };
+    let Some(all_listed) = all_listed else { return (fetching.await, Begun::default()) };
     let fetched = CancellationToken::new();
-    let beginning = begin(input.clone(), almost_done, fetched.clone(), clock.clone());
+    let beginning = begin(input.clone(), all_listed, fetched.clone(), clock.clone());
     let fetching = async {
         let result = fetching.await;
         fetched.cancel();
@@ -40,20 +39,18 @@ pub async fn alongside<T>(
 
 async fn begin(
     input: AssembleInput,
-    almost_done: CancellationToken,
+    all_listed: CancellationToken,
     fetched: CancellationToken,
     clock: SharedClock,
 ) -> Begun {
-    if fetched.run_until_cancelled(almost_done.cancelled()).await.is_none() {
+    if fetched.run_until_cancelled(all_listed.cancelled()).await.is_none() {
         return Begun::default();
     }
     let begun = on_own_thread(move || async move {
         let mut assembly = Assembly::begin(input).await?;
         loop {
-            let started = clock.elapsed();
-            assembly.hash_sessions(true, 1, &fetched).await?;
-            let rest = clock.elapsed().saturating_sub(started).max(LEAST_REST);
-            if fetched.run_until_cancelled(clock.sleep(rest)).await.is_none() {
+            assembly.add_complete(&fetched).await?;
+            if fetched.run_until_cancelled(clock.sleep(REST)).await.is_none() {
                 return Ok(assembly);
             }
         }
@@ -72,72 +69,131 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::archive::assemble_zip;
-    use crate::capture::{Change, ListedSession, Location, PageOf, Segment, Writer};
+    use crate::archive::{Target, assemble};
+    use crate::capture::{Change, FailureNote, ListedSession, Location, PageOf, Segment, Writer};
     use jiff::civil::date;
+    use proptest::prelude::*;
 
-    async fn page(writer: &Writer, range: i64, items: &[&str]) {
-        let page = PageOf { chain: range, seq: 0, next: None, unknown: Vec::new() };
-        let segments = [Segment::of_items(items, 6), None, None];
-        writer
-            .commit(Change::MessagesPage { page, query: String::new(), segments, repeats: 0 })
-            .await
-            .unwrap();
-    }
+    const SESSIONS: i64 = 6;
 
-    /// Three sessions in one window, of which only the second is there.
+    /// So many sessions, each in two windows: ranges 1 to 6 and 7 to 12.
     async fn capture(directory: &Path) -> Writer {
         let writer = Location::in_directory(directory).open_writer().await.unwrap();
-        let windows = vec![(date(2026, 5, 1), date(2026, 5, 30))];
-        let request = r#"{"from":"2026-05-01","to":"2026-05-30"}"#.to_owned();
+        let windows = vec![(date(2026, 4, 1), date(2026, 4, 30)), (date(2026, 5, 1), date(2026, 5, 30))];
+        let request = r#"{"from":"2026-04-01","to":"2026-05-30"}"#.to_owned();
         let meta = vec![("request", request), ("started_at", "2026-05-30T18:00:00Z".to_owned())];
         writer.commit(Change::Plan { windows, meta }).await.unwrap();
-        let sessions = ["a", "b", "c"]
-            .map(|id| ListedSession { zoom_id: id.to_owned(), info: format!("{{\"id\":\"{id}\"}}") });
-        let page_of_list = PageOf { chain: 1, seq: 0, next: None, unknown: Vec::new() };
-        writer.commit(Change::ListPage { page: page_of_list, sessions: sessions.into() }).await.unwrap();
-        page(&writer, 2, &["{\"text\":\"second\"}"]).await;
+        for list in [1, 2] {
+            let session = |number| ListedSession {
+                zoom_id: format!("s{}", 9 - number),
+                info: format!("{{\"id\":\"s{}\"}}", 9 - number),
+            };
+            let page = PageOf { chain: list, seq: 0, next: None, unknown: Vec::new() };
+            let sessions = (1..=SESSIONS).map(session).collect();
+            writer.commit(Change::ListPage { page, sessions }).await.unwrap();
+        }
         writer
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn only_complete_sessions_are_hashed_early_and_the_archive_is_the_same() {
+    fn input(directory: &Path, name: &str) -> AssembleInput {
+        let target = Target::Zip(directory.join(name));
+        AssembleInput { directory: directory.to_owned(), target, cancel: CancellationToken::new() }
+    }
+
+    /// How a range ends: with items, with none, or not well.
+    #[derive(Debug, Clone, Copy)]
+    enum End {
+        Items,
+        Empty,
+        NotFound,
+        Failed,
+    }
+
+    fn end_of(range: i64, end: End) -> Change {
+        let page = PageOf { chain: range, seq: 0, next: None, unknown: Vec::new() };
+        let text = format!("{{\"text\":\"{range}\"}}");
+        let segment = if matches!(end, End::Items) { Segment::of_items(&[&text], 6) } else { None };
+        match end {
+            End::Items | End::Empty => {
+                let segments = [segment, None, None];
+                Change::MessagesPage { page, query: String::new(), segments, repeats: 0 }
+            }
+            End::NotFound => Change::RangeNotFound { range },
+            End::Failed => {
+                let (code, message) = ("server-error".to_owned(), "it fell".to_owned());
+                let failure = FailureNote { code, status: Some(500), zoom_code: None, message, attempts: 8 };
+                Change::FailRange { range, failure, at: "2026-05-30T19:00:00Z".parse().unwrap() }
+            }
+        }
+    }
+
+    /// Ranges in the order in which they end, each with how it does, and whether the archive is looked after then.
+    fn run() -> impl Strategy<Value = Vec<(i64, End, bool)>> {
+        let ranges = Just((1..=2 * SESSIONS).collect::<Vec<_>>()).prop_shuffle();
+        let end = prop_oneof![
+            4 => Just(End::Items), 2 => Just(End::Empty), 1 => Just(End::NotFound), 1 => Just(End::Failed)
+        ];
+        let how = proptest::collection::vec((end, any::<bool>()), 2 * SESSIONS as usize);
+        (ranges, how).prop_map(|(ranges, how)| {
+            ranges.into_iter().zip(how).map(|(range, (end, looked))| (range, end, looked)).collect()
+        })
+    }
+
+    async fn early_and_late_are_the_same(run: Vec<(i64, End, bool)>) -> (bool, bool) {
         let directory = tempfile::tempdir().unwrap();
         let writer = capture(directory.path()).await;
-        let input =
-            AssembleInput { directory: directory.path().to_owned(), cancel: CancellationToken::new() };
-        let mut early = Assembly::begin(input.clone()).await.unwrap();
-        early.hash_sessions(true, 1, &CancellationToken::new()).await.unwrap();
-        assert_eq!([1, 2, 3].map(|session| early.scratch.has(session)), [false, true, false]);
-        page(&writer, 1, &["{\"text\":\"first\"}", "{\"text\":\"and more\"}"]).await;
-        page(&writer, 3, &[]).await;
-        let place = |name| directory.path().join(name);
-        let begun = Begun(Some(early));
-        let made = assemble_zip(input.clone(), begun, place("early.zip")).await.unwrap();
-        let again = assemble_zip(input, Begun::default(), place("again.zip")).await.unwrap();
-        assert_eq!(made, again);
+        let mut early = Assembly::begin(input(directory.path(), "early.zip")).await.unwrap();
+        for (range, end, looked) in run {
+            writer.commit(end_of(range, end)).await.unwrap();
+            if looked {
+                early.add_complete(&CancellationToken::new()).await.unwrap();
+            }
+        }
+        let begun_early = early.missing() < SESSIONS as u64;
+        let made = assemble(input(directory.path(), "early.zip"), Begun(Some(early))).await.unwrap();
+        let again = assemble(input(directory.path(), "late.zip"), Begun::default()).await.unwrap();
         writer.close().await;
+        (made == again, begun_early)
+    }
+
+    #[test]
+    fn an_archive_is_the_same_however_early_it_was_begun() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let early = std::cell::Cell::new(0);
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(40));
+        runner
+            .run(&run(), |run| {
+                let (equal, begun_early) = runtime.block_on(early_and_late_are_the_same(run));
+                early.set(early.get() + u32::from(begun_early));
+                prop_assert!(equal);
+                Ok(())
+            })
+            .unwrap();
+        assert!(early.get() > 20, "most of them have something that is complete early");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn nothing_is_begun_before_the_end_is_near() {
+    async fn nothing_is_begun_before_all_is_listed() {
         let directory = tempfile::tempdir().unwrap();
         let writer = capture(directory.path()).await;
-        let input =
-            AssembleInput { directory: directory.path().to_owned(), cancel: CancellationToken::new() };
+        let input = input(directory.path(), "archive.zip");
         let clock = crate::clock::SystemClock::shared();
-        for almost_done in [None, Some(CancellationToken::new())] {
-            let (ended, begun) = alongside(async { 7 }, &input, almost_done, &clock).await;
+        for all_listed in [None, Some(CancellationToken::new())] {
+            let (ended, begun) = alongside(async { 7 }, &input, all_listed, &clock).await;
             assert!(ended == 7 && begun.0.is_none());
         }
-        let almost_done = CancellationToken::new();
-        almost_done.cancel();
+        let all_listed = CancellationToken::new();
+        all_listed.cancel();
+        let temporary = directory.path().join("archive.zip.tmp");
         let fetching = async {
-            while !directory.path().join("assemble.tmp").exists() {
+            while !temporary.exists() {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(alongside(fetching, &input, Some(almost_done), &clock).await.1.0.is_some());
+        let begun = alongside(fetching, &input, Some(all_listed), &clock).await.1;
+        assert!(begun.0.is_some());
+        drop(begun);
+        assert!(!temporary.exists(), "nothing half-written stays");
         writer.close().await;
     }
 }

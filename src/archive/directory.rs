@@ -15,27 +15,40 @@ const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
 
 #[derive(Debug)]
 pub struct DirectorySink {
-    staging: PathBuf,
+    staging: Staging,
+    target: PathBuf,
+}
+
+/// A directory that does not stay.
+#[derive(Debug)]
+struct Staging(PathBuf);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Best effort: the next one begins with removing what could not be removed now.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl DirectorySink {
-    /// Starts an empty staging directory.
-    pub fn new(staging: &Path) -> Result<Self, ArchiveError> {
-        remove_if_there(staging)?;
+    /// Starts an empty staging directory for what will be in `target`.
+    pub fn new(target: PathBuf, staging: PathBuf) -> Result<Self, ArchiveError> {
+        remove_if_there(&staging)?;
         for folder in FOLDERS {
             fs::create_dir_all(staging.join(folder))?;
         }
-        Ok(Self { staging: staging.to_owned() })
+        Ok(Self { staging: Staging(staging), target })
     }
 
-    pub fn entry(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
-        let file = File::create_new(self.staging.join(name))?;
+    pub fn begin(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
+        let file = File::create_new(self.staging.0.join(name))?;
         Ok(DirectoryEntry { file: BufWriter::new(file) })
     }
 
-    /// Moves the finished tree into `target`; what an earlier run left of these folders is replaced.
-    pub fn publish(self, target: &Path) -> Result<(), ArchiveError> {
-        let old = self.staging.with_extension("old");
+    /// Moves the finished tree into its place; what an earlier run left of these folders is replaced.
+    pub fn publish(self) -> Result<(), ArchiveError> {
+        let Self { staging: Staging(staging), target } = &self;
+        let old = staging.with_extension("old");
         remove_if_there(&old)?;
         fs::create_dir_all(&old)?;
         for folder in FOLDERS {
@@ -43,10 +56,10 @@ impl DirectorySink {
             if place.exists() {
                 fs::rename(&place, old.join(folder))?;
             }
-            fs::rename(self.staging.join(folder), &place)?;
+            fs::rename(staging.join(folder), &place)?;
         }
         fs::remove_dir_all(&old)?;
-        fs::remove_dir_all(&self.staging)?;
+        fs::remove_dir_all(staging)?;
         File::open(target)?.sync_all()?;
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! SHA-256: of every file, before the first byte of the archive is written (the first pass over the messages), and of the
-//! archive itself, beside its writing.
+//! SHA-256, beside the writing: of every file, and of the archive itself.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::ArchiveError;
-use super::assemble::Text;
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, SessionFrame};
+use super::files::{Holds, WholeSession};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS};
+use super::sink::{Entry, Text};
 use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
@@ -21,28 +22,43 @@ const AHEAD: usize = 1;
 
 pub type Sha256Digest = [u8; 32];
 
-/// Hashes the text of a document.
-#[derive(Debug, Default)]
-pub struct Hashing(Sha256);
+/// An entry whose text is hashed as well.
+pub struct Hashing<'a> {
+    entry: &'a mut dyn Entry,
+    hash: Sha256,
+}
 
-impl Hashing {
+impl<'a> Hashing<'a> {
+    pub fn new(entry: &'a mut dyn Entry) -> Self {
+        Self { entry, hash: Sha256::new() }
+    }
+
     pub fn digest(self) -> Sha256Digest {
-        self.0.finalize().into()
+        self.hash.finalize().into()
     }
 }
 
-impl Text for Hashing {
+impl Text for Hashing<'_> {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        self.0.update(raw);
-        Ok(())
+        self.hash.update(raw);
+        self.entry.text(raw)
     }
 }
 
 /// Of a session's own file, and of the file of each kind of which it has any item.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionHashes {
-    pub whole: Sha256Digest,
-    pub items: [Option<Sha256Digest>; 3],
+    whole: Sha256Digest,
+    items: [Option<Sha256Digest>; 3],
+}
+
+impl SessionHashes {
+    pub fn of(&self, holds: Holds) -> Option<Sha256Digest> {
+        match holds {
+            Holds::Everything => Some(self.whole),
+            Holds::Items(kind) => self.items[kind as usize],
+        }
+    }
 }
 
 /// Hashes what is written, on a thread of its own and a little behind the writing.
@@ -85,41 +101,61 @@ impl<W: Write> Write for HashingWriter<W> {
 
 type Inflated = Result<Vec<Vec<u8>>, CaptureError>;
 
-/// Hashes the files of these sessions. Each segment is inflated once, on one of so many threads and a little ahead of this
-/// one, and feeds two hashes. That goes batch by batch of pages, so that one giant session keeps all of them busy as well.
-pub fn sessions(
-    sessions: &[(SessionFrame, &[PageRef])],
-    segments: &SegmentReader,
-    threads: usize,
-    cancel: &CancellationToken,
-) -> Result<Vec<SessionHashes>, ArchiveError> {
-    let pages: Vec<&PageRef> = sessions.iter().flat_map(|(_, pages)| *pages).collect();
-    let batches = in_batches(&pages);
-    std::thread::scope(|scope| {
-        let threads = threads.min(batches.len());
-        let inflating = (0..threads).map(|nth| {
-            let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
-            let mut own = batches.iter().skip(nth).step_by(threads);
-            let inflate = |batch: &[&PageRef]| batch.iter().map(|page| segments.inflated(page)).collect();
-            // Nobody takes any more once one could not be read, or the job was cancelled.
-            scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
-            inflated
-        });
-        let inflating: Vec<Receiver<Inflated>> = inflating.collect();
-        let mut in_turn = inflating.iter().cycle();
-        let mut batch = Vec::new().into_iter();
-        let mut next = || loop {
-            if cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
+/// Hashes the files of sessions.
+#[derive(Debug, Clone)]
+pub struct Hasher {
+    pub segments: Arc<SegmentReader>,
+    pub threads: usize,
+    pub cancel: CancellationToken,
+}
+
+impl Hasher {
+    /// A share of these sessions on each thread; renders their lines of the summary as well.
+    pub fn sessions(&self, sessions: &[WholeSession]) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+        let share = sessions.len().div_ceil(self.threads).max(1);
+        std::thread::scope(|scope| {
+            let shares: Vec<_> =
+                sessions.chunks(share).map(|share| scope.spawn(|| self.share(share))).collect();
+            let mut hashed = Vec::with_capacity(sessions.len());
+            for share in shares {
+                hashed.extend(share.join().map_err(|_| io::Error::other("a thread panicked"))??);
             }
-            if let Some(raw) = batch.next() {
-                return Ok(raw);
-            }
-            let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
-            batch = inflated.map_err(std::io::Error::other)??.into_iter();
-        };
-        sessions.iter().map(|(frame, pages)| session(frame, pages, &mut next)).collect()
-    })
+            Ok(hashed)
+        })
+    }
+
+    /// Each segment is inflated once, on one of the threads and a little ahead of this one, and feeds two hashes. That goes
+    /// batch by batch of pages, so that one giant session keeps all of them busy as well.
+    fn share(&self, sessions: &[WholeSession]) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+        let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
+        let batches = in_batches(&pages);
+        std::thread::scope(|scope| {
+            let threads = self.threads.min(batches.len());
+            let inflating = (0..threads).map(|nth| {
+                let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
+                let mut own = batches.iter().skip(nth).step_by(threads);
+                let inflate =
+                    |batch: &[&PageRef]| batch.iter().map(|page| self.segments.inflated(page)).collect();
+                // Nobody takes any more once one could not be read, or the job was cancelled.
+                scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
+                inflated
+            });
+            let inflating: Vec<Receiver<Inflated>> = inflating.collect();
+            let mut in_turn = inflating.iter().cycle();
+            let mut batch = Vec::new().into_iter();
+            let mut next = || loop {
+                if self.cancel.is_cancelled() {
+                    return Err(ArchiveError::Cancelled);
+                }
+                if let Some(raw) = batch.next() {
+                    return Ok(raw);
+                }
+                let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
+                batch = inflated.map_err(io::Error::other)??.into_iter();
+            };
+            sessions.iter().map(|each| Ok((session(each, &mut next)?, each.line()))).collect()
+        })
+    }
 }
 
 /// Cuts into stretches of at most so many bytes, or one page.
@@ -138,18 +174,17 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// The pages come in the order of kinds.
+/// `next` gives its pages, in their order.
 fn session(
-    frame: &SessionFrame,
-    pages: &[PageRef],
+    session: &WholeSession,
     next: &mut impl FnMut() -> Result<Vec<u8>, ArchiveError>,
 ) -> Result<SessionHashes, ArchiveError> {
-    let mut whole = Sha256::new_with_prefix(&frame.head);
+    let mut whole = Sha256::new_with_prefix(&session.frame.head);
     let mut items = [const { None }; 3];
     for kind in Kind::ALL {
         whole.update(render::between(kind));
         let mut own: Option<Sha256> = None;
-        for _ in pages.iter().filter(|page| page.kind == kind) {
+        for _ in session.pages_of(kind) {
             let raw = next()?;
             let own = if let Some(own) = &mut own {
                 whole.update(SEPARATOR);
@@ -163,6 +198,6 @@ fn session(
         }
         items[kind as usize] = own.map(|own| own.chain_update(AFTER_ITEMS).finalize().into());
     }
-    whole.update(&frame.tail);
+    whole.update(&session.frame.tail);
     Ok(SessionHashes { whole: whole.finalize().into(), items })
 }

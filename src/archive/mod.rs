@@ -1,9 +1,9 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
-//! `layout` names entries, `render` makes the small documents, `files` hashes those of sessions and `scratch` remembers
-//! all of them, sorted (`sort`); `assemble` puts it together into a sink: a zip (`zip`) or a directory (`directory`);
-//! `ahead` begins with that while the rest is still being fetched. Asks nothing of Zoom, and no time but the capture's own
-//! goes into an archive.
+//! `layout` names entries, `render` makes the small documents, `files` are those of sessions and `hash` hashes them;
+//! `assemble` puts them into a `sink`, a zip (`zip`) or a directory (`directory`), and `scratch` remembers their names and
+//! hashes, sorted (`sort`); `ahead` begins with that while the rest is still being fetched. Asks nothing of Zoom, and no
+//! time but the capture's own goes into an archive.
 
 mod ahead;
 mod assemble;
@@ -13,6 +13,7 @@ mod hash;
 mod layout;
 mod render;
 mod scratch;
+mod sink;
 mod sort;
 mod write_behind;
 mod zip;
@@ -20,8 +21,9 @@ mod zip;
 use std::path::PathBuf;
 
 pub use ahead::{Begun, alongside};
-pub use assemble::{AssembleInput, assemble_directory, assemble_zip};
+pub use assemble::{AssembleInput, assemble};
 pub use render::{FailureLine, failures_page};
+pub use sink::Target;
 
 use crate::capture::CaptureError;
 

@@ -1,93 +1,34 @@
-//! What assembly has to remember between its two passes: all entries in the order of their names, each with its hash and
-//! with where its messages are, so that the second pass asks nothing of the index of the capture.
+//! What assembly has to remember until the end: the names of all entries, each with its hash and with what the archive's
+//! directory has to tell of it, and the lines of the summary of sessions; sorted.
 //!
 //! In a throw-away file beside the capture, so that memory hardly grows with the number of sessions.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::files::SessionFiles;
 use super::hash::Sha256Digest;
 use super::sort::{Merged, Sorter, Spill};
+use super::zip::Located;
 use super::{ArchiveError, layout};
-use crate::capture::{CaptureError, PageRef, SessionRow, pack};
+use crate::capture::{CaptureError, SessionRow};
 
 /// Memory for entries, and for lines and names, before they go to the file.
 const MOST_OF_ENTRIES: usize = 2 << 20;
 const MOST_OF_LINES: usize = 512 << 10;
 
-/// What an entry is made of.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Content<'a> {
-    /// All of a session: what stands before its messages, and where they are.
-    Session {
-        #[serde(borrow)]
-        head: Packed<'a>,
-        pages: Cow<'a, [PageRef]>,
-    },
-    /// Items of one kind.
-    Items(Cow<'a, [PageRef]>),
-    Text(Packed<'a>),
-    Lines(Lined),
-}
-
-/// A text as a piece of deflate.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Packed<'a> {
-    #[serde(borrow)]
-    pub data: Cow<'a, [u8]>,
-    pub raw_len: u64,
-    pub crc32: u32,
-}
-
-impl Packed<'_> {
-    pub fn of(text: &str, level: u32) -> Self {
-        let (raw_len, crc32) = (text.len() as u64, crc32fast::hash(text.as_bytes()));
-        Self { data: pack(text.as_bytes(), level).into(), raw_len, crc32 }
-    }
-}
-
-/// A file with a line for each session, or for each other file.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub enum Lined {
-    Sessions,
-    Sums,
-}
-
-/// What is written down of an entry; the file that holds the hashes of the others has none itself.
-type Noted<'a> = (Option<Sha256Digest>, Content<'a>);
-
-/// An entry as it is written down.
-#[derive(Debug)]
-pub struct Remembered {
-    pub name: String,
-    noted: Vec<u8>,
-}
-
-impl Remembered {
-    pub fn new(
-        name: String,
-        content: &Content<'_>,
-        sha256: Option<Sha256Digest>,
-    ) -> Result<Self, ArchiveError> {
-        // The same as `Noted`.
-        let noted = postcard::to_stdvec(&(sha256, content)).map_err(std::io::Error::other)?;
-        Ok(Self { name, noted })
-    }
-}
+/// What is remembered of an entry; the file that holds the hashes of the others has none itself.
+type Noted = (Option<Sha256Digest>, Option<Located>);
 
 #[derive(Debug)]
 pub struct Scratch {
     sessions: u64,
     /// Sessions whose files would meet another's on a disk that ignores case.
     colliding: HashSet<i64>,
-    /// By the number of a session: whether its files have been added.
-    added: Vec<bool>,
+    /// Sessions whose line is there.
+    added: u64,
     entries: Sorter,
     lines: Sorter,
 }
@@ -102,7 +43,7 @@ pub struct Names {
 
 impl Names {
     pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
-        let spill = Spill::create(directory.join("assemble.tmp"))?;
+        let spill = Spill::create(&directory.join("assemble.tmp"))?;
         Ok(Self { folded: Sorter::new(spill.clone(), MOST_OF_LINES), spill, sessions: 0 })
     }
 
@@ -129,7 +70,7 @@ impl Names {
         Ok(Scratch {
             sessions: self.sessions,
             colliding,
-            added: Vec::new(),
+            added: 0,
             entries: Sorter::new(self.spill.clone(), MOST_OF_ENTRIES),
             lines: Sorter::new(self.spill, MOST_OF_LINES),
         })
@@ -153,33 +94,35 @@ impl Scratch {
         }
     }
 
-    /// Whether a session's files have been added.
-    pub fn has(&self, session: i64) -> bool {
-        self.added.get(session as usize).is_some_and(|added| *added)
+    /// Sessions that are still to be added.
+    pub fn missing(&self) -> u64 {
+        self.sessions.saturating_sub(self.added)
     }
 
-    pub fn add_sessions(&mut self, sessions: &[SessionFiles]) -> Result<(), ArchiveError> {
-        for files in sessions {
-            for entry in &files.entries {
-                self.entries.push(entry.name.as_bytes(), &entry.noted)?;
-            }
-            self.lines.push(files.key.as_bytes(), files.line.as_bytes())?;
-            let index = files.session as usize;
-            if self.added.len() <= index {
-                self.added.resize(index + 1, false);
-            }
-            self.added[index] = true;
-        }
-        Ok(())
+    /// Adds a session's line of the summary, after its files.
+    pub fn add_line(&mut self, key: &str, line: &str) -> Result<(), ArchiveError> {
+        self.added += 1;
+        Ok(self.lines.push(key.as_bytes(), line.as_bytes())?)
     }
 
-    /// An error unless the files of just those sessions that were named have been added.
+    pub fn add_entry(
+        &mut self,
+        name: &str,
+        sha256: Option<Sha256Digest>,
+        located: Option<Located>,
+    ) -> Result<(), ArchiveError> {
+        let noted: Noted = (sha256, located);
+        let noted = postcard::to_stdvec(&noted).map_err(std::io::Error::other)?;
+        Ok(self.entries.push(name.as_bytes(), &noted)?)
+    }
+
+    /// An error unless just as many sessions were added as were named.
     pub fn check_whole(&self) -> Result<(), CaptureError> {
-        let added = self.added.iter().filter(|added| **added).count() as u64;
-        if added == self.sessions {
+        let Self { sessions, added, .. } = self;
+        if added == sessions {
             return Ok(());
         }
-        Err(CaptureError::Damaged(format!("it named {} sessions and holds {added}", self.sessions)))
+        Err(CaptureError::Damaged(format!("it named {sessions} sessions and holds {added}")))
     }
 
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
@@ -191,39 +134,20 @@ impl Scratch {
         Ok(())
     }
 
-    /// Adds a file that is of no session.
-    pub fn add(
-        &mut self,
-        name: &str,
-        content: &Content<'_>,
-        sha256: Option<Sha256Digest>,
-    ) -> Result<(), ArchiveError> {
-        let entry = Remembered::new(name.to_owned(), content, sha256)?;
-        Ok(self.entries.push(entry.name.as_bytes(), &entry.noted)?)
-    }
-
-    /// How many sessions there are.
-    pub fn sessions(&self) -> u64 {
-        self.sessions
+    /// Feeds the lines of `SHA256SUMS` in the order of names.
+    pub fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
+        let mut entries = self.entries()?;
+        while let Some((name, (sha256, _))) = entries.next()? {
+            if let Some(sha256) = sha256 {
+                each(&format!("{}  {name}", hex::encode(sha256)));
+            }
+        }
+        Ok(())
     }
 
     /// All entries in the order of their names.
     pub fn entries(&mut self) -> Result<Entries, ArchiveError> {
         Ok(Entries { merged: self.entries.merged()?, last: Vec::new() })
-    }
-
-    /// Feeds the lines of `SHA256SUMS`.
-    pub fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
-        let mut entries = self.entries.merged()?;
-        while let Some((name, value)) = entries.next()? {
-            // The hash stands first, and nothing else of it is needed.
-            let (sha256, _): (Option<Sha256Digest>, _) =
-                postcard::take_from_bytes(value).map_err(std::io::Error::other)?;
-            if let Some(sha256) = sha256 {
-                each(&format!("{}  {}", hex::encode(sha256), text(name)?));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -235,16 +159,15 @@ pub struct Entries {
 }
 
 impl Entries {
-    /// The next name and what stands under it; no name comes twice.
-    pub fn next(&mut self) -> Result<Option<(&str, Content<'_>)>, ArchiveError> {
+    /// The next name and what was noted under it; no name comes twice.
+    pub fn next(&mut self) -> Result<Option<(&str, Noted)>, ArchiveError> {
         let Some((name, value)) = self.merged.next()? else { return Ok(None) };
         let text = text(name)?;
         if self.last == name {
             return Err(CaptureError::Damaged(format!("two files would be named {text}")).into());
         }
         name.clone_into(&mut self.last);
-        let (_, content): Noted<'_> = postcard::from_bytes(value).map_err(std::io::Error::other)?;
-        Ok(Some((text, content)))
+        Ok(Some((text, postcard::from_bytes(value).map_err(std::io::Error::other)?)))
     }
 }
 
@@ -256,11 +179,6 @@ fn text(bytes: &[u8]) -> Result<&str, ArchiveError> {
 mod tests {
     use super::*;
 
-    fn files(session: i64, name: &str) -> SessionFiles {
-        let entries = vec![Remembered::new(name.to_owned(), &Content::Items(Cow::default()), None).unwrap()];
-        SessionFiles { session, key: format!("s{session}"), line: "{}".to_owned(), entries }
-    }
-
     #[test]
     fn no_session_is_left_out_and_no_name_comes_twice() {
         let directory = tempfile::tempdir().unwrap();
@@ -269,10 +187,13 @@ mod tests {
             names.add(id, &format!("s{id}"), "").unwrap();
         }
         let mut scratch = names.settle().unwrap();
-        scratch.add_sessions(&[files(1, "messages/same.json")]).unwrap();
-        assert!(scratch.check_whole().unwrap_err().is_damaged());
-        scratch.add_sessions(&[files(2, "messages/same.json")]).unwrap();
-        scratch.check_whole().unwrap();
+        let mut add = |key: &str| {
+            scratch.add_entry("messages/same.json", None, None).unwrap();
+            scratch.add_line(key, "{}").unwrap();
+            scratch.check_whole()
+        };
+        assert!(add("s1").unwrap_err().is_damaged());
+        add("s2").unwrap();
         let mut entries = scratch.entries().unwrap();
         assert_eq!(entries.next().unwrap().unwrap().0, "messages/same.json");
         assert!(entries.next().unwrap_err().is_damaged_capture());

@@ -1,7 +1,9 @@
-//! A file that is brought to the disk while more of it is being made, so that little is left to wait for at the end.
+//! A file that is brought to the disk while more of it is being made, so that little is left to wait for at the end; until
+//! it is whole it goes by another name.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
@@ -16,22 +18,48 @@ pub struct WriteBehind {
     wake: SyncSender<()>,
     /// A failed sync is told to one caller only, so this one must be heard.
     syncing: JoinHandle<io::Result<()>>,
+    temporary: Temporary,
+    target: PathBuf,
+}
+
+/// A file that is removed unless it got another name.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Best effort: a sweep at start removes what could not be removed now.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl WriteBehind {
-    pub fn new(file: File) -> Self {
-        let file = Arc::new(file);
+    /// Begins what will be the file `target`.
+    pub fn create(target: PathBuf) -> io::Result<Self> {
+        let temporary = Temporary(target.with_extension("zip.tmp"));
+        let file = Arc::new(File::create(&temporary.0)?);
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
         let syncing = std::thread::spawn(move || woken.iter().try_for_each(|()| same.sync_data()));
-        Self { file, unsynced: 0, wake, syncing }
+        Ok(Self { file, unsynced: 0, wake, syncing, temporary, target })
     }
 
-    /// Everything written is on the disk when it returns.
-    pub fn finish(self) -> io::Result<()> {
+    /// When it returns everything written is on the disk, and in its place.
+    pub fn publish(self) -> io::Result<()> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
-        self.file.sync_all()
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary.0, &self.target)?;
+        sync_parent(&self.target)
+    }
+}
+
+/// A rename is durable once its directory is.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! The zip sink: entries made of ready deflate pieces, hashed as a whole while written.
 //!
-//! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). The
-//! archive's directory, which comes last, waits on disk: for 400,000 entries it would be 50 MB of memory.
+//! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). Entries come
+//! in any order, and what the archive's directory has to say of each is given away: only the directory, which comes
+//! last, has to be sorted, and for 400,000 entries it would be 50 MB of memory.
 
-use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
+use std::io::{BufWriter, Write};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 
 use super::hash::HashingWriter;
 use super::{ArchiveError, ArchiveFile};
@@ -71,51 +72,93 @@ impl From<Timestamp> for Modified {
     }
 }
 
+/// What the directory tells of an entry beside its name.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Located {
+    crc: u32,
+    packed_len: u64,
+    raw_len: u64,
+    offset: u64,
+}
+
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
     out: CountingWriter<BufWriter<HashingWriter<W>>>,
-    directory: BufWriter<File>,
+    modified: Modified,
+}
+
+/// The end of an archive.
+#[derive(Debug)]
+pub struct ZipDirectory<W: Write> {
+    out: CountingWriter<BufWriter<HashingWriter<W>>>,
+    begins: u64,
     entries: u64,
     any_zip64: bool,
     modified: Modified,
 }
 
 impl<W: Write> ZipSink<W> {
-    /// `directory` is an empty file to work with. Every entry carries the time `modified`, which comes from the capture:
-    /// the same capture gives the same bytes.
-    pub fn new(writer: W, directory: File, modified: Timestamp) -> Self {
+    /// Every entry carries the time `modified`, which comes from the capture: the same capture gives the same bytes.
+    pub fn new(writer: W, modified: Timestamp) -> Self {
         let inner = BufWriter::with_capacity(AT_A_TIME, HashingWriter::new(writer));
-        Self {
-            out: CountingWriter { inner, size: 0 },
-            directory: BufWriter::new(directory),
-            entries: 0,
-            any_zip64: false,
-            modified: modified.into(),
-        }
+        Self { out: CountingWriter { inner, size: 0 }, modified: modified.into() }
     }
 
     /// Begins an entry whose bytes come as pieces of deflate.
-    pub fn entry(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
+    pub fn begin(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
         let length = u16::try_from(name.len()).map_err(std::io::Error::other)?;
-        let flags = FLAG_DESCRIPTOR | if name.is_ascii() { 0 } else { FLAG_UTF8 };
         let offset = self.out.size;
         let mut header = Record::new(0x0403_4b50);
-        header.u16(VERSION).u16(flags).u16(DEFLATE).u16(self.modified.time).u16(self.modified.date);
+        header.u16(VERSION).u16(flags_of(name)).u16(DEFLATE).u16(self.modified.time).u16(self.modified.date);
         // CRC-32 and both sizes are in the descriptor.
         header.u32(0).u32(0).u32(0).u16(length).u16(0).bytes(name.as_bytes());
         self.out.write_all(&header.0)?;
         let begins = self.out.size;
-        let (name, crc) = (name.to_owned(), crc32fast::Hasher::new());
-        Ok(ZipEntry { sink: self, name, flags, offset, begins, crc, raw_len: 0 })
+        Ok(ZipEntry { sink: self, offset, begins, crc: crc32fast::Hasher::new(), raw_len: 0 })
     }
 
-    /// Writes the directory and returns the file with its size and hash.
+    /// All entries have been written.
+    pub fn directory(self) -> ZipDirectory<W> {
+        let Self { out, modified } = self;
+        ZipDirectory { begins: out.size, out, entries: 0, any_zip64: false, modified }
+    }
+}
+
+fn flags_of(name: &str) -> u16 {
+    FLAG_DESCRIPTOR | if name.is_ascii() { 0 } else { FLAG_UTF8 }
+}
+
+impl<W: Write> ZipDirectory<W> {
+    pub fn list(&mut self, name: &str, entry: Located) -> Result<(), ArchiveError> {
+        let Located { crc, packed_len, raw_len, offset } = entry;
+        let Modified { time, date, unix } = self.modified;
+        let mut extra = Record(Vec::new());
+        // "UT": the time of the last change only.
+        extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
+        let too_long: Vec<u64> = [raw_len, packed_len, offset].into_iter().filter(|of| *of >= MOST).collect();
+        let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
+        if !too_long.is_empty() {
+            extra.u16(1).u16(too_long.len() as u16 * 8);
+            for of in too_long {
+                extra.u64(of);
+            }
+            self.any_zip64 = true;
+        }
+        let mut record = Record::new(0x0201_4b50);
+        record.u16(MADE_ON_UNIX | version).u16(version).u16(flags_of(name)).u16(DEFLATE);
+        record.u16(time).u16(date).u32(crc);
+        record.u32_at_most(packed_len).u32_at_most(raw_len).u16(name.len() as u16).u16(extra.0.len() as u16);
+        // No comment; on the first disk; no internal attributes.
+        record.u16(0).u16(0).u16(0).u32(PERMISSIONS << 16).u32_at_most(offset);
+        record.bytes(name.as_bytes()).bytes(&extra.0);
+        self.out.write_all(&record.0)?;
+        self.entries += 1;
+        Ok(())
+    }
+
+    /// Returns the file with its size and hash.
     pub fn finish(mut self) -> Result<(W, ArchiveFile), ArchiveError> {
-        let mut directory = self.directory.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        directory.rewind()?;
-        let begins = self.out.size;
-        std::io::copy(&mut directory, &mut self.out)?;
-        let ends = self.out.size;
+        let (begins, ends) = (self.begins, self.out.size);
         let (length, entries) = (ends - begins, self.entries);
         if self.any_zip64 || entries >= MOST_ENTRIES || length >= MOST || begins >= MOST {
             let mut end = Record::new(0x0606_4b50);
@@ -140,8 +183,6 @@ impl<W: Write> ZipSink<W> {
 #[derive(Debug)]
 pub struct ZipEntry<'a, W: Write> {
     sink: &'a mut ZipSink<W>,
-    name: String,
-    flags: u16,
     /// Where its header begins, and where its bytes do.
     offset: u64,
     begins: u64,
@@ -171,8 +212,8 @@ impl<W: Write> ZipEntry<'_, W> {
         Ok(())
     }
 
-    pub fn finish(self) -> Result<(), ArchiveError> {
-        let Self { sink, name, flags, offset, begins, crc, raw_len } = self;
+    pub fn finish(self) -> Result<Located, ArchiveError> {
+        let Self { sink, offset, begins, crc, raw_len } = self;
         sink.out.write_all(&FINAL_BLOCK)?;
         let (packed_len, crc) = (sink.out.size - begins, crc.finalize());
         let mut descriptor = Record::new(0x0807_4b50);
@@ -183,29 +224,7 @@ impl<W: Write> ZipEntry<'_, W> {
             descriptor.u32_at_most(packed_len).u32_at_most(raw_len);
         }
         sink.out.write_all(&descriptor.0)?;
-
-        let Modified { time, date, unix } = sink.modified;
-        let mut extra = Record(Vec::new());
-        // "UT": the time of the last change only.
-        extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
-        let too_long: Vec<u64> = [raw_len, packed_len, offset].into_iter().filter(|of| *of >= MOST).collect();
-        let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
-        if !too_long.is_empty() {
-            extra.u16(1).u16(too_long.len() as u16 * 8);
-            for of in too_long {
-                extra.u64(of);
-            }
-            sink.any_zip64 = true;
-        }
-        let mut record = Record::new(0x0201_4b50);
-        record.u16(MADE_ON_UNIX | version).u16(version).u16(flags).u16(DEFLATE).u16(time).u16(date).u32(crc);
-        record.u32_at_most(packed_len).u32_at_most(raw_len).u16(name.len() as u16).u16(extra.0.len() as u16);
-        // No comment; on the first disk; no internal attributes.
-        record.u16(0).u16(0).u16(0).u32(PERMISSIONS << 16).u32_at_most(offset);
-        record.bytes(name.as_bytes()).bytes(&extra.0);
-        sink.directory.write_all(&record.0)?;
-        sink.entries += 1;
-        Ok(())
+        Ok(Located { crc, packed_len, raw_len, offset })
     }
 }
 
@@ -253,14 +272,19 @@ mod tests {
 
     fn ours(offset: u64, entries: &[Told<'_>]) -> Vec<u8> {
         let modified = "2026-05-30T18:07:41Z".parse().unwrap();
-        let mut sink = ZipSink::new(Vec::new(), tempfile::tempfile().unwrap(), modified);
+        let mut sink = ZipSink::new(Vec::new(), modified);
         sink.out.size = offset;
+        let mut located = Vec::new();
         for (name, raw, length) in entries {
-            let mut entry = sink.entry(name).unwrap();
+            let mut entry = sink.begin(name).unwrap();
             entry.piece(&pack(raw, 6), *length, crc32fast::hash(raw)).unwrap();
-            entry.finish().unwrap();
+            located.push(entry.finish().unwrap());
         }
-        let (bytes, made) = sink.finish().unwrap();
+        let mut directory = sink.directory();
+        for ((name, ..), entry) in entries.iter().zip(located) {
+            directory.list(name, entry).unwrap();
+        }
+        let (bytes, made) = directory.finish().unwrap();
         assert_eq!(made.size, offset + bytes.len() as u64);
         assert_eq!(made.sha256, hex::encode(Sha256::digest(&bytes)));
         bytes

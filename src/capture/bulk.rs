@@ -19,9 +19,10 @@ pub(super) struct MessagesPage<'a> {
 }
 
 /// Stores pages of different chains, each with the place where its chain goes on. Their segments stand one after the
-/// other from `offset` on.
+/// other from `offset` on; `commit` is the number of the commit.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
+    commit: i64,
     pages: &[MessagesPage<'_>],
     mut offset: u64,
 ) -> Result<Effect, CaptureError> {
@@ -77,23 +78,24 @@ pub(super) async fn messages_pages(
     .await?;
     let ended: Vec<i64> =
         pages.iter().filter(|page| page.page.next.is_none()).map(|page| page.page.chain).collect();
-    if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, &ended).await }
+    if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, else failed if one
 /// is, else not found if all are.
-pub(super) async fn settle(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<Effect, CaptureError> {
+pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Result<Effect, CaptureError> {
     let units: Vec<(String, i64)> = sqlx::query_as(
-        "UPDATE units SET state = (
+        "UPDATE units SET settled = ?2, state = (
              SELECT CASE WHEN sum(r.state = 'pending') > 0 THEN 'pending'
                          WHEN sum(r.state = 'failed') > 0 THEN 'failed'
                          WHEN sum(r.state = 'done') = 0 THEN 'not_found'
                          ELSE 'done' END
              FROM ranges r WHERE r.unit = units.id)
-         WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?)))
+         WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?1)))
          RETURNING state, session",
     )
     .bind(json!(ranges).to_string())
+    .bind(commit)
     .fetch_all(&mut **tx)
     .await?;
     let mut effect = Effect::default();

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
-pub use reader::{PageRef, Reader, SessionRow};
+pub use reader::{PageRef, Place, Reader, SessionRow};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
@@ -32,8 +32,13 @@ pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
 
-/// Bumped when the schema changes; a capture of another version is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 2;
+/// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
+const SCHEMA_VERSION: i64 = 3;
+
+/// What version 2 had not: the order in which units came to their ends.
+const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
+     UPDATE units SET settled = 1 WHERE state <> 'pending';
+     CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -173,7 +178,8 @@ impl Location {
         let mut connection = self.options().create_if_missing(true).connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
-            0 => create(&mut connection).await?,
+            0 => set_up(&mut connection, include_str!("schema.sql")).await?,
+            2 => set_up(&mut connection, FROM_VERSION_2).await?,
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
@@ -181,7 +187,11 @@ impl Location {
             .fetch_one(&mut connection)
             .await?;
         let segments = Appender::open(&self.segments(), end as u64)?;
-        Ok(Writer::start(connection, segments))
+        let commits =
+            sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
+                .fetch_one(&mut connection)
+                .await?;
+        Ok(Writer::start(connection, segments, commits))
     }
 
     /// Opens for reading; any number of readers may be open beside the writer.
@@ -251,10 +261,10 @@ impl Location {
     }
 }
 
-async fn create(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
+async fn set_up(connection: &mut SqliteConnection, schema: &'static str) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
-    sqlx::raw_sql("PRAGMA user_version = 2").execute(&mut *transaction).await?;
+    sqlx::raw_sql(schema).execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 3").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }

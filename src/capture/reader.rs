@@ -2,6 +2,7 @@
 //!
 //! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::civil::Date;
@@ -34,9 +35,29 @@ pub struct PageRef {
     pub(super) length: u64,
 }
 
+impl PageRef {
+    /// Bytes as it is stored.
+    pub fn packed_len(&self) -> u64 {
+        self.length
+    }
+}
+
 /// The pages of a range as SQLite tells of them: the range's place in its session (window, first day, number), and each
 /// page with its number and with what there is of one kind.
 type PagesOfRange<'a> = ((i64, &'a str, i64), Vec<(i64, i64, u64, u64, u32, u64, u64)>);
+
+/// Where a session stands among the others in the order in which they became complete: the number of the commit that did
+/// it, and the session's own. Those that are not complete come last. Whatever becomes complete later stands later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    settled: i64,
+    session: i64,
+}
+
+impl Place {
+    /// Instead of the number of a commit.
+    const INCOMPLETE: i64 = i64::MAX;
+}
 
 /// A connection for reading.
 #[derive(Debug)]
@@ -198,43 +219,66 @@ impl Reader {
             .await?)
     }
 
-    /// The numbers of the next sessions after `after`, of all or only of those of which everything is there: at most so many
-    /// and, if it is more than one, with at most so many pages.
-    pub async fn session_numbers(
+    /// The next sessions after `after` of which everything is there and, once there are no more, of the others if those are
+    /// wanted: at most so many and, if it is more than one, with at most so many pages.
+    pub async fn sessions_after(
         &mut self,
-        after: i64,
-        only_complete: bool,
+        after: Place,
+        also_incomplete: bool,
         most: i64,
         most_pages: i64,
-    ) -> Result<Vec<i64>, CaptureError> {
+    ) -> Result<Vec<Place>, CaptureError> {
         // One row: each is handed over by itself from SQLite's thread, which costs more than it holds.
-        let sessions: String = sqlx::query_scalar(
-            "SELECT json_group_array(json_array(id, pages)) FROM (
-                 SELECT id, (SELECT coalesce(sum(r.pages), 0) FROM units u CROSS JOIN ranges r ON r.unit = u.id
-                             WHERE u.session = s.id) AS pages
-                 FROM sessions s WHERE id > ?1 AND NOT (?2 AND EXISTS
-                     (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
-                 ORDER BY id LIMIT ?3)",
+        let mut sessions: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(settled, session,
+                 (SELECT coalesce(sum(r.pages), 0) FROM units v CROSS JOIN ranges r ON r.unit = v.id
+                  WHERE v.session = c.session))) FROM (
+                 SELECT settled, session FROM units u INDEXED BY units_settled
+                 WHERE (settled, session) > (?1, ?2) AND settled IS NOT NULL
+                 AND NOT EXISTS (SELECT 1 FROM units v WHERE v.session = u.session
+                     AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
+                 ORDER BY settled, session LIMIT ?3) c",
         )
-        .bind(after)
-        .bind(only_complete)
+        .bind(after.settled)
+        .bind(after.session)
         .bind(most)
         .fetch_one(&mut self.connection)
         .await?;
-        let mut sessions: Vec<(i64, i64)> = of_json(&sessions)?;
+        if also_incomplete && sessions == "[]" {
+            sessions = sqlx::query_scalar(
+                "SELECT json_group_array(json_array(?1, session,
+                     (SELECT coalesce(sum(r.pages), 0) FROM units v CROSS JOIN ranges r ON r.unit = v.id
+                      WHERE v.session = i.session))) FROM (
+                     SELECT DISTINCT session FROM units
+                     WHERE session > iif(?2 = ?1, ?3, 0) AND state IN ('pending', 'failed')
+                     ORDER BY session LIMIT ?4) i",
+            )
+            .bind(Place::INCOMPLETE)
+            .bind(after.settled)
+            .bind(after.session)
+            .bind(most)
+            .fetch_one(&mut self.connection)
+            .await?;
+        }
+        let mut sessions: Vec<(i64, i64, i64)> = of_json(&sessions)?;
         sessions.sort_unstable();
         let mut all_pages = 0;
-        let fitting = sessions.iter().take_while(|(_, pages)| {
+        let fitting = sessions.iter().take_while(|(_, _, pages)| {
             all_pages += pages;
             all_pages <= most_pages
         });
         let fitting = fitting.count().max(1);
-        Ok(sessions.iter().take(fitting).map(|(id, _)| *id).collect())
+        let places = sessions.into_iter().take(fitting);
+        Ok(places.map(|(settled, session, _)| Place { settled, session }).collect())
     }
 
-    /// These sessions, in the order of their numbers, each with where its stored segments are: in the order of kinds,
-    /// windows, ranges, pages. Small, also for a session of millions of messages.
-    pub async fn with_pages(&mut self, ids: &[i64]) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
+    /// These sessions, in the same order, each with where its stored segments are: in the order of kinds, windows, ranges,
+    /// pages. Small, also for a session of millions of messages.
+    pub async fn with_pages(
+        &mut self,
+        places: &[Place],
+    ) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
+        let ids: Vec<i64> = places.iter().map(|place| place.session).collect();
         // A session a row, not a page: handing rows over from SQLite's thread costs more than small pages are worth.
         let rows = sqlx::query(
             "SELECT id, zoom_id, info,
@@ -251,7 +295,13 @@ impl Reader {
         .bind(json!(ids).to_string())
         .fetch_all(&mut self.connection)
         .await?;
-        rows.iter().map(|row| Ok((session_row(row)?, pages(row.try_get("pages")?)?))).collect()
+        let mut sessions = rows
+            .iter()
+            .map(|row| Ok((session_row(row)?, pages(row.try_get("pages")?)?)))
+            .collect::<Result<Vec<(SessionRow, _)>, CaptureError>>()?;
+        let turns: HashMap<i64, usize> = ids.iter().enumerate().map(|(turn, id)| (*id, turn)).collect();
+        sessions.sort_by_key(|(session, _)| turns.get(&session.id));
+        Ok(sessions)
     }
 
     /// The ranges with a segment that is not what was stored.
@@ -403,20 +453,28 @@ mod tests {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
-        let sessions = reader.with_pages(&[2, 1, 3]).await.unwrap();
+        // The first has four pages, the second one; the third is pending.
+        let place = |settled, session| Place { settled, session };
+        let (second, first, third) = (place(5, 2), place(8, 1), place(Place::INCOMPLETE, 3));
+        for (after, also_incomplete, most, most_pages, expected) in [
+            (Place::default(), true, 9, 9, &[second, first][..]),
+            (Place::default(), true, 9, 5, &[second, first]),
+            (Place::default(), true, 9, 4, &[second]),
+            (Place::default(), true, 1, 9, &[second]),
+            (second, true, 9, 1, &[first]),
+            (first, false, 9, 9, &[]),
+            (first, true, 9, 9, &[third]),
+            (third, true, 9, 9, &[]),
+        ] {
+            let found = reader.sessions_after(after, also_incomplete, most, most_pages).await.unwrap();
+            assert_eq!(found, expected, "{after:?} {also_incomplete} {most} {most_pages}");
+        }
+        let sessions = reader.with_pages(&[second, first, third]).await.unwrap();
         let lengths = |pages: &[PageRef]| pages.iter().map(|page| page.raw_len).collect::<Vec<_>>();
         let found: Vec<_> = sessions.iter().map(|(session, pages)| (session.id, lengths(pages))).collect();
         let expected =
-            [(1, vec![400, 410, 420, 100, 402, 412, 422, 102]), (2, vec![200, 202]), (3, Vec::new())];
+            [(2, vec![200, 202]), (1, vec![400, 410, 420, 100, 402, 412, 422, 102]), (3, Vec::new())];
         assert_eq!(found, expected);
-        // The first has four pages, the second one.
-        for (after, most, most_pages, expected) in
-            [(0, 9, 9, &[1, 2, 3][..]), (0, 9, 4, &[1]), (0, 9, 1, &[1]), (1, 9, 1, &[2, 3]), (1, 1, 9, &[2])]
-        {
-            let found = reader.session_numbers(after, false, most, most_pages).await.unwrap();
-            assert_eq!(found, expected, "{after} {most} {most_pages}");
-        }
-        assert_eq!(reader.session_numbers(0, true, 9, 9).await.unwrap(), [1, 2], "the third is pending");
         writer.close().await;
     }
 }

@@ -27,8 +27,10 @@ CREATE TABLE units (
     listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
     state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
     expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when it was split
+    settled INTEGER,                                -- the number of the commit that brought it to this state; later ones are higher
     UNIQUE (session, window)
 ) STRICT;
+CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
 
 CREATE TABLE ranges (
     id INTEGER PRIMARY KEY,

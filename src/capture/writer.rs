@@ -135,9 +135,10 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: SqliteConnection, segments: Appender) -> Self {
+    /// `commits` is the number of the last commit.
+    pub(super) fn start(connection: SqliteConnection, segments: Appender, commits: i64) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(connection, segments, receiver)) }
+        Self { sender, task: tokio::spawn(run(connection, segments, commits, receiver)) }
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
@@ -159,12 +160,14 @@ impl Writer {
 async fn run(
     mut connection: SqliteConnection,
     mut segments: Appender,
+    mut commits: i64,
     mut receiver: mpsc::Receiver<Request>,
 ) {
     let mut group = Vec::with_capacity(GROUP);
     while receiver.recv_many(&mut group, GROUP).await > 0 {
         gather(&mut receiver, &mut group).await;
-        let result = commit_group(&mut connection, &mut segments, &group).await;
+        commits += 1;
+        let result = commit_group(&mut connection, &mut segments, commits, &group).await;
         match result {
             Ok(effects) => {
                 for ((_, reply), effect) in group.drain(..).zip(effects) {
@@ -206,6 +209,7 @@ async fn gather(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>
 async fn commit_group(
     connection: &mut SqliteConnection,
     segments: &mut Appender,
+    number: i64,
     group: &[Request],
 ) -> Result<Vec<Effect>, CaptureError> {
     // Segments first, and synced: the index never refers to what may be lost.
@@ -220,12 +224,12 @@ async fn commit_group(
             pages.push(MessagesPage { page, query, segments, repeats: *repeats });
             effects.push(Effect::default());
         } else {
-            effects.push(apply(&mut transaction, change).await?);
+            effects.push(apply(&mut transaction, number, change).await?);
         }
     }
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
     if !pages.is_empty() {
-        let together = bulk::messages_pages(&mut transaction, &pages, from).await?;
+        let together = bulk::messages_pages(&mut transaction, number, &pages, from).await?;
         let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage { .. }));
         effects[first.expect("there are pages")] = together;
     }
@@ -246,7 +250,8 @@ fn bytes_of(group: &[Request]) -> Vec<u8> {
 
 type Tx<'a> = Transaction<'a, Sqlite>;
 
-async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError> {
+/// `number` is the commit's.
+async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
     match change {
         Change::Plan { windows, meta } => {
@@ -297,7 +302,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
         Change::RestartRange { range } => restart_range(tx, *range).await?,
         Change::RangeNotFound { range } => {
             run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", *range).await?;
-            effect = bulk::settle(tx, &[*range]).await?;
+            effect = bulk::settle(tx, number, &[*range]).await?;
         }
         Change::FailRange { range, failure, at } => {
             fail(
@@ -308,7 +313,7 @@ async fn apply(tx: &mut Tx<'_>, change: &Change) -> Result<Effect, CaptureError>
                 *at,
             )
             .await?;
-            effect = bulk::settle(tx, &[*range]).await?;
+            effect = bulk::settle(tx, number, &[*range]).await?;
         }
         Change::CutRange { range, reachable_from, failure, at } => {
             let last_lost =

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -30,12 +30,6 @@ use crate::zoom::{Failure, FailureKind, Lane};
 const BEAT: Duration = Duration::from_millis(100);
 /// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
 const LONG_BEAT: Duration = BEAT.saturating_mul(20);
-
-/// What it takes to read again what was captured: so long for a start, ...
-const LEAST_TO_READ: Duration = Duration::from_secs(10);
-/// ... and longer by the bytes and the sessions.
-const BYTES_A_MICROSECOND: u64 = 20;
-const MICROSECONDS_A_SESSION: u64 = 200;
 
 /// How a run spends the machine.
 #[derive(Debug, Clone, Copy)]
@@ -95,9 +89,8 @@ pub struct RunContext {
     pub settings: ExtractSettings,
     pub clock: SharedClock,
     pub cancel: CancellationToken,
-    /// Cancelled by the run when no more sessions and units will be found and it is almost at its end: what is left takes
-    /// about as long as reading all of it once more.
-    pub almost_done: CancellationToken,
+    /// Cancelled by the run when no more sessions and units will be found.
+    pub all_listed: CancellationToken,
 }
 
 /// What the tasks of a run share.
@@ -108,8 +101,6 @@ pub(super) struct Shared {
     pub writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
-    /// No more sessions, units or ranges of sessions will be found.
-    all_listed: AtomicBool,
     /// How many more chains could be followed, if there were any.
     pub idle: AtomicUsize,
     /// How many chains are followed.
@@ -134,7 +125,6 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         location,
         writer,
         found: Notify::new(),
-        all_listed: AtomicBool::new(false),
         idle: AtomicUsize::new(0),
         chains: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
@@ -217,7 +207,7 @@ impl Shared {
             let listed = stop.run_until_cancelled(listing::list_all(&self)).await;
             let listed = listed.unwrap_or(Err(ExtractError::Cancelled));
             if listed.is_ok() {
-                self.all_listed.store(true, Ordering::Relaxed);
+                self.context.all_listed.cancel();
                 self.found.notify_one();
             }
             end_both_unless_ok(listed, &stop)
@@ -285,7 +275,7 @@ impl Shared {
         let mut feed = Feed::default();
         loop {
             // Asked before looking: what is found after this is announced again.
-            let all_listed = self.all_listed.load(Ordering::Relaxed);
+            let all_listed = self.context.all_listed.is_cancelled();
             let mut exhausted = false;
             let most = self.context.lane.useful_chains();
             while chains.len() < most && !stop.is_cancelled() {
@@ -323,17 +313,13 @@ impl Shared {
         }
     }
 
-    /// Every two seconds or so: the traffic so far, which only the process knows; and whether the end is near.
+    /// Every two seconds or so: the traffic so far, which only the process knows.
     async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
         let pause = async || {
             self.context.clock.sleep(Duration::from_secs(2)).await;
             self.wait_for_others(true).await;
         };
         while stop.run_until_cancelled(pause()).await.is_some() {
-            if self.all_listed.load(Ordering::Relaxed) && self.pace().rest_of_run <= self.time_to_read_again()
-            {
-                self.context.almost_done.cancel();
-            }
             if let Err(error) = self.leave_totals().await {
                 tracing::warn!(%error, "figures could not be written down");
             }
@@ -347,14 +333,6 @@ impl Shared {
             Duration::from_secs_f64(to_come / lane.most_requests_per_second())
         });
         Pace { latency: lane.time_of_a_page(), rest_of_run }
-    }
-
-    /// How long one thread takes to read all that is there, generously.
-    fn time_to_read_again(&self) -> Duration {
-        let RunContext { lane, progress, .. } = &self.context;
-        let bytes = progress.totals(&lane.traffic).bytes_received;
-        let sessions = progress.sessions_total.load(Ordering::Relaxed);
-        LEAST_TO_READ + Duration::from_micros(bytes / BYTES_A_MICROSECOND + sessions * MICROSECONDS_A_SESSION)
     }
 
     /// Whether a split may cost so much; if so, it is taken to be made.

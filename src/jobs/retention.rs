@@ -60,16 +60,14 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     Ok(())
 }
 
-/// At start: directories that no living record knows, and temporary files of an assembly that was cut short.
+/// At start: directories that no living record knows, and what is left of an archive that was cut short.
 pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for (id, directory) in job_directories(&jobs.settings.data_dir)? {
         if known.contains(&id.to_string()) {
-            for temporary in ["archive.zip.tmp", "assemble.tmp", "directory.tmp"] {
-                match std::fs::remove_file(directory.join(temporary)) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                    _ => {}
-                }
+            match std::fs::remove_file(directory.join("archive.zip.tmp")) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
             }
         } else {
             tracing::info!(directory = %id, "removing the files of a job that is gone");

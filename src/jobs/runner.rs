@@ -84,7 +84,7 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
 
 /// How the work on a job ended, before it is written down.
 enum End {
-    Whole(ArchiveFile, u64),
+    Whole(Option<ArchiveFile>, u64),
     /// The service stops; the job goes on later.
     Interrupted,
     Cancelled,
@@ -110,7 +110,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         settings: jobs.settings.extract,
         clock: jobs.clock.clone(),
         cancel: cancel.clone(),
-        almost_done: CancellationToken::new(),
+        all_listed: CancellationToken::new(),
     };
     let end = {
         let work = work(&jobs, context, &cancel);
@@ -136,7 +136,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         End::Whole(archive, failures) => {
             job.state = if failures == 0 { JobState::Completed } else { JobState::CompletedWithFailures };
             job.failures_total = failures;
-            job.archive = Some(archive);
+            job.archive = archive;
             (job.progress.percent, job.progress.eta_seconds) = (Some(100.0), None);
         }
         End::Cancelled => job.state = JobState::Cancelled,
@@ -190,16 +190,17 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
     if let Err(error) = make_directory(&directory) {
         return End::Failed(error);
     }
-    let input = archive::AssembleInput { directory: directory.clone(), cancel: cancel.clone() };
-    let almost_done = jobs.account.is_paced().then(|| context.almost_done.clone());
-    let (outcome, begun) = archive::alongside(extract::run(context), &input, almost_done, &jobs.clock).await;
+    let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
+    let input = archive::AssembleInput { directory, target, cancel: cancel.clone() };
+    let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
+    let (outcome, begun) = archive::alongside(extract::run(context), &input, all_listed, &jobs.clock).await;
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return End::Failed(extract_trouble(&error)),
     };
     progress.load(&outcome.counts);
-    match archive::assemble_zip(input, begun, directory.join(ARCHIVE_NAME)).await {
+    match archive::assemble(input, begun).await {
         Ok(archive) => End::Whole(archive, outcome.failures()),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => End::Failed(if error.is_disk_full() {

@@ -104,7 +104,7 @@ impl Experiment {
                 service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 700).await;
                 wait(40).await;
             }
-            Phase::Assembling => self.appears(&service, &self.file(&id, "assemble.tmp"), 60).await,
+            Phase::Assembling => self.appears(&service, &self.file(&id, "archive.zip.tmp"), 60).await,
             Phase::Publishing => self.appears(&service, &self.file(&id, "archive.zip"), 4).await,
             Phase::Cancelling => {
                 service

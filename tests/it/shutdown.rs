@@ -62,7 +62,7 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
             }
             "assembling" => {
                 let id = running.submit(&everything(&sim)).await;
-                let scratch = setup.data.join("jobs").join(&id).join("assemble.tmp");
+                let scratch = setup.data.join("jobs").join(&id).join("archive.zip.tmp");
                 while !scratch.exists() {
                     running.clock.sleep(Duration::from_millis(1)).await;
                 }
