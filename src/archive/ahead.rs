@@ -46,11 +46,11 @@ async fn begin(
     if fetched.run_until_cancelled(all_listed.cancelled()).await.is_none() {
         return Begun::default();
     }
-    let begun = on_own_thread(move || async move {
-        let mut assembly = Assembly::begin(input).await?;
+    let begun = on_own_thread(move |runtime| {
+        let mut assembly = Assembly::begin(input, runtime.clone())?;
         loop {
-            assembly.add_complete(&fetched).await?;
-            if fetched.run_until_cancelled(clock.sleep(REST)).await.is_none() {
+            assembly.add_complete(&fetched)?;
+            if runtime.block_on(fetched.run_until_cancelled(clock.sleep(REST))).is_none() {
                 return Ok(assembly);
             }
         }
@@ -142,16 +142,19 @@ mod tests {
     async fn early_and_late_are_the_same(run: Vec<(i64, End, bool)>) -> (bool, bool) {
         let directory = tempfile::tempdir().unwrap();
         let writer = capture(directory.path()).await;
-        let mut early = Assembly::begin(input(directory.path(), "early.zip")).await.unwrap();
+        let input = |name| input(directory.path(), name);
+        let begun = input("early.zip");
+        let mut early = on_own_thread(move |runtime| Assembly::begin(begun, runtime)).await.unwrap();
         for (range, end, looked) in run {
             writer.commit(end_of(range, end)).await.unwrap();
             if looked {
-                early.add_complete(&CancellationToken::new()).await.unwrap();
+                let look = move |_| early.add_complete(&CancellationToken::new()).map(|()| early);
+                early = on_own_thread(look).await.unwrap();
             }
         }
         let begun_early = early.missing() < SESSIONS as u64;
-        let made = assemble(input(directory.path(), "early.zip"), Begun(Some(early))).await.unwrap();
-        let again = assemble(input(directory.path(), "late.zip"), Begun::default()).await.unwrap();
+        let made = assemble(input("early.zip"), Begun(Some(early))).await.unwrap();
+        let again = assemble(input("late.zip"), Begun::default()).await.unwrap();
         writer.close().await;
         (made == again, begun_early)
     }

@@ -6,21 +6,20 @@
 //! written while the rest is still being fetched, and the same capture gives the same bytes, however much was.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
-use super::files::{Holds, SessionFile, WholeSession};
-use super::hash::{Hasher, Hashing, SessionHashes};
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionInfo};
+use super::files::WholeSession;
+use super::hash::{self, Hashing};
+use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Names, Scratch};
-use super::sink::{self, Entry, Sink, Target, Text};
-use super::zip::Located;
-use super::{ArchiveError, ArchiveFile, layout};
-use crate::capture::{Kind, Location, PageRef, Place, Reader, SEPARATOR};
+use super::sink::{self, Sink, Target, Text};
+use super::{ArchiveError, ArchiveFile, copy, layout};
+use crate::capture::{Location, Place, Reader, SEPARATOR};
 
 /// Sessions taken from the database at a time.
 const AT_A_TIME: i64 = 250;
@@ -42,34 +41,31 @@ pub struct AssembleInput {
 
 /// Makes the archive, or what is left to be made of it. A zip is told of.
 pub async fn assemble(input: AssembleInput, begun: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
-    on_own_thread(move || async move {
+    on_own_thread(move |runtime| {
         let mut assembly = match begun.0 {
             Some(assembly) => assembly,
-            None => Assembly::begin(input).await?,
+            None => Assembly::begin(input, runtime)?,
         };
-        assembly.add_all().await?;
-        assembly.finish().await
+        assembly.add_all()?;
+        assembly.finish()
     })
     .await
 }
 
 /// Inflating and hashing would hold up the threads that serve sockets.
-pub(super) async fn on_own_thread<T, F, W>(work: W) -> Result<T, ArchiveError>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, ArchiveError>>,
-    W: FnOnce() -> F + Send + 'static,
-{
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(work()))
-        .await
-        .map_err(|error| ArchiveError::Io(std::io::Error::other(error)))?
+pub(super) async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce(Handle) -> Result<T, ArchiveError> + Send + 'static,
+) -> Result<T, ArchiveError> {
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || work(runtime)).await.map_err(std::io::Error::other)?
 }
 
 /// An archive that is being made.
 #[derive(Debug)]
 pub(super) struct Assembly {
     input: AssembleInput,
+    /// For waiting for the reader.
+    runtime: Handle,
     reader: Reader,
     scratch: Scratch,
     sink: Box<dyn Sink>,
@@ -82,13 +78,13 @@ pub(super) struct Assembly {
 
 impl Assembly {
     /// All sessions must be known.
-    pub(super) async fn begin(input: AssembleInput) -> Result<Self, ArchiveError> {
-        let mut reader = Location::in_directory(&input.directory).open_reader().await?;
-        let facts = Facts::read(&mut reader).await?;
+    pub(super) fn begin(input: AssembleInput, runtime: Handle) -> Result<Self, ArchiveError> {
+        let mut reader = runtime.block_on(Location::in_directory(&input.directory).open_reader())?;
+        let facts = runtime.block_on(Facts::read(&mut reader))?;
         let mut names = Names::create(&input.directory)?;
         let mut after = 0;
         loop {
-            let sessions = reader.session_infos(after, AT_A_TIME).await?;
+            let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
             let Some(last) = sessions.last() else { break };
             after = last.0;
             for (session, zoom_id, info) in &sessions {
@@ -97,21 +93,21 @@ impl Assembly {
         }
         let scratch = names.settle()?;
         let sink = sink::open(input.target.clone(), facts.started())?;
-        Ok(Self { input, reader, scratch, sink, facts, last: Place::default(), copied: 0 })
+        Ok(Self { input, runtime, reader, scratch, sink, facts, last: Place::default(), copied: 0 })
     }
 
-    /// Adds the sessions of which everything is there, until told to stop. Nothing else of the job will need the room
-    /// that is left, unless as much comes again as there is.
-    pub(super) async fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
+    /// Adds the sessions of which everything is there, until told to stop. What is still to come finds room, unless it is
+    /// more than there is.
+    pub(super) fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
         self.check_room(self.reader.segments().size()?)?;
-        self.add_sessions(false, 1, stop).await
+        self.add_sessions(false, 1, stop)
     }
 
     /// Adds all sessions; nothing more may come.
-    async fn add_all(&mut self) -> Result<(), ArchiveError> {
+    fn add_all(&mut self) -> Result<(), ArchiveError> {
         self.check_room(0)?;
         let threads = available_parallelism().map_or(1, usize::from);
-        self.add_sessions(true, threads, &CancellationToken::new()).await?;
+        self.add_sessions(true, threads, &CancellationToken::new())?;
         Ok(self.scratch.check_whole()?)
     }
 
@@ -132,147 +128,100 @@ impl Assembly {
         Ok(())
     }
 
-    async fn add_sessions(
+    fn add_sessions(
         &mut self,
         also_incomplete: bool,
         threads: usize,
         stop: &CancellationToken,
     ) -> Result<(), ArchiveError> {
-        let (segments, cancel) = (self.reader.segments().clone(), self.input.cancel.clone());
-        let hasher = Hasher { segments, threads, cancel };
-        let mut next = self.sessions_after(self.last, also_incomplete).await?;
+        let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
+        let segments = reader.segments().clone();
+        let mut read = |after, scratch: &Scratch| {
+            runtime.block_on(sessions_after(reader, after, also_incomplete, facts, scratch))
+        };
+        let mut next = read(self.last, scratch)?;
         while let Some((last, sessions)) = next
             && !stop.is_cancelled()
         {
-            let sessions = Arc::new(sessions);
-            let hashing = {
-                let (hasher, sessions) = (hasher.clone(), sessions.clone());
-                tokio::task::spawn_blocking(move || hasher.sessions(&sessions))
-            };
-            // While these are hashed they are copied, and the next are read.
-            let copying = async {
-                let copied =
-                    sessions.iter().map(|session| self.copy(session)).collect::<Result<Vec<_>, _>>()?;
-                Ok::<_, ArchiveError>((copied, self.sessions_after(last, also_incomplete).await?))
-            };
-            let (hashed, copied) = tokio::join!(hashing, copying);
-            let (hashed, (copied, after)) = (hashed.map_err(std::io::Error::other)??, copied?);
+            // While some are copied and hashed the next are read.
+            let (copied, hashed, after) = std::thread::scope(|scope| {
+                let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
+                let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, threads));
+                let after = read(last, scratch);
+                (copying.join(), hashing.join(), after)
+            });
+            let panicked = |_| std::io::Error::other("a thread panicked");
+            let (copied, hashed) = (copied.map_err(panicked)??, hashed.map_err(panicked)??);
             for ((session, files), (hashes, line)) in sessions.iter().zip(copied).zip(hashed) {
-                self.note(session, &files, &hashes, &line)?;
+                for (file, located) in files {
+                    scratch.add_entry(&file.name, hashes.of(file.holds), located)?;
+                }
+                scratch.add_line(&session.key, &line)?;
+                self.copied += session.packed_len();
             }
-            (self.last, next) = (last, after);
+            (self.last, next) = (last, after?);
         }
         Ok(())
     }
 
-    /// Some sessions after this place, and the place of the last of them.
-    async fn sessions_after(
-        &mut self,
-        after: Place,
-        also_incomplete: bool,
-    ) -> Result<Option<(Place, Vec<WholeSession>)>, ArchiveError> {
-        let places = self.reader.sessions_after(after, also_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
-        let Some(last) = places.last() else { return Ok(None) };
-        let sessions = self.reader.with_pages(&places).await?;
-        let whole = |(row, pages)| WholeSession::new(row, pages, &self.facts, &self.scratch);
-        Ok(Some((*last, sessions.into_iter().map(whole).collect())))
-    }
-
-    /// Writes the files of a session.
-    fn copy(&mut self, session: &WholeSession) -> Result<Vec<(SessionFile, Option<Located>)>, ArchiveError> {
-        let source = Source { reader: &self.reader, cancel: &self.input.cancel };
-        let files = session.files().into_iter().map(|file| {
-            let located = self.sink.entry(&file.name, &mut |entry| match file.holds {
-                Holds::Everything => source.write_session(session, entry),
-                Holds::Items(kind) => source.write_file_of_items(session.pages_of(kind), entry),
-            })?;
-            Ok((file, located))
-        });
-        let files = files.collect();
-        self.copied += session.pages.iter().map(PageRef::packed_len).sum::<u64>();
-        files
-    }
-
-    fn note(
-        &mut self,
-        session: &WholeSession,
-        files: &[(SessionFile, Option<Located>)],
-        hashes: &SessionHashes,
-        line: &str,
-    ) -> Result<(), ArchiveError> {
-        for (file, located) in files {
-            self.scratch.add_entry(&file.name, hashes.of(file.holds), *located)?;
-        }
-        self.scratch.add_line(&session.key, line)
-    }
-
     /// Adds what is of no session, and puts the archive into its place.
-    async fn finish(mut self) -> Result<Option<ArchiveFile>, ArchiveError> {
-        // What has happened meanwhile is told in the summary.
-        self.facts = Facts::read(&mut self.reader).await?;
-        let summary = render::summary(&self.facts, &mut self.reader).await?;
-        let failures = render::failures(&mut self.reader).await?;
-        let Self { mut scratch, mut sink, reader, .. } = self;
-        for (name, text) in [(layout::SUMMARY, summary), (layout::FAILURES, failures)] {
+    fn finish(self) -> Result<Option<ArchiveFile>, ArchiveError> {
+        let Self { runtime, reader, mut scratch, mut sink, .. } = self;
+        let (written, texts) = std::thread::scope(|scope| {
+            let texts = scope.spawn(|| runtime.block_on(texts(reader)));
+            (add_lines(&mut scratch, &mut *sink), texts.join())
+        });
+        written?;
+        for (name, text) in texts.map_err(|_| std::io::Error::other("a thread panicked"))?? {
             let located = sink.entry(name, &mut |entry| entry.text(text.as_bytes()))?;
             scratch.add_entry(name, Some(Sha256::digest(&text).into()), located)?;
         }
-        let mut sha256 = None;
-        let located = sink.entry(layout::SESSIONS, &mut |entry| {
-            let mut hashing = Hashing::new(entry);
-            let mut lines = Lines::new(&mut hashing, b"[\n", SEPARATOR.as_bytes());
-            scratch.lines(|line| lines.push(line))?;
-            lines.finish(b"\n]\n")?;
-            sha256 = Some(hashing.digest());
-            Ok(())
-        })?;
-        scratch.add_entry(layout::SESSIONS, sha256, located)?;
         let located = sink.entry(layout::SUMS, &mut |entry| {
             let mut lines = Lines::new(entry, b"", b"\n");
             scratch.sums(|line| lines.push(line))?;
             lines.finish(b"\n")
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
-        reader.close().await;
         sink.publish(scratch.entries()?)
     }
 }
 
-/// The stored messages, while nobody calls it off.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    reader: &'a Reader,
-    cancel: &'a CancellationToken,
+/// The summary of all sessions.
+fn add_lines(scratch: &mut Scratch, sink: &mut dyn Sink) -> Result<(), ArchiveError> {
+    let mut sha256 = None;
+    let located = sink.entry(layout::SESSIONS, &mut |entry| {
+        let mut hashing = Hashing::new(entry);
+        let mut lines = Lines::new(&mut hashing, b"[\n", SEPARATOR.as_bytes());
+        scratch.lines(|line| lines.push(line))?;
+        lines.finish(b"\n]\n")?;
+        sha256 = Some(hashing.digest());
+        Ok(())
+    })?;
+    scratch.add_entry(layout::SESSIONS, sha256, located)
 }
 
-impl Source<'_> {
-    fn write_session(&self, session: &WholeSession, entry: &mut dyn Entry) -> Result<(), ArchiveError> {
-        entry.text(session.frame.head.as_bytes())?;
-        for kind in Kind::ALL {
-            entry.text(render::between(kind).as_bytes())?;
-            self.write_items(session.pages_of(kind), entry)?;
-        }
-        entry.text(session.frame.tail.as_bytes())
-    }
+/// What there is to tell of the whole, also of what happened since the archive was begun.
+async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], ArchiveError> {
+    let facts = Facts::read(&mut reader).await?;
+    let summary = render::summary(&facts, &mut reader).await?;
+    let failures = render::failures(&mut reader).await?;
+    reader.close().await;
+    Ok([(layout::SUMMARY, summary), (layout::FAILURES, failures)])
+}
 
-    fn write_file_of_items(&self, pages: &[PageRef], entry: &mut dyn Entry) -> Result<(), ArchiveError> {
-        entry.text(BEFORE_ITEMS)?;
-        self.write_items(pages, entry)?;
-        entry.text(AFTER_ITEMS)
-    }
-
-    fn write_items(&self, pages: &[PageRef], entry: &mut dyn Entry) -> Result<(), ArchiveError> {
-        for (index, page) in pages.iter().enumerate() {
-            if self.cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
-            }
-            if index > 0 {
-                entry.text(SEPARATOR.as_bytes())?;
-            }
-            entry.piece(&self.reader.segments().packed(page)?, page.raw_len, page.crc32)?;
-        }
-        Ok(())
-    }
+/// Some sessions after this place, and the place of the last of them.
+async fn sessions_after(
+    reader: &mut Reader,
+    after: Place,
+    also_incomplete: bool,
+    facts: &Facts,
+    scratch: &Scratch,
+) -> Result<Option<(Place, Vec<WholeSession>)>, ArchiveError> {
+    let places = reader.sessions_after(after, also_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
+    let Some(last) = places.last() else { return Ok(None) };
+    let sessions = reader.with_pages(&places).await?.into_iter();
+    let sessions = sessions.map(|(row, pages)| WholeSession::new(row, pages, facts, scratch));
+    Ok(Some((*last, sessions.collect())))
 }
 
 /// Many short lines as one entry, compressed some at a time.

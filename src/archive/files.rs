@@ -53,6 +53,11 @@ impl WholeSession {
         &self.pages[from..to]
     }
 
+    /// Bytes of its messages as they are stored.
+    pub fn packed_len(&self) -> u64 {
+        self.pages.iter().map(PageRef::packed_len).sum()
+    }
+
     /// Its line in `sessions_summary.json`.
     pub fn line(&self) -> String {
         let files = self.files();

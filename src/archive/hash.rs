@@ -1,7 +1,6 @@
 //! SHA-256, beside the writing: of every file, and of the archive itself.
 
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
@@ -101,61 +100,61 @@ impl<W: Write> Write for HashingWriter<W> {
 
 type Inflated = Result<Vec<Vec<u8>>, CaptureError>;
 
-/// Hashes the files of sessions.
-#[derive(Debug, Clone)]
-pub struct Hasher {
-    pub segments: Arc<SegmentReader>,
-    pub threads: usize,
-    pub cancel: CancellationToken,
+/// Hashes the files of these sessions, a share of them on each thread, and renders their lines of the summary.
+pub fn sessions(
+    sessions: &[WholeSession],
+    segments: &SegmentReader,
+    cancel: &CancellationToken,
+    threads: usize,
+) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+    let size = sessions.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let shares =
+            sessions.chunks(size).map(|of| scope.spawn(move || share(of, segments, cancel, threads)));
+        let shares: Vec<_> = shares.collect();
+        let mut hashed = Vec::with_capacity(sessions.len());
+        for share in shares {
+            hashed.extend(share.join().map_err(|_| io::Error::other("a thread panicked"))??);
+        }
+        Ok(hashed)
+    })
 }
 
-impl Hasher {
-    /// A share of these sessions on each thread; renders their lines of the summary as well.
-    pub fn sessions(&self, sessions: &[WholeSession]) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
-        let share = sessions.len().div_ceil(self.threads).max(1);
-        std::thread::scope(|scope| {
-            let shares: Vec<_> =
-                sessions.chunks(share).map(|share| scope.spawn(|| self.share(share))).collect();
-            let mut hashed = Vec::with_capacity(sessions.len());
-            for share in shares {
-                hashed.extend(share.join().map_err(|_| io::Error::other("a thread panicked"))??);
+/// Each segment is inflated once, on one of so many threads and a little ahead of this one, and feeds two hashes. That goes
+/// batch by batch of pages, so that one giant session keeps all of them busy as well.
+fn share(
+    sessions: &[WholeSession],
+    segments: &SegmentReader,
+    cancel: &CancellationToken,
+    threads: usize,
+) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+    let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
+    let batches = in_batches(&pages);
+    std::thread::scope(|scope| {
+        let threads = threads.min(batches.len());
+        let inflating = (0..threads).map(|nth| {
+            let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
+            let mut own = batches.iter().skip(nth).step_by(threads);
+            let inflate = |batch: &[&PageRef]| batch.iter().map(|page| segments.inflated(page)).collect();
+            // Nobody takes any more once one could not be read, or the job was cancelled.
+            scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
+            inflated
+        });
+        let inflating: Vec<Receiver<Inflated>> = inflating.collect();
+        let mut in_turn = inflating.iter().cycle();
+        let mut batch = Vec::new().into_iter();
+        let mut next = || loop {
+            if cancel.is_cancelled() {
+                return Err(ArchiveError::Cancelled);
             }
-            Ok(hashed)
-        })
-    }
-
-    /// Each segment is inflated once, on one of the threads and a little ahead of this one, and feeds two hashes. That goes
-    /// batch by batch of pages, so that one giant session keeps all of them busy as well.
-    fn share(&self, sessions: &[WholeSession]) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
-        let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
-        let batches = in_batches(&pages);
-        std::thread::scope(|scope| {
-            let threads = self.threads.min(batches.len());
-            let inflating = (0..threads).map(|nth| {
-                let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
-                let mut own = batches.iter().skip(nth).step_by(threads);
-                let inflate =
-                    |batch: &[&PageRef]| batch.iter().map(|page| self.segments.inflated(page)).collect();
-                // Nobody takes any more once one could not be read, or the job was cancelled.
-                scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
-                inflated
-            });
-            let inflating: Vec<Receiver<Inflated>> = inflating.collect();
-            let mut in_turn = inflating.iter().cycle();
-            let mut batch = Vec::new().into_iter();
-            let mut next = || loop {
-                if self.cancel.is_cancelled() {
-                    return Err(ArchiveError::Cancelled);
-                }
-                if let Some(raw) = batch.next() {
-                    return Ok(raw);
-                }
-                let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
-                batch = inflated.map_err(io::Error::other)??.into_iter();
-            };
-            sessions.iter().map(|each| Ok((session(each, &mut next)?, each.line()))).collect()
-        })
-    }
+            if let Some(raw) = batch.next() {
+                return Ok(raw);
+            }
+            let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
+            batch = inflated.map_err(io::Error::other)??.into_iter();
+        };
+        sessions.iter().map(|each| Ok((session(each, &mut next)?, each.line()))).collect()
+    })
 }
 
 /// Cuts into stretches of at most so many bytes, or one page.

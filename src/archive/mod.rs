@@ -1,12 +1,13 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
-//! `layout` names entries, `render` makes the small documents, `files` are those of sessions and `hash` hashes them;
-//! `assemble` puts them into a `sink`, a zip (`zip`) or a directory (`directory`), and `scratch` remembers their names and
-//! hashes, sorted (`sort`); `ahead` begins with that while the rest is still being fetched. Asks nothing of Zoom, and no
+//! `layout` names entries, `render` makes the small documents, `files` are those of sessions. `assemble` has them written
+//! (`copy`) to a `sink`, a zip (`zip`) or a directory (`directory`), and hashed beside that (`hash`); `scratch` remembers
+//! names and hashes, sorted (`sort`). `ahead` begins while the rest is still being fetched. Asks nothing of Zoom, and no
 //! time but the capture's own goes into an archive.
 
 mod ahead;
 mod assemble;
+mod copy;
 mod directory;
 mod files;
 mod hash;

@@ -14,8 +14,11 @@ use crate::capture::pack;
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets.
 const GLUE_MOST: usize = 160;
-/// Text is compressed at this level: it is short, or holds mostly hashes, of which a higher one saves little.
-const TEXT_LEVEL: u32 = 2;
+/// Longer text is compressed at a level that makes the most of it without taking long: up to this size it is not worth the
+/// making of a code, above it holds mostly hashes, of which a higher level saves little.
+const SHORT: usize = 4 << 10;
+const SHORT_LEVEL: u32 = 1;
+const LONG_LEVEL: u32 = 2;
 
 /// What an archive becomes.
 #[derive(Debug, Clone)]
@@ -78,7 +81,8 @@ impl<W: std::io::Write> Text for ZipEntry<'_, W> {
         if raw.len() <= GLUE_MOST {
             self.glue(raw)
         } else {
-            self.piece(&pack(raw, TEXT_LEVEL), raw.len() as u64, crc32fast::hash(raw))
+            let level = if raw.len() <= SHORT { SHORT_LEVEL } else { LONG_LEVEL };
+            self.piece(&pack(raw, level), raw.len() as u64, crc32fast::hash(raw))
         }
     }
 }

@@ -42,9 +42,10 @@ impl PageRef {
     }
 }
 
-/// The pages of a range as SQLite tells of them: the range's place in its session (window, first day, number), and each
-/// page with its number and with what there is of one kind.
-type PagesOfRange<'a> = ((i64, &'a str, i64), Vec<(i64, i64, u64, u64, u32, u64, u64)>);
+/// A unit as SQLite tells of it: window, whether it was listed, state, and its ranges.
+type UnitRead<'a> = (i64, i64, &'a str, Vec<RangeRead<'a>>);
+/// First day, number, and each page with its number and with what there is of one kind.
+type RangeRead<'a> = (&'a str, i64, Vec<(i64, i64, u64, u64, u32, u64, u64)>);
 
 /// Where a session stands among the others in the order in which they became complete: the number of the commit that did
 /// it, and the session's own. Those that are not complete come last. Whatever becomes complete later stands later.
@@ -279,29 +280,29 @@ impl Reader {
         places: &[Place],
     ) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
         let ids: Vec<i64> = places.iter().map(|place| place.session).collect();
-        // A session a row, not a page: handing rows over from SQLite's thread costs more than small pages are worth.
-        let rows = sqlx::query(
-            "SELECT id, zoom_id, info,
-                EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed)
-                AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.id AND u.listed
-                    AND u.state <> 'not_found') AS not_found,
-                (SELECT json_group_array(json_array(
-                     json_array(u.window, r.first_day, r.id),
-                     (SELECT json_group_array(json_array(seq, kind, items, raw_len, crc32, offset, length))
-                      FROM pages WHERE range = r.id)))
-                 FROM units u CROSS JOIN ranges r ON r.unit = u.id WHERE u.session = s.id) AS pages
-             FROM sessions s WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
+        // One row: each is handed over by itself from SQLite's thread, which costs more than a small session is worth.
+        let sessions: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(id, zoom_id, info,
+                (SELECT json_group_array(json_array(window, listed, state,
+                    (SELECT json_group_array(json_array(first_day, id,
+                        (SELECT json_group_array(json_array(seq, kind, items, raw_len, crc32, offset, length))
+                         FROM pages WHERE range = r.id)))
+                     FROM ranges r WHERE r.unit = u.id)))
+                 FROM units u WHERE u.session = s.id)))
+             FROM sessions s WHERE id IN (SELECT value FROM json_each(?))",
         )
         .bind(json!(ids).to_string())
-        .fetch_all(&mut self.connection)
+        .fetch_one(&mut self.connection)
         .await?;
-        let mut sessions = rows
-            .iter()
-            .map(|row| Ok((session_row(row)?, pages(row.try_get("pages")?)?)))
-            .collect::<Result<Vec<(SessionRow, _)>, CaptureError>>()?;
-        let turns: HashMap<i64, usize> = ids.iter().enumerate().map(|(turn, id)| (*id, turn)).collect();
-        sessions.sort_by_key(|(session, _)| turns.get(&session.id));
-        Ok(sessions)
+        let sessions: Vec<(i64, String, String, Vec<UnitRead<'_>>)> = of_json(&sessions)?;
+        let mut read = HashMap::with_capacity(sessions.len());
+        for (id, zoom_id, info, units) in sessions {
+            let mut listed = units.iter().filter(|(_, listed, ..)| *listed == 1).peekable();
+            let not_found = listed.peek().is_some() && listed.all(|(.., state, _)| *state == "not_found");
+            read.insert(id, (SessionRow { id, zoom_id, info, not_found }, pages(units)?));
+        }
+        let gone = || CaptureError::Damaged("a session has a unit and is not there".to_owned());
+        ids.iter().map(|id| read.remove(id).ok_or_else(gone)).collect()
     }
 
     /// The ranges with a segment that is not what was stored.
@@ -340,15 +341,6 @@ impl Reader {
             .map(|row| Ok((row.try_get("idx")?, date(row, "first_day")?, date(row, "last_day")?)))
             .collect()
     }
-}
-
-fn session_row(row: &SqliteRow) -> Result<SessionRow, CaptureError> {
-    Ok(SessionRow {
-        id: row.try_get("id")?,
-        zoom_id: row.try_get("zoom_id")?,
-        info: row.try_get("info")?,
-        not_found: row.try_get("not_found")?,
-    })
 }
 
 pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
@@ -395,14 +387,16 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
 
 /// In the order of kinds, windows, ranges, pages. SQLite promises none, but walks the indexes in the order of the last
 /// three.
-fn pages(text: &str) -> Result<Vec<PageRef>, CaptureError> {
-    let mut ranges: Vec<PagesOfRange<'_>> = of_json(text)?;
-    ranges.sort_by_key(|(place, _)| *place);
+fn pages(mut units: Vec<UnitRead<'_>>) -> Result<Vec<PageRef>, CaptureError> {
+    units.sort_by_key(|(window, ..)| *window);
     let mut all = Vec::new();
-    for (_, mut pages) in ranges {
-        pages.sort_by_key(|page| page.0);
-        for (_, kind, items, raw_len, crc32, offset, length) in pages {
-            all.push(PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length });
+    for (.., mut ranges) in units {
+        ranges.sort_by_key(|(first_day, id, _)| (*first_day, *id));
+        for (.., mut pages) in ranges {
+            pages.sort_by_key(|page| page.0);
+            for (_, kind, items, raw_len, crc32, offset, length) in pages {
+                all.push(PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length });
+            }
         }
     }
     all.sort_by_key(|page| page.kind);
