@@ -13,12 +13,13 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
+use super::copy::{self, Copied};
 use super::files::WholeSession;
-use super::hash::{self, Hashing};
+use super::hash::{self, Hashing, SessionHashes};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
-use super::{ArchiveError, ArchiveFile, copy, layout};
+use super::{ArchiveError, ArchiveFile, layout};
 use crate::capture::{Location, Place, Reader, SEPARATOR};
 
 /// Sessions taken from the database at a time.
@@ -140,28 +141,26 @@ impl Assembly {
             runtime.block_on(sessions_after(reader, after, also_incomplete, facts, scratch))
         };
         let mut next = read(self.last, scratch)?;
+        let mut made = Vec::new();
         while let Some((last, sessions)) = next
             && !stop.is_cancelled()
         {
-            // While some are copied and hashed the next are read.
+            // While some are copied and hashed, those before are put away and the next are read.
             let (copied, hashed, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
                 let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, threads));
-                let after = read(last, scratch);
+                let put_away = put_away(std::mem::take(&mut made), scratch);
+                let after = put_away.and_then(|()| read(last, scratch));
                 (copying.join(), hashing.join(), after)
             });
             let panicked = |_| std::io::Error::other("a thread panicked");
             let (copied, hashed) = (copied.map_err(panicked)??, hashed.map_err(panicked)??);
-            for ((session, files), (hashes, line)) in sessions.iter().zip(copied).zip(hashed) {
-                for (file, located) in files {
-                    scratch.add_entry(&file.name, hashes.of(file.holds), located)?;
-                }
-                scratch.add_line(&session.key, &line)?;
-                self.copied += session.packed_len();
-            }
+            self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
+            let keys = sessions.into_iter().map(|session| session.key);
+            made = keys.zip(copied).zip(hashed).collect();
             (self.last, next) = (last, after?);
         }
-        Ok(())
+        put_away(made, scratch)
     }
 
     /// Adds what is of no session, and puts the archive into its place.
@@ -207,6 +206,19 @@ async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], Archiv
     let failures = render::failures(&mut reader).await?;
     reader.close().await;
     Ok([(layout::SUMMARY, summary), (layout::FAILURES, failures)])
+}
+
+/// A session's key and files, and what was made of them.
+type Made = ((String, Vec<Copied>), (SessionHashes, String));
+
+fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> {
+    for ((key, files), (hashes, line)) in made {
+        for (file, located) in files {
+            scratch.add_entry(&file.name, hashes.of(file.holds), located)?;
+        }
+        scratch.add_line(&key, &line)?;
+    }
+    Ok(())
 }
 
 /// Some sessions after this place, and the place of the last of them.

@@ -10,7 +10,7 @@ use super::zip::Located;
 use crate::capture::{Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// A file that was written, and what the sink tells of it.
-type Copied = (SessionFile, Option<Located>);
+pub type Copied = (SessionFile, Option<Located>);
 
 /// Writes the files of these sessions, one after the other.
 pub fn sessions(

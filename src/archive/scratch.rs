@@ -4,7 +4,7 @@
 //! In a throw-away file beside the capture, so that memory hardly grows with the number of sessions.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -17,7 +17,7 @@ use crate::capture::{CaptureError, SessionRow};
 
 /// Memory for entries, and for lines and names, before they go to the file.
 const MOST_OF_ENTRIES: usize = 2 << 20;
-const MOST_OF_LINES: usize = 512 << 10;
+const MOST_OF_LINES: usize = 1 << 20;
 
 /// What is remembered of an entry; the file that holds the hashes of the others has none itself.
 type Noted = (Option<Sha256Digest>, Option<Located>);
@@ -36,15 +36,15 @@ pub struct Scratch {
 /// The names of all sessions: first of all it must be known which of them would meet.
 #[derive(Debug)]
 pub struct Names {
-    spill: Arc<Spill>,
+    directory: PathBuf,
     folded: Sorter,
     sessions: u64,
 }
 
 impl Names {
     pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
-        let spill = Spill::create(&directory.join("assemble.tmp"))?;
-        Ok(Self { folded: Sorter::new(spill.clone(), MOST_OF_LINES), spill, sessions: 0 })
+        let folded = Sorter::new(spill(directory)?, MOST_OF_LINES);
+        Ok(Self { directory: directory.to_owned(), folded, sessions: 0 })
     }
 
     pub fn add(&mut self, session: i64, zoom_id: &str, name: &str) -> Result<(), ArchiveError> {
@@ -67,14 +67,20 @@ impl Names {
             }
             before = (folded.to_vec(), number);
         }
+        // Another file: this one is gone before the system has written much of it.
+        let spill = spill(&self.directory)?;
         Ok(Scratch {
             sessions: self.sessions,
             colliding,
             added: 0,
-            entries: Sorter::new(self.spill.clone(), MOST_OF_ENTRIES),
-            lines: Sorter::new(self.spill, MOST_OF_LINES),
+            entries: Sorter::new(spill.clone(), MOST_OF_ENTRIES),
+            lines: Sorter::new(spill, MOST_OF_LINES),
         })
     }
+}
+
+fn spill(directory: &Path) -> std::io::Result<Arc<Spill>> {
+    Spill::create(&directory.join("assemble.tmp"))
 }
 
 /// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys

@@ -1,19 +1,22 @@
 //! Records in the order of their keys, more of them than memory should hold: stretches that fit are sorted and wait in a
-//! file, and are merged as they are read.
+//! file, compressed block by block, and are merged as they are read.
 
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Read of each stretch at a time, and written of one.
-const READ_AT_A_TIME: usize = 8 << 10;
-const WRITTEN_AT_A_TIME: usize = 64 << 10;
+use crate::capture::{inflate, pack};
+
+/// Records are put together until they make so many bytes. One such block of each stretch is in memory when they are merged.
+const BLOCK: usize = 8 << 10;
+/// What waits is mostly text that repeats, and hashes.
+const LEVEL: u32 = 1;
 
 /// A file that several sorters share. It has no name any more, and is gone when the last of them is.
 #[derive(Debug)]
@@ -30,10 +33,10 @@ impl Spill {
         Ok(Arc::new(Self { file, end: AtomicU64::new(0) }))
     }
 
-    /// A place for so many bytes that are to be written.
-    fn place(self: &Arc<Self>, length: u64) -> Section {
-        let from = self.end.fetch_add(length, Relaxed);
-        Section { spill: self.clone(), rest: from..from + length }
+    fn append(&self, bytes: &[u8]) -> io::Result<Range<u64>> {
+        let from = self.end.fetch_add(bytes.len() as u64, Relaxed);
+        self.file.write_all_at(bytes, from)?;
+        Ok(from..from + bytes.len() as u64)
     }
 }
 
@@ -49,7 +52,7 @@ pub struct Sorter {
 }
 
 /// Where a record is among the bytes: its key, and after it its value.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Record {
     key: usize,
     value: usize,
@@ -78,9 +81,8 @@ impl Sorter {
         self.spill()?;
         let mut stretches = BinaryHeap::with_capacity(self.sorted.len());
         for place in &self.sorted {
-            let section = Section { spill: self.spill.clone(), rest: place.clone() };
-            let rest = BufReader::with_capacity(READ_AT_A_TIME, section);
-            let mut stretch = Stretch { key: Vec::new(), value: Vec::new(), rest };
+            let (spill, rest) = (self.spill.clone(), place.clone());
+            let mut stretch = Stretch { spill, rest, block: Vec::new(), first: Record::default() };
             if stretch.advance()? {
                 stretches.push(stretch);
             }
@@ -94,82 +96,95 @@ impl Sorter {
         }
         let bytes = &self.bytes;
         self.records.sort_unstable_by_key(|record| &bytes[record.key..record.value]);
-        let place = self.spill.place((bytes.len() + self.records.len() * 8) as u64);
-        let written = place.rest.clone();
-        let mut out = BufWriter::with_capacity(WRITTEN_AT_A_TIME, place);
+        let (mut block, mut blocks) = (Vec::with_capacity(2 * BLOCK), Vec::new());
         for Record { key, value, end } in self.records.drain(..) {
             for length in [value - key, end - value] {
-                out.write_all(&u32::try_from(length).map_err(io::Error::other)?.to_le_bytes())?;
+                block.extend_from_slice(&u32::try_from(length).map_err(io::Error::other)?.to_le_bytes());
             }
-            out.write_all(&bytes[key..end])?;
+            block.extend_from_slice(&bytes[key..end]);
+            if block.len() >= BLOCK {
+                push_block(&mut blocks, &block);
+                block.clear();
+            }
         }
-        out.flush()?;
-        self.sorted.push(written);
+        if !block.is_empty() {
+            push_block(&mut blocks, &block);
+        }
+        self.sorted.push(self.spill.append(&blocks)?);
         self.bytes.clear();
         Ok(())
     }
 }
 
-/// A part of the file that is still to be read, or to be written.
-#[derive(Debug)]
-struct Section {
-    spill: Arc<Spill>,
-    rest: Range<u64>,
+/// Before the compressed bytes: how many they are, how many they were, and the CRC-32 of those.
+const HEADER: usize = 3 * 4;
+
+fn push_block(blocks: &mut Vec<u8>, raw: &[u8]) {
+    let packed = pack(raw, LEVEL);
+    for number in [packed.len() as u32, raw.len() as u32, crc32fast::hash(raw)] {
+        blocks.extend_from_slice(&number.to_le_bytes());
+    }
+    blocks.extend_from_slice(&packed);
 }
 
-impl Read for Section {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min((self.rest.end - self.rest.start) as usize);
-        let read = self.spill.file.read_at(&mut buffer[..most], self.rest.start)?;
-        self.rest.start += read as u64;
-        Ok(read)
-    }
+fn numbers<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    std::array::from_fn(|nth| {
+        let number = bytes[nth * 4..].first_chunk().expect("each has four bytes");
+        u32::from_le_bytes(*number)
+    })
 }
 
-impl Write for Section {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.spill.file.write_at(buffer, self.rest.start)?;
-        self.rest.start += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A sorted stretch with its first record that is not read yet.
+/// A sorted stretch from its first record on that was not passed yet.
 #[derive(Debug)]
 struct Stretch {
-    key: Vec<u8>,
-    value: Vec<u8>,
-    rest: BufReader<Section>,
+    spill: Arc<Spill>,
+    /// Blocks that are still to be read.
+    rest: Range<u64>,
+    block: Vec<u8>,
+    first: Record,
 }
 
 impl Stretch {
+    fn key(&self) -> &[u8] {
+        &self.block[self.first.key..self.first.value]
+    }
+
+    fn value(&self) -> &[u8] {
+        &self.block[self.first.value..self.first.end]
+    }
+
     /// Goes on to the next record, if there is one.
     fn advance(&mut self) -> io::Result<bool> {
-        let section = self.rest.get_ref();
-        if self.rest.buffer().is_empty() && section.rest.is_empty() {
-            return Ok(false);
+        let mut from = self.first.end;
+        if from == self.block.len() {
+            if self.rest.is_empty() {
+                return Ok(false);
+            }
+            self.read_block()?;
+            from = 0;
         }
-        let mut lengths = [[0; 4]; 2];
-        for length in &mut lengths {
-            self.rest.read_exact(length)?;
-        }
-        let [key, value] = lengths.map(|length| u32::from_le_bytes(length) as usize);
-        self.key.resize(key, 0);
-        self.rest.read_exact(&mut self.key)?;
-        self.value.resize(value, 0);
-        self.rest.read_exact(&mut self.value)?;
+        let [key, value] = numbers(&self.block[from..]).map(|length| length as usize);
+        let key_from = from + 2 * 4;
+        self.first = Record { key: key_from, value: key_from + key, end: key_from + key + value };
         Ok(true)
+    }
+
+    fn read_block(&mut self) -> io::Result<()> {
+        let mut header = [0; HEADER];
+        self.spill.file.read_exact_at(&mut header, self.rest.start)?;
+        let [packed_len, raw_len, crc32] = numbers(&header);
+        let mut packed = vec![0; packed_len as usize];
+        self.spill.file.read_exact_at(&mut packed, self.rest.start + HEADER as u64)?;
+        self.rest.start += (HEADER + packed.len()) as u64;
+        self.block = inflate(&packed, u64::from(raw_len), crc32).map_err(io::Error::other)?;
+        Ok(())
     }
 }
 
 /// The greatest of a heap is the one with the least key.
 impl Ord for Stretch {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.key.cmp(&self.key)
+        other.key().cmp(self.key())
     }
 }
 
@@ -181,7 +196,7 @@ impl PartialOrd for Stretch {
 
 impl PartialEq for Stretch {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
+        self.key() == other.key()
     }
 }
 
@@ -204,7 +219,7 @@ impl Merged {
         {
             PeekMut::pop(read);
         }
-        Ok(self.stretches.peek().map(|stretch| (&stretch.key[..], &stretch.value[..])))
+        Ok(self.stretches.peek().map(|stretch| (stretch.key(), stretch.value())))
     }
 }
 
@@ -226,11 +241,11 @@ mod tests {
         fn records_come_sorted_however_little_memory_there_is(
             records in proptest::collection::btree_map(
                 proptest::collection::vec(any::<u8>(), 0..6),
-                proptest::collection::vec(any::<u8>(), 0..60),
+                proptest::collection::vec(any::<u8>(), 0..600),
                 0..80,
             ).prop_map(|sorted| sorted.into_iter().collect::<Vec<_>>()),
             shuffled in any::<u64>(),
-            most in 1_usize..4_000,
+            most in 1_usize..40_000,
         ) {
             let directory = tempfile::tempdir().unwrap();
             let spill = Spill::create(&directory.path().join("spill")).unwrap();

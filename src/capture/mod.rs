@@ -6,6 +6,7 @@
 //! their text, or of archives.
 
 mod bulk;
+mod listed;
 mod reader;
 mod segment;
 mod segments;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 
+use listed::KnownSessions;
 pub use reader::{PageRef, Place, Reader, SessionRow};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
@@ -191,7 +193,8 @@ impl Location {
             sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
                 .fetch_one(&mut connection)
                 .await?;
-        Ok(Writer::start(connection, segments, commits))
+        let known = KnownSessions::new(self.path.with_file_name("known.tmp"));
+        Ok(Writer::start(connection, segments, known, commits))
     }
 
     /// Opens for reading; any number of readers may be open beside the writer.
@@ -251,8 +254,8 @@ impl Location {
             .busy_timeout(Duration::from_secs(30))
             // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
             .page_size(1_024)
-            // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 64 MB.
-            .pragma("wal_autocheckpoint", "64000")
+            // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 128 MB.
+            .pragma("wal_autocheckpoint", "128000")
             .pragma("cache_size", "-2000")
             // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
             // no statement sorts what grows with the account.

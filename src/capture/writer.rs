@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::bulk::{self, MessagesPage};
+use super::listed::{self, KnownSessions};
 use super::segments::Appender;
 use super::{CaptureError, FailureNote, PageToken, Segment};
 
@@ -136,9 +137,14 @@ pub struct Writer {
 
 impl Writer {
     /// `commits` is the number of the last commit.
-    pub(super) fn start(connection: SqliteConnection, segments: Appender, commits: i64) -> Self {
+    pub(super) fn start(
+        connection: SqliteConnection,
+        segments: Appender,
+        known: KnownSessions,
+        commits: i64,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(connection, segments, commits, receiver)) }
+        Self { sender, task: tokio::spawn(run(connection, segments, known, commits, receiver)) }
     }
 
     /// Returns once the change is durable, or with the reason why it is not there at all.
@@ -160,6 +166,7 @@ impl Writer {
 async fn run(
     mut connection: SqliteConnection,
     mut segments: Appender,
+    mut known: KnownSessions,
     mut commits: i64,
     mut receiver: mpsc::Receiver<Request>,
 ) {
@@ -167,7 +174,7 @@ async fn run(
     while receiver.recv_many(&mut group, GROUP).await > 0 {
         gather(&mut receiver, &mut group).await;
         commits += 1;
-        let result = commit_group(&mut connection, &mut segments, commits, &group).await;
+        let result = commit_group(&mut connection, &mut segments, &mut known, commits, &group).await;
         match result {
             Ok(effects) => {
                 for ((_, reply), effect) in group.drain(..).zip(effects) {
@@ -177,6 +184,9 @@ async fn run(
             }
             Err(error) => {
                 tracing::error!(%error, "changes could not be committed");
+                if let Err(error) = known.forget(&mut connection).await {
+                    tracing::warn!(%error, "it is tried again before it is needed");
+                }
                 for (_, reply) in group.drain(..) {
                     let _ = reply.send(Err(match &error {
                         CaptureError::DiskFull => CaptureError::DiskFull,
@@ -209,6 +219,7 @@ async fn gather(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>
 async fn commit_group(
     connection: &mut SqliteConnection,
     segments: &mut Appender,
+    known: &mut KnownSessions,
     number: i64,
     group: &[Request],
 ) -> Result<Vec<Effect>, CaptureError> {
@@ -216,6 +227,9 @@ async fn commit_group(
     let bytes = bytes_of(group);
     let appended = bytes.len() as u64;
     let from = if bytes.is_empty() { 0 } else { segments.append(bytes).await? };
+    if group.iter().any(|(change, _)| matches!(change, Change::ListPage { .. })) {
+        known.make_ready(connection).await?;
+    }
     let mut transaction = connection.begin().await?;
     let mut effects = Vec::with_capacity(group.len());
     let mut pages = Vec::new();
@@ -267,7 +281,7 @@ async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Result<Effect, 
             set_meta(tx, meta).await?;
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
-        Change::ListPage { page, sessions } => effect = bulk::list_page(tx, page, sessions).await?,
+        Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
         Change::RestartList { list } => {
             run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
             run_with_id(

@@ -1,0 +1,330 @@
+//! The sessions of a list page, and how those that are there already are found.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+
+use serde_json::json;
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{QueryBuilder, Sqlite, Transaction};
+
+use super::CaptureError;
+use super::bulk::unknown_members;
+use super::writer::{Effect, ListedSession, PageOf};
+
+type Tx<'a> = Transaction<'a, Sqlite>;
+
+/// Zoom's ids of all sessions, in a throw-away database beside the capture, made from the sessions when it is needed. An index
+/// of the capture would be changed at random places, nearly a page of it for each new session, and each time written to
+/// the log and from there into the capture; here it is the system that writes, now and then.
+#[derive(Debug)]
+pub(super) struct KnownSessions {
+    path: PathBuf,
+    attached: bool,
+    complete: bool,
+}
+
+impl KnownSessions {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, attached: false, complete: false }
+    }
+
+    /// Makes it, unless it is there. Not within a transaction.
+    pub(super) async fn make_ready(&mut self, connection: &mut SqliteConnection) -> Result<(), CaptureError> {
+        if self.complete {
+            return Ok(());
+        }
+        self.forget(connection).await?;
+        // Nothing is in it, wherever it comes from.
+        std::fs::File::create(&self.path)?;
+        let path = self.path.to_string_lossy().into_owned();
+        sqlx::query("ATTACH ? AS known").bind(path).execute(&mut *connection).await?;
+        self.attached = true;
+        // It lives as long as it is attached.
+        std::fs::remove_file(&self.path)?;
+        // After a rollback it is not what it was, and is forgotten.
+        sqlx::raw_sql(
+            "PRAGMA known.journal_mode = OFF; PRAGMA known.synchronous = OFF; PRAGMA known.locking_mode = EXCLUSIVE;
+             PRAGMA known.cache_size = -500;
+             CREATE TABLE known.sessions (zoom_id TEXT PRIMARY KEY, id INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+             INSERT INTO known.sessions SELECT zoom_id, id FROM main.sessions;",
+        )
+        .execute(&mut *connection)
+        .await?;
+        self.complete = true;
+        Ok(())
+    }
+
+    /// When a transaction that wrote to it has failed.
+    pub(super) async fn forget(&mut self, connection: &mut SqliteConnection) -> Result<(), CaptureError> {
+        self.complete = false;
+        if self.attached {
+            sqlx::query("DETACH known").execute(connection).await?;
+            self.attached = false;
+        }
+        Ok(())
+    }
+}
+
+/// Stores a list page: sessions, and a unit with its range for each that is new in that window.
+pub(super) async fn list_page(
+    tx: &mut Tx<'_>,
+    page: &PageOf,
+    sessions: &[ListedSession],
+) -> Result<Effect, CaptureError> {
+    let window: i64 = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
+        .bind(page.chain)
+        .fetch_one(&mut **tx)
+        .await?;
+    let mut effect = Effect::default();
+    if !sessions.is_empty() {
+        effect = list_sessions(tx, window, sessions).await?;
+    }
+    unknown_members(tx, "list", page).await?;
+    sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
+        .bind(page.seq + 1)
+        .bind(page.next.as_ref().map(|next| &next.token))
+        .bind(page.next.as_ref().map(|next| next.at.to_string()))
+        .bind(if page.next.is_some() { "pending" } else { "done" })
+        .bind(page.chain)
+        .execute(&mut **tx)
+        .await?;
+    Ok(effect)
+}
+
+async fn list_sessions(
+    tx: &mut Tx<'_>,
+    window: i64,
+    sessions: &[ListedSession],
+) -> Result<Effect, CaptureError> {
+    // One that stands twice on a page counts as it stands last.
+    let mut places = HashMap::new();
+    let mut listed: Vec<&ListedSession> = Vec::with_capacity(sessions.len());
+    for session in sessions {
+        match places.entry(&session.zoom_id[..]) {
+            Entry::Occupied(place) => listed[*place.get()] = session,
+            Entry::Vacant(place) => {
+                place.insert(listed.len());
+                listed.push(session);
+            }
+        }
+    }
+    let zoom_ids: Vec<&str> = listed.iter().map(|session| &session.zoom_id[..]).collect();
+    let known: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT listed.key, k.id FROM json_each(?) AS listed CROSS JOIN known.sessions k ON k.zoom_id = listed.value",
+    )
+    .bind(json!(zoom_ids).to_string())
+    .fetch_all(&mut **tx)
+    .await?;
+    let known: HashMap<usize, i64> = known.into_iter().map(|(key, id)| (key as usize, id)).collect();
+    let mut last: i64 =
+        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions").fetch_one(&mut **tx).await?;
+    let (mut there, mut new) = (Vec::new(), Vec::new());
+    for (index, session) in listed.into_iter().enumerate() {
+        if let Some(id) = known.get(&index) {
+            there.push((*id, session));
+        } else {
+            last += 1;
+            new.push((last, session));
+        }
+    }
+    insert_new(tx, &new).await?;
+    let reopened = list_again(tx, window, &there).await?;
+    let ids: Vec<i64> = there.iter().chain(&new).map(|(id, _)| *id).collect();
+    Ok(Effect {
+        new_sessions: new.len() as u64,
+        new_units: list_units(tx, window, &ids).await?,
+        reopened_sessions: reopened,
+        ..Effect::default()
+    })
+}
+
+async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<(), CaptureError> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut insert = QueryBuilder::new("INSERT INTO sessions (id, zoom_id, info) ");
+    insert.push_values(new, |mut row, (id, session)| {
+        row.push_bind(id).push_bind(&session.zoom_id).push_bind(&session.info);
+    });
+    insert.build().persistent(false).execute(&mut **tx).await?;
+    let mut insert = QueryBuilder::new("INSERT INTO known.sessions (zoom_id, id) ");
+    insert.push_values(new, |mut row, (id, session)| {
+        row.push_bind(&session.zoom_id).push_bind(id);
+    });
+    insert.build().persistent(false).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// Sessions that are there already. The info of the latest window that lists one wins; what loses, or is there as it is, is
+/// not written. Returns how many of them were done and get another unit.
+async fn list_again(
+    tx: &mut Tx<'_>,
+    window: i64,
+    there: &[(i64, &ListedSession)],
+) -> Result<u64, CaptureError> {
+    if there.is_empty() {
+        return Ok(0);
+    }
+    let mut update = QueryBuilder::new("UPDATE sessions SET info = listed.column2 FROM (");
+    update.push_values(there, |mut row, (id, session)| {
+        row.push_bind(id).push_bind(&session.info);
+    });
+    update.push(
+        ") AS listed WHERE sessions.id = listed.column1 AND sessions.info <> listed.column2
+          AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = sessions.id AND u.listed AND u.window > ",
+    );
+    update.push_bind(window).push(")");
+    update.build().persistent(false).execute(&mut **tx).await?;
+    let ids: Vec<i64> = there.iter().map(|(id, _)| *id).collect();
+    let reopened: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM json_each(?) AS s
+         WHERE NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.state IN ('pending', 'failed'))
+         AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ? AND u.listed = 1)",
+    )
+    .bind(json!(ids).to_string())
+    .bind(window)
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(reopened as u64)
+}
+
+/// A unit with its range for each of these sessions that has none in the window yet. Returns how many units are new.
+async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u64, CaptureError> {
+    let units: Vec<(i64, bool)> = sqlx::query_as(
+        "INSERT INTO units (session, window, listed)
+         SELECT value, ?2, 1 FROM json_each(?1) WHERE true
+         ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0
+         RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
+    )
+    .bind(json!(sessions).to_string())
+    .bind(window)
+    .fetch_all(&mut **tx)
+    .await?;
+    let last_range: i64 =
+        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM ranges").fetch_one(&mut **tx).await?;
+    let all: Vec<i64> = units.iter().map(|(id, _)| *id).collect();
+    sqlx::query(
+        "INSERT INTO ranges (unit, window, first_day, last_day)
+         SELECT u.value, w.idx, w.first_day, w.last_day FROM json_each(?) u JOIN windows w ON w.idx = ?",
+    )
+    .bind(json!(all).to_string())
+    .bind(window)
+    .execute(&mut **tx)
+    .await?;
+    // A unit may have been probed for some days before it was listed: the whole window replaces those. They go last, so
+    // that the new ranges do not get their numbers: chains of theirs may be under way.
+    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
+    if !probed.is_empty() {
+        let probed = json!(probed).to_string();
+        for statement in [
+            "DELETE FROM pages WHERE range IN
+                 (SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?)",
+            "DELETE FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?",
+        ] {
+            sqlx::query(statement).bind(&probed).bind(last_range).execute(&mut **tx).await?;
+        }
+    }
+    Ok((all.len() - probed.len()) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{Change, Location, PageOf};
+    use jiff::civil::date;
+
+    fn page_of(chain: i64) -> PageOf {
+        PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
+    }
+
+    /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
+    #[tokio::test]
+    async fn every_listed_session_has_a_unit_whatever_its_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (date(2026, 4, 1), date(2026, 4, 28))];
+        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
+        let ids =
+            ["a", "A", "7", "7.0", "null", "a\0b", "a\0c", "\0", "\"\\", "\u{7f}", "größe 漢😀", " a", "%"];
+        for list in [2, 1] {
+            let change = Change::ListPage { page: page_of(list), sessions: listed(&ids) };
+            assert_eq!(writer.commit(change).await.unwrap().new_units, ids.len() as u64);
+        }
+    }
+
+    fn listed(ids: &[&str]) -> Vec<ListedSession> {
+        let listed = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
+        ids.iter().map(listed).collect()
+    }
+
+    /// However it was listed before: in another window, on the same page, beside what could not be committed, by another
+    /// process.
+    #[tokio::test]
+    async fn a_session_is_one_session_however_often_it_is_listed() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (date(2026, 4, 1), date(2026, 4, 28))];
+        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
+        let list = |list, ids: &[&str]| Change::ListPage { page: page_of(list), sessions: listed(ids) };
+        let twice = writer.commit(list(1, &["a", "b", "a"])).await.unwrap();
+        assert_eq!((twice.new_sessions, twice.new_units), (2, 2));
+        let no_such_list = list(9, &["a"]);
+        let together = tokio::join!(
+            writer.commit(list(2, &["b", "c"])),
+            writer.commit(list(1, &["c"])),
+            writer.commit(no_such_list)
+        );
+        together.2.unwrap_err();
+        let again = writer.commit(list(2, &["b", "c", "d"])).await.unwrap();
+        let before = |effect: &Result<Effect, _>| effect.as_ref().map_or(0, |effect| effect.new_sessions);
+        assert_eq!(before(&together.0) + before(&together.1) + again.new_sessions, 2, "c and d");
+        writer.close().await;
+        let writer = location.open_writer().await.unwrap();
+        let later = writer.commit(list(1, &["d", "e", "a"])).await.unwrap();
+        assert_eq!(later.new_sessions, 1);
+        let mut reader = location.open_reader().await.unwrap();
+        assert_eq!(reader.counts().await.unwrap().sessions_total, 5);
+        let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap()).collect();
+        assert!(files.iter().all(|file| file.file_name() != "known.tmp"), "{files:?}");
+        writer.close().await;
+    }
+
+    /// A chain over a probed range may be under way while that is replaced: what it brings must not be taken for
+    /// another range's.
+    #[tokio::test]
+    async fn ranges_that_replace_others_have_new_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let days = |month| (date(2026, month, 1), date(2026, month, 28));
+        let (from, to) = (date(2026, 4, 3), date(2026, 4, 3));
+        for change in [
+            Change::Plan { windows: vec![days(3), days(4)], meta: Vec::new() },
+            Change::ListPage { page: page_of(1), sessions: listed(&["a"]) },
+            Change::ProbeDays { window: 1, from, to },
+        ] {
+            writer.commit(change).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let probes = reader.pending_ranges(1, 0, 9).await.unwrap();
+        let probe = probes.last().unwrap().chain.id;
+        writer.commit(Change::ListPage { page: page_of(2), sessions: listed(&["a", "b"]) }).await.unwrap();
+        let late = Change::MessagesPage {
+            page: page_of(probe),
+            query: String::new(),
+            segments: Default::default(),
+            repeats: 0,
+        };
+        writer.commit(late).await.unwrap();
+        let parts = vec![(from, to), (from, to)];
+        let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
+        assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");
+        let replaced = reader.pending_ranges(1, probe, 9).await.unwrap();
+        let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.from)).collect();
+        assert_eq!(whole, [("a", days(4).0), ("b", days(4).0)]);
+        assert_eq!(reader.pending_ranges(1, 0, 9).await.unwrap().len(), 2, "and no others");
+    }
+}
