@@ -271,3 +271,53 @@ async fn set_up(connection: &mut SqliteConnection, schema: &'static str) -> Resu
     transaction.commit().await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+
+    fn page_of(chain: i64) -> PageOf {
+        PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
+    }
+
+    fn empty_page(range: i64) -> Change {
+        let segments = Default::default();
+        Change::MessagesPage { page: page_of(range), query: String::new(), segments, repeats: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_capture_of_the_version_before_is_taken_up_and_others_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28))];
+        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
+        let listed = |id: &str| ListedSession { zoom_id: id.to_owned(), info: "{}".to_owned() };
+        let sessions = ["a", "b", "c"].map(listed).into();
+        writer.commit(Change::ListPage { page: page_of(1), sessions }).await.unwrap();
+        for range in [3, 1] {
+            writer.commit(empty_page(range)).await.unwrap();
+        }
+        writer.close().await;
+        let made = async |script: &'static str| {
+            let mut connection = location.options().connect().await.unwrap();
+            sqlx::raw_sql(script).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        };
+        made("DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled; PRAGMA user_version = 2")
+            .await;
+        let writer = location.open_writer().await.unwrap();
+        writer.commit(empty_page(2)).await.unwrap();
+        writer.close().await;
+        let mut reader = location.open_reader().await.unwrap();
+        let places = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
+        let sessions = reader.with_pages(&places).await.unwrap();
+        let ids: Vec<_> = sessions.iter().map(|(session, _)| &session.zoom_id[..]).collect();
+        assert_eq!(ids, ["a", "c", "b"], "those that were done come first, in the order of their numbers");
+        reader.close().await;
+        made("PRAGMA user_version = 1").await;
+        let refused = location.open_writer().await.unwrap_err();
+        assert!(matches!(refused, CaptureError::OtherVersion { found: 1 }), "{refused}");
+    }
+}
