@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::Target;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// Between two looks for complete sessions.
-const REST: Duration = Duration::from_secs(2);
+/// After looking for complete sessions it rests at least so long, and as long as that took: a look goes over all that has
+/// ended since the last complete one.
+const LEAST_REST: Duration = Duration::from_secs(2);
 
 /// As much of an archive as could be made before everything was there; perhaps nothing.
 #[derive(Debug, Default)]
@@ -19,19 +21,23 @@ pub struct Begun(pub(super) Option<Assembly>);
 
 /// Runs `fetching` to its end, and beside it begins with the archive as soon as `all_listed` tells that no more sessions or
 /// units will be found; without it not before the end, which is as fast when fetching keeps the processors busy. What
-/// goes wrong with that is left for the end, where it goes wrong again and is told.
+/// goes wrong with that is left for the end, where it goes wrong again and is told. Only a zip is begun: the files of a
+/// directory are several times as large as what was captured, and might take the room that the rest of it needs.
 pub async fn alongside<T>(
     fetching: impl Future<Output = T>,
     input: &AssembleInput,
     all_listed: Option<CancellationToken>,
     clock: &SharedClock,
 ) -> (T, Begun) {
-    let Some(all_listed) = all_listed else { return (fetching.await, Begun::default()) };
+    let Some(all_listed) = all_listed.filter(|_| matches!(input.target, Target::Zip(_))) else {
+        return (fetching.await, Begun::default());
+    };
     let fetched = CancellationToken::new();
+    let told = fetched.clone().drop_guard();
     let beginning = begin(input.clone(), all_listed, fetched.clone(), clock.clone());
     let fetching = async {
         let result = fetching.await;
-        fetched.cancel();
+        drop(told);
         result
     };
     tokio::join!(fetching, beginning)
@@ -49,8 +55,10 @@ async fn begin(
     let begun = on_own_thread(move |runtime| {
         let mut assembly = Assembly::begin(input, runtime.clone())?;
         loop {
+            let started = clock.elapsed();
             assembly.add_complete(&fetched)?;
-            if runtime.block_on(fetched.run_until_cancelled(clock.sleep(REST))).is_none() {
+            let rest = clock.elapsed().saturating_sub(started).max(LEAST_REST);
+            if runtime.block_on(fetched.run_until_cancelled(clock.sleep(rest))).is_none() {
                 return Ok(assembly);
             }
         }
@@ -69,7 +77,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::archive::{Target, assemble};
+    use crate::archive::assemble;
     use crate::capture::{Change, FailureNote, ListedSession, Location, PageOf, Segment, Writer};
     use jiff::civil::date;
     use proptest::prelude::*;

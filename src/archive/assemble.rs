@@ -40,6 +40,12 @@ pub struct AssembleInput {
     pub cancel: CancellationToken,
 }
 
+impl AssembleInput {
+    fn check_cancelled(&self) -> Result<(), ArchiveError> {
+        if self.cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
+    }
+}
+
 /// Makes the archive, or what is left to be made of it. A zip is told of.
 pub async fn assemble(input: AssembleInput, begun: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
     on_own_thread(move |runtime| {
@@ -88,6 +94,7 @@ impl Assembly {
             let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
             let Some(last) = sessions.last() else { break };
             after = last.0;
+            input.check_cancelled()?;
             for (session, zoom_id, info) in &sessions {
                 names.add(*session, zoom_id, &SessionInfo::read(info).name)?;
             }
@@ -118,8 +125,11 @@ impl Assembly {
         self.scratch.missing()
     }
 
-    fn check_room(&self, beside: u64) -> Result<(), ArchiveError> {
-        let to_copy = self.reader.segments().size()?.saturating_sub(self.copied);
+    fn check_room(&mut self, beside: u64) -> Result<(), ArchiveError> {
+        let to_copy = match self.input.target {
+            Target::Zip(_) => self.reader.segments().size()?.saturating_sub(self.copied),
+            Target::Directory { .. } => self.runtime.block_on(self.reader.raw_bytes())?,
+        };
         let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
         let stat = rustix::fs::statvfs(&self.input.directory).map_err(std::io::Error::from)?;
         let free = stat.f_bavail * stat.f_frsize;
@@ -135,8 +145,8 @@ impl Assembly {
         threads: usize,
         stop: &CancellationToken,
     ) -> Result<(), ArchiveError> {
-        let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
-        let segments = reader.segments().clone();
+        let Self { input, runtime, reader, scratch, sink, facts, .. } = self;
+        let (cancel, segments) = (&input.cancel, reader.segments().clone());
         let mut read = |after, scratch: &Scratch| {
             runtime.block_on(sessions_after(reader, after, also_incomplete, facts, scratch))
         };
@@ -145,6 +155,7 @@ impl Assembly {
         while let Some((last, sessions)) = next
             && !stop.is_cancelled()
         {
+            input.check_cancelled()?;
             // While some are copied and hashed, those before are put away and the next are read.
             let (copied, hashed, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
@@ -165,10 +176,10 @@ impl Assembly {
 
     /// Adds what is of no session, and puts the archive into its place.
     fn finish(self) -> Result<Option<ArchiveFile>, ArchiveError> {
-        let Self { runtime, reader, mut scratch, mut sink, .. } = self;
+        let Self { input, runtime, reader, mut scratch, mut sink, .. } = self;
         let (written, texts) = std::thread::scope(|scope| {
             let texts = scope.spawn(|| runtime.block_on(texts(reader)));
-            (add_lines(&mut scratch, &mut *sink), texts.join())
+            (add_lines(&mut scratch, &mut *sink, &input), texts.join())
         });
         written?;
         for (name, text) in texts.map_err(|_| std::io::Error::other("a thread panicked"))?? {
@@ -177,7 +188,7 @@ impl Assembly {
         }
         let located = sink.entry(layout::SUMS, &mut |entry| {
             let mut lines = Lines::new(entry, b"", b"\n");
-            scratch.sums(|line| lines.push(line))?;
+            scratch.sums(|line| input.check_cancelled().and_then(|()| lines.push(line)))?;
             lines.finish(b"\n")
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
@@ -186,12 +197,12 @@ impl Assembly {
 }
 
 /// The summary of all sessions.
-fn add_lines(scratch: &mut Scratch, sink: &mut dyn Sink) -> Result<(), ArchiveError> {
+fn add_lines(scratch: &mut Scratch, sink: &mut dyn Sink, input: &AssembleInput) -> Result<(), ArchiveError> {
     let mut sha256 = None;
     let located = sink.entry(layout::SESSIONS, &mut |entry| {
         let mut hashing = Hashing::new(entry);
         let mut lines = Lines::new(&mut hashing, b"[\n", SEPARATOR.as_bytes());
-        scratch.lines(|line| lines.push(line))?;
+        scratch.lines(|line| input.check_cancelled().and_then(|()| lines.push(line)))?;
         lines.finish(b"\n]\n")?;
         sha256 = Some(hashing.digest());
         Ok(())
@@ -242,30 +253,29 @@ struct Lines<'a, T: Text + ?Sized> {
     buffer: Vec<u8>,
     separator: &'static [u8],
     first: bool,
-    written: Result<(), ArchiveError>,
 }
 
 impl<'a, T: Text + ?Sized> Lines<'a, T> {
     const AT_A_TIME: usize = 128 << 10;
 
     fn new(entry: &'a mut T, before: &[u8], separator: &'static [u8]) -> Self {
-        Self { entry, buffer: before.to_vec(), separator, first: true, written: Ok(()) }
+        Self { entry, buffer: before.to_vec(), separator, first: true }
     }
 
-    fn push(&mut self, line: &str) {
+    fn push(&mut self, line: &str) -> Result<(), ArchiveError> {
         if !self.first {
             self.buffer.extend_from_slice(self.separator);
         }
         self.first = false;
         self.buffer.extend_from_slice(line.as_bytes());
-        if self.buffer.len() >= Self::AT_A_TIME && self.written.is_ok() {
-            self.written = self.entry.text(&self.buffer);
+        if self.buffer.len() >= Self::AT_A_TIME {
+            self.entry.text(&self.buffer)?;
             self.buffer.clear();
         }
+        Ok(())
     }
 
     fn finish(mut self, after: &[u8]) -> Result<(), ArchiveError> {
-        self.written?;
         self.buffer.extend_from_slice(after);
         self.entry.text(&self.buffer)
     }

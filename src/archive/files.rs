@@ -5,7 +5,7 @@ use super::render::{self, Facts, SessionFrame, SessionInfo};
 use super::scratch::Scratch;
 use crate::capture::{Kind, PageRef, SessionRow};
 
-/// A session that is all there.
+/// A session of which nothing more will come.
 #[derive(Debug)]
 pub struct WholeSession {
     row: SessionRow,

@@ -132,20 +132,26 @@ impl Scratch {
     }
 
     /// Feeds the lines of `sessions_summary.json` in the order of keys.
-    pub fn lines(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
+    pub fn lines(
+        &mut self,
+        mut each: impl FnMut(&str) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
         let mut lines = self.lines.merged()?;
         while let Some((_, line)) = lines.next()? {
-            each(text(line)?);
+            each(text(line)?)?;
         }
         Ok(())
     }
 
     /// Feeds the lines of `SHA256SUMS` in the order of names.
-    pub fn sums(&mut self, mut each: impl FnMut(&str)) -> Result<(), ArchiveError> {
+    pub fn sums(
+        &mut self,
+        mut each: impl FnMut(&str) -> Result<(), ArchiveError>,
+    ) -> Result<(), ArchiveError> {
         let mut entries = self.entries()?;
         while let Some((name, (sha256, _))) = entries.next()? {
             if let Some(sha256) = sha256 {
-                each(&format!("{}  {name}", hex::encode(sha256)));
+                each(&format!("{}  {name}", hex::encode(sha256)))?;
             }
         }
         Ok(())

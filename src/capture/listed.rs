@@ -20,29 +20,26 @@ type Tx<'a> = Transaction<'a, Sqlite>;
 #[derive(Debug)]
 pub(super) struct KnownSessions {
     path: PathBuf,
-    attached: bool,
-    complete: bool,
+    ready: bool,
 }
 
 impl KnownSessions {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, attached: false, complete: false }
+        Self { path, ready: false }
     }
 
-    /// Makes it, unless it is there. Not within a transaction.
+    /// Makes it, unless it is there. Not within a transaction; when that fails, or a later transaction, the connection is of no
+    /// use any more.
     pub(super) async fn make_ready(&mut self, connection: &mut SqliteConnection) -> Result<(), CaptureError> {
-        if self.complete {
+        if self.ready {
             return Ok(());
         }
-        self.forget(connection).await?;
         // Nothing is in it, wherever it comes from.
         std::fs::File::create(&self.path)?;
         let path = self.path.to_string_lossy().into_owned();
         sqlx::query("ATTACH ? AS known").bind(path).execute(&mut *connection).await?;
-        self.attached = true;
         // It lives as long as it is attached.
         std::fs::remove_file(&self.path)?;
-        // After a rollback it is not what it was, and is forgotten.
         sqlx::raw_sql(
             "PRAGMA known.journal_mode = OFF; PRAGMA known.synchronous = OFF; PRAGMA known.locking_mode = EXCLUSIVE;
              PRAGMA known.cache_size = -500;
@@ -51,17 +48,7 @@ impl KnownSessions {
         )
         .execute(&mut *connection)
         .await?;
-        self.complete = true;
-        Ok(())
-    }
-
-    /// When a transaction that wrote to it has failed.
-    pub(super) async fn forget(&mut self, connection: &mut SqliteConnection) -> Result<(), CaptureError> {
-        self.complete = false;
-        if self.attached {
-            sqlx::query("DETACH known").execute(connection).await?;
-            self.attached = false;
-        }
+        self.ready = true;
         Ok(())
     }
 }
@@ -289,6 +276,47 @@ mod tests {
         assert_eq!(reader.counts().await.unwrap().sessions_total, 5);
         let files: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap()).collect();
         assert!(files.iter().all(|file| file.file_name() != "known.tmp"), "{files:?}");
+        writer.close().await;
+    }
+
+    /// After a restart or a retry days that still cannot be listed are probed again.
+    #[tokio::test]
+    async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::in_directory(directory.path());
+        let writer = location.open_writer().await.unwrap();
+        let day = |day| date(2026, 4, day);
+        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (day(1), day(28))];
+        let ended = |range| Change::MessagesPage {
+            page: page_of(range),
+            query: String::new(),
+            segments: Default::default(),
+            repeats: 0,
+        };
+        let probe = |from, to| Change::ProbeDays { window: 1, from: day(from), to: day(to) };
+        let parts = vec![(day(3), day(11)), (day(12), day(20))];
+        for change in [
+            Change::Plan { windows, meta: Vec::new() },
+            Change::ListPage { page: page_of(1), sessions: listed(&["a"]) },
+            ended(1),
+            probe(3, 20),
+            Change::SplitRange { range: 2, parts, expected_pages: 9 },
+            ended(2),
+            ended(3),
+            probe(3, 20),
+        ] {
+            writer.commit(change).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        assert!(reader.pending_ranges(1, 0, 9).await.unwrap().is_empty(), "all of them are there");
+        let complete = reader.sessions_after(crate::capture::Place::default(), false, 9, 9).await.unwrap();
+        assert_eq!(complete.len(), 1);
+        writer.commit(probe(3, 22)).await.unwrap();
+        let pending = reader.pending_ranges(1, 0, 9).await.unwrap();
+        let days: Vec<_> = pending.iter().map(|range| (range.chain.from, range.chain.to)).collect();
+        assert_eq!(days, [(day(21), day(21)), (day(22), day(22))]);
+        let complete = reader.sessions_after(crate::capture::Place::default(), false, 9, 9).await.unwrap();
+        assert!(complete.is_empty(), "something of it is still to come");
         writer.close().await;
     }
 

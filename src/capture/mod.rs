@@ -28,6 +28,7 @@ pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
 pub use totals::{Counts, FailureRow, WindowCount};
+use writer::Store;
 pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.
@@ -37,10 +38,11 @@ const SEGMENTS: &str = "capture.segments";
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 3;
 
-/// What version 2 had not: the order in which units came to their ends.
+/// What version 2 had not: the order in which units came to their ends. The index comes first: made of all units at once it
+/// would sort them in memory.
 const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
-     UPDATE units SET settled = 1 WHERE state <> 'pending';
-     CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;";
+     CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
+     UPDATE units SET settled = 1 WHERE state <> 'pending';";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -177,6 +179,10 @@ impl Location {
 
     /// Opens for writing, with the schema in place. There must be one writer at a time.
     pub async fn open_writer(&self) -> Result<Writer, CaptureError> {
+        Ok(Writer::start(self.clone(), self.open_store().await?))
+    }
+
+    async fn open_store(&self) -> Result<Store, CaptureError> {
         let mut connection = self.options().create_if_missing(true).connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
@@ -194,7 +200,7 @@ impl Location {
                 .fetch_one(&mut connection)
                 .await?;
         let known = KnownSessions::new(self.path.with_file_name("known.tmp"));
-        Ok(Writer::start(connection, segments, known, commits))
+        Ok(Store { connection, segments, known, commits })
     }
 
     /// Opens for reading; any number of readers may be open beside the writer.

@@ -87,6 +87,14 @@ impl Reader {
         Ok(repeats as u64)
     }
 
+    /// Bytes of all items as they were received.
+    pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
+        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(raw_len), 0) FROM pages")
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(bytes as u64)
+    }
+
     /// A query for each window: one that groups all pages would have to sort them.
     pub async fn window_counts(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
         let mut counts = Vec::new();

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::bulk::{self, MessagesPage};
 use super::listed::{self, KnownSessions};
 use super::segments::Appender;
-use super::{CaptureError, FailureNote, PageToken, Segment};
+use super::{CaptureError, FailureNote, Location, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
 const QUEUE: usize = 192;
@@ -136,18 +136,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// `commits` is the number of the last commit.
-    pub(super) fn start(
-        connection: SqliteConnection,
-        segments: Appender,
-        known: KnownSessions,
-        commits: i64,
-    ) -> Self {
+    pub(super) fn start(location: Location, store: Store) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(connection, segments, known, commits, receiver)) }
+        Self { sender, task: tokio::spawn(run(location, store, receiver)) }
     }
 
-    /// Returns once the change is durable, or with the reason why it is not there at all.
+    /// Returns once the change is durable, or with the reason why it was not made. Only then may it be there all the same, when
+    /// the disk failed while it was being committed.
     pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
@@ -163,19 +158,22 @@ impl Writer {
     }
 }
 
-async fn run(
-    mut connection: SqliteConnection,
-    mut segments: Appender,
-    mut known: KnownSessions,
-    mut commits: i64,
-    mut receiver: mpsc::Receiver<Request>,
-) {
+/// What is written to.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub connection: SqliteConnection,
+    pub segments: Appender,
+    pub known: KnownSessions,
+    /// The number of the last commit.
+    pub commits: i64,
+}
+
+async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Request>) {
+    let mut store = Some(store);
     let mut group = Vec::with_capacity(GROUP);
     while receiver.recv_many(&mut group, GROUP).await > 0 {
         gather(&mut receiver, &mut group).await;
-        commits += 1;
-        let result = commit_group(&mut connection, &mut segments, &mut known, commits, &group).await;
-        match result {
+        match commit(&location, &mut store, &group).await {
             Ok(effects) => {
                 for ((_, reply), effect) in group.drain(..).zip(effects) {
                     // A caller that was cancelled no longer listens; its change is committed all the same.
@@ -184,9 +182,8 @@ async fn run(
             }
             Err(error) => {
                 tracing::error!(%error, "changes could not be committed");
-                if let Err(error) = known.forget(&mut connection).await {
-                    tracing::warn!(%error, "it is tried again before it is needed");
-                }
+                // How far it came is for the files to tell, once they are opened again.
+                close(store.take()).await;
                 for (_, reply) in group.drain(..) {
                     let _ = reply.send(Err(match &error {
                         CaptureError::DiskFull => CaptureError::DiskFull,
@@ -197,9 +194,26 @@ async fn run(
             }
         }
     }
+    close(store).await;
+}
+
+async fn close(store: Option<Store>) {
+    let Some(Store { connection, .. }) = store else { return };
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "the capture was not closed cleanly");
     }
+}
+
+async fn commit(
+    location: &Location,
+    store: &mut Option<Store>,
+    group: &[Request],
+) -> Result<Vec<Effect>, CaptureError> {
+    let store = match store {
+        Some(store) => store,
+        None => store.insert(location.open_store().await?),
+    };
+    commit_group(store, group).await
 }
 
 /// Whoever is about to send a change sends it first: a commit costs about as much for many changes as for one.
@@ -216,13 +230,10 @@ async fn gather(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>
     }
 }
 
-async fn commit_group(
-    connection: &mut SqliteConnection,
-    segments: &mut Appender,
-    known: &mut KnownSessions,
-    number: i64,
-    group: &[Request],
-) -> Result<Vec<Effect>, CaptureError> {
+async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect>, CaptureError> {
+    let Store { connection, segments, known, commits } = store;
+    *commits += 1;
+    let number = *commits;
     // Segments first, and synced: the index never refers to what may be lost.
     let bytes = bytes_of(group);
     let appended = bytes.len() as u64;
@@ -397,15 +408,33 @@ async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Result<Effect, 
             .execute(&mut **tx)
             .await?;
             effect.new_units = probed.rows_affected();
-            // A session listed beside the bad days has a range over the whole window, which holds them already.
-            sqlx::query(
+            // Days it holds already are not asked for twice: a session listed beside them has a range over the whole window,
+            // and they may have been probed before, in one range or in parts. Most have none of them, or all in one.
+            for statement in [
                 "INSERT INTO ranges (unit, window, first_day, last_day)
                  SELECT u.id, u.window, ?2, ?3 FROM units u WHERE u.window = ?1 AND u.listed = 0
-                 AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?2 AND r.last_day >= ?3)",
+                 AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?3 AND r.last_day >= ?2)",
+                "INSERT INTO ranges (unit, window, first_day, last_day)
+                 WITH RECURSIVE days(day) AS
+                     (SELECT ?2 UNION ALL SELECT date(day, '+1 day') FROM days WHERE day < ?3)
+                 SELECT u.id, u.window, day, day FROM units u CROSS JOIN days
+                 WHERE u.window = ?1 AND u.listed = 0
+                 AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?2 AND r.last_day >= ?3)
+                 AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= day AND r.last_day >= day)",
+            ] {
+                sqlx::query(statement)
+                    .bind(window)
+                    .bind(from.to_string())
+                    .bind(to.to_string())
+                    .execute(&mut **tx)
+                    .await?;
+            }
+            // Units that were done may have got a range.
+            sqlx::query(
+                "UPDATE units SET state = 'pending' WHERE window = ? AND listed = 0 AND state <> 'pending'
+                 AND EXISTS (SELECT 1 FROM ranges r WHERE r.unit = units.id AND r.state = 'pending')",
             )
             .bind(window)
-            .bind(from.to_string())
-            .bind(to.to_string())
             .execute(&mut **tx)
             .await?;
         }
