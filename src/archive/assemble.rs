@@ -13,13 +13,13 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
-use super::copy::{self, Copied};
-use super::files::WholeSession;
+use super::files::{SessionFile, WholeSession};
 use super::hash::{self, Hashing, SessionHashes};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
-use super::{ArchiveError, ArchiveFile, layout};
+use super::zip::Located;
+use super::{ArchiveError, ArchiveFile, check, copy, joined, layout};
 use crate::capture::{Location, Place, Reader, SEPARATOR};
 
 /// Sessions taken from the database at a time.
@@ -38,12 +38,6 @@ pub struct AssembleInput {
     pub directory: PathBuf,
     pub target: Target,
     pub cancel: CancellationToken,
-}
-
-impl AssembleInput {
-    fn check_cancelled(&self) -> Result<(), ArchiveError> {
-        if self.cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
-    }
 }
 
 /// Makes the archive, or what is left to be made of it. A zip is told of.
@@ -94,7 +88,7 @@ impl Assembly {
             let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
             let Some(last) = sessions.last() else { break };
             after = last.0;
-            input.check_cancelled()?;
+            check(&input.cancel)?;
             for (session, zoom_id, info) in &sessions {
                 names.add(*session, zoom_id, &SessionInfo::read(info).name)?;
             }
@@ -145,8 +139,8 @@ impl Assembly {
         threads: usize,
         stop: &CancellationToken,
     ) -> Result<(), ArchiveError> {
-        let Self { input, runtime, reader, scratch, sink, facts, .. } = self;
-        let (cancel, segments) = (&input.cancel, reader.segments().clone());
+        let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
+        let segments = reader.segments().clone();
         let mut read = |after, scratch: &Scratch| {
             runtime.block_on(sessions_after(reader, after, also_incomplete, facts, scratch))
         };
@@ -155,20 +149,19 @@ impl Assembly {
         while let Some((last, sessions)) = next
             && !stop.is_cancelled()
         {
-            input.check_cancelled()?;
+            check(cancel)?;
             // While some are copied and hashed, those before are put away and the next are read.
             let (copied, hashed, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
                 let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, threads));
                 let put_away = put_away(std::mem::take(&mut made), scratch);
                 let after = put_away.and_then(|()| read(last, scratch));
-                (copying.join(), hashing.join(), after)
+                (joined(copying), joined(hashing), after)
             });
-            let panicked = |_| std::io::Error::other("a thread panicked");
-            let (copied, hashed) = (copied.map_err(panicked)??, hashed.map_err(panicked)??);
+            let (copied, hashed) = (copied?, hashed?);
             self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
-            let keys = sessions.into_iter().map(|session| session.key);
-            made = keys.zip(copied).zip(hashed).collect();
+            let files = sessions.into_iter().map(|session| (session.key, session.files));
+            made = files.zip(copied).zip(hashed).collect();
             (self.last, next) = (last, after?);
         }
         put_away(made, scratch)
@@ -179,16 +172,16 @@ impl Assembly {
         let Self { input, runtime, reader, mut scratch, mut sink, .. } = self;
         let (written, texts) = std::thread::scope(|scope| {
             let texts = scope.spawn(|| runtime.block_on(texts(reader)));
-            (add_lines(&mut scratch, &mut *sink, &input), texts.join())
+            (add_lines(&mut scratch, &mut *sink, &input.cancel), joined(texts))
         });
         written?;
-        for (name, text) in texts.map_err(|_| std::io::Error::other("a thread panicked"))?? {
+        for (name, text) in texts? {
             let located = sink.entry(name, &mut |entry| entry.text(text.as_bytes()))?;
             scratch.add_entry(name, Some(Sha256::digest(&text).into()), located)?;
         }
         let located = sink.entry(layout::SUMS, &mut |entry| {
             let mut lines = Lines::new(entry, b"", b"\n");
-            scratch.sums(|line| input.check_cancelled().and_then(|()| lines.push(line)))?;
+            scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
             lines.finish(b"\n")
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
@@ -197,12 +190,16 @@ impl Assembly {
 }
 
 /// The summary of all sessions.
-fn add_lines(scratch: &mut Scratch, sink: &mut dyn Sink, input: &AssembleInput) -> Result<(), ArchiveError> {
+fn add_lines(
+    scratch: &mut Scratch,
+    sink: &mut dyn Sink,
+    cancel: &CancellationToken,
+) -> Result<(), ArchiveError> {
     let mut sha256 = None;
     let located = sink.entry(layout::SESSIONS, &mut |entry| {
         let mut hashing = Hashing::new(entry);
         let mut lines = Lines::new(&mut hashing, b"[\n", SEPARATOR.as_bytes());
-        scratch.lines(|line| input.check_cancelled().and_then(|()| lines.push(line)))?;
+        scratch.lines(|line| check(cancel).and_then(|()| lines.push(line)))?;
         lines.finish(b"\n]\n")?;
         sha256 = Some(hashing.digest());
         Ok(())
@@ -219,12 +216,12 @@ async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], Archiv
     Ok([(layout::SUMMARY, summary), (layout::FAILURES, failures)])
 }
 
-/// A session's key and files, and what was made of them.
-type Made = ((String, Vec<Copied>), (SessionHashes, String));
+/// A session's key and files, where those are, their hashes, and the session's line of the summary.
+type Made = (((String, Vec<SessionFile>), Vec<Option<Located>>), (SessionHashes, String));
 
 fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> {
-    for ((key, files), (hashes, line)) in made {
-        for (file, located) in files {
+    for (((key, files), located), (hashes, line)) in made {
+        for (file, located) in files.iter().zip(located) {
             scratch.add_entry(&file.name, hashes.of(file.holds), located)?;
         }
         scratch.add_line(&key, &line)?;

@@ -2,35 +2,28 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::ArchiveError;
 use super::files::{Holds, SessionFile, WholeSession};
 use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS};
 use super::sink::{Entry, Sink};
 use super::zip::Located;
+use super::{ArchiveError, check};
 use crate::capture::{Kind, PageRef, SEPARATOR, SegmentReader};
 
-/// A file that was written, and what the sink tells of it.
-pub type Copied = (SessionFile, Option<Located>);
-
-/// Writes the files of these sessions, one after the other.
+/// Writes the files of these sessions, one after the other. Tells what the sink does of each.
 pub fn sessions(
     sessions: &[WholeSession],
     segments: &SegmentReader,
     cancel: &CancellationToken,
     sink: &mut dyn Sink,
-) -> Result<Vec<Vec<Copied>>, ArchiveError> {
+) -> Result<Vec<Vec<Option<Located>>>, ArchiveError> {
     let source = Source { segments, cancel };
-    let mut file = |session: &WholeSession, file: SessionFile| {
-        let located = sink.entry(&file.name, &mut |entry| match file.holds {
+    let mut write = |session: &WholeSession, file: &SessionFile| {
+        sink.entry(&file.name, &mut |entry| match file.holds {
             Holds::Everything => source.session(session, entry),
             Holds::Items(kind) => source.file_of_items(session.pages_of(kind), entry),
-        })?;
-        Ok((file, located))
+        })
     };
-    sessions
-        .iter()
-        .map(|session| session.files().into_iter().map(|each| file(session, each)).collect())
-        .collect()
+    sessions.iter().map(|session| session.files.iter().map(|file| write(session, file)).collect()).collect()
 }
 
 /// The stored messages, while nobody calls it off.
@@ -58,9 +51,7 @@ impl Source<'_> {
 
     fn items(self, pages: &[PageRef], entry: &mut dyn Entry) -> Result<(), ArchiveError> {
         for (index, page) in pages.iter().enumerate() {
-            if self.cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
-            }
+            check(self.cancel)?;
             if index > 0 {
                 entry.text(SEPARATOR.as_bytes())?;
             }

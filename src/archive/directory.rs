@@ -7,7 +7,10 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::ArchiveError;
+use super::scratch::Entries;
+use super::sink::{Entry, Fill, Sink, Text};
+use super::zip::Located;
+use super::{ArchiveError, ArchiveFile};
 use crate::capture::inflate;
 
 /// The top-level folders of an archive.
@@ -39,15 +42,20 @@ impl DirectorySink {
         }
         Ok(Self { staging: Staging(staging), target })
     }
+}
 
-    pub fn begin(&mut self, name: &str) -> Result<DirectoryEntry, ArchiveError> {
-        let file = File::create_new(self.staging.0.join(name))?;
-        Ok(DirectoryEntry { file: BufWriter::new(file) })
+impl Sink for DirectorySink {
+    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError> {
+        let mut file = BufWriter::new(File::create_new(self.staging.0.join(name))?);
+        fill(&mut file)?;
+        let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(None)
     }
 
     /// Moves the finished tree into its place; what an earlier run left of these folders is replaced.
-    pub fn publish(self) -> Result<(), ArchiveError> {
-        let Self { staging: Staging(staging), target } = &self;
+    fn publish(self: Box<Self>, _: Entries) -> Result<Option<ArchiveFile>, ArchiveError> {
+        let Self { staging: Staging(staging), target } = &*self;
         let old = staging.with_extension("old");
         remove_if_there(&old)?;
         fs::create_dir_all(&old)?;
@@ -61,7 +69,7 @@ impl DirectorySink {
         fs::remove_dir_all(&old)?;
         fs::remove_dir_all(staging)?;
         File::open(target)?.sync_all()?;
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -72,25 +80,14 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
     }
 }
 
-#[derive(Debug)]
-pub struct DirectoryEntry {
-    file: BufWriter<File>,
+impl Text for BufWriter<File> {
+    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+        Ok(self.write_all(raw)?)
+    }
 }
 
-impl DirectoryEntry {
-    pub fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        self.file.write_all(&inflate(packed, raw_len, crc32)?)?;
-        Ok(())
-    }
-
-    pub fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        self.file.write_all(raw)?;
-        Ok(())
-    }
-
-    pub fn finish(self) -> Result<(), ArchiveError> {
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        Ok(())
+impl Entry for BufWriter<File> {
+    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
+        self.text(&inflate(packed, raw_len, crc32)?)
     }
 }

@@ -12,6 +12,7 @@ pub struct WholeSession {
     info: SessionInfo,
     /// What its files are named by.
     pub key: String,
+    pub files: Vec<SessionFile>,
     pub frame: SessionFrame,
     /// In the order of kinds.
     pub pages: Vec<PageRef>,
@@ -34,16 +35,14 @@ pub enum Holds {
 impl WholeSession {
     pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, scratch: &Scratch) -> Self {
         let frame = SessionFrame::new(&row.info, &row.zoom_id, facts, totals(&pages));
-        Self { info: SessionInfo::read(&row.info), key: scratch.key(&row), frame, pages, row }
-    }
-
-    pub fn files(&self) -> Vec<SessionFile> {
-        let of_a_kind = self.pages.chunk_by(|one, next| one.kind == next.kind).map(|pages| {
+        let (info, key) = (SessionInfo::read(&row.info), scratch.key(&row));
+        let of_a_kind = pages.chunk_by(|one, next| one.kind == next.kind).map(|pages| {
             let kind = pages[0].kind;
-            SessionFile { name: layout::items_entry(&self.key, kind), holds: Holds::Items(kind) }
+            SessionFile { name: layout::items_entry(&key, kind), holds: Holds::Items(kind) }
         });
-        let name = layout::session_entry(&self.key, &self.info.name);
-        of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect()
+        let name = layout::session_entry(&key, &info.name);
+        let files = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
+        Self { row, info, key, files, frame, pages }
     }
 
     /// Its pages of a kind.
@@ -60,8 +59,7 @@ impl WholeSession {
 
     /// Its line in `sessions_summary.json`.
     pub fn line(&self) -> String {
-        let files = self.files();
-        let mut names: Vec<&str> = files.iter().map(|file| &file.name[..]).collect();
+        let mut names: Vec<&str> = self.files.iter().map(|file| &file.name[..]).collect();
         names.sort_unstable();
         let SessionRow { zoom_id, not_found, .. } = &self.row;
         render::session_line(zoom_id, &self.key, &self.info, &names, totals(&self.pages), *not_found)

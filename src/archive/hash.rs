@@ -7,10 +7,10 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::ArchiveError;
 use super::files::{Holds, WholeSession};
 use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS};
 use super::sink::{Entry, Text};
+use super::{ArchiveError, check, joined};
 use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
@@ -114,7 +114,7 @@ pub fn sessions(
         let shares: Vec<_> = shares.collect();
         let mut hashed = Vec::with_capacity(sessions.len());
         for share in shares {
-            hashed.extend(share.join().map_err(|_| io::Error::other("a thread panicked"))??);
+            hashed.extend(joined(share)?);
         }
         Ok(hashed)
     })
@@ -144,9 +144,7 @@ fn share(
         let mut in_turn = inflating.iter().cycle();
         let mut batch = Vec::new().into_iter();
         let mut next = || loop {
-            if cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
-            }
+            check(cancel)?;
             if let Some(raw) = batch.next() {
                 return Ok(raw);
             }

@@ -20,11 +20,14 @@ mod write_behind;
 mod zip;
 
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 
 pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble};
 pub use render::{FailureLine, failures_page};
 pub use sink::Target;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::CaptureError;
 
@@ -53,6 +56,16 @@ impl ArchiveError {
             Self::Cancelled => false,
         }
     }
+}
+
+/// An error once the job has been called off.
+fn check(cancel: &CancellationToken) -> Result<(), ArchiveError> {
+    if cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
+}
+
+/// What a thread came to.
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T, ArchiveError>>) -> Result<T, ArchiveError> {
+    thread.join().map_err(|_| std::io::Error::other("a thread panicked"))?
 }
 
 /// A finished archive.

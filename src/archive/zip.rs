@@ -11,7 +11,11 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::hash::HashingWriter;
+use super::scratch::Entries;
+use super::sink::{Entry, Fill, Sink, Text};
+use super::write_behind::WriteBehind;
 use super::{ArchiveError, ArchiveFile};
+use crate::capture::pack;
 
 /// A regular file, readable by all: without it Info-ZIP warns about non-ASCII names at zip64 offsets.
 const PERMISSIONS: u32 = 0o100_644;
@@ -28,6 +32,14 @@ const MADE_ON_UNIX: u16 = 3 << 8;
 /// This and more does not go into a field of 32 bits; such a field then holds this.
 const MOST: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
+
+/// Text up to this size goes in uncompressed: it is mostly ids and brackets.
+const GLUE_MOST: usize = 160;
+/// Longer text is compressed at a level that makes the most of it without taking long: up to this size it is not worth the
+/// making of a code, above it holds mostly hashes, of which a higher level saves little.
+const SHORT: usize = 4 << 10;
+const SHORT_LEVEL: u32 = 1;
+const LONG_LEVEL: u32 = 2;
 
 /// How much is written, and given away to be hashed, at a time.
 const AT_A_TIME: usize = 64 << 10;
@@ -191,16 +203,8 @@ pub struct ZipEntry<'a, W: Write> {
 }
 
 impl<W: Write> ZipEntry<'_, W> {
-    /// Appends a piece of deflate as it is; length and CRC are of what it inflates to.
-    pub fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
-        self.sink.out.write_all(packed)?;
-        self.crc.combine(&crc32fast::Hasher::new_with_initial_len(crc32, raw_len));
-        self.raw_len += raw_len;
-        Ok(())
-    }
-
     /// Appends a few bytes as stored blocks.
-    pub fn glue(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+    fn glue(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         for chunk in raw.chunks(usize::from(u16::MAX)) {
             let length = chunk.len() as u16;
             let [low, high] = length.to_le_bytes();
@@ -225,6 +229,44 @@ impl<W: Write> ZipEntry<'_, W> {
         }
         sink.out.write_all(&descriptor.0)?;
         Ok(Located { crc, packed_len, raw_len, offset })
+    }
+}
+
+impl<W: Write> Text for ZipEntry<'_, W> {
+    fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
+        if raw.len() <= GLUE_MOST {
+            self.glue(raw)
+        } else {
+            let level = if raw.len() <= SHORT { SHORT_LEVEL } else { LONG_LEVEL };
+            self.piece(&pack(raw, level), raw.len() as u64, crc32fast::hash(raw))
+        }
+    }
+}
+
+impl<W: Write> Entry for ZipEntry<'_, W> {
+    fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
+        self.sink.out.write_all(packed)?;
+        self.crc.combine(&crc32fast::Hasher::new_with_initial_len(crc32, raw_len));
+        self.raw_len += raw_len;
+        Ok(())
+    }
+}
+
+impl Sink for ZipSink<WriteBehind> {
+    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError> {
+        let mut entry = self.begin(name)?;
+        fill(&mut entry)?;
+        Ok(Some(entry.finish()?))
+    }
+
+    fn publish(self: Box<Self>, mut entries: Entries) -> Result<Option<ArchiveFile>, ArchiveError> {
+        let mut directory = self.directory();
+        while let Some((name, (_, located))) = entries.next()? {
+            directory.list(name, located.expect("every entry of a zip was located"))?;
+        }
+        let (file, made) = directory.finish()?;
+        file.publish()?;
+        Ok(Some(made))
     }
 }
 
@@ -262,7 +304,6 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::pack;
     use rawzip::time::UtcDateTime;
     use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
     use sha2::{Digest, Sha256};

@@ -2,12 +2,10 @@
 //! costs more than the writing.
 
 use serde_json::json;
-use sqlx::{QueryBuilder, Sqlite, Transaction};
+use sqlx::QueryBuilder;
 
 use super::writer::{Effect, PageOf};
-use super::{CaptureError, Segment};
-
-type Tx<'a> = Transaction<'a, Sqlite>;
+use super::{CaptureError, Segment, Tx};
 
 /// A messages page as it stands in a group.
 #[derive(Debug, Clone, Copy)]

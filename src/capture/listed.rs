@@ -1,18 +1,18 @@
-//! The sessions of a list page, and how those that are there already are found.
+//! The sessions of a list page, how those that are there already are found, and what they are asked for where nothing could
+//! be listed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
+use jiff::civil::Date;
 use serde_json::json;
+use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{QueryBuilder, Sqlite, Transaction};
 
-use super::CaptureError;
 use super::bulk::unknown_members;
 use super::writer::{Effect, ListedSession, PageOf};
-
-type Tx<'a> = Transaction<'a, Sqlite>;
+use super::{CaptureError, Tx};
 
 /// Zoom's ids of all sessions, in a throw-away database beside the capture, made from the sessions when it is needed. An index
 /// of the capture would be changed at random places, nearly a page of it for each new session, and each time written to
@@ -215,47 +215,79 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     Ok((all.len() - probed.len()) as u64)
 }
 
+/// Asks sessions known from elsewhere for days that could not be listed. Returns how many units are new.
+pub(super) async fn probe_days(
+    tx: &mut Tx<'_>,
+    window: i64,
+    from: Date,
+    to: Date,
+) -> Result<u64, CaptureError> {
+    let probed = sqlx::query(
+        "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE true
+         ON CONFLICT (session, window) DO NOTHING",
+    )
+    .bind(window)
+    .execute(&mut **tx)
+    .await?;
+    // Days it holds already are not asked for twice: a session listed beside them has a range over the whole window,
+    // and they may have been probed before, in one range or in parts. Most have none of them, or all in one.
+    for statement in [
+        "INSERT INTO ranges (unit, window, first_day, last_day)
+         SELECT u.id, u.window, ?2, ?3 FROM units u WHERE u.window = ?1 AND u.listed = 0
+         AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?3 AND r.last_day >= ?2)",
+        "INSERT INTO ranges (unit, window, first_day, last_day)
+         WITH RECURSIVE days(day) AS
+             (SELECT ?2 UNION ALL SELECT date(day, '+1 day') FROM days WHERE day < ?3)
+         SELECT u.id, u.window, day, day FROM units u CROSS JOIN days
+         WHERE u.window = ?1 AND u.listed = 0
+         AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?2 AND r.last_day >= ?3)
+         AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= day AND r.last_day >= day)",
+    ] {
+        sqlx::query(statement)
+            .bind(window)
+            .bind(from.to_string())
+            .bind(to.to_string())
+            .execute(&mut **tx)
+            .await?;
+    }
+    // Units that were done may have got a range.
+    sqlx::query(
+        "UPDATE units SET state = 'pending' WHERE window = ? AND listed = 0 AND state <> 'pending'
+         AND EXISTS (SELECT 1 FROM ranges r WHERE r.unit = units.id AND r.state = 'pending')",
+    )
+    .bind(window)
+    .execute(&mut **tx)
+    .await?;
+    Ok(probed.rows_affected())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::{Change, Location, PageOf};
+    use crate::capture::testing::{empty_page, list, planned};
+    use crate::capture::{Change, Place};
     use jiff::civil::date;
 
-    fn page_of(chain: i64) -> PageOf {
-        PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
+    fn days(month: i8) -> (Date, Date) {
+        (date(2026, month, 1), date(2026, month, 28))
     }
 
     /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
     #[tokio::test]
     async fn every_listed_session_has_a_unit_whatever_its_id() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
-        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (date(2026, 4, 1), date(2026, 4, 28))];
-        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
+        let (_directory, _, writer) = planned(&[days(3), days(4)]).await;
         let ids =
             ["a", "A", "7", "7.0", "null", "a\0b", "a\0c", "\0", "\"\\", "\u{7f}", "größe 漢😀", " a", "%"];
-        for list in [2, 1] {
-            let change = Change::ListPage { page: page_of(list), sessions: listed(&ids) };
-            assert_eq!(writer.commit(change).await.unwrap().new_units, ids.len() as u64);
+        for number in [2, 1] {
+            assert_eq!(writer.commit(list(number, &ids)).await.unwrap().new_units, ids.len() as u64);
         }
-    }
-
-    fn listed(ids: &[&str]) -> Vec<ListedSession> {
-        let listed = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
-        ids.iter().map(listed).collect()
     }
 
     /// However it was listed before: in another window, on the same page, beside what could not be committed, by another
     /// process.
     #[tokio::test]
     async fn a_session_is_one_session_however_often_it_is_listed() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
-        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (date(2026, 4, 1), date(2026, 4, 28))];
-        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
-        let list = |list, ids: &[&str]| Change::ListPage { page: page_of(list), sessions: listed(ids) };
+        let (directory, location, writer) = planned(&[days(3), days(4)]).await;
         let twice = writer.commit(list(1, &["a", "b", "a"])).await.unwrap();
         assert_eq!((twice.new_sessions, twice.new_units), (2, 2));
         let no_such_list = list(9, &["a"]);
@@ -282,40 +314,30 @@ mod tests {
     /// After a restart or a retry days that still cannot be listed are probed again.
     #[tokio::test]
     async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let day = |day| date(2026, 4, day);
-        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28)), (day(1), day(28))];
-        let ended = |range| Change::MessagesPage {
-            page: page_of(range),
-            query: String::new(),
-            segments: Default::default(),
-            repeats: 0,
-        };
         let probe = |from, to| Change::ProbeDays { window: 1, from: day(from), to: day(to) };
         let parts = vec![(day(3), day(11)), (day(12), day(20))];
         for change in [
-            Change::Plan { windows, meta: Vec::new() },
-            Change::ListPage { page: page_of(1), sessions: listed(&["a"]) },
-            ended(1),
+            list(1, &["a"]),
+            empty_page(1),
             probe(3, 20),
             Change::SplitRange { range: 2, parts, expected_pages: 9 },
-            ended(2),
-            ended(3),
+            empty_page(2),
+            empty_page(3),
             probe(3, 20),
         ] {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
         assert!(reader.pending_ranges(1, 0, 9).await.unwrap().is_empty(), "all of them are there");
-        let complete = reader.sessions_after(crate::capture::Place::default(), false, 9, 9).await.unwrap();
+        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
         assert_eq!(complete.len(), 1);
         writer.commit(probe(3, 22)).await.unwrap();
         let pending = reader.pending_ranges(1, 0, 9).await.unwrap();
         let days: Vec<_> = pending.iter().map(|range| (range.chain.from, range.chain.to)).collect();
         assert_eq!(days, [(day(21), day(21)), (day(22), day(22))]);
-        let complete = reader.sessions_after(crate::capture::Place::default(), false, 9, 9).await.unwrap();
+        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
         assert!(complete.is_empty(), "something of it is still to come");
         writer.close().await;
     }
@@ -324,29 +346,16 @@ mod tests {
     /// another range's.
     #[tokio::test]
     async fn ranges_that_replace_others_have_new_numbers() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
-        let days = |month| (date(2026, month, 1), date(2026, month, 28));
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let (from, to) = (date(2026, 4, 3), date(2026, 4, 3));
-        for change in [
-            Change::Plan { windows: vec![days(3), days(4)], meta: Vec::new() },
-            Change::ListPage { page: page_of(1), sessions: listed(&["a"]) },
-            Change::ProbeDays { window: 1, from, to },
-        ] {
+        for change in [list(1, &["a"]), Change::ProbeDays { window: 1, from, to }] {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
         let probes = reader.pending_ranges(1, 0, 9).await.unwrap();
         let probe = probes.last().unwrap().chain.id;
-        writer.commit(Change::ListPage { page: page_of(2), sessions: listed(&["a", "b"]) }).await.unwrap();
-        let late = Change::MessagesPage {
-            page: page_of(probe),
-            query: String::new(),
-            segments: Default::default(),
-            repeats: 0,
-        };
-        writer.commit(late).await.unwrap();
+        writer.commit(list(2, &["a", "b"])).await.unwrap();
+        writer.commit(empty_page(probe)).await.unwrap();
         let parts = vec![(from, to), (from, to)];
         let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
         assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");

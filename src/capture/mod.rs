@@ -5,11 +5,14 @@
 //! happens to it; all that a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond
 //! their text, or of archives.
 
+mod apply;
 mod bulk;
 mod listed;
 mod reader;
 mod segment;
 mod segments;
+#[cfg(test)]
+mod testing;
 mod totals;
 mod writer;
 
@@ -20,7 +23,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 
 use listed::KnownSessions;
 pub use reader::{PageRef, Place, Reader, SessionRow};
@@ -96,6 +99,8 @@ impl From<sqlx::Error> for CaptureError {
         }
     }
 }
+
+type Tx<'a> = Transaction<'a, Sqlite>;
 
 /// The three arrays of a messages page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -282,26 +287,12 @@ async fn set_up(connection: &mut SqliteConnection, schema: &'static str) -> Resu
 mod tests {
     use super::*;
     use jiff::civil::date;
-
-    fn page_of(chain: i64) -> PageOf {
-        PageOf { chain, seq: 0, next: None, unknown: Vec::new() }
-    }
-
-    fn empty_page(range: i64) -> Change {
-        let segments = Default::default();
-        Change::MessagesPage { page: page_of(range), query: String::new(), segments, repeats: 0 }
-    }
+    use testing::{empty_page, list, planned};
 
     #[tokio::test]
     async fn a_capture_of_the_version_before_is_taken_up_and_others_are_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
-        let windows = vec![(date(2026, 3, 1), date(2026, 3, 28))];
-        writer.commit(Change::Plan { windows, meta: Vec::new() }).await.unwrap();
-        let listed = |id: &str| ListedSession { zoom_id: id.to_owned(), info: "{}".to_owned() };
-        let sessions = ["a", "b", "c"].map(listed).into();
-        writer.commit(Change::ListPage { page: page_of(1), sessions }).await.unwrap();
+        let (_directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for range in [3, 1] {
             writer.commit(empty_page(range)).await.unwrap();
         }

@@ -417,29 +417,24 @@ fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::{Change, ListedSession, Location, PageOf, Segment};
+    use crate::capture::testing::{last_page, list, planned};
+    use crate::capture::{Change, Segment};
     use jiff::civil::date;
 
     #[tokio::test]
     async fn sessions_come_with_their_pages_in_order_and_not_too_many_of_them_at_a_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let location = Location::in_directory(directory.path());
-        let writer = location.open_writer().await.unwrap();
         let days = |month| (date(2026, month, 1), date(2026, month, 28));
-        writer.commit(Change::Plan { windows: vec![days(3), days(4)], meta: Vec::new() }).await.unwrap();
-        let page_of = |chain, seq| PageOf { chain, seq, next: None, unknown: Vec::new() };
-        let listed = |id: &str| ListedSession { zoom_id: id.to_owned(), info: "{}".to_owned() };
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         // The later window is listed first, so that its ranges have the lower numbers: 1, 2, 3 and then 4.
-        for (list, ids) in [(2, &["a", "b", "c"][..]), (1, &["a"])] {
-            let sessions = ids.iter().map(|id| listed(id)).collect();
-            writer.commit(Change::ListPage { page: page_of(list, 0), sessions }).await.unwrap();
+        for change in [list(2, &["a", "b", "c"]), list(1, &["a"])] {
+            writer.commit(change).await.unwrap();
         }
         // Segments are told from each other by how much they hold: a digit for range, page and kind.
         for (range, seq) in [(1, 0), (2, 0), (4, 0), (4, 1), (4, 2)] {
             let segment =
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
             let change = Change::MessagesPage {
-                page: page_of(range as i64, seq as i64),
+                page: last_page(range as i64, seq as i64),
                 query: String::new(),
                 segments: [segment(0), None, segment(2)],
                 repeats: 0,
