@@ -66,7 +66,7 @@ const ALL: [Measurement; 24] = [
 const COLUMNS: [(&str, &str); 10] = [
     ("efficiency", "of limit"),
     ("requests_over_least", "of least"),
-    ("answers_429_share", "429s"),
+    ("answers_429", "429s"),
     ("wall_s", "seconds"),
     ("cpu_s_per_1000_pages", "CPU/1000"),
     ("json_mb_per_s", "MB/s"),

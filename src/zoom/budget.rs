@@ -16,13 +16,22 @@ use crate::clock::SharedClock;
 
 /// No more than the limit's number of requests leave within the window: Zoom's one second and a little more, because
 /// jitter on the way bunches requests that left evenly spaced. It begins at its longest, creeps down while no 429 is
-/// seen, and goes back to its longest when one is.
+/// seen, and goes back to its longest when another app shows.
 const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
-/// ... by this much a second.
-const CREEP_A_SECOND: Duration = Duration::from_millis(1);
-/// A 429 lowers the pace to this share of itself, the next one within a window to that; any more there do not count.
+/// ... by this much a second,
+const CREEP: Duration = Duration::from_millis(1);
+/// ... or by this much when it is hardly longer than one that was too short.
+const SLOW_CREEP: Duration = Duration::from_micros(30);
+/// A 429 at the full pace, with none for so long before it, is taken for jitter: the window, if it was not at its longest,
+/// was too short,
+const QUIET: Duration = Duration::from_secs(5);
+/// ... by less than this.
+const TOO_SHORT: Duration = Duration::from_millis(4);
+/// Any other is taken for another app of the account. It lowers the pace to this share of itself, the next one within a
+/// window to that; any more there do not count. Nothing leaves for a while.
 const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
+const HOLD: Duration = Duration::from_millis(250);
 /// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
 /// was refused may still be refused (another app of the account), fast when it is long ago.
 const RECOVERY: f64 = 0.0022;
@@ -58,6 +67,8 @@ struct Pace {
     /// Share of the limit in use: 1 unless a 429 was seen lately.
     share: f64,
     window: Duration,
+    /// The last that was too short.
+    too_short: Duration,
     /// When the next request may leave.
     next: Duration,
     /// When the last requests left, at most as many as the limit allows in one window.
@@ -81,6 +92,7 @@ impl Budget {
             limit,
             share: 1.0,
             window: WINDOW,
+            too_short: Duration::ZERO,
             next: Duration::ZERO,
             recent: VecDeque::new(),
             last_slow_down: None,
@@ -114,10 +126,10 @@ impl Budget {
         }
     }
 
-    /// A per-second 429 was seen: slow down.
-    pub fn slow_down(&self, hold: Duration) {
+    /// A per-second 429 was seen: slow down, and ask nothing for as long as it says.
+    pub fn slow_down(&self, asked: Duration) {
         let now = self.clock.elapsed();
-        self.with_pace(|pace| pace.slow_down(now, hold));
+        self.with_pace(|pace| pace.slow_down(now, asked));
         self.changed.notify_waiters();
     }
 
@@ -213,11 +225,19 @@ impl Pace {
         Slot::Granted
     }
 
-    fn slow_down(&mut self, now: Duration, hold: Duration) {
+    fn slow_down(&mut self, now: Duration, asked: Duration) {
+        self.next = self.next.max(now + asked);
+        let since = self.last_slow_down.map(|last| now.saturating_sub(last));
         // Requests already under way when the first 429s came will be refused too; they are one event.
-        if self.last_slow_down.is_none_or(|last| now.saturating_sub(last) >= WINDOW) {
+        if since.is_none_or(|since| since >= WINDOW) {
             self.last_slow_down = Some(now);
             self.refused = 0;
+            let quiet = self.share >= 1.0 && since.is_none_or(|since| since >= QUIET);
+            if quiet && self.window < WINDOW {
+                self.too_short = self.window;
+                self.window = (self.window + TOO_SHORT).min(WINDOW);
+                return;
+            }
         }
         if let Some(share) = SLOW_DOWN.get(self.refused) {
             self.share = (self.share * share).max(FLOOR);
@@ -225,7 +245,7 @@ impl Pace {
             self.last_change = now;
             self.refused += 1;
         }
-        self.next = self.next.max(now + hold);
+        self.next = self.next.max(now + HOLD);
     }
 
     fn recover(&mut self, now: Duration) {
@@ -235,8 +255,9 @@ impl Pace {
             let mean = now.saturating_sub(slow_since).saturating_sub(passed / 2);
             self.share = (self.share + RECOVERY * mean.as_secs_f64() * passed.as_secs_f64()).min(1.0);
         } else {
-            let creep = CREEP_A_SECOND.mul_f64(passed.as_secs_f64());
-            self.window = self.window.saturating_sub(creep).max(SHORTEST_WINDOW);
+            let creep = if self.window > self.too_short + TOO_SHORT { CREEP } else { SLOW_CREEP };
+            let shorter = self.window.saturating_sub(creep.mul_f64(passed.as_secs_f64()));
+            self.window = shorter.max(SHORTEST_WINDOW);
         }
         self.last_change = now;
     }
@@ -320,7 +341,7 @@ mod tests {
             all.iter().filter(|(_, at)| (*at - start).as_secs() == second).count()
         };
         assert!((18..=19).contains(&after(&all, all[0].1, 1)), "a single 429: {all:?}");
-        let again = clock.elapsed();
+        let again = clock.elapsed() + HOLD;
         for _ in 0..9 {
             budget.slow_down(Duration::ZERO);
         }
@@ -332,6 +353,30 @@ mod tests {
         );
         assert!((15..=17).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
         assert!(after(&all, again, 14) >= 19, "recovered: {}", after(&all, again, 14));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_after_a_long_quiet_only_lengthens_the_window() {
+        let clock = clock();
+        let budget = Arc::new(Budget::new(Some(20.0), clock.clone()));
+        let rate = async || {
+            let start = clock.elapsed();
+            grants(budget.clone(), clock.clone(), 1, 600).await;
+            600.0 / (clock.elapsed() - start).as_secs_f64()
+        };
+        rate().await;
+        let window = || budget.with_pace(|pace| pace.window);
+        assert_eq!(window(), SHORTEST_WINDOW);
+        budget.slow_down(Duration::ZERO);
+        assert_eq!(window(), SHORTEST_WINDOW + TOO_SHORT);
+        let after = rate().await;
+        assert!(after > 19.8, "{after} a second");
+        assert!(window() > SHORTEST_WINDOW + TOO_SHORT * 3 / 4, "{:?}: it creeps slowly now", window());
+        for expected in [1.0, 0.95] {
+            budget.slow_down(Duration::ZERO);
+            let share = budget.with_pace(|pace| pace.share);
+            assert!((share - expected).abs() < 0.001, "{share} where {expected} is right");
+        }
     }
 
     #[tokio::test(start_paused = true)]

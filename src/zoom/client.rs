@@ -418,7 +418,7 @@ impl Lane {
     fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
         let account = &self.account;
         match kind {
-            LimitKind::PerSecond => account.budget.slow_down(after.max(Duration::from_millis(250))),
+            LimitKind::PerSecond => account.budget.slow_down(after),
             LimitKind::Daily => {
                 let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
                 let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
