@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
 use super::files::{SessionFile, WholeSession};
-use super::hash::{self, Hashing, SessionHashes};
+use super::hash::{self, Hashed, Hashing};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
@@ -217,12 +217,12 @@ async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], Archiv
 }
 
 /// A session's key and files, where those are, their hashes, and the session's line of the summary.
-type Made = (((String, Vec<SessionFile>), Vec<Option<Located>>), (SessionHashes, String));
+type Made = (((String, Vec<SessionFile>), Vec<Option<Located>>), Hashed);
 
 fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> {
     for (((key, files), located), (hashes, line)) in made {
-        for (file, located) in files.iter().zip(located) {
-            scratch.add_entry(&file.name, hashes.of(file.holds), located)?;
+        for ((file, located), hash) in files.iter().zip(located).zip(hashes) {
+            scratch.add_entry(&file.name, Some(hash), located)?;
         }
         scratch.add_line(&key, &line)?;
     }

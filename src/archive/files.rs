@@ -1,9 +1,11 @@
 //! The files of a session: how they are named, what stands in them.
 
+use std::iter;
+
 use super::layout;
-use super::render::{self, Facts, SessionFrame, SessionInfo};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo};
 use super::scratch::Scratch;
-use crate::capture::{Kind, PageRef, SessionRow};
+use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
 /// A session of which nothing more will come.
 #[derive(Debug)]
@@ -13,7 +15,7 @@ pub struct WholeSession {
     /// What its files are named by.
     pub key: String,
     pub files: Vec<SessionFile>,
-    pub frame: SessionFrame,
+    frame: SessionFrame,
     /// In the order of kinds.
     pub pages: Vec<PageRef>,
 }
@@ -32,6 +34,26 @@ pub enum Holds {
     Items(Kind),
 }
 
+/// What a file consists of.
+#[derive(Debug)]
+pub enum Part<'a> {
+    Text(&'a str),
+    /// The items of a page, as they are stored.
+    Page(&'a PageRef),
+}
+
+pub type Parts<'a> = Box<dyn Iterator<Item = Part<'a>> + 'a>;
+
+impl Holds {
+    /// Whether such a file has the items of this kind.
+    pub fn includes(self, kind: Kind) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Items(own) => own == kind,
+        }
+    }
+}
+
 impl WholeSession {
     pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, scratch: &Scratch) -> Self {
         let frame = SessionFrame::new(&row.info, &row.zoom_id, facts, totals(&pages));
@@ -45,11 +67,27 @@ impl WholeSession {
         Self { row, info, key, files, frame, pages }
     }
 
-    /// Its pages of a kind.
-    pub fn pages_of(&self, kind: Kind) -> &[PageRef] {
-        let from = self.pages.partition_point(|page| page.kind < kind);
-        let to = self.pages.partition_point(|page| page.kind <= kind);
-        &self.pages[from..to]
+    /// What such a file of it consists of, from the first byte to the last.
+    pub fn parts(&self, holds: Holds) -> Parts<'_> {
+        let text = |text| iter::once(Part::Text(text));
+        match holds {
+            Holds::Items(kind) => {
+                Box::new(text(BEFORE_ITEMS).chain(self.items(kind)).chain(text(AFTER_ITEMS)))
+            }
+            Holds::Everything => {
+                let arrays = Kind::ALL.into_iter();
+                let arrays = arrays.flat_map(move |kind| text(render::between(kind)).chain(self.items(kind)));
+                Box::new(text(&self.frame.head).chain(arrays).chain(text(&self.frame.tail)))
+            }
+        }
+    }
+
+    fn items(&self, kind: Kind) -> impl Iterator<Item = Part<'_>> {
+        let pages = self.pages.iter().filter(move |page| page.kind == kind).enumerate();
+        pages.flat_map(|(index, page)| {
+            let separator = (index > 0).then_some(Part::Text(SEPARATOR));
+            separator.into_iter().chain([Part::Page(page)])
+        })
     }
 
     /// Bytes of its messages as they are stored.

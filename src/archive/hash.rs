@@ -7,11 +7,10 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::files::{Holds, WholeSession};
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS};
+use super::files::{Holds, Part, Parts, SessionFile, WholeSession};
 use super::sink::{Entry, Text};
 use super::{ArchiveError, check, joined};
-use crate::capture::{CaptureError, Kind, PageRef, SEPARATOR, SegmentReader};
+use crate::capture::{CaptureError, PageRef, SegmentReader};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
 /// are worth.
@@ -41,22 +40,6 @@ impl Text for Hashing<'_> {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
         self.hash.update(raw);
         self.entry.text(raw)
-    }
-}
-
-/// Of a session's own file, and of the file of each kind of which it has any item.
-#[derive(Debug, Clone, Copy)]
-pub struct SessionHashes {
-    whole: Sha256Digest,
-    items: [Option<Sha256Digest>; 3],
-}
-
-impl SessionHashes {
-    pub fn of(&self, holds: Holds) -> Option<Sha256Digest> {
-        match holds {
-            Holds::Everything => Some(self.whole),
-            Holds::Items(kind) => self.items[kind as usize],
-        }
     }
 }
 
@@ -98,6 +81,9 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
+/// The hashes of a session's files, and its line of the summary.
+pub type Hashed = (Vec<Sha256Digest>, String);
+
 type Inflated = Result<Vec<Vec<u8>>, CaptureError>;
 
 /// Hashes the files of these sessions, a share of them on each thread, and renders their lines of the summary.
@@ -106,7 +92,7 @@ pub fn sessions(
     segments: &SegmentReader,
     cancel: &CancellationToken,
     threads: usize,
-) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+) -> Result<Vec<Hashed>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
     std::thread::scope(|scope| {
         let shares =
@@ -127,7 +113,7 @@ fn share(
     segments: &SegmentReader,
     cancel: &CancellationToken,
     threads: usize,
-) -> Result<Vec<(SessionHashes, String)>, ArchiveError> {
+) -> Result<Vec<Hashed>, ArchiveError> {
     let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
     let batches = in_batches(&pages);
     std::thread::scope(|scope| {
@@ -171,30 +157,42 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// `next` gives its pages, in their order.
+/// Of each of its files. `next` gives its pages, in their order.
 fn session(
     session: &WholeSession,
     next: &mut impl FnMut() -> Result<Vec<u8>, ArchiveError>,
-) -> Result<SessionHashes, ArchiveError> {
-    let mut whole = Sha256::new_with_prefix(&session.frame.head);
-    let mut items = [const { None }; 3];
-    for kind in Kind::ALL {
-        whole.update(render::between(kind));
-        let mut own: Option<Sha256> = None;
-        for _ in session.pages_of(kind) {
-            let raw = next()?;
-            let own = if let Some(own) = &mut own {
-                whole.update(SEPARATOR);
-                own.update(SEPARATOR);
-                own
-            } else {
-                own.insert(Sha256::new_with_prefix(BEFORE_ITEMS))
-            };
-            whole.update(&raw);
-            own.update(&raw);
+) -> Result<Vec<Sha256Digest>, ArchiveError> {
+    let begin = |file: &SessionFile| {
+        let parts = session.parts(file.holds);
+        FileHash { holds: file.holds, parts, hash: Sha256::new() }
+    };
+    let mut files: Vec<_> = session.files.iter().map(begin).collect();
+    for page in &session.pages {
+        let raw = next()?;
+        for file in files.iter_mut().filter(|file| file.holds.includes(page.kind)) {
+            file.text_up_to_a_page();
+            file.hash.update(&raw);
         }
-        items[kind as usize] = own.map(|own| own.chain_update(AFTER_ITEMS).finalize().into());
     }
-    whole.update(&session.frame.tail);
-    Ok(SessionHashes { whole: whole.finalize().into(), items })
+    Ok(files.into_iter().map(FileHash::finish).collect())
+}
+
+/// A file that is hashed page by page, together with others.
+struct FileHash<'a> {
+    holds: Holds,
+    parts: Parts<'a>,
+    hash: Sha256,
+}
+
+impl FileHash<'_> {
+    fn text_up_to_a_page(&mut self) {
+        while let Some(Part::Text(text)) = self.parts.next() {
+            self.hash.update(text);
+        }
+    }
+
+    fn finish(mut self) -> Sha256Digest {
+        self.text_up_to_a_page();
+        self.hash.finalize().into()
+    }
 }

@@ -123,8 +123,8 @@ pub fn session_line(
 }
 
 /// Around the items of an array that is a file of its own.
-pub const BEFORE_ITEMS: &[u8] = b"[\n";
-pub const AFTER_ITEMS: &[u8] = b"\n]\n";
+pub const BEFORE_ITEMS: &str = "[\n";
+pub const AFTER_ITEMS: &str = "\n]\n";
 
 /// What stands around the three arrays of a session's file, and [`between`] them.
 #[derive(Debug)]
