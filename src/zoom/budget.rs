@@ -18,7 +18,7 @@ use crate::clock::SharedClock;
 /// jitter on the way bunches requests that left evenly spaced. It begins at its longest, creeps down while no 429 is
 /// seen, and goes back to its longest when another app shows.
 const WINDOW: Duration = Duration::from_millis(1_020);
-const SHORTEST_WINDOW: Duration = Duration::from_millis(1_004);
+const SHORTEST_WINDOW: Duration = Duration::from_millis(1_002);
 /// ... by this much a second,
 const CREEP: Duration = Duration::from_millis(1);
 /// ... or by this much when it is hardly longer than one that was too short.
@@ -27,7 +27,7 @@ const SLOW_CREEP: Duration = Duration::from_micros(30);
 /// was too short,
 const QUIET: Duration = Duration::from_secs(5);
 /// ... by less than this.
-const TOO_SHORT: Duration = Duration::from_millis(4);
+const TOO_SHORT: Duration = Duration::from_millis(3);
 /// Any other is taken for another app of the account. It lowers the pace to this share of itself, the next one within a
 /// window to that; any more there do not count. Nothing leaves for a while.
 const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
