@@ -126,6 +126,15 @@ fn download(address: &str, path: &str, parallel: usize) -> f64 {
     total as f64 / 1e6 / clock.elapsed().as_secs_f64()
 }
 
+/// What `python -m http.server` does; that refuses connections when more than five come at once.
+const PYTHON: &str = "
+import functools, http.server, sys
+server = http.server.ThreadingHTTPServer
+server.request_queue_size = 128
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[2])
+server(('127.0.0.1', int(sys.argv[1])), handler).serve_forever()
+";
+
 /// Serves the same file with nginx, if there is one, else with Python.
 async fn reference(directory: &Path, sendfile: &str) -> Option<(Process, String)> {
     let port = free_port();
@@ -152,7 +161,7 @@ async fn reference(directory: &Path, sendfile: &str) -> Option<(Process, String)
             .unwrap()
     } else {
         Command::new("python3")
-            .args(["-m", "http.server", &port.to_string(), "--bind", "127.0.0.1", "--directory"])
+            .args(["-c", PYTHON, &port.to_string()])
             .arg(directory)
             .stdout(Stdio::null())
             .stderr(Stdio::null())

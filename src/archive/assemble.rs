@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
 use super::files::{SessionFile, WholeSession};
-use super::hash::{self, Hashed, Hashing};
+use super::hash::{self, Hashing, Sha256Digest};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
@@ -160,8 +160,15 @@ impl Assembly {
             });
             let (copied, hashed) = (copied?, hashed?);
             self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
-            let files = sessions.into_iter().map(|session| (session.key, session.files));
-            made = files.zip(copied).zip(hashed).collect();
+            let results = sessions.into_iter().zip(copied).zip(hashed);
+            let results = results.map(|((WholeSession { key, files, .. }, located), (hashes, line))| Made {
+                key,
+                files,
+                located,
+                hashes,
+                line,
+            });
+            made = results.collect();
             (self.last, next) = (last, after?);
         }
         put_away(made, scratch)
@@ -216,11 +223,19 @@ async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], Archiv
     Ok([(layout::SUMMARY, summary), (layout::FAILURES, failures)])
 }
 
-/// A session's key and files, where those are, their hashes, and the session's line of the summary.
-type Made = (((String, Vec<SessionFile>), Vec<Option<Located>>), Hashed);
+/// A session whose files are in the archive.
+struct Made {
+    key: String,
+    files: Vec<SessionFile>,
+    /// Where those are, and what they hash to.
+    located: Vec<Option<Located>>,
+    hashes: Vec<Sha256Digest>,
+    /// In the summary of sessions.
+    line: String,
+}
 
 fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> {
-    for (((key, files), located), (hashes, line)) in made {
+    for Made { key, files, located, hashes, line } in made {
         for ((file, located), hash) in files.iter().zip(located).zip(hashes) {
             scratch.add_entry(&file.name, Some(hash), located)?;
         }
