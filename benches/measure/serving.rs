@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -183,10 +184,12 @@ pub async fn downloads() -> Value {
         all[format!("own_mb_per_s_{parallel}")] = json!(round(own));
         for sendfile in ["off", "on"] {
             let directory = run.directory();
-            let Some((server, address)) = reference(&directory, sendfile).await else { continue };
+            let Some((mut server, address)) = reference(&directory, sendfile).await else { continue };
             let other = download(&address, "/archive.zip", parallel);
             all[format!("over_reference_sendfile_{sendfile}_{parallel}")] = json!(round(own / other));
-            drop(server);
+            // Killed, nginx would leave its workers behind.
+            kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
+            server.0.wait().unwrap();
         }
     }
     all
