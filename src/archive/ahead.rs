@@ -78,29 +78,25 @@ mod tests {
 
     use super::*;
     use crate::archive::assemble;
-    use crate::capture::{Change, FailureNote, ListedSession, Location, PageOf, Segment, Writer};
+    use crate::capture::testing::{last_page, list, planned};
+    use crate::capture::{Change, FailureNote, Segment, Writer};
     use jiff::civil::date;
     use proptest::prelude::*;
+    use tempfile::TempDir;
 
     const SESSIONS: i64 = 6;
 
     /// So many sessions, each in two windows: ranges 1 to 6 and 7 to 12.
-    async fn capture(directory: &Path) -> Writer {
-        let writer = Location::in_directory(directory).open_writer().await.unwrap();
-        let windows = vec![(date(2026, 4, 1), date(2026, 4, 30)), (date(2026, 5, 1), date(2026, 5, 30))];
+    async fn capture() -> (TempDir, Writer) {
+        let windows = [(date(2026, 4, 1), date(2026, 4, 30)), (date(2026, 5, 1), date(2026, 5, 30))];
+        let (directory, _, writer) = planned(&windows).await;
         let request = r#"{"from":"2026-04-01","to":"2026-05-30"}"#.to_owned();
         let meta = vec![("request", request), ("started_at", "2026-05-30T18:00:00Z".to_owned())];
-        writer.commit(Change::Plan { windows, meta }).await.unwrap();
-        for list in [1, 2] {
-            let session = |number| ListedSession {
-                zoom_id: format!("s{}", 9 - number),
-                info: format!("{{\"id\":\"s{}\"}}", 9 - number),
-            };
-            let page = PageOf { chain: list, seq: 0, next: None, unknown: Vec::new() };
-            let sessions = (1..=SESSIONS).map(session).collect();
-            writer.commit(Change::ListPage { page, sessions }).await.unwrap();
+        writer.commit(Change::SetMeta(meta)).await.unwrap();
+        for number in [1, 2] {
+            writer.commit(list(number, &["s8", "s7", "s6", "s5", "s4", "s3"])).await.unwrap();
         }
-        writer
+        (directory, writer)
     }
 
     fn input(directory: &Path, name: &str) -> AssembleInput {
@@ -118,7 +114,7 @@ mod tests {
     }
 
     fn end_of(range: i64, end: End) -> Change {
-        let page = PageOf { chain: range, seq: 0, next: None, unknown: Vec::new() };
+        let page = last_page(range, 0);
         let text = format!("{{\"text\":\"{range}\"}}");
         let segment = if matches!(end, End::Items) { Segment::of_items(&[&text], 6) } else { None };
         match end {
@@ -148,8 +144,7 @@ mod tests {
     }
 
     async fn early_and_late_are_the_same(run: Vec<(i64, End, bool)>) -> (bool, bool) {
-        let directory = tempfile::tempdir().unwrap();
-        let writer = capture(directory.path()).await;
+        let (directory, writer) = capture().await;
         let input = |name| input(directory.path(), name);
         let begun = input("early.zip");
         let mut early = on_own_thread(move |runtime| Assembly::begin(begun, runtime)).await.unwrap();
@@ -185,8 +180,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_begun_before_all_is_listed() {
-        let directory = tempfile::tempdir().unwrap();
-        let writer = capture(directory.path()).await;
+        let (directory, writer) = capture().await;
         let input = input(directory.path(), "archive.zip");
         let clock = crate::clock::SystemClock::shared();
         for all_listed in [None, Some(CancellationToken::new())] {

@@ -25,13 +25,11 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
         Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
         Change::RestartList { list } => {
-            run_with_id(tx, "DELETE FROM unknown_members WHERE list = ?", *list).await?;
-            run_with_id(
-                tx,
+            let statements = [
+                "DELETE FROM unknown_members WHERE list = ?",
                 "UPDATE lists SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-                *list,
-            )
-            .await?;
+            ];
+            run_with_id(tx, &statements, *list).await?;
         }
         Change::CutList { list, parts } => {
             let window: i64 = sqlx::query_scalar(
@@ -45,30 +43,18 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
             }
         }
         Change::FailList { list, failure, at } => {
-            fail(
-                tx,
-                "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?",
-                *list,
-                failure,
-                *at,
-            )
-            .await?;
+            let statement = "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
+            fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage { .. } => unreachable!("pages of a group are written together"),
         Change::RestartRange { range } => restart_range(tx, *range).await?,
         Change::RangeNotFound { range } => {
-            run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", *range).await?;
+            run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
         }
         Change::FailRange { range, failure, at } => {
-            fail(
-                tx,
-                "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?",
-                *range,
-                failure,
-                *at,
-            )
-            .await?;
+            let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
+            fail(tx, statement, *range, failure, *at).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
         }
         Change::CutRange { range, reachable_from, failure, at } => {
@@ -134,14 +120,13 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
             effect.new_units = listed::probe_days(tx, *window, *from, *to).await?;
         }
         Change::RefetchRanges(ranges) => {
+            let statements = [
+                "UPDATE ranges SET state = 'pending', failure = NULL, failed_at = NULL WHERE id = ?",
+                "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
+            ];
             for range in ranges {
                 restart_range(tx, *range).await?;
-                for statement in [
-                    "UPDATE ranges SET state = 'pending', failure = NULL, failed_at = NULL WHERE id = ?",
-                    "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
-                ] {
-                    run_with_id(tx, statement, *range).await?;
-                }
+                run_with_id(tx, &statements, *range).await?;
             }
         }
         Change::RetryFailed => {
@@ -158,18 +143,18 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
 }
 
 async fn restart_range(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
-    for statement in [
+    let statements = [
         "DELETE FROM pages WHERE range = ?",
         "DELETE FROM unknown_members WHERE range = ?",
         "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-    ] {
-        run_with_id(tx, statement, range).await?;
-    }
-    Ok(())
+    ];
+    run_with_id(tx, &statements, range).await
 }
 
-async fn run_with_id(tx: &mut Tx<'_>, statement: &'static str, id: i64) -> Result<(), CaptureError> {
-    sqlx::query(statement).bind(id).execute(&mut **tx).await?;
+async fn run_with_id(tx: &mut Tx<'_>, statements: &[&'static str], id: i64) -> Result<(), CaptureError> {
+    for statement in statements {
+        sqlx::query(*statement).bind(id).execute(&mut **tx).await?;
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ mod reader;
 mod segment;
 mod segments;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod totals;
 mod writer;
 

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::{Change, ListedSession, Location, PageOf, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
-pub(super) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
+pub(crate) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
     let directory = tempfile::tempdir().unwrap();
     let location = Location::in_directory(directory.path());
     let writer = location.open_writer().await.unwrap();
@@ -15,17 +15,17 @@ pub(super) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Wri
 }
 
 /// The only page of a list.
-pub(super) fn list(list: i64, ids: &[&str]) -> Change {
+pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     let session = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
     Change::ListPage { page: last_page(list, 0), sessions: ids.iter().map(session).collect() }
 }
 
 /// A range with nothing in it.
-pub(super) fn empty_page(range: i64) -> Change {
+pub(crate) fn empty_page(range: i64) -> Change {
     let segments = Default::default();
     Change::MessagesPage { page: last_page(range, 0), query: String::new(), segments, repeats: 0 }
 }
 
-pub(super) fn last_page(chain: i64, seq: i64) -> PageOf {
+pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {
     PageOf { chain, seq, next: None, unknown: Vec::new() }
 }
