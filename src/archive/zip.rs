@@ -33,13 +33,10 @@ const MADE_ON_UNIX: u16 = 3 << 8;
 const MOST: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
-/// Text up to this size goes in uncompressed: it is mostly ids and brackets.
-const GLUE_MOST: usize = 160;
-/// Longer text is compressed at a level that makes the most of it without taking long: up to this size it is not worth the
-/// making of a code, above it holds mostly hashes, of which a higher level saves little.
-const SHORT: usize = 4 << 10;
-const SHORT_LEVEL: u32 = 1;
-const LONG_LEVEL: u32 = 2;
+/// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor begins with 128 kB to clear.
+const GLUE_MOST: usize = 1 << 10;
+/// Longer text holds mostly hashes and ids, of which a higher level saves little.
+const LEVEL: u32 = 2;
 
 /// How much is written, and given away to be hashed, at a time.
 const AT_A_TIME: usize = 64 << 10;
@@ -237,8 +234,7 @@ impl<W: Write> Text for ZipEntry<'_, W> {
         if raw.len() <= GLUE_MOST {
             self.glue(raw)
         } else {
-            let level = if raw.len() <= SHORT { SHORT_LEVEL } else { LONG_LEVEL };
-            self.piece(&pack(raw, level), raw.len() as u64, crc32fast::hash(raw))
+            self.piece(&pack(raw, LEVEL), raw.len() as u64, crc32fast::hash(raw))
         }
     }
 }

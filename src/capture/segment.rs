@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 
+use bytes::Bytes;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::CaptureError;
@@ -21,7 +22,7 @@ pub struct Segment {
     pub items: u32,
     pub raw_len: u64,
     pub crc32: u32,
-    pub data: Vec<u8>,
+    pub data: Bytes,
 }
 
 impl Segment {
@@ -32,7 +33,7 @@ impl Segment {
             items: items.len() as u32,
             raw_len: raw.len() as u64,
             crc32: crc32fast::hash(raw.as_bytes()),
-            data: pack(raw.as_bytes(), level),
+            data: pack(raw.as_bytes(), level).into(),
         })
     }
 }
@@ -122,7 +123,7 @@ mod tests {
     fn a_damaged_segment_is_told_from_a_sound_one() {
         let segment = Segment::of_items(&["{\"a\":1}"; 50], 6).unwrap();
         for index in 0..segment.data.len() {
-            let mut bad = segment.data.clone();
+            let mut bad = segment.data.to_vec();
             bad[index] ^= 0x55;
             let read = inflate(&bad, segment.raw_len, segment.crc32);
             assert!(

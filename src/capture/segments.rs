@@ -2,12 +2,17 @@
 //! synced before the index says so; what comes after that is left from a commit that never was, and overwritten.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{CaptureError, PageRef};
+
+/// Written at a time, of segments that are smaller.
+const AT_A_TIME: usize = 64 << 10;
 
 /// The writer's end of the file.
 #[derive(Debug)]
@@ -30,10 +35,14 @@ impl Appender {
     }
 
     /// Writes and syncs; returns where the bytes begin. They count only once [`keep`](Self::keep) is called.
-    pub(super) async fn append(&self, bytes: Vec<u8>) -> Result<u64, CaptureError> {
+    pub(super) async fn append(&self, segments: Vec<Bytes>) -> Result<u64, CaptureError> {
         let (file, from) = (self.file.clone(), self.end);
         let written = tokio::task::spawn_blocking(move || {
-            file.write_all_at(&bytes, from)?;
+            let mut file = &*file;
+            file.seek(SeekFrom::Start(from))?;
+            let mut out = BufWriter::with_capacity(AT_A_TIME, file);
+            segments.iter().try_for_each(|segment| out.write_all(segment))?;
+            out.flush()?;
             file.sync_data()
         });
         written.await.map_err(io::Error::other)??;

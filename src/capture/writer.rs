@@ -2,6 +2,7 @@
 //!
 //! Whoever awaits [`Writer::commit`] knows, when it returns, that its change is on disk. A change is atomic.
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use sqlx::Connection;
@@ -236,9 +237,9 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     *commits += 1;
     let number = *commits;
     // Segments first, and synced: the index never refers to what may be lost.
-    let bytes = bytes_of(group);
-    let appended = bytes.len() as u64;
-    let from = if bytes.is_empty() { 0 } else { segments.append(bytes).await? };
+    let data = segments_of(group);
+    let appended = data.iter().map(|segment| segment.len() as u64).sum();
+    let from = if data.is_empty() { 0 } else { segments.append(data).await? };
     if group.iter().any(|(change, _)| matches!(change, Change::ListPage { .. })) {
         known.make_ready(connection).await?;
     }
@@ -264,12 +265,11 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     Ok(effects)
 }
 
-/// The segments of a group, one after the other.
-fn bytes_of(group: &[Request]) -> Vec<u8> {
+/// The segments of a group, in their order.
+fn segments_of(group: &[Request]) -> Vec<Bytes> {
     let pages = group.iter().filter_map(|(change, _)| match change {
         Change::MessagesPage { segments, .. } => Some(segments),
         _ => None,
     });
-    let data: Vec<&[u8]> = pages.flatten().flatten().map(|segment| &segment.data[..]).collect();
-    data.concat()
+    pages.flatten().flatten().map(|segment| segment.data.clone()).collect()
 }

@@ -4,11 +4,12 @@
 //! days that left Zoom's reach, a chain that turns out too long.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use siphasher::sip128::SipHasher13;
 
 use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
@@ -19,8 +20,18 @@ use crate::zoom::client::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// SHA-256 of each item of a page, by kind: what the next page's items are compared with.
-type Digests = [HashSet<[u8; 32]>; 3];
+/// A digest of each item of a page, by kind: what the next page's items are compared with.
+type Digests = [HashSet<u128>; 3];
+
+/// With keys that nobody knows, so that no two items can be made to look the same.
+static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
+    let key = || RandomState::new().hash_one(());
+    SipHasher13::new_with_keys(key(), key())
+});
+
+fn digest(item: &str) -> u128 {
+    DIGEST.hash(item.as_bytes()).as_u128()
+}
 
 /// A messages page, read and compressed.
 #[derive(Debug)]
@@ -44,7 +55,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
             .iter()
             .map(|item| item.get())
             .filter(|item| {
-                let digest: [u8; 32] = Sha256::digest(item.as_bytes()).into();
+                let digest = digest(item);
                 digests[kind].insert(digest);
                 let repeated = previous[kind].contains(&digest);
                 repeats += u64::from(repeated);
@@ -333,11 +344,11 @@ fn counters(shared: &Shared) -> [&std::sync::atomic::AtomicU64; 3] {
 }
 
 /// The digests of a stored page, whose items are joined as the segment joined them.
-fn digests_of(items: &[u8]) -> HashSet<[u8; 32]> {
+fn digests_of(items: &[u8]) -> HashSet<u128> {
     if items.is_empty() {
         return HashSet::new();
     }
     let array = [b"[", items, b"]"].concat();
     let items: Vec<&serde_json::value::RawValue> = serde_json::from_slice(&array).unwrap_or_default();
-    items.iter().map(|item| Sha256::digest(item.get().as_bytes()).into()).collect()
+    items.iter().map(|item| digest(item.get())).collect()
 }

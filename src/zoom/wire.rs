@@ -31,7 +31,9 @@ impl<'a, const N: usize> Page<'a, N> {
     /// Reads a body with status 200. What is not such a page (an HTML page, an error in disguise, an array that is
     /// no array) is an error, never an empty page.
     pub fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, String> {
-        let mut deserializer = serde_json::Deserializer::from_slice(body);
+        // All at once: item by item it takes four times as long.
+        let text = simdutf8::basic::from_utf8(body).map_err(|error| error.to_string())?;
+        let mut deserializer = serde_json::Deserializer::from_str(text);
         let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
         deserializer.end().map_err(|error| shape_of(&error))?;
         Ok(page)
