@@ -302,7 +302,8 @@ impl Run {
         let mut all = json!({
             "state": job["state"], "messages": job["progress"]["messages"], "wall_s": round(wall),
             "requests": sent, "requests_over_least": round(sent / least),
-            "answers_429": stats["rate_limited"], "answers_429_share": stats["rate_limited"].as_f64().unwrap() / sent,
+            "faults": stats["faults"], "answers_429": stats["rate_limited"],
+            "answers_429_share": stats["rate_limited"].as_f64().unwrap() / sent,
             "cpu_s_per_1000_pages": round(cpu / sent * 1_000.0), "json_mb_per_s": round(received / 1e6 / wall),
             "peak_rss_mib": round(peak), "written_per_archive_byte": round(written / archive),
             "archive_per_json_byte": round(archive / received),
