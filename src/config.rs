@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use clap::{Args, ValueEnum};
 use jiff::{Span, SpanRelativeTo, Unit};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::app::AppSettings;
 use crate::extract::ExtractSettings;
@@ -184,7 +184,8 @@ impl ZoomArgs {
         };
         let account_id = required("ZOOM_ACCOUNT_ID", self.zoom_account_id.as_ref());
         let client_id = required("ZOOM_CLIENT_ID", self.zoom_client_id.as_ref());
-        let client_secret = self.zoom_client_secret.clone().unwrap_or_else(|| {
+        let is_set = |secret: &&SecretString| !secret.expose_secret().trim().is_empty();
+        let client_secret = self.zoom_client_secret.as_ref().filter(is_set).cloned().unwrap_or_else(|| {
             required("ZOOM_CLIENT_SECRET", None);
             SecretString::default()
         });
@@ -222,6 +223,7 @@ impl ZoomArgs {
             oauth_base: self.zoom_oauth_base_url.clone(),
             credentials: Credentials { account_id, client_id, client_secret },
             limit: self.limit(),
+            rate_share: if self.zoom_rate_limit.is_some() { 1.0 } else { self.zoom_rate_share },
             connect_timeout: self.connect_timeout,
             request_timeout: self.request_timeout,
             idle_timeout: self.idle_timeout,
@@ -256,7 +258,6 @@ impl ZoomArgs {
 impl ServiceArgs {
     /// The keys of all three sources.
     fn keys(&self, errors: &mut Vec<String>) -> ApiKeys {
-        use secrecy::ExposeSecret;
         let mut keys = ApiKeys::default();
         let file = self.api_keys_file.as_ref().map(|path| {
             let text = std::fs::read_to_string(path)

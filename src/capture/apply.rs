@@ -24,13 +24,6 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
         Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
-        Change::RestartList { list } => {
-            let statements = [
-                "DELETE FROM unknown_members WHERE list = ?",
-                "UPDATE lists SET pages = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-            ];
-            run_with_id(tx, &statements, *list).await?;
-        }
         Change::CutList { list, parts } => {
             let window: i64 = sqlx::query_scalar(
                 "UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window",
@@ -47,7 +40,6 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
             fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage { .. } => unreachable!("pages of a group are written together"),
-        Change::RestartRange { range } => restart_range(tx, *range).await?,
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
@@ -75,7 +67,7 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
                 .bind(range)
                 .execute(&mut **tx)
                 .await?;
-            restart_range(tx, *range).await?;
+            drop_pages(tx, *range).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
@@ -86,7 +78,7 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
                 // It has been replaced meanwhile.
                 return Ok(effect);
             }
-            restart_range(tx, *range).await?;
+            drop_pages(tx, *range).await?;
             sqlx::query(
                 "UPDATE units SET expected_pages = max(expected_pages, ?)
                  WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
@@ -125,7 +117,7 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                restart_range(tx, *range).await?;
+                drop_pages(tx, *range).await?;
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -142,8 +134,11 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
     Ok(effect)
 }
 
-async fn restart_range(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
+/// Drops what was received of a range, which is to be fetched again. That there was something is remembered.
+async fn drop_pages(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
     let statements = [
+        "UPDATE units SET expected_pages = max(expected_pages, r.pages)
+         FROM ranges r WHERE r.id = ? AND units.id = r.unit",
         "DELETE FROM pages WHERE range = ?",
         "DELETE FROM unknown_members WHERE range = ?",
         "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
@@ -151,7 +146,11 @@ async fn restart_range(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> 
     run_with_id(tx, &statements, range).await
 }
 
-async fn run_with_id(tx: &mut Tx<'_>, statements: &[&'static str], id: i64) -> Result<(), CaptureError> {
+pub(super) async fn run_with_id(
+    tx: &mut Tx<'_>,
+    statements: &[&'static str],
+    id: i64,
+) -> Result<(), CaptureError> {
     for statement in statements {
         sqlx::query(*statement).bind(id).execute(&mut **tx).await?;
     }

@@ -4,6 +4,7 @@
 use serde_json::json;
 use sqlx::QueryBuilder;
 
+use super::apply::run_with_id;
 use super::writer::{Effect, PageOf};
 use super::{CaptureError, Segment, Tx};
 
@@ -32,6 +33,7 @@ pub(super) async fn messages_pages(
             offset += segment.data.len() as u64;
         }
     }
+    replace_pages(tx, pages).await?;
     // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
     segments.sort_unstable_by_key(|(page, kind, ..)| (page.chain, page.seq, *kind));
     if !segments.is_empty() {
@@ -67,7 +69,8 @@ pub(super) async fn messages_pages(
         .collect();
     sqlx::query(
         "UPDATE ranges SET pages = p.value ->> 'pages', next_token = p.value ->> 'token', token_at = p.value ->> 'at',
-             query = p.value ->> 'query', repeats = repeats + (p.value ->> 'repeats'),
+             query = p.value ->> 'query',
+             repeats = iif(p.value ->> 'pages' = 1, 0, repeats) + (p.value ->> 'repeats'),
              state = iif(p.value ->> 'token' IS NULL, 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )
@@ -77,6 +80,26 @@ pub(super) async fn messages_pages(
     let ended: Vec<i64> =
         pages.iter().filter(|page| page.page.next.is_none()).map(|page| page.page.chain).collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
+}
+
+/// Drops what ranges had before they began again, for those of which this is the first page.
+async fn replace_pages(tx: &mut Tx<'_>, pages: &[MessagesPage<'_>]) -> Result<(), CaptureError> {
+    let first = pages.iter().filter(|page| page.page.seq == 0);
+    let first: Vec<i64> = first.map(|page| page.page.chain).collect();
+    if first.is_empty() {
+        return Ok(());
+    }
+    let replaced: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM ranges WHERE pages > 0 AND id IN (SELECT value FROM json_each(?))",
+    )
+    .bind(json!(first).to_string())
+    .fetch_all(&mut **tx)
+    .await?;
+    for range in replaced {
+        let statements = ["DELETE FROM pages WHERE range = ?", "DELETE FROM unknown_members WHERE range = ?"];
+        run_with_id(tx, &statements, range).await?;
+    }
+    Ok(())
 }
 
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, else failed if one

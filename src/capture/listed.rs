@@ -10,6 +10,7 @@ use serde_json::json;
 use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
+use super::apply::run_with_id;
 use super::bulk::unknown_members;
 use super::writer::{Effect, ListedSession, PageOf};
 use super::{CaptureError, Tx};
@@ -59,10 +60,14 @@ pub(super) async fn list_page(
     page: &PageOf,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
-    let window: i64 = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
+    let (window, pages): (i64, i64) = sqlx::query_as("SELECT window, pages FROM lists WHERE id = ?")
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
+    if page.seq == 0 && pages > 0 {
+        // The list began again. The sessions it told of before stay.
+        run_with_id(tx, &["DELETE FROM unknown_members WHERE list = ?"], page.chain).await?;
+    }
     let mut effect = Effect::default();
     if !sessions.is_empty() {
         effect = list_sessions(tx, window, sessions).await?;
@@ -181,7 +186,9 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     let units: Vec<(i64, bool)> = sqlx::query_as(
         "INSERT INTO units (session, window, listed)
          SELECT value, ?2, 1 FROM json_each(?1) WHERE true
-         ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0
+         ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending',
+             expected_pages = max(expected_pages, (SELECT coalesce(max(pages), 0) FROM ranges WHERE unit = units.id))
+         WHERE listed = 0
          RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
     )
     .bind(json!(sessions).to_string())

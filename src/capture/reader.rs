@@ -165,7 +165,7 @@ impl Reader {
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT r.*, s.zoom_id,
+            "SELECT r.*, s.zoom_id, u.expected_pages > 0 OR r.pages > 0 AS has_shown,
                     (SELECT coalesce(max(max(v.expected_pages,
                          (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
                      FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
@@ -184,6 +184,7 @@ impl Reader {
                     chain: chain(row)?,
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
+                    has_shown: row.try_get("has_shown")?,
                     query: row.try_get("query")?,
                 })
             })

@@ -26,7 +26,7 @@ CREATE TABLE units (
     window INTEGER NOT NULL REFERENCES windows(idx),
     listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
     state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
-    expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when it was split
+    expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when pages of it were dropped, to be fetched again
     settled INTEGER,                                -- the commit that last ended a range of it; later ones have higher numbers
     UNIQUE (session, window)
 ) STRICT;

@@ -51,10 +51,6 @@ pub enum Change {
         page: PageOf,
         sessions: Vec<ListedSession>,
     },
-    /// The list begins again; what it listed stays (it will be listed again).
-    RestartList {
-        list: i64,
-    },
     /// The list could not be fetched whole: it is replaced by shorter ones.
     CutList {
         list: i64,
@@ -65,16 +61,13 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
-    /// A messages page. `query` is what its token belongs to.
+    /// A messages page. `query` is what its token belongs to. The first of a chain takes the place of all pages that the
+    /// range has: what was received before it began again stays until then.
     MessagesPage {
         page: PageOf,
         query: String,
         segments: [Option<Segment>; 3],
         repeats: u64,
-    },
-    /// Drops the pages of a range that begins again.
-    RestartRange {
-        range: i64,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {

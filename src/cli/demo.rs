@@ -92,6 +92,7 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
                 client_secret: SecretString::from(sim.client_secret),
             },
             limit: Some(f64::from(LIMIT)),
+            rate_share: 1.0,
             in_flight: 64,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),

@@ -9,7 +9,7 @@ use crate::clock::SharedClock;
 use crate::zoom::client::{Effort, Ended};
 use crate::zoom::outcome::Outcome;
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
-use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice};
+use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Waiting};
 
 /// Zoom's names for what the app must be allowed (vendor's description of both endpoints): the classic pair, or the
 /// granular pair.
@@ -71,13 +71,12 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
 
     let started = clock.elapsed();
     let call = Call::ListSessions { from, to: today, page_token: None };
-    let listed = lane
-        .fetch(&call, EFFORT, |body| {
-            let page = Page::read(&body, SESSIONS)?;
-            let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
-            Ok((page.arrays[0].len(), first.map(|head| head.id)))
-        })
-        .await;
+    let listed = lane.fetch(&call, EFFORT, |body| {
+        let page = Page::read(&body, SESSIONS)?;
+        let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
+        Ok((page.arrays[0].len(), first.map(|head| head.id)))
+    });
+    let listed = unless_paused(account, listed).await;
     let elapsed = clock.elapsed().saturating_sub(started);
     let first = match listed {
         Ok((count, first)) => {
@@ -86,7 +85,7 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
             first
         }
         Err(ended) => {
-            steps.push(failed("list", elapsed, &failure_of(ended)));
+            steps.push(ended.step("list", elapsed));
             return steps;
         }
     };
@@ -109,11 +108,12 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
         by_modification_time: false,
     };
     let call = Call::Messages { session_id: id.into(), from, to: today, page_token: None, choice };
-    let read = lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len())).await;
+    let read = lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
+    let read = unless_paused(account, read).await;
     let elapsed = clock.elapsed().saturating_sub(started);
     steps.push(match read {
         Ok(count) => fine("messages", elapsed, format!("{count} messages on the first page of one session")),
-        Err(ended) => failed("messages", elapsed, &failure_of(ended)),
+        Err(ended) => ended.step("messages", elapsed),
     });
     steps
 }
@@ -132,10 +132,45 @@ fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
     }
 }
 
-fn failure_of(ended: Ended) -> Failure {
-    match ended {
-        Ended::Failed(failure) => failure,
-        Ended::Restart => super::listing::token_trouble(FailureKind::Rejected, 1),
+/// Why a step did not come to its end.
+enum Unfit {
+    Ended(Ended),
+    Paused(Waiting),
+}
+
+impl Unfit {
+    fn step(self, name: &'static str, elapsed: Duration) -> Step {
+        match self {
+            Self::Ended(Ended::Failed(failure)) => failed(name, elapsed, &failure),
+            Self::Ended(Ended::Restart) => {
+                failed(name, elapsed, &super::listing::token_trouble(FailureKind::Rejected, 1))
+            }
+            Self::Paused(Waiting { until, reason }) => Step {
+                name,
+                ok: false,
+                elapsed_ms: elapsed.as_millis() as u64,
+                detail: format!("{reason}; nothing is asked before {until}"),
+                help: Some("check again after that; jobs wait for it and go on by themselves".to_owned()),
+            },
+        }
+    }
+}
+
+/// A pause of the account may last for hours; nobody waits so long for a check.
+async fn unless_paused<T>(
+    account: &Account,
+    asked: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Unfit> {
+    let mut pauses = account.budget().pauses();
+    if let Some(waiting) = account.budget().waiting() {
+        return Err(Unfit::Paused(waiting));
+    }
+    tokio::select! {
+        answer = asked => answer.map_err(Unfit::Ended),
+        Ok(()) = pauses.changed() => {
+            let waiting = pauses.borrow_and_update().clone();
+            Err(Unfit::Paused(waiting.expect("a pause is never taken back")))
+        }
     }
 }
 

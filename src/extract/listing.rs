@@ -112,9 +112,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut seq = if token.is_some() { list.pages } else { 0 };
     let mut seen: HashSet<String> = token.iter().cloned().collect();
     let (mut restarts, mut barren) = (0, 0);
-    if list.pages > 0 && token.is_none() {
-        shared.writer.commit(Change::RestartList { list: list.id }).await?;
-    }
+    let mut has_shown = list.pages > 0;
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context
@@ -125,14 +123,13 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             Ok(page) => page,
             Err(Ended::Restart) if restarts < MAX_RESTARTS => {
                 restarts += 1;
-                shared.writer.commit(Change::RestartList { list: list.id }).await?;
                 (token, seq) = (None, 0);
                 seen.clear();
                 continue;
             }
             Err(Ended::Restart) => return Ok(Err(token_trouble(FailureKind::Rejected, restarts))),
             // Zoom says 404 for "nothing there".
-            Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && token.is_none() => {
+            Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && !has_shown => {
                 ListPage { sessions: Vec::new(), next: None, unknown: Vec::new() }
             }
             Err(Ended::Failed(failure)) => return Ok(Err(failure)),
@@ -147,6 +144,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;
         commit_page(shared, list, seq, page).await?;
+        has_shown = true;
         seq += 1;
         if token.is_none() {
             return Ok(Ok(()));
@@ -176,12 +174,14 @@ async fn give_up(
     days: DateRange,
     failure: &Failure,
 ) -> Result<(), ExtractError> {
-    let change = if let Some(parts) = windows::cut(days) {
+    // Parts of a list that is gone would seem to be empty.
+    let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
+    let change = if let Some(parts) = parts {
         tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
         let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
         Change::CutList { list: list.id, parts }
     } else {
-        tracing::warn!(day = %days.from, code = failure.kind.code(), "a day could not be listed");
+        tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed");
         Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
     shared.writer.commit(change).await?;

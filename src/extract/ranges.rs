@@ -82,11 +82,13 @@ pub(super) async fn follow(
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
     }
-    if range.chain.from < oldest {
+    let mut chain = Pages::take_up(shared, &range).await?;
+    if chain.token.is_none() && range.chain.from < oldest {
         let (failure, at) = (out_of_reach(oldest), shared.now());
         let cut = Change::CutRange { range: range.chain.id, reachable_from: oldest, failure, at };
         shared.writer.commit(cut).await?;
-        (range.chain.from, range.chain.pages, range.chain.resume) = (oldest, 0, None);
+        chain.uncount(shared);
+        (range.chain.from, range.chain.pages) = (oldest, 0);
     }
     let days = DateRange { from: range.chain.from, to: range.chain.to };
     if range.chain.pages == 0
@@ -95,7 +97,6 @@ pub(super) async fn follow(
     {
         return split_range(shared, &range, split).await;
     }
-    let mut chain = Pages::take_up(shared, &range).await?;
     let mut outlook = context.progress.outlook();
     loop {
         match chain.next(shared, &range).await? {
@@ -119,15 +120,29 @@ pub(super) async fn follow(
                 }
             }
             Step::End => break,
-            Step::Failed(failure) if failure.kind == FailureKind::NotFound && chain.seq == 0 => {
+            Step::Failed(failure) if failure.kind == FailureKind::NotFound && !chain.has_shown => {
                 let change = Change::RangeNotFound { range: range.chain.id };
                 shared.count(&shared.writer.commit(change).await?);
                 break;
             }
-            Step::Failed(failure) if failure.kind.concerns_the_account() => {
-                return Err(ExtractError::Account(failure));
+            // Its first days have left Zoom's reach meanwhile: they are cut off when it begins again.
+            Step::Failed(failure)
+                if failure.kind == FailureKind::Rejected
+                    && range.chain.from < windows::oldest_reachable(context.clock.today()) =>
+            {
+                let shown = chain.has_shown;
+                (range.chain.resume, range.chain.pages) = (None, i64::from(shown));
+                range.has_shown = shown;
+                return Ok(vec![range]);
             }
             Step::Failed(failure) => {
+                let alone = failure.kind == FailureKind::NoPermission && {
+                    let effort = run_effort(context.settings.max_attempts, Some(u32::MAX));
+                    context.lane.answers_another(&chain.call(&range, shared), effort).await
+                };
+                if failure.kind.concerns_the_account() && !alone {
+                    return Err(ExtractError::Account(failure));
+                }
                 fail(shared, &range, note(&failure)).await?;
                 break;
             }
@@ -172,7 +187,13 @@ async fn split_range(
                 window: range.chain.window,
             };
             // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange { chain, session_id: range.session_id.clone(), query: None, pages_elsewhere: 0 }
+            PendingRange {
+                chain,
+                session_id: range.session_id.clone(),
+                query: None,
+                pages_elsewhere: 0,
+                has_shown: range.has_shown || expected_pages > 0,
+            }
         })
         .collect())
 }
@@ -198,8 +219,10 @@ struct Pages {
     observed: Option<split::Seen>,
     /// Pages in a row that brought nothing new.
     barren: u32,
-    /// Items counted for this range, to be taken back when it begins again.
+    /// What is stored for this range: counted until something takes its place.
     counted: [u64; 3],
+    /// There is something in these days, so that "not found" means that it is gone.
+    has_shown: bool,
 }
 
 impl Pages {
@@ -215,6 +238,7 @@ impl Pages {
             observed: Some(split::Seen::default()),
             barren: 0,
             counted: [0; 3],
+            has_shown: range.has_shown,
         };
         if range.chain.pages == 0 {
             return Ok(pages);
@@ -233,10 +257,7 @@ impl Pages {
                 pages.seen.insert(resume.token.clone());
                 pages.seq = range.chain.pages;
             }
-            _ => {
-                pages.restart(shared, range).await?;
-                pages.restarts = 0;
-            }
+            _ => {}
         }
         reader.close().await;
         Ok(pages)
@@ -262,7 +283,7 @@ impl Pages {
         let page = match shared.context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
-                self.restart(shared, range).await?;
+                self.restart();
                 return Ok(Step::More);
             }
             Err(Ended::Restart) => {
@@ -291,16 +312,14 @@ impl Pages {
         }
     }
 
-    async fn restart(&mut self, shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
-        shared.writer.commit(Change::RestartRange { range: range.chain.id }).await?;
-        self.uncount(shared);
+    /// Begins again. What is stored stays until the new first page takes its place.
+    fn restart(&mut self) {
         self.observed = Some(split::Seen::default());
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
         self.seen.clear();
         self.restarts += 1;
-        Ok(())
     }
 
     async fn commit(
@@ -327,6 +346,10 @@ impl Pages {
             shared.wait_for_others(page.next.is_none()).await;
         }
         shared.count(&shared.writer.commit(change).await?);
+        if self.seq == 0 {
+            self.uncount(shared);
+        }
+        self.has_shown = true;
         for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {
             counter.fetch_add(items, Relaxed);
             *counted += items;

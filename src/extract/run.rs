@@ -189,12 +189,14 @@ pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError
     if !reader.has_plan().await? {
         return Ok(None);
     }
-    let request = reader.meta("request").await?.and_then(|text| serde_json::from_str(&text).ok());
+    let request = reader.meta("request").await?.unwrap_or_default();
+    let request = serde_json::from_str(&request)
+        .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
     let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
     let requester = reader.meta("requester").await?;
     let complete = !reader.has_pending().await?;
     reader.close().await;
-    Ok(request.map(|request| Captured { request, started_at, requester, complete }))
+    Ok(Some(Captured { request, started_at, requester, complete }))
 }
 
 impl Shared {

@@ -68,7 +68,7 @@ impl Pace {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     pub parts: Vec<DateRange>,
-    /// How many pages it was taken to have.
+    /// How many pages it has by those it has shown; 0 when it has shown none.
     pub expected_pages: i64,
 }
 
@@ -162,7 +162,7 @@ pub fn in_advance(range: DateRange, pages_elsewhere: i64, pace: Pace) -> Option<
     if !pace.outlasts_the_run(expected) {
         return None;
     }
-    Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
+    Some(Split { parts: cut(range, expected, pace)?, expected_pages: 0 })
 }
 
 fn days_of(range: DateRange) -> i32 {

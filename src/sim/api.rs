@@ -144,7 +144,7 @@ impl Api {
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;
         let request = match session {
-            Some(session) => Request::Messages { key: &asked_key, session, has_page_token },
+            Some(session) => Request::Messages { key: &asked_key, session, from, to, has_page_token },
             None => Request::List { key: &asked_key, from, to, has_page_token },
         };
         let fault = self.with(|changing| changing.faults.strike(&request, &self.data));

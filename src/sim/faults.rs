@@ -28,6 +28,8 @@ pub enum Match {
     Messages,
     /// A list whose range holds the day.
     ListTouching(Date),
+    /// Messages whose range holds the day.
+    MessagesTouching(Date),
     /// Messages of the session with this index.
     Session(u32),
     WithPageToken,
@@ -73,7 +75,7 @@ pub enum FaultAnswer {
 pub(super) enum Request<'a> {
     Token,
     List { key: &'a str, from: Date, to: Date, has_page_token: bool },
-    Messages { key: &'a str, session: u32, has_page_token: bool },
+    Messages { key: &'a str, session: u32, from: Date, to: Date, has_page_token: bool },
 }
 
 #[derive(Debug)]
@@ -181,7 +183,8 @@ impl Match {
             (Self::Token, Request::Token)
             | (Self::Any | Self::List, Request::List { .. })
             | (Self::Any | Self::Messages, Request::Messages { .. }) => true,
-            (Self::ListTouching(day), Request::List { from, to, .. }) => from <= day && day <= to,
+            (Self::ListTouching(day), Request::List { from, to, .. })
+            | (Self::MessagesTouching(day), Request::Messages { from, to, .. }) => from <= day && day <= to,
             (Self::Session(wanted), Request::Messages { session, .. }) => wanted == session,
             (
                 Self::WithPageToken,

@@ -157,9 +157,9 @@ impl Tokens {
 /// The token endpoint speaks of credentials where the API would speak of requests.
 fn of_the_token_endpoint(outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Refused(refusal) if refusal.status == 429 => Outcome::Refused(refusal),
+        // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy.
         Outcome::Refused(refusal)
-            if (400..500).contains(&refusal.status) && ![408, 425].contains(&refusal.status) =>
+            if (400..500).contains(&refusal.status) && ![408, 425, 429].contains(&refusal.status) =>
         {
             Outcome::NoToken(refusal)
         }

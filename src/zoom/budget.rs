@@ -153,10 +153,10 @@ impl Budget {
         self.paused.subscribe()
     }
 
-    /// An answer named the account's limit: never go above it.
+    /// An answer named a limit: never go above it.
     pub fn believe(&self, limit: f64) {
         let lowered = self.with_pace(|pace| {
-            let lower = pace.limit.is_some_and(|own| limit < own) && limit >= 1.0;
+            let lower = pace.limit.is_some_and(|own| limit < own);
             if lower {
                 pace.limit = Some(limit);
             }

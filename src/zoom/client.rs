@@ -32,6 +32,8 @@ pub struct ZoomSettings {
     pub credentials: Credentials,
     /// Requests a second; `None` asks without pacing.
     pub limit: Option<f64>,
+    /// Of what Zoom names as the account's limit.
+    pub rate_share: f64,
     /// The most requests of a job that are under way at the same time.
     pub in_flight: usize,
     pub connect_timeout: Duration,
@@ -378,6 +380,15 @@ impl Lane {
         }
     }
 
+    /// Whether messages of another session are answered as before: then what `call` ended with concerns its session only.
+    pub async fn answers_another(&self, call: &Call, effort: Effort) -> bool {
+        let known = self.account.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
+        match known {
+            Some(known) => self.fetch(&known, effort, |body| read_any(&body)).await.is_ok(),
+            None => false,
+        }
+    }
+
     /// Waits until Zoom answers. True when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
@@ -385,10 +396,7 @@ impl Lane {
             .outage
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                let read = |body: Bytes| {
-                    serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
-                };
-                match self.send(&probe, Some(u32::MAX), &mut 0, read).await {
+                match self.send(&probe, Some(u32::MAX), &mut 0, |body| read_any(&body)).await {
                     Err(outcome) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),
                 }
@@ -476,10 +484,14 @@ impl Lane {
         let per_second = header("x-ratelimit-type").is_some_and(|kind| {
             kind.eq_ignore_ascii_case("qps") || kind.eq_ignore_ascii_case("per-second-limit")
         });
-        if let (true, Some(limit)) =
-            (per_second, header("x-ratelimit-limit").and_then(|limit| limit.parse().ok()))
-        {
-            self.account.budget.believe(limit);
+        let limit = header("x-ratelimit-limit").and_then(|limit| limit.parse::<f64>().ok());
+        if let Some(limit) = limit.filter(|limit| per_second && *limit >= 1.0) {
+            self.account.budget.believe(limit * self.account.settings.rate_share);
         }
     }
+}
+
+/// Any JSON is an answer.
+fn read_any(body: &[u8]) -> ReadResult<serde::de::IgnoredAny> {
+    serde_json::from_slice(body).map_err(|_| "no JSON".to_owned())
 }

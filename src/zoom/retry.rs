@@ -27,6 +27,9 @@ impl Default for RetryPolicy {
     }
 }
 
+/// At the daily limit also when the instant named has passed: clocks differ.
+const LEAST_PAUSE: Duration = Duration::from_secs(60);
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -70,10 +73,10 @@ impl RetryPolicy {
                 match refusal.class() {
                     Class::Limited => Decision::Limited {
                         kind: refusal.limit,
-                        after: if refusal.limit == LimitKind::Daily && refusal.retry_after.is_none() {
-                            until_midnight(now)
-                        } else {
-                            asked
+                        after: match (refusal.limit, &refusal.retry_after) {
+                            (LimitKind::PerSecond, _) => asked,
+                            (LimitKind::Daily, None) => until_midnight(now),
+                            (LimitKind::Daily, Some(_)) => asked.max(LEAST_PAUSE),
                         },
                     },
                     // The first 401 is nearly always an expired or superseded token; a token that is refused again
@@ -211,6 +214,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(wait(daily(Some(named))), 9 * 3600);
+        assert_eq!(wait(daily(Some(RetryAfter::At(now())))), 60, "it has passed, by our clock");
         assert_eq!(wait(daily(None)), 6 * 3600);
     }
 

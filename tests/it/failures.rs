@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::ManualClock;
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, ItemKind, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole};
 
@@ -93,15 +94,77 @@ async fn a_page_token_that_repeats_is_a_failure_and_no_endless_loop() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept() {
-    let world = World::new(account()).await;
+    let forget_tokens = |settings: &mut AppSettings| settings.jobs.extract.page_token_life = Duration::ZERO;
+    let world = World::with(account(), forget_tokens).await;
+    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    let id = world.submit(&world.everything()).await;
+    let mut kept = None;
+    // Each retry begins its chains again, and nothing is there any more.
+    for retry in 0..3 {
+        if retry > 0 {
+            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        }
+        let job = world.finished(&id).await;
+        assert_eq!(job["state"], "completed_with_failures", "{retry}");
+        let failures = world.failures(&id).await;
+        assert!(
+            failures.iter().all(|failure| failure["code"] == "not-found" && failure["zoom_code"] == 5301)
+        );
+        let captured = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap());
+        let captured: u64 = captured.sum();
+        assert!(captured >= 100, "{failures:?}");
+        assert_eq!(*kept.get_or_insert(captured), captured, "{retry}");
+        let summary = world.archive(&id).await.json("_metadata/extraction_summary.json");
+        assert_eq!(summary["total_messages"], job["progress"]["messages"], "{retry}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_before_is_kept() {
+    let world = World::new(SimSettings { months: 1, ..account() }).await;
+    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
+    world.sim.script(fault(Match::Session(0), 1, 1, status(400, expired)));
     world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures");
     let failures = world.failures(&id).await;
-    assert!(failures.iter().all(|failure| failure["code"] == "not-found" && failure["zoom_code"] == 5301));
-    let kept: u64 = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap()).sum();
-    assert!(kept >= 100, "{failures:?}");
+    let told: Vec<_> =
+        failures.iter().map(|failure| (&failure["code"], &failure["messages_captured"])).collect();
+    assert_eq!(told, [(&json!("not-found"), &json!(100))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
+    for forbidden in
+        [status(403, "<html>no</html>"), status(400, r#"{"code":200,"message":"No permission."}"#)]
+    {
+        let world = World::new(account()).await;
+        world.sim.script(fault(Match::Session(0), 0, u32::MAX, forbidden));
+        let data = world.sim.dataset().clone();
+        // Zoom has to have shown that it answers others.
+        let days = (data.last_day(), data.last_day());
+        let first = json!({ "from": days.0.to_string(), "to": days.1.to_string() });
+        let id = world.submit(&first).await;
+        world.finished(&id).await;
+        let id = world.submit(&world.everything()).await;
+        let job = world.finished(&id).await;
+        assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+        let failures = world.failures(&id).await;
+        assert!(failures.iter().all(|failure| failure["code"] == "no-permission"), "{failures:?}");
+        let missing = Missing { empty: [0].into(), ..Missing::default() };
+        let days = (data.first_day(), data.last_day());
+        assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_token_endpoint_is_waited_for_and_slows_nothing_down() {
+    let world = World::with(account(), |settings| settings.zoom.limit = Some(500.0)).await;
+    world.sim.script(fault(Match::Token, 0, 5, status(429, r#"{"reason":"Too many requests"}"#)));
+    let (job, _) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed");
+    assert_eq!(job["progress"]["rate_limited"], 0, "{job:#}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -254,6 +317,47 @@ async fn a_day_that_leaves_zooms_reach_before_it_is_fetched_is_a_failure_and_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
+    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
+    let today = jiff::civil::date(2026, 11, 24);
+    let latency = Duration::from_millis(100);
+    let sim = SimSettings { months: 6, messages: 30_000, today: Some(today), latency, ..account() };
+    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let data = world.sim.dataset().clone();
+    let lost = data.first_day();
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 3_000).await;
+    let too_old = r#"{"code":300,"message":"The date is more than six months ago."}"#;
+    world.sim.script(fault(Match::MessagesTouching(lost), 0, u32::MAX, status(400, too_old)));
+    clock.advance(Duration::from_secs(7_200));
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    assert!(!failures.is_empty());
+    for failure in &failures {
+        let told = [&failure["code"], &failure["from"], &failure["to"]].map(|text| text.as_str().unwrap());
+        assert_eq!(told, ["out-of-reach", "2026-05-24", "2026-05-24"]);
+    }
+    let archive = world.archive(&id).await;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let later = data.sessions_listed(lost, data.last_day()).map(|index| {
+        let items = data.items(index, lost.tomorrow().unwrap(), data.last_day(), ItemOptions::default());
+        (
+            index,
+            items.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text).collect::<Vec<_>>(),
+        )
+    });
+    for (index, messages) in later {
+        let line =
+            summary.as_array().unwrap().iter().find(|line| line["id"] == data.session(index).id.as_str());
+        let held = archive.messages_of(line.unwrap());
+        let held: Vec<_> =
+            held.into_iter().filter(|text| !text.contains("\"date_time\":\"2026-05-24T")).collect();
+        assert_eq!(held, messages, "session {index}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_daily_limit_the_job_waits_and_says_until_when() {
     let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
     let sim = SimSettings { daily_limit: 20, today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
@@ -263,6 +367,10 @@ async fn at_the_daily_limit_the_job_waits_and_says_until_when() {
     assert_eq!(job["state"], "running");
     assert!(job["progress"]["waiting_reason"].as_str().unwrap().contains("daily"));
     assert!(job["progress"]["waiting_until"].as_str().unwrap().ends_with("T00:00:00Z"), "{job:#}");
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    let last = check["steps"].as_array().unwrap().last().unwrap();
+    assert_eq!((check["ok"].as_bool(), last["name"].as_str()), (Some(false), Some("list")));
+    assert!(last["detail"].as_str().unwrap().contains("daily"), "it does not wait itself: {last}");
     world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
     assert_eq!(world.finished(&id).await["state"], "cancelled", "a waiting job can be cancelled");
 }

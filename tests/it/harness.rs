@@ -54,6 +54,7 @@ fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
                 client_secret: defaults.client_secret.into(),
             },
             limit: None,
+            rate_share: 1.0,
             in_flight: 64,
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(10),
@@ -233,6 +234,12 @@ impl Archive {
 
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.files[name]).unwrap()
+    }
+
+    /// The messages of a session that the summary of sessions has in this line.
+    pub fn messages_of(&self, line: &Value) -> Vec<String> {
+        let own = format!("messages/{}_messages.json", line["key"].as_str().unwrap());
+        self.files.get(&own).map_or(Vec::new(), |file| raw_items(serde_json::from_slice(file).unwrap()))
     }
 
     /// Everything that must be the same in two runs over the same account.
