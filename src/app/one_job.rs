@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{AppError, lock};
-use crate::archive::{ArchiveError, AssembleInput, FailureLine, Target, alongside, assemble, failures_page};
+use crate::archive::{
+    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
+};
 use crate::capture::{CaptureError, Location};
 use crate::clock::SharedClock;
 use crate::extract::{
@@ -40,6 +42,14 @@ impl Output {
         }
     }
 
+    /// What it makes.
+    fn places(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Directory(directory) => FOLDERS.map(|folder| directory.join(folder)).into(),
+            Self::Zip(file) => vec![file.clone()],
+        }
+    }
+
     pub fn path(&self) -> &Path {
         match self {
             Self::Directory(path) | Self::Zip(path) => path,
@@ -52,11 +62,11 @@ pub enum OneJobError {
     #[error(transparent)]
     App(#[from] AppError),
     #[error(
-        "{} holds an extraction of {there}; choose another place, or remove {} to begin anew",
+        "{} holds an extraction of {there}; choose another place, or remove {} and what was made of it to begin anew",
         place.display(), capture.display()
     )]
     OtherRequest { place: PathBuf, capture: PathBuf, there: String },
-    #[error("{} exists already; choose another name or remove it", path.display())]
+    #[error("{} exists already; choose another place or remove it", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
     Extract(#[from] ExtractError),
@@ -108,11 +118,10 @@ impl OneJob {
         let directory = output.working_directory();
         let location = Location::in_directory(&directory);
         let continues = location.exists();
-        if let Output::Zip(path) = &output
-            && path.exists()
+        if let Some(path) = output.places().into_iter().find(|path| path.exists())
             && !continues
         {
-            return Err(OneJobError::Exists { path: path.clone() });
+            return Err(OneJobError::Exists { path });
         }
         let lock = lock(&directory)?;
         if continues {

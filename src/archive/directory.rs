@@ -13,8 +13,8 @@ use super::zip::Located;
 use super::{ArchiveError, ArchiveFile};
 use crate::capture::inflate;
 
-/// The top-level folders of an archive.
-const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
+/// The top-level folders of an archive. The first says what is in the others: it comes last and goes first.
+pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
 
 #[derive(Debug)]
 pub struct DirectorySink {
@@ -60,15 +60,17 @@ impl Sink for DirectorySink {
         remove_if_there(&old)?;
         fs::create_dir_all(&old)?;
         for folder in FOLDERS {
-            let place = target.join(folder);
-            if place.exists() {
-                fs::rename(&place, old.join(folder))?;
-            }
-            fs::rename(staging.join(folder), &place)?;
+            File::open(staging.join(folder))?.sync_all()?;
         }
+        for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
+            fs::rename(target.join(folder), old.join(folder))?;
+        }
+        for folder in FOLDERS.into_iter().rev() {
+            fs::rename(staging.join(folder), target.join(folder))?;
+        }
+        File::open(target)?.sync_all()?;
         fs::remove_dir_all(&old)?;
         fs::remove_dir_all(staging)?;
-        File::open(target)?.sync_all()?;
         Ok(None)
     }
 }

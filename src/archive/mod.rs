@@ -24,6 +24,7 @@ use std::thread::ScopedJoinHandle;
 
 pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble};
+pub use directory::FOLDERS;
 pub use render::{FailureLine, failures_page};
 pub use sink::Target;
 

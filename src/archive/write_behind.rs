@@ -36,7 +36,9 @@ impl Drop for Temporary {
 impl WriteBehind {
     /// Begins what will be the file `target`.
     pub fn create(target: PathBuf) -> io::Result<Self> {
-        let temporary = Temporary(target.with_extension("zip.tmp"));
+        let mut temporary = target.clone().into_os_string();
+        temporary.push(".tmp");
+        let temporary = Temporary(temporary.into());
         let file = Arc::new(File::create(&temporary.0)?);
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
@@ -76,5 +78,29 @@ impl Write for WriteBehind {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_archives_in_one_place_do_not_meet() {
+        let directory = tempfile::tempdir().unwrap();
+        let targets = ["chats.may", "chats.june", "chats"].map(|name| directory.path().join(name));
+        let begun = targets.clone().map(|target| (WriteBehind::create(target.clone()).unwrap(), target));
+        for (mut file, target) in begun {
+            file.write_all(target.as_os_str().as_encoded_bytes()).unwrap();
+            file.publish().unwrap();
+        }
+        for target in &targets {
+            assert_eq!(std::fs::read(target).unwrap(), target.as_os_str().as_encoded_bytes());
+        }
+        assert_eq!(
+            std::fs::read_dir(directory.path()).unwrap().count(),
+            targets.len(),
+            "nothing else is left"
+        );
     }
 }

@@ -76,6 +76,12 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     let (code, _, err) = run(other).await;
     assert_eq!(code, 1);
     assert!(err.contains("with other options") && err.contains("choose another place"), "{err}");
+    // Without its mark nobody knows whose files these are.
+    std::fs::remove_dir_all(directory.join(".capture")).unwrap();
+    let (code, _, err) = run(extract(&sim, home.path())).await;
+    assert_eq!((code, sim.stats().requests), (1, asked), "{err}");
+    assert!(err.contains("_metadata exists already"), "{err}");
+    assert!(directory.join("messages").exists(), "nothing is taken away");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,6 +148,10 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let (code, _, err) = run(bare).await;
     assert_eq!(code, 2);
     assert!(err.contains("ZOOM_ACCOUNT_ID") && err.contains("ZOOM_CLIENT_SECRET"), "{err}");
+    let mut unset = connected(&sim, home.path());
+    unset.arg("check").env("ZOOM_CLIENT_SECRET", " ");
+    let (code, _, err) = run(unset).await;
+    assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
     let mut nonsense = binary();
     nonsense.arg("extract");
     assert_eq!(run(nonsense).await.0, 2);
