@@ -33,6 +33,9 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
                 rebuilt += 1;
             }
             Ok(None) => {}
+            Err(ExtractError::Capture(error)) if error.is_disk_full() => {
+                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+            }
             Err(error) => {
                 // Not a job's name any more, so the sweep leaves it to a person.
                 let set_aside = directory.with_extension("damaged");
@@ -44,6 +47,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
             }
         }
     }
+    JobStore::whole(data_dir)?;
     if rebuilt > 0 {
         tracing::warn!(salvaged, rebuilt, "jobs were rebuilt from their captures");
     }

@@ -24,14 +24,16 @@ const STORE_TROUBLE: Duration = Duration::from_secs(5);
 /// Starts jobs until the service stops, then waits for them to stop.
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut running = JoinSet::new();
-    let mut interrupted = match jobs.store.oldest(JobState::Running, usize::MAX >> 1).await {
-        Ok(interrupted) => interrupted.into_iter(),
-        Err(error) => {
-            tracing::error!(%error, "interrupted jobs could not be read");
-            Vec::new().into_iter()
+    let mut interrupted = loop {
+        match jobs.store.oldest(JobState::Running, usize::MAX >> 1).await {
+            Ok(interrupted) => break interrupted.into_iter(),
+            Err(error) => tracing::error!(%error, "interrupted jobs could not be read, trying again"),
+        }
+        if jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await.is_none() {
+            return;
         }
     };
-    while !jobs.stop.is_cancelled() {
+    'starting: while !jobs.stop.is_cancelled() {
         while running.len() < jobs.settings.max_running {
             let next = match interrupted.next() {
                 Some(job) => {
@@ -48,9 +50,9 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(%error, "the next job could not be claimed");
+                    tracing::error!(%error, "the next job could not be claimed, trying again");
                     jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
-                    break;
+                    continue 'starting;
                 }
             }
         }
@@ -93,7 +95,9 @@ enum End {
 
 async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
     let started = jobs.clock.elapsed();
-    if job.cancel_requested {
+    // Read again, as it may have been asked for before the job was entered, when nobody could be told.
+    let stored = jobs.store.get(job.id).await.ok().flatten();
+    if stored.as_ref().unwrap_or(&job).cancel_requested {
         cancel.cancel();
     }
     let lane = Arc::new(jobs.account.lane());
@@ -145,6 +149,11 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             job.error = Some(error);
         }
     }
+    // The one of an earlier run, perhaps; a crash may have come between a new file and its record.
+    let is_there = |archive: &ArchiveFile| {
+        std::fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
+    };
+    job.archive = job.archive.filter(is_there);
     // Taken back only now: a crash before this line retries once more, which loses nothing.
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);

@@ -4,6 +4,8 @@
 //! cannot both win. What a job received is not here but in its capture.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use crate::extract::{ExtractRequest, Waiting};
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
+/// There while a new table does not hold all that can be rebuilt yet.
+const MENDING: &str = "state.db.mending";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -56,7 +60,7 @@ pub struct JobStore {
 #[derive(Debug)]
 pub enum Opened {
     Sound(JobStore),
-    /// There was none.
+    /// There was none, or one that was not [`whole`](JobStore::whole) yet.
     New(JobStore),
     /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
     Replaced {
@@ -76,12 +80,19 @@ impl StoreError {
 impl JobStore {
     pub async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
         let path = directory.join(FILE_NAME);
+        let mending = directory.join(MENDING);
+        let begin_mending = || {
+            File::create(&mending).and_then(|_| File::open(directory)?.sync_all()).map_err(sqlx::Error::Io)
+        };
         if !path.exists() {
+            begin_mending()?;
             return Ok(Opened::New(Self::connect(&path).await?));
         }
         match Self::connect_checked(&path).await {
+            Ok(store) if mending.exists() => Ok(Opened::New(store)),
             Ok(store) => Ok(Opened::Sound(store)),
             Err(StoreError::Database(error)) if is_damage(&error) => {
+                begin_mending()?;
                 let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
                 let (records, pause) = salvage(&path).await;
                 std::fs::rename(&path, &set_aside).map_err(sqlx::Error::Io)?;
@@ -100,6 +111,14 @@ impl JobStore {
                 Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Everything that a new table can know is in it.
+    pub fn whole(directory: &Path) -> Result<(), StoreError> {
+        match std::fs::remove_file(directory.join(MENDING)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
+            _ => Ok(()),
         }
     }
 
@@ -318,4 +337,20 @@ async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
 fn read(row: &SqliteRow) -> Result<Job, StoreError> {
     let text: String = row.try_get("job")?;
     Ok(serde_json::from_str(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_new_table_is_new_until_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = async || JobStore::open(directory.path(), Timestamp::UNIX_EPOCH).await.unwrap();
+        for _ in 0..2 {
+            assert!(matches!(open().await, Opened::New(_)), "nothing must be swept yet");
+        }
+        JobStore::whole(directory.path()).unwrap();
+        assert!(matches!(open().await, Opened::Sound(_)));
+    }
 }

@@ -84,6 +84,24 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
+    let mut world = World::with(account(20), |settings| settings.jobs.max_running = 2).await;
+    let first = world.submit(&world.everything()).await;
+    let second = world.submit(&world.everything()).await;
+    for id in [&first, &second] {
+        world.wait_until(id, |job| job["state"] == "running").await;
+    }
+    world.settings.jobs.max_running = 1;
+    world.restart().await;
+    for id in [&second, &first] {
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await.status(), 202);
+    }
+    for id in [&first, &second] {
+        assert_eq!(world.finished(id).await["state"], "cancelled");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one() {
     let world = World::new(account(0)).await;
     let data = world.sim.dataset().clone();
