@@ -76,8 +76,12 @@ impl Audit {
     fn write(&self, line: &Line<'_>) {
         let mut text = serde_json::to_string(line).expect("a line is plain data");
         text.push('\n');
-        let written = self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(text.as_bytes());
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = file.metadata().map(|data| data.len());
+        let written = file.write_all(text.as_bytes());
         if let Err(error) = written {
+            // Half a line would spoil the next one as well. If it cannot be taken back there is nothing else to do.
+            let _ = whole.and_then(|length| file.set_len(length));
             // Refusing would keep people from deleting jobs on a full disk; the log has the line instead.
             metrics::counter!("zcr_audit_failures_total").increment(1);
             tracing::error!(%error, line = text.trim_end(), "the audit trail could not be written");
