@@ -6,8 +6,14 @@ use jiff::civil::Date;
 use super::writer::{Change, Effect};
 use super::{CaptureError, FailureNote, Tx, bulk, listed};
 
-/// Writes one change, as a part of the commit of this number. Pages of messages are written together with others of their group.
-pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Result<Effect, CaptureError> {
+/// Writes one change, as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are
+/// written together with others of their group.
+pub(super) async fn apply(
+    tx: &mut Tx<'_>,
+    number: i64,
+    change: &Change,
+    offset: u64,
+) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
     match change {
         Change::Plan { windows, meta } => {
@@ -49,19 +55,29 @@ pub(super) async fn apply(tx: &mut Tx<'_>, number: i64, change: &Change) -> Resu
             fail(tx, statement, *range, failure, *at).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
         }
-        Change::CutRange { range, reachable_from, failure, at } => {
+        Change::CutRange { range, reachable_from, kept, failure, at } => {
             let last_lost =
                 reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
-            sqlx::query(
-                "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
-                 SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
+            let lost: Option<i64> = sqlx::query_scalar(
+                "INSERT INTO ranges (unit, window, first_day, last_day, state, pages, failure, failed_at)
+                 SELECT unit, window, first_day, ?, 'failed', ?, ?, ? FROM ranges WHERE id = ? RETURNING id",
             )
             .bind(last_lost.to_string())
+            .bind(kept.len() as i64)
             .bind(note(failure))
             .bind(at.to_string())
             .bind(range)
-            .execute(&mut **tx)
+            .fetch_optional(&mut **tx)
             .await?;
+            // It may have been replaced meanwhile.
+            let Some(lost) = lost else { return Ok(effect) };
+            let mut offset = offset;
+            let rows = kept.iter().zip(0..).map(|((kind, segment), seq)| {
+                let row = bulk::Row { range: lost, seq, kind: *kind, segment, offset };
+                offset += segment.data.len() as u64;
+                row
+            });
+            bulk::insert_pages(tx, rows.collect()).await?;
             sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
                 .bind(reachable_from.to_string())
                 .bind(range)

@@ -6,7 +6,10 @@ use sqlx::QueryBuilder;
 
 use super::apply::run_with_id;
 use super::writer::{Effect, PageOf};
-use super::{CaptureError, Segment, Tx};
+use super::{CaptureError, Kind, Segment, Tx};
+
+/// Rows in one statement: eight values each, and SQLite takes 32,766 of them.
+const MOST_ROWS: usize = 1_000;
 
 /// A messages page as it stands in a group.
 #[derive(Debug, Clone, Copy)]
@@ -14,46 +17,38 @@ pub(super) struct MessagesPage<'a> {
     pub page: &'a PageOf,
     pub query: &'a str,
     pub segments: &'a [Option<Segment>; 3],
+    /// Where the first of them stands.
+    pub offset: u64,
     pub repeats: u64,
 }
 
-/// Stores pages of different chains, each with the place where its chain goes on. Their segments stand one after the
-/// other from `offset` on; `commit` is the number of the commit.
+/// The items of one kind of a page, as the table of pages has them.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    pub range: i64,
+    pub seq: i64,
+    pub kind: Kind,
+    pub segment: &'a Segment,
+    pub offset: u64,
+}
+
+/// Stores pages of different chains, each with the place where its chain goes on. `commit` is the number of the commit.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
     commit: i64,
     pages: &[MessagesPage<'_>],
-    mut offset: u64,
 ) -> Result<Effect, CaptureError> {
-    let mut segments = Vec::new();
-    for page in pages {
-        for (kind, segment) in page.segments.iter().enumerate() {
+    let mut rows = Vec::new();
+    for MessagesPage { page, segments, offset, .. } in pages {
+        let mut offset = *offset;
+        for (kind, segment) in Kind::ALL.into_iter().zip(*segments) {
             let Some(segment) = segment else { continue };
-            segments.push((page.page, kind, segment, offset));
+            rows.push(Row { range: page.chain, seq: page.seq, kind, segment, offset });
             offset += segment.data.len() as u64;
         }
     }
     replace_pages(tx, pages).await?;
-    // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
-    segments.sort_unstable_by_key(|(page, kind, ..)| (page.chain, page.seq, *kind));
-    if !segments.is_empty() {
-        // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
-        let mut insert = QueryBuilder::new(
-            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length) SELECT * FROM (",
-        );
-        insert.push_values(&segments, |mut row, (page, kind, segment, offset)| {
-            row.push_bind(page.chain)
-                .push_bind(page.seq)
-                .push_bind(*kind as i64)
-                .push_bind(i64::from(segment.items))
-                .push_bind(segment.raw_len as i64)
-                .push_bind(i64::from(segment.crc32))
-                .push_bind(*offset as i64)
-                .push_bind(segment.data.len() as i64);
-        });
-        insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
-        insert.build().persistent(false).execute(&mut **tx).await?;
-    }
+    insert_pages(tx, rows).await?;
     for page in pages {
         unknown_members(tx, "range", page.page).await?;
     }
@@ -80,6 +75,31 @@ pub(super) async fn messages_pages(
     let ended: Vec<i64> =
         pages.iter().filter(|page| page.page.next.is_none()).map(|page| page.page.chain).collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
+}
+
+pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row<'_>>) -> Result<(), CaptureError> {
+    // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
+    rows.sort_unstable_by_key(|row| (row.range, row.seq, row.kind));
+    for rows in rows.chunks(MOST_ROWS) {
+        // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
+        let mut insert = QueryBuilder::new(
+            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length) SELECT * FROM (",
+        );
+        insert.push_values(rows, |mut values, Row { range, seq, kind, segment, offset }| {
+            values
+                .push_bind(range)
+                .push_bind(seq)
+                .push_bind(*kind as i64)
+                .push_bind(i64::from(segment.items))
+                .push_bind(segment.raw_len as i64)
+                .push_bind(i64::from(segment.crc32))
+                .push_bind(*offset as i64)
+                .push_bind(segment.data.len() as i64);
+        });
+        insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
+        insert.build().persistent(false).execute(&mut **tx).await?;
+    }
+    Ok(())
 }
 
 /// Drops what ranges had before they began again, for those of which this is the first page.

@@ -125,6 +125,36 @@ impl Reader {
         by_kind(&rows)
     }
 
+    /// Another session and the days of a window in which it was listed; one that was answered, if there is any.
+    pub async fn another_session(
+        &mut self,
+        zoom_id: &str,
+    ) -> Result<Option<(String, Date, Date)>, CaptureError> {
+        let row = sqlx::query(
+            "WITH others AS (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
+                 JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window WHERE s.zoom_id <> ?)
+             SELECT * FROM others WHERE state = 'done'
+             UNION ALL SELECT * FROM others WHERE state = 'pending' LIMIT 1",
+        )
+        .bind(zoom_id)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let read =
+            |row: &SqliteRow| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?));
+        row.as_ref().map(read).transpose()
+    }
+
+    /// Where a range's stored segments are, in the order of pages and kinds.
+    pub async fn range_pages(&mut self, range: i64) -> Result<Vec<PageRef>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT kind, items, raw_len, crc32, offset, length FROM pages WHERE range = ? ORDER BY seq, kind",
+        )
+        .bind(range)
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter().map(page_ref).collect()
+    }
+
     /// Days that could not be listed although they are within reach, as (window, first day, last day).
     pub async fn days_not_listed(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
         let rows = sqlx::query(

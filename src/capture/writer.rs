@@ -14,7 +14,7 @@ use super::apply::apply;
 use super::bulk::{self, MessagesPage};
 use super::listed::KnownSessions;
 use super::segments::Appender;
-use super::{CaptureError, FailureNote, Location, PageToken, Segment};
+use super::{CaptureError, FailureNote, Kind, Location, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
 const QUEUE: usize = 192;
@@ -78,10 +78,12 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
-    /// The first days of a range are out of reach: they become a failed range of their own.
+    /// The first days of a range are out of reach: they become a failed range of their own, with what is kept of them.
+    /// The pages of the range are dropped.
     CutRange {
         range: i64,
         reachable_from: Date,
+        kept: Vec<(Kind, Segment)>,
         failure: FailureNote,
         at: Timestamp,
     },
@@ -103,6 +105,17 @@ pub enum Change {
     RefetchRanges(Vec<i64>),
     /// What failed is to be tried again.
     RetryFailed,
+}
+
+impl Change {
+    /// What it adds to the file of segments, in this order.
+    fn segments(&self) -> Vec<&Segment> {
+        match self {
+            Self::MessagesPage { segments, .. } => segments.iter().flatten().collect(),
+            Self::CutRange { kept, .. } => kept.iter().map(|(_, segment)| segment).collect(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// What a change did, as far as anybody counts it. What pages of the same group did together is told to one of them.
@@ -230,9 +243,10 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     *commits += 1;
     let number = *commits;
     // Segments first, and synced: the index never refers to what may be lost.
-    let data = segments_of(group);
-    let appended = data.iter().map(|segment| segment.len() as u64).sum();
-    let from = if data.is_empty() { 0 } else { segments.append(data).await? };
+    let data: Vec<Bytes> =
+        group.iter().flat_map(|(change, _)| change.segments()).map(|segment| segment.data.clone()).collect();
+    let appended = data.iter().map(|data| data.len() as u64).sum();
+    let mut offset = if data.is_empty() { 0 } else { segments.append(data).await? };
     if group.iter().any(|(change, _)| matches!(change, Change::ListPage { .. })) {
         known.make_ready(connection).await?;
     }
@@ -241,28 +255,20 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let mut pages = Vec::new();
     for (change, _) in group {
         if let Change::MessagesPage { page, query, segments, repeats } = change {
-            pages.push(MessagesPage { page, query, segments, repeats: *repeats });
+            pages.push(MessagesPage { page, query, segments, offset, repeats: *repeats });
             effects.push(Effect::default());
         } else {
-            effects.push(apply(&mut transaction, number, change).await?);
+            effects.push(apply(&mut transaction, number, change, offset).await?);
         }
+        offset += change.segments().iter().map(|segment| segment.data.len() as u64).sum::<u64>();
     }
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
     if !pages.is_empty() {
-        let together = bulk::messages_pages(&mut transaction, number, &pages, from).await?;
+        let together = bulk::messages_pages(&mut transaction, number, &pages).await?;
         let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage { .. }));
         effects[first.expect("there are pages")] = together;
     }
     transaction.commit().await?;
     segments.keep(appended);
     Ok(effects)
-}
-
-/// The segments of a group, in their order.
-fn segments_of(group: &[Request]) -> Vec<Bytes> {
-    let pages = group.iter().filter_map(|(change, _)| match change {
-        Change::MessagesPage { segments, .. } => Some(segments),
-        _ => None,
-    });
-    pages.flatten().flatten().map(|segment| segment.data.clone()).collect()
 }

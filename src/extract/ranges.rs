@@ -9,13 +9,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use jiff::civil::Date;
+use serde_json::value::RawValue;
 use siphasher::sip128::SipHasher13;
 
 use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
+use crate::capture::{Chain, Change, Effect, FailureNote, Kind, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::client::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -84,11 +86,7 @@ pub(super) async fn follow(
     }
     let mut chain = Pages::take_up(shared, &range).await?;
     if chain.token.is_none() && range.chain.from < oldest {
-        let (failure, at) = (out_of_reach(oldest), shared.now());
-        let cut = Change::CutRange { range: range.chain.id, reachable_from: oldest, failure, at };
-        shared.writer.commit(cut).await?;
-        chain.uncount(shared);
-        (range.chain.from, range.chain.pages) = (oldest, 0);
+        cut(shared, &mut range, &mut chain, oldest).await?;
     }
     let days = DateRange { from: range.chain.from, to: range.chain.to };
     if range.chain.pages == 0
@@ -136,11 +134,7 @@ pub(super) async fn follow(
                 return Ok(vec![range]);
             }
             Step::Failed(failure) => {
-                let alone = failure.kind == FailureKind::NoPermission && {
-                    let effort = run_effort(context.settings.max_attempts, Some(u32::MAX));
-                    context.lane.answers_another(&chain.call(&range, shared), effort).await
-                };
-                if failure.kind.concerns_the_account() && !alone {
+                if failure.kind.concerns_the_account() && !is_alone(shared, &range, &failure).await? {
                     return Err(ExtractError::Account(failure));
                 }
                 fail(shared, &range, note(&failure)).await?;
@@ -149,6 +143,79 @@ pub(super) async fn follow(
         }
     }
     Ok(Vec::new())
+}
+
+/// Whether permission was refused for one session only, by a firewall perhaps: another is not refused it.
+async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
+    if failure.kind != FailureKind::NoPermission {
+        return Ok(false);
+    }
+    let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
+    let mut reader = shared.location.open_reader().await?;
+    let another = reader.another_session(&range.session_id).await?;
+    reader.close().await;
+    let Some((session_id, from, to)) = another else { return Ok(false) };
+    let context = &shared.context;
+    let choice = context.request.item_choice();
+    let call = Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice };
+    let effort = run_effort(context.settings.max_attempts, Some(u32::MAX));
+    let asked = context.lane.fetch(&call, effort, |body| Page::read(&body, MESSAGES).map(|_| ())).await;
+    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == FailureKind::NoPermission))
+}
+
+/// The first days of a range have left Zoom's reach. What was received of them stays: nobody can have it again.
+async fn cut(
+    shared: &Shared,
+    range: &mut PendingRange,
+    chain: &mut Pages,
+    reachable_from: Date,
+) -> Result<(), ExtractError> {
+    let kept =
+        if range.chain.pages == 0 { Vec::new() } else { sent_before(shared, range, reachable_from).await? };
+    let mut items = [0; 3];
+    for (kind, segment) in &kept {
+        items[*kind as usize] += u64::from(segment.items);
+    }
+    let (failure, at) = (out_of_reach(reachable_from), shared.now());
+    let change = Change::CutRange { range: range.chain.id, reachable_from, kept, failure, at };
+    shared.count(&shared.writer.commit(change).await?);
+    chain.uncount(shared);
+    for (counter, items) in counters(shared).iter().zip(items) {
+        counter.fetch_add(items, Relaxed);
+    }
+    (range.chain.from, range.chain.pages) = (reachable_from, 0);
+    Ok(())
+}
+
+/// What is stored of a range and was sent before this day. Of edited and deleted items only where Zoom selects them by
+/// that as well: else they come again with the rest.
+async fn sent_before(
+    shared: &Shared,
+    range: &PendingRange,
+    day: Date,
+) -> Result<Vec<(Kind, Segment)>, ExtractError> {
+    let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
+    let mut reader = shared.location.open_reader().await?;
+    let pages = reader.range_pages(range.chain.id).await?;
+    let segments = reader.segments().clone();
+    reader.close().await;
+    let context = &shared.context;
+    let level = context.settings.compression_level;
+    let only_messages = context.request.item_choice().by_modification_time;
+    let begins = windows::begins(day).as_millisecond();
+    let read = move || {
+        let mut kept = Vec::new();
+        for page in pages.iter().filter(|page| !only_messages || page.kind == Kind::Messages) {
+            let raw = segments.inflated(page)?;
+            let array = array_of(&raw);
+            let items = items_of(&array).into_iter();
+            let before = items.filter(|item| sent_at(item).is_some_and(|sent| sent < begins));
+            let before: Vec<&str> = before.map(RawValue::get).collect();
+            kept.extend(Segment::of_items(&before, level).map(|segment| (page.kind, segment)));
+        }
+        Ok(kept)
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|_| ExtractError::Panicked)?
 }
 
 /// What became of one request of a chain.
@@ -368,10 +435,14 @@ fn counters(shared: &Shared) -> [&std::sync::atomic::AtomicU64; 3] {
 
 /// The digests of a stored page, whose items are joined as the segment joined them.
 fn digests_of(items: &[u8]) -> HashSet<u128> {
-    if items.is_empty() {
-        return HashSet::new();
-    }
-    let array = [b"[", items, b"]"].concat();
-    let items: Vec<&serde_json::value::RawValue> = serde_json::from_slice(&array).unwrap_or_default();
-    items.iter().map(|item| digest(item.get())).collect()
+    items_of(&array_of(items)).into_iter().map(|item| digest(item.get())).collect()
+}
+
+/// The items of a stored page as a JSON array.
+fn array_of(items: &[u8]) -> Vec<u8> {
+    [b"[", items, b"]"].concat()
+}
+
+fn items_of(array: &[u8]) -> Vec<&RawValue> {
+    serde_json::from_slice(array).unwrap_or_default()
 }

@@ -8,10 +8,9 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::windows::DateRange;
+use super::windows::{self, DateRange};
 
 /// Chains shorter than this are never cut.
 const LONG: f64 = 96.0;
@@ -104,8 +103,8 @@ impl Seen {
     /// How many pages the whole range would have at this density.
     fn expected_pages(&self, range: DateRange, now: Timestamp) -> Option<f64> {
         let (first, last) = self.span?;
-        let end = range.to.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp().min(now);
-        let start = range.from.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        let end = windows::begins(range.to.tomorrow().ok()?).min(now);
+        let start = windows::begins(range.from);
         let whole = (end.as_millisecond() - start.as_millisecond()) as f64;
         let spanned = ((last - first) as f64).max(1.0);
         Some(f64::from(self.pages) * whole / spanned)
@@ -207,7 +206,7 @@ mod tests {
     }
 
     fn start_ms() -> i64 {
-        month().from.to_zoned(TimeZone::UTC).unwrap().timestamp().as_millisecond()
+        windows::begins(month().from).as_millisecond()
     }
 
     fn later() -> Timestamp {

@@ -4,7 +4,8 @@
 //! (vendor's description of both report endpoints).
 
 use jiff::civil::Date;
-use jiff::{Span, ToSpan};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp, ToSpan};
 
 /// How far back Zoom's report reaches, in months.
 pub const REACH_MONTHS: i32 = 6;
@@ -19,6 +20,11 @@ pub struct DateRange {
 /// The oldest day that Zoom still answers for.
 pub fn oldest_reachable(today: Date) -> Date {
     today.checked_sub(Span::new().months(REACH_MONTHS)).unwrap_or(Date::MIN)
+}
+
+/// The instant at which a day begins.
+pub fn begins(day: Date) -> Timestamp {
+    day.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |begin| begin.timestamp())
 }
 
 /// Checks a range; one message for each field that is wrong, all at once.

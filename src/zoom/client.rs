@@ -380,15 +380,6 @@ impl Lane {
         }
     }
 
-    /// Whether messages of another session are answered as before: then what `call` ended with concerns its session only.
-    pub async fn answers_another(&self, call: &Call, effort: Effort) -> bool {
-        let known = self.account.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
-        match known {
-            Some(known) => self.fetch(&known, effort, |body| read_any(&body)).await.is_ok(),
-            None => false,
-        }
-    }
-
     /// Waits until Zoom answers. True when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
@@ -396,7 +387,10 @@ impl Lane {
             .outage
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                match self.send(&probe, Some(u32::MAX), &mut 0, |body| read_any(&body)).await {
+                let read = |body: Bytes| {
+                    serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
+                };
+                match self.send(&probe, Some(u32::MAX), &mut 0, read).await {
                     Err(outcome) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),
                 }
@@ -489,9 +483,4 @@ impl Lane {
             self.account.budget.believe(limit * self.account.settings.rate_share);
         }
     }
-}
-
-/// Any JSON is an answer.
-fn read_any(body: &[u8]) -> ReadResult<serde::de::IgnoredAny> {
-    serde_json::from_slice(body).map_err(|_| "no JSON".to_owned())
 }
