@@ -4,7 +4,7 @@
 //! can be continued against exactly the same bytes or not at all.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -12,7 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::AppState;
 use super::file;
-use super::jobs::parse_id;
+use super::jobs::PathId;
 use super::problem::Problem;
 use crate::jobs::JobsError;
 
@@ -40,11 +40,11 @@ use crate::jobs::JobsError;
 )]
 pub(super) async fn download(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (job, path) = state.jobs.archive(parse_id(&id)?).await?;
+    let (job, path) = state.jobs.archive(id).await?;
     let Some(archive) = &job.archive else {
         return Err(Problem::internal());
     };

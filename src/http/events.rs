@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::Stream;
 use futures_util::stream::unfold;
@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::jobs::parse_id;
+use super::jobs::PathId;
 use super::problem::Problem;
 use super::view::JobView;
 use crate::jobs::{Follower, Job, JobId, JobState};
@@ -46,9 +46,8 @@ pub(super) struct SentEvent {
 )]
 pub(super) async fn events(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
-    let id = parse_id(&id)?;
     let follower = state.jobs.follow(id);
     let job = state.jobs.get(id).await?;
     let place = state.event_streams.clone().try_acquire_owned();

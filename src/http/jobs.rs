@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -25,9 +26,18 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 200;
 const DEFAULT_PAGE: usize = 50;
 
-/// An id that is no UUID names no job.
-pub(super) fn parse_id(text: &str) -> Result<JobId, Problem> {
-    text.parse().map_err(|_| Problem::job_not_found())
+/// The job that a path names. What is no UUID names none.
+#[derive(Debug)]
+pub(super) struct PathId(pub JobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        let id = id.ok().and_then(|Path(id)| id.parse().ok());
+        id.map(Self).ok_or_else(Problem::job_not_found)
+    }
 }
 
 fn accepted(job: &Job) -> Response {
@@ -230,11 +240,10 @@ fn parse_wait(text: &str) -> Result<Duration, Problem> {
 )]
 pub(super) async fn get(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     query: Result<Query<WaitQuery>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let id = parse_id(&id)?;
     let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
     let wait = query.wait.as_deref().map(parse_wait).transpose()?;
     let mut follower = state.jobs.follow(id);
@@ -298,11 +307,8 @@ impl Shown {
         (status = 409, description = "The job has ended already", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn cancel(
-    State(state): State<AppState>,
-    Path(id): Path<String>,
-) -> Result<Response, Problem> {
-    Ok(accepted(&state.jobs.cancel(parse_id(&id)?).await?))
+pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
+    Ok(accepted(&state.jobs.cancel(id).await?))
 }
 
 /// Retry a job
@@ -318,11 +324,8 @@ pub(super) async fn cancel(
         (status = 409, description = "The job has nothing to retry", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn retry(
-    State(state): State<AppState>,
-    Path(id): Path<String>,
-) -> Result<Response, Problem> {
-    Ok(accepted(&state.jobs.retry(parse_id(&id)?).await?))
+pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
+    Ok(accepted(&state.jobs.retry(id).await?))
 }
 
 /// Delete a job
@@ -337,11 +340,8 @@ pub(super) async fn retry(
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn delete(
-    State(state): State<AppState>,
-    Path(id): Path<String>,
-) -> Result<StatusCode, Problem> {
-    state.jobs.delete(parse_id(&id)?).await?;
+pub(super) async fn delete(State(state): State<AppState>, PathId(id): PathId) -> Result<StatusCode, Problem> {
+    state.jobs.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -410,10 +410,9 @@ pub(super) struct FailureView {
 )]
 pub(super) async fn failures(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     query: Result<Query<FailuresQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<FailurePage>, Problem> {
-    let id = parse_id(&id)?;
     let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
     let limit = page_size(query.limit.as_deref())?;
     let after = parse_cursor('f', query.cursor.as_deref())?;

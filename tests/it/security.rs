@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use zoom_chat_reports::http::ApiKeys;
-use zoom_chat_reports::sim::{FaultLevel, ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::sim::{
+    FaultAnswer, FaultLevel, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
+};
 
 use crate::harness::World;
 use crate::process::Setup;
@@ -202,13 +204,20 @@ async fn heads_that_are_too_large_are_refused() {
         let status = answer.split(' ').nth(1).unwrap_or_default();
         assert!(["431", "414", "400"].contains(&status), "{what}: {answer:.80}");
     }
-    let ids =
-        ["..%2f..%2fstate.db", "%2e%2e", "....//", "0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d%00", "a%0d%0ab"];
+    let ids = [
+        "..%2f..%2fstate.db",
+        "%2e%2e",
+        "....//",
+        "0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d%00",
+        "a%0d%0ab",
+        "%ff",
+    ];
     for id in ids {
         let request =
             format!("GET /v1/jobs/{id}/archive HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let answer = raw(address, request.as_bytes(), patience);
         assert!(answer.starts_with("HTTP/1.1 404"), "{id}: {answer:.80}");
+        assert!(answer.contains("application/problem+json"), "{id}: {answer}");
     }
 }
 
@@ -311,6 +320,8 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     let sim =
         SimSettings { faults: FaultLevel::Nasty, messages: 4_000, sessions: 60, hostile: false, ..account() };
     let sim = Simulator::start(sim).await.unwrap();
+    let expired = FaultAnswer::ExpiredToken;
+    sim.script(ScriptedFault { matches: Match::Messages, after: 20, times: 1, answer: expired });
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path())
         .with("API_KEYS", &format!("ops:{KEY}"))
