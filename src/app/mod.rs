@@ -21,6 +21,8 @@ use crate::http::{self, AppState, Audit, FailedAttempts, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
 use crate::zoom::ZoomSettings;
 
+/// The setting of the service's directory.
+const DATA_DIR: &str = "DATA_DIR";
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
 
@@ -35,10 +37,10 @@ pub struct AppSettings {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    #[error("DATA_DIR {} cannot be used: {error}", path.display())]
-    DataDir { path: PathBuf, error: io::Error },
-    #[error("DATA_DIR {} is in use by another process", path.display())]
-    Locked { path: PathBuf },
+    #[error("{setting} {} cannot be used: {error}", path.display())]
+    Directory { setting: &'static str, path: PathBuf, error: io::Error },
+    #[error("{setting} {} is in use by another process", path.display())]
+    Locked { setting: &'static str, path: PathBuf },
     #[error("{setting} {address} cannot be used: {error}")]
     Listen { setting: &'static str, address: SocketAddr, error: io::Error },
     #[error("the HTTP client could not be made: {0}")]
@@ -62,7 +64,7 @@ pub struct App {
 impl App {
     pub async fn start(settings: AppSettings, clock: SharedClock) -> Result<Self, AppError> {
         crate::telemetry::metrics();
-        let lock = lock(&settings.jobs.data_dir)?;
+        let lock = lock(&settings.jobs.data_dir, DATA_DIR)?;
         let (listener, address) = bind(settings.listen, "LISTEN_ADDR").await?;
         let metrics = match settings.http.metrics_listen {
             Some(wanted) => Some(bind(wanted, "METRICS_ADDR").await?),
@@ -70,7 +72,7 @@ impl App {
         };
         let data_dir = settings.jobs.data_dir.clone();
         let audit = Audit::open(&data_dir, clock.clone())
-            .map_err(|error| AppError::DataDir { path: data_dir.join(http::audit::FILE_NAME), error })?;
+            .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::audit::FILE_NAME), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
         let jobs = Jobs::start(settings.jobs, account.clone(), clock.clone()).await?;
         let stopping = CancellationToken::new();
@@ -135,19 +137,25 @@ pub fn account(settings: ZoomSettings, clock: &SharedClock) -> Result<Arc<Accoun
     Ok(Account::new(settings, clock.clone())?)
 }
 
-/// Makes the data directory and locks it for this process.
-fn lock(data_dir: &Path) -> Result<File, AppError> {
-    let unusable = |error| AppError::DataDir { path: data_dir.to_owned(), error };
-    std::fs::create_dir_all(data_dir).map_err(unusable)?;
+/// Makes a directory, which is what `setting` says, and locks it for this process.
+fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
+    let unusable = |error| unusable(setting, directory, error);
+    std::fs::create_dir_all(directory).map_err(unusable)?;
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(data_dir.join("lock"))
+        .open(directory.join("lock"))
         .map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(AppError::Locked { path: data_dir.to_owned() }),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(AppError::Locked { setting, path: directory.to_owned() })
+        }
         Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
     }
+}
+
+fn unusable(setting: &'static str, path: &Path, error: io::Error) -> AppError {
+    AppError::Directory { setting, path: path.to_owned(), error }
 }

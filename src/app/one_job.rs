@@ -42,6 +42,13 @@ impl Output {
         }
     }
 
+    fn setting(&self) -> &'static str {
+        match self {
+            Self::Directory(_) => "--output-dir",
+            Self::Zip(_) => "--zip",
+        }
+    }
+
     /// What it makes.
     fn places(&self) -> Vec<PathBuf> {
         match self {
@@ -123,7 +130,7 @@ impl OneJob {
         {
             return Err(OneJobError::Exists { path });
         }
-        let lock = lock(&directory)?;
+        let lock = lock(&directory, output.setting())?;
         if continues {
             check_same(&request, &output, &directory).await?;
         }

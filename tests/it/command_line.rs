@@ -152,6 +152,10 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     unset.arg("check").env("ZOOM_CLIENT_SECRET", " ");
     let (code, _, err) = run(unset).await;
     assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
+    let mut nowhere = extract(&sim, home.path());
+    nowhere.args(["--output-dir", "/proc/nowhere"]);
+    let (code, _, err) = run(nowhere).await;
+    assert!(code == 1 && err.contains("--output-dir /proc/nowhere"), "{err}");
     let mut nonsense = binary();
     nonsense.arg("extract");
     assert_eq!(run(nonsense).await.0, 2);
