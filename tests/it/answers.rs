@@ -260,10 +260,10 @@ async fn every_answer_leads_to_what_the_document_says() {
         .await;
         world.sim.script(ScriptedFault { matches, after: 0, times, answer });
         let data = world.sim.dataset().clone();
-        let id = world.submit(&world.everything()).await;
+        let (body, days) = world.one_window();
+        let id = world.submit(&body).await;
         let job = world.finished(&id).await;
         let state = job["state"].as_str().unwrap();
-        let days = (data.first_day(), data.last_day());
         match ends {
             Ends::Whole => {
                 assert_eq!(state, "completed", "{name}: {job:#}");
@@ -317,7 +317,7 @@ async fn what_overlaps_is_kept_once_and_what_is_empty_stays() {
         let answer = FaultAnswer::ReplaceBody(answer.to_owned());
         world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: 1, answer });
     }
-    let (job, archive) = world.run(&world.everything()).await;
+    let (job, archive) = world.run(&world.one_window().0).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     let summary = archive.json("_metadata/sessions_summary.json");
     assert_eq!(summary.as_array().unwrap().len(), 1, "one session");

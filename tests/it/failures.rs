@@ -125,7 +125,7 @@ async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_b
     let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     world.sim.script(fault(Match::Session(0), 1, 1, status(400, expired)));
     world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
-    let id = world.submit(&world.everything()).await;
+    let id = world.submit(&world.one_window().0).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures");
     let failures = world.failures(&id).await;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::ToSpan;
 use jiff::civil::Date;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -186,6 +187,13 @@ impl World {
     pub fn everything(&self) -> Value {
         let data = self.sim.dataset();
         json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
+    }
+
+    /// The last three weeks: one window, whatever day it is.
+    pub fn one_window(&self) -> (Value, (Date, Date)) {
+        let to = self.sim.dataset().last_day();
+        let from = to.checked_sub(20.days()).unwrap();
+        (json!({ "from": from.to_string(), "to": to.to_string() }), (from, to))
     }
 
     /// Runs one job to its end and returns it with its archive.

@@ -132,7 +132,7 @@ async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
 /// One chat fails for good while everything else is answered: that is no outage, however often it fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
-    let world = World::new(SimSettings { sessions: 1, ..account() }).await;
+    let world = World::with_clock(SimSettings { sessions: 1, ..account() }, clock(), |_| {}).await;
     // The first page is answered, so that there is something to probe with; the second never is.
     let answer = FaultAnswer::Status { status: 503, headers: Vec::new(), body: String::new() };
     world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 0, times: u32::MAX, answer });
@@ -147,7 +147,7 @@ async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage() {
     let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
-    let world = World::new(sim).await;
+    let world = World::with_clock(sim, clock(), |_| {}).await;
     let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
     world.sim.script(ScriptedFault { matches: Match::Session(0), after: 12, times: u32::MAX, answer });
     let id = world.submit(&world.everything()).await;
@@ -185,7 +185,7 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
-    let world = World::with(account(), paced).await;
+    let world = World::with_clock(account(), clock(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 2_000).await;
     world.sim.set_credentials_valid(false);
