@@ -132,6 +132,13 @@ fn rows() -> Vec<Row> {
         row("401 again and again", Any, ALWAYS, status(401, r#"{"code":124}"#), Failed("credentials")),
         row("403 without a code, for a while", Session(0), SOME, status(403, html), Whole),
         row(
+            "403 without a code to one session for good",
+            Session(0),
+            ALWAYS,
+            status(403, html),
+            Failures("no-permission"),
+        ),
+        row(
             "404 to a first page",
             Session(0),
             ALWAYS,
