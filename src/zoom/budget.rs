@@ -34,7 +34,7 @@ const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
 const HOLD: Duration = Duration::from_millis(250);
 /// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
 /// was refused may still be refused (another app of the account), fast when it is long ago.
-const RECOVERY: f64 = 0.0022;
+const RECOVERY: f64 = 0.0018;
 /// It never falls below this share of the limit.
 const FLOOR: f64 = 0.05;
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
