@@ -150,10 +150,10 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     if failure.kind != FailureKind::NoPermission {
         return Ok(false);
     }
-    let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
-    let mut reader = shared.location.open_reader().await?;
+    let (one_of_few, mut reader) = shared.reader().await?;
     let another = reader.another_session(&range.session_id).await?;
     reader.close().await;
+    drop(one_of_few);
     let Some((session_id, from, to)) = another else { return Ok(false) };
     let context = &shared.context;
     let choice = context.request.item_choice();
@@ -194,8 +194,7 @@ async fn sent_before(
     range: &PendingRange,
     day: Date,
 ) -> Result<Vec<(Kind, Segment)>, ExtractError> {
-    let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
-    let mut reader = shared.location.open_reader().await?;
+    let (_one_of_few, mut reader) = shared.reader().await?;
     let pages = reader.range_pages(range.chain.id).await?;
     let segments = reader.segments().clone();
     reader.close().await;
@@ -310,21 +309,20 @@ impl Pages {
         if range.chain.pages == 0 {
             return Ok(pages);
         }
-        let _one_of_few = shared.taking_up.acquire().await.expect("the semaphore is never closed");
-        let mut reader = shared.location.open_reader().await?;
+        let (_one_of_few, mut reader) = shared.reader().await?;
         pages.counted = reader.range_items(range.chain.id).await?;
         let age = |token: &PageToken| shared.now().duration_since(token.at).unsigned_abs();
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
-        match &range.chain.resume {
-            Some(resume) if same_query && age(resume) < shared.context.settings.page_token_life => {
-                let stored = reader.last_page(range.chain.id).await?;
-                pages.previous = Arc::new(stored.map(|items| digests_of(&items)));
-                pages.observed = None;
-                pages.token = Some(resume.token.clone());
-                pages.seen.insert(resume.token.clone());
-                pages.seq = range.chain.pages;
-            }
-            _ => {}
+        if let Some(resume) = &range.chain.resume
+            && same_query
+            && age(resume) < shared.context.settings.page_token_life
+        {
+            let stored = reader.last_page(range.chain.id).await?;
+            pages.previous = Arc::new(stored.map(|items| digests_of(&items)));
+            pages.observed = None;
+            pages.token = Some(resume.token.clone());
+            pages.seen.insert(resume.token.clone());
+            pages.seq = range.chain.pages;
         }
         reader.close().await;
         Ok(pages)

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -107,8 +107,8 @@ pub(super) struct Shared {
     pub chains: AtomicUsize,
     /// Requests that splitting has cost.
     spent_on_splits: AtomicU64,
-    /// Chains taken up in the middle read their last page, each through a connection of its own.
-    pub taking_up: Semaphore,
+    /// Chains that look at what is stored do so through connections of their own.
+    readers: Semaphore,
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
@@ -128,7 +128,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         idle: AtomicUsize::new(0),
         chains: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
-        taking_up: Semaphore::new(4),
+        readers: Semaphore::new(4),
     });
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
@@ -326,6 +326,12 @@ impl Shared {
                 tracing::warn!(%error, "figures could not be written down");
             }
         }
+    }
+
+    /// A look at what is stored, for one of few at a time: as long as the permit is held.
+    pub(super) async fn reader(&self) -> Result<(SemaphorePermit<'_>, Reader), ExtractError> {
+        let permit = self.readers.acquire().await.expect("the semaphore is never closed");
+        Ok((permit, self.location.open_reader().await?))
     }
 
     /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
