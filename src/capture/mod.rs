@@ -160,8 +160,6 @@ pub struct PendingRange {
     pub query: Option<String>,
     /// The most pages that the same session has in another window: a hint at how long this will be.
     pub pages_elsewhere: i64,
-    /// Pages of its unit were received before, and perhaps dropped to be fetched again: there is something.
-    pub has_shown: bool,
 }
 
 /// A capture's place on disk.

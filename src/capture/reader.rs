@@ -144,6 +144,21 @@ impl Reader {
         row.as_ref().map(read).transpose()
     }
 
+    /// The days of a range's window, if any of its session's pages in them were received, perhaps dropped since to be fetched
+    /// again.
+    pub async fn shown_in(&mut self, range: i64) -> Result<Option<(Date, Date)>, CaptureError> {
+        let row = sqlx::query(
+            "SELECT w.first_day, w.last_day FROM ranges r
+             JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
+             WHERE r.id = ? AND (u.expected_pages > 0
+                 OR EXISTS (SELECT 1 FROM ranges o WHERE o.unit = u.id AND o.pages > 0))",
+        )
+        .bind(range)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
+    }
+
     /// Where a range's stored segments are, in the order of pages and kinds.
     pub async fn range_pages(&mut self, range: i64) -> Result<Vec<PageRef>, CaptureError> {
         let rows = sqlx::query(
@@ -195,7 +210,7 @@ impl Reader {
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT r.*, s.zoom_id, u.expected_pages > 0 OR r.pages > 0 AS has_shown,
+            "SELECT r.*, s.zoom_id,
                     (SELECT coalesce(max(max(v.expected_pages,
                          (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
                      FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
@@ -214,7 +229,6 @@ impl Reader {
                     chain: chain(row)?,
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
-                    has_shown: row.try_get("has_shown")?,
                     query: row.try_get("query")?,
                 })
             })

@@ -53,6 +53,9 @@ pub(super) struct SimulateArgs {
     /// How many times longer than usual messages are
     #[arg(long, default_value_t = 1)]
     text_scale: u32,
+    /// Answer 404 instead of an empty page for days of a chat without messages
+    #[arg(long)]
+    empty_not_found: bool,
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
@@ -70,6 +73,7 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         token_ttl: Duration::from_secs(args.token_ttl),
         heaviest_share: args.heaviest_share.clamp(0.0, 1.0),
         text_scale: args.text_scale.clamp(1, 1_000),
+        empty_is_not_found: args.empty_not_found,
         ..SimSettings::default()
     };
     let stop = shutdown::on_signal()?;

@@ -97,7 +97,7 @@ pub(super) async fn follow(
     }
     let mut outlook = context.progress.outlook();
     loop {
-        match chain.next(shared, &range).await? {
+        match chain.next(shared, &mut range).await? {
             Step::More => {
                 let Some(observed) = chain.observed else { continue };
                 let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
@@ -118,7 +118,9 @@ pub(super) async fn follow(
                 }
             }
             Step::End => break,
-            Step::Failed(failure) if failure.kind == FailureKind::NotFound && !chain.has_shown => {
+            Step::Failed(failure)
+                if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? =>
+            {
                 let change = Change::RangeNotFound { range: range.chain.id };
                 shared.count(&shared.writer.commit(change).await?);
                 break;
@@ -128,9 +130,7 @@ pub(super) async fn follow(
                 if failure.kind == FailureKind::Rejected
                     && range.chain.from < windows::oldest_reachable(context.clock.today()) =>
             {
-                let shown = chain.has_shown;
-                (range.chain.resume, range.chain.pages) = (None, i64::from(shown));
-                range.has_shown = shown;
+                range.chain.resume = None;
                 return Ok(vec![range]);
             }
             Step::Failed(failure) => {
@@ -155,12 +155,30 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     reader.close().await;
     drop(one_of_few);
     let Some((session_id, from, to)) = another else { return Ok(false) };
+    let asked = first_page(shared, &session_id, from, to).await;
+    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == FailureKind::NoPermission))
+}
+
+/// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
+/// Of a part of its days it may mean either, so all the days of its window are asked for.
+async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+    let (one_of_few, mut reader) = shared.reader().await?;
+    let shown_in = reader.shown_in(range.chain.id).await?;
+    reader.close().await;
+    drop(one_of_few);
+    let Some((from, to)) = shown_in else { return Ok(true) };
+    let from = from.max(windows::oldest_reachable(shared.context.clock.today()));
+    let is_a_part = (range.chain.from, range.chain.to) != (from, to);
+    Ok(range.chain.pages == 0 && is_a_part && first_page(shared, &range.session_id, from, to).await.is_ok())
+}
+
+/// Asks for the first page of a session in these days only to see whether there is an answer.
+async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> Result<(), Ended> {
     let context = &shared.context;
     let choice = context.request.item_choice();
     let call = Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice };
     let effort = run_effort(context.settings.max_attempts, Some(u32::MAX));
-    let asked = context.lane.fetch(&call, effort, |body| Page::read(&body, MESSAGES).map(|_| ())).await;
-    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == FailureKind::NoPermission))
+    context.lane.fetch(&call, effort, |body| Page::read(&body, MESSAGES).map(|_| ())).await
 }
 
 /// The first days of a range have left Zoom's reach. What was received of them stays: nobody can have it again.
@@ -253,13 +271,7 @@ async fn split_range(
                 window: range.chain.window,
             };
             // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange {
-                chain,
-                session_id: range.session_id.clone(),
-                query: None,
-                pages_elsewhere: 0,
-                has_shown: range.has_shown || expected_pages > 0,
-            }
+            PendingRange { chain, session_id: range.session_id.clone(), query: None, pages_elsewhere: 0 }
         })
         .collect())
 }
@@ -287,8 +299,6 @@ struct Pages {
     barren: u32,
     /// What is stored for this range: counted until something takes its place.
     counted: [u64; 3],
-    /// There is something in these days, so that "not found" means that it is gone.
-    has_shown: bool,
 }
 
 impl Pages {
@@ -304,7 +314,6 @@ impl Pages {
             observed: Some(split::Seen::default()),
             barren: 0,
             counted: [0; 3],
-            has_shown: range.has_shown,
         };
         if range.chain.pages == 0 {
             return Ok(pages);
@@ -339,7 +348,7 @@ impl Pages {
     }
 
     /// Asks for the next page and commits it.
-    async fn next(&mut self, shared: &Shared, range: &PendingRange) -> Result<Step, ExtractError> {
+    async fn next(&mut self, shared: &Shared, range: &mut PendingRange) -> Result<Step, ExtractError> {
         let settings = &shared.context.settings;
         let call = self.call(range, shared);
         let (previous, level) = (self.previous.clone(), settings.compression_level);
@@ -390,7 +399,7 @@ impl Pages {
     async fn commit(
         &mut self,
         shared: &Shared,
-        range: &PendingRange,
+        range: &mut PendingRange,
         call: &Call,
         page: MessagesPage,
     ) -> Result<(), ExtractError> {
@@ -414,13 +423,13 @@ impl Pages {
         if self.seq == 0 {
             self.uncount(shared);
         }
-        self.has_shown = true;
         for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {
             counter.fetch_add(items, Relaxed);
             *counted += items;
         }
         self.token = page.next;
         self.seq += 1;
+        range.chain.pages = self.seq;
         self.previous = Arc::new(page.digests);
         Ok(())
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use tokio::sync::Semaphore;
@@ -143,7 +143,12 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
             .persist_authorization(true)
             .display_request_duration(true),
     );
-    let docs = Router::from(docs).layer(set("content-security-policy", DOCS_POLICY));
+    let docs = Router::from(docs)
+        .layer(map_response(|answer: Response| async {
+            let is_nothing = [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status());
+            if is_nothing { nothing_here().into_response() } else { answer }
+        }))
+        .layer(set("content-security-policy", DOCS_POLICY));
     let protected = protected
         .layer(from_fn_with_state(state.clone(), auth::require_key))
         .layer(from_fn_with_state(state.clone(), audit::record));
@@ -161,14 +166,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .merge(open)
         .merge(docs)
         .route("/", get(|| async { Redirect::to("/docs/") }))
-        .fallback(|| async {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "not-found",
-                "There is nothing here",
-                "see /docs for what there is",
-            )
-        })
+        .fallback(|| async { nothing_here() })
         .method_not_allowed_fallback(|| async {
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -182,6 +180,10 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .layer(cors(settings))
         .layer(layers)
         .with_state(state)
+}
+
+fn nothing_here() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", "see /docs for what there is")
 }
 
 /// The metrics alone, for an address that only the collector reaches.

@@ -181,7 +181,7 @@ impl Api {
             _ => None,
         };
         let body = match session {
-            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, repeat),
+            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, repeat)?,
             None => self.list_page(&query, cursor.as_deref(), &key, repeat),
         };
         self.with(|changing| changing.counters.pages_served += 1);
@@ -235,15 +235,14 @@ impl Api {
     /// Once encoded, or twice where the id begins with a slash or holds two.
     fn find_session(&self, segment: &str) -> Result<u32, Refused> {
         let needs_two = |id: &str| id.starts_with('/') || id.contains("//");
-        let unknown = || error(404, 5301, "The session does not exist.");
-        let once = percent_decode(segment, false).ok_or_else(unknown)?;
+        let once = percent_decode(segment, false).ok_or_else(no_such_session)?;
         if let Some(index) = self.data.index_of(&once).filter(|_| !needs_two(&once)) {
             return Ok(index);
         }
-        let twice = percent_decode(&once, false).ok_or_else(unknown)?;
+        let twice = percent_decode(&once, false).ok_or_else(no_such_session)?;
         // "." and ".." cannot be sent as a segment in any other way.
         let only_twice = needs_two(&twice) || twice == ".." || twice == ".";
-        self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(unknown)
+        self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
     fn list_page(&self, query: &Query, cursor: Option<&[u64]>, key: &str, repeat: Option<String>) -> String {
@@ -283,7 +282,8 @@ impl Api {
         cursor: Option<&[u64]>,
         key: &str,
         repeat: Option<String>,
-    ) -> String {
+    ) -> Result<String, Refused> {
+        let is_first = cursor.is_none();
         let cursor = cursor.and_then(|cursor| match cursor {
             [message_slot, classes @ ..] => {
                 Some(Cursor { message_slot: *message_slot, class_slots: classes.try_into().ok()? })
@@ -297,6 +297,9 @@ impl Api {
             words.extend(cursor.class_slots);
             tokens::seal(self.noise, key, &words)
         });
+        if self.settings.empty_is_not_found && is_first && arrays.iter().all(String::is_empty) {
+            return Err(no_such_session());
+        }
         let [messages, edited, deleted] = arrays;
         let mut out = String::with_capacity(messages.len() + edited.len() + deleted.len() + 400);
         push_head(&mut out, query, repeat.or(next));
@@ -317,7 +320,7 @@ impl Api {
             }
         }
         out.push_str("]}");
-        out
+        Ok(out)
     }
 
     fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
@@ -460,6 +463,10 @@ fn json_body(status: u16, body: String) -> Response<Body> {
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
     response
+}
+
+fn no_such_session() -> Response<Body> {
+    error(404, 5301, "The session does not exist.")
 }
 
 fn error(status: u16, code: u32, message: &str) -> Response<Body> {

@@ -42,6 +42,9 @@ pub struct SimSettings {
     /// Whether some sessions have ids and names that break careless clients, and some messages JSON that is legal
     /// but that a strict reader refuses (a lone surrogate escape, a number beyond any float).
     pub hostile: bool,
+    /// Whether days of a session without anything in them answer 404 instead of an empty page; which of the two Zoom does
+    /// is not documented.
+    pub empty_is_not_found: bool,
 }
 
 impl Default for SimSettings {
@@ -67,6 +70,7 @@ impl Default for SimSettings {
             heaviest_share: 0.15,
             text_scale: 1,
             hostile: true,
+            empty_is_not_found: false,
         }
     }
 }

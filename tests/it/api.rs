@@ -50,7 +50,9 @@ async fn every_error_is_a_problem_with_a_stable_code() {
         .await
         .unwrap();
     assert_eq!(problem(huge).await, is(413, "body-too-large"));
-    assert_eq!(problem(world.get("/nowhere").await).await, is(404, "not-found"));
+    for path in ["/nowhere", "/docs/nowhere", "/docs/%ff"] {
+        assert_eq!(problem(world.get(path).await).await, is(404, "not-found"), "{path}");
+    }
     assert_eq!(problem(world.get("/v1/jobs/abc").await).await, is(404, "job-not-found"));
     let unknown = "/v1/jobs/0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d";
     assert_eq!(problem(world.get(unknown).await).await, is(404, "job-not-found"));

@@ -135,6 +135,23 @@ async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_gone_when_it_has_just_been_split_is_a_failure() {
+    let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
+    let world = World::new(SimSettings { latency: Duration::from_millis(5), ..sim }).await;
+    world.sim.script(fault(
+        Match::Session(0),
+        12,
+        u32::MAX,
+        status(404, r#"{"code":5301,"message":"gone"}"#),
+    ));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    assert!(failures.len() > 1, "it was split: {failures:?}");
+    assert!(failures.iter().all(|failure| failure["code"] == "not-found"), "{failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     for forbidden in
         [status(403, "<html>no</html>"), status(400, r#"{"code":200,"message":"No permission."}"#)]

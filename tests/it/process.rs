@@ -1,8 +1,10 @@
 //! The real binary, as an operator runs it: started, killed, stopped, its log kept.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,8 +15,12 @@ use crate::harness::Archive;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_zoom-chat-reports");
 
+/// Not among those that the system gives away, nor one that another process of this kind takes.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 200) as u16 * 100;
+    let mut ports = (0..100).map(|_| first + TAKEN.fetch_add(1, Ordering::Relaxed) % 100);
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// How to start it.

@@ -61,6 +61,27 @@ async fn a_session_that_holds_half_of_all_messages_is_split_and_whole_and_costs_
     assert_eq!(job["progress"]["units_done"], job["progress"]["units_total"]);
 }
 
+/// Zoom may say "not found" where there is nothing: also in some of the parts of a session that was split.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn days_without_messages_may_be_told_as_not_found() {
+    let sim = SimSettings {
+        empty_is_not_found: true,
+        heaviest_share: 0.0,
+        ..account(12, 40_000, FaultLevel::None)
+    };
+    let world = World::new(SimSettings { latency: Duration::from_millis(20), ..sim }).await;
+    let data = world.sim.dataset().clone();
+    let (job, archive) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed", "{:#?}", world.failures(job["id"].as_str().unwrap()).await);
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    let summary = archive.json("_metadata/extraction_summary.json");
+    let stats = world.sim.stats();
+    let not_found = stats.requests - stats.pages_served;
+    let empty = summary["not_found"].as_array().unwrap().len() as u64;
+    assert!(not_found > empty, "parts of sessions as well: {not_found}, {empty}");
+}
+
 /// With a limit pages are committed together, and files are hashed while others are still being fetched.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paced_run_that_lasts_for_seconds_comes_out_whole() {
