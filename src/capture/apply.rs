@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde_json::json;
 
-use super::writer::{Change, Effect};
+use super::writer::{Change, Effect, Kept};
 use super::{CaptureError, FailureNote, Tx, bulk, listed};
 
 /// Writes one change, as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are
@@ -50,7 +51,8 @@ pub(super) async fn apply(
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
         }
-        Change::FailRange { range, failure, at } => {
+        Change::FailRange { range, kept, failure, at } => {
+            keep(tx, *range, kept, offset).await?;
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failure, *at).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;
@@ -59,11 +61,10 @@ pub(super) async fn apply(
             let last_lost =
                 reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
             let lost: Option<i64> = sqlx::query_scalar(
-                "INSERT INTO ranges (unit, window, first_day, last_day, state, pages, failure, failed_at)
-                 SELECT unit, window, first_day, ?, 'failed', ?, ?, ? FROM ranges WHERE id = ? RETURNING id",
+                "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
+                 SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
             )
             .bind(last_lost.to_string())
-            .bind(kept.len() as i64)
             .bind(note(failure))
             .bind(at.to_string())
             .bind(range)
@@ -71,19 +72,13 @@ pub(super) async fn apply(
             .await?;
             // It may have been replaced meanwhile.
             let Some(lost) = lost else { return Ok(effect) };
-            let mut offset = offset;
-            let rows = kept.iter().zip(0..).map(|((kind, segment), seq)| {
-                let row = bulk::Row { range: lost, seq, kind: *kind, segment, offset };
-                offset += segment.data.len() as u64;
-                row
-            });
-            bulk::insert_pages(tx, rows.collect()).await?;
+            keep(tx, lost, kept, offset).await?;
+            begin_again(tx, *range).await?;
             sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
                 .bind(reachable_from.to_string())
                 .bind(range)
                 .execute(&mut **tx)
                 .await?;
-            drop_pages(tx, *range).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
@@ -94,7 +89,7 @@ pub(super) async fn apply(
                 // It has been replaced meanwhile.
                 return Ok(effect);
             }
-            drop_pages(tx, *range).await?;
+            begin_again(tx, *range).await?;
             sqlx::query(
                 "UPDATE units SET expected_pages = max(expected_pages, ?)
                  WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
@@ -133,7 +128,7 @@ pub(super) async fn apply(
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                drop_pages(tx, *range).await?;
+                begin_again(tx, *range).await?;
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -150,16 +145,59 @@ pub(super) async fn apply(
     Ok(effect)
 }
 
-/// Drops what was received of a range, which is to be fetched again. That there was something is remembered.
-async fn drop_pages(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
+/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered.
+async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
+    set_aside(tx, &[range]).await?;
     let statements = [
         "UPDATE units SET expected_pages = max(expected_pages, r.pages)
          FROM ranges r WHERE r.id = ? AND units.id = r.unit",
-        "DELETE FROM pages WHERE range = ?",
-        "DELETE FROM unknown_members WHERE range = ?",
         "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
     ];
     run_with_id(tx, &statements, range).await
+}
+
+/// Sets the pages of these ranges aside.
+pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<(), CaptureError> {
+    let ranges = json!(ranges).to_string();
+    for statement in [
+        "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
+         SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length
+         FROM ranges r JOIN pages p ON p.range = r.id WHERE r.id IN (SELECT value FROM json_each(?))
+         ORDER BY p.range, p.seq, p.kind",
+        "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
+        "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",
+    ] {
+        sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;
+    }
+    Ok(())
+}
+
+/// Adds to the pages of a range what else is kept of it; the first new segment stands at `offset`. Its chain can then only
+/// begin again.
+async fn keep(tx: &mut Tx<'_>, range: i64, kept: &[Kept], mut offset: u64) -> Result<(), CaptureError> {
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let pages: Option<i64> = sqlx::query_scalar(
+        "UPDATE ranges SET pages = pages + ?1, next_token = NULL, token_at = NULL WHERE id = ?2
+         RETURNING pages - ?1",
+    )
+    .bind(kept.len() as i64)
+    .bind(range)
+    .fetch_optional(&mut **tx)
+    .await?;
+    let rows = kept.iter().zip(pages.unwrap_or_default()..).map(|(kept, seq)| {
+        let page = match kept {
+            Kept::Page(page) => *page,
+            Kept::Items(kind, segment) => {
+                let page = segment.at(offset, *kind);
+                offset += page.length;
+                page
+            }
+        };
+        bulk::Row { range, seq, page }
+    });
+    bulk::insert_pages(tx, rows.collect()).await
 }
 
 pub(super) async fn run_with_id(

@@ -4,9 +4,9 @@
 use serde_json::json;
 use sqlx::QueryBuilder;
 
-use super::apply::run_with_id;
+use super::apply::set_aside;
 use super::writer::{Effect, PageOf};
-use super::{CaptureError, Kind, Segment, Tx};
+use super::{CaptureError, Kind, PageRef, Segment, Tx};
 
 /// Rows in one statement: eight values each, and SQLite takes 32,766 of them.
 const MOST_ROWS: usize = 1_000;
@@ -24,12 +24,10 @@ pub(super) struct MessagesPage<'a> {
 
 /// The items of one kind of a page, as the table of pages has them.
 #[derive(Debug)]
-pub(super) struct Row<'a> {
+pub(super) struct Row {
     pub range: i64,
     pub seq: i64,
-    pub kind: Kind,
-    pub segment: &'a Segment,
-    pub offset: u64,
+    pub page: PageRef,
 }
 
 /// Stores pages of different chains, each with the place where its chain goes on. `commit` is the number of the commit.
@@ -43,7 +41,7 @@ pub(super) async fn messages_pages(
         let mut offset = *offset;
         for (kind, segment) in Kind::ALL.into_iter().zip(*segments) {
             let Some(segment) = segment else { continue };
-            rows.push(Row { range: page.chain, seq: page.seq, kind, segment, offset });
+            rows.push(Row { range: page.chain, seq: page.seq, page: segment.at(offset, kind) });
             offset += segment.data.len() as u64;
         }
     }
@@ -77,24 +75,24 @@ pub(super) async fn messages_pages(
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 
-pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row<'_>>) -> Result<(), CaptureError> {
+pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<(), CaptureError> {
     // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
-    rows.sort_unstable_by_key(|row| (row.range, row.seq, row.kind));
+    rows.sort_unstable_by_key(|row| (row.range, row.seq, row.page.kind));
     for rows in rows.chunks(MOST_ROWS) {
         // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
         let mut insert = QueryBuilder::new(
             "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length) SELECT * FROM (",
         );
-        insert.push_values(rows, |mut values, Row { range, seq, kind, segment, offset }| {
+        insert.push_values(rows, |mut values, Row { range, seq, page }| {
             values
                 .push_bind(range)
                 .push_bind(seq)
-                .push_bind(*kind as i64)
-                .push_bind(i64::from(segment.items))
-                .push_bind(segment.raw_len as i64)
-                .push_bind(i64::from(segment.crc32))
-                .push_bind(*offset as i64)
-                .push_bind(segment.data.len() as i64);
+                .push_bind(page.kind as i64)
+                .push_bind(page.items as i64)
+                .push_bind(page.raw_len as i64)
+                .push_bind(i64::from(page.crc32))
+                .push_bind(page.offset as i64)
+                .push_bind(page.length as i64);
         });
         insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
         insert.build().persistent(false).execute(&mut **tx).await?;
@@ -102,7 +100,7 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row<'_>>) -> Res
     Ok(())
 }
 
-/// Drops what ranges had before they began again, for those of which this is the first page.
+/// Takes off what ranges had before they began again, for those of which this is the first page.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[MessagesPage<'_>]) -> Result<(), CaptureError> {
     let first = pages.iter().filter(|page| page.page.seq == 0);
     let first: Vec<i64> = first.map(|page| page.page.chain).collect();
@@ -115,11 +113,7 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[MessagesPage<'_>]) -> Result<()
     .bind(json!(first).to_string())
     .fetch_all(&mut **tx)
     .await?;
-    for range in replaced {
-        let statements = ["DELETE FROM pages WHERE range = ?", "DELETE FROM unknown_members WHERE range = ?"];
-        run_with_id(tx, &statements, range).await?;
-    }
-    Ok(())
+    if replaced.is_empty() { Ok(()) } else { set_aside(tx, &replaced).await }
 }
 
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, else failed if one

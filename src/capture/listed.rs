@@ -10,7 +10,7 @@ use serde_json::json;
 use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
-use super::apply::run_with_id;
+use super::apply::{run_with_id, set_aside};
 use super::bulk::unknown_members;
 use super::writer::{Effect, ListedSession, PageOf};
 use super::{CaptureError, Tx};
@@ -210,14 +210,18 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     // that the new ranges do not get their numbers: chains of theirs may be under way.
     let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
     if !probed.is_empty() {
-        let probed = json!(probed).to_string();
-        for statement in [
-            "DELETE FROM pages WHERE range IN
-                 (SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?)",
-            "DELETE FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?",
-        ] {
-            sqlx::query(statement).bind(&probed).bind(last_range).execute(&mut **tx).await?;
-        }
+        let replaced: Vec<i64> = sqlx::query_scalar(
+            "SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?",
+        )
+        .bind(json!(probed).to_string())
+        .bind(last_range)
+        .fetch_all(&mut **tx)
+        .await?;
+        set_aside(tx, &replaced).await?;
+        sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(json!(replaced).to_string())
+            .execute(&mut **tx)
+            .await?;
     }
     Ok((all.len() - probed.len()) as u64)
 }

@@ -11,6 +11,7 @@ mod listed;
 mod reader;
 mod segment;
 mod segments;
+mod sessions;
 #[cfg(test)]
 pub mod testing;
 mod totals;
@@ -26,26 +27,33 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 
 use listed::KnownSessions;
-pub use reader::{PageRef, Place, Reader, SessionRow};
+pub use reader::{PageRef, Reader};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
+pub use sessions::{Place, SessionRow};
 pub use totals::{Counts, FailureRow, WindowCount};
 use writer::Store;
-pub use writer::{Change, Effect, ListedSession, PageOf, Writer};
+pub use writer::{Change, Effect, Kept, ListedSession, PageOf, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// What version 2 had not: the order in which units came to their ends. The index comes first: made of all units at once it
 /// would sort them in memory.
 const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
      CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
      UPDATE units SET settled = 1 WHERE state <> 'pending';";
+
+/// What version 3 had not: pages that are set aside.
+const FROM_VERSION_3: &str = "CREATE TABLE set_aside (unit INTEGER NOT NULL REFERENCES units(id),
+         first_day TEXT NOT NULL, last_day TEXT NOT NULL, kind INTEGER NOT NULL, items INTEGER NOT NULL,
+         raw_len INTEGER NOT NULL, crc32 INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL) STRICT;
+     CREATE INDEX set_aside_of_unit ON set_aside(unit);";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -103,7 +111,7 @@ impl From<sqlx::Error> for CaptureError {
 type Tx<'a> = Transaction<'a, Sqlite>;
 
 /// The three arrays of a messages page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
     Messages,
     Edited,
@@ -191,14 +199,18 @@ impl Location {
         let mut connection = self.options().create_if_missing(true).connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
-            0 => set_up(&mut connection, include_str!("schema.sql")).await?,
-            2 => set_up(&mut connection, FROM_VERSION_2).await?,
+            0 => set_up(&mut connection, &[include_str!("schema.sql")]).await?,
+            2 => set_up(&mut connection, &[FROM_VERSION_2, FROM_VERSION_3]).await?,
+            3 => set_up(&mut connection, &[FROM_VERSION_3]).await?,
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
-        let end: i64 = sqlx::query_scalar("SELECT coalesce(max(offset + length), 0) FROM pages")
-            .fetch_one(&mut connection)
-            .await?;
+        let end: i64 = sqlx::query_scalar(
+            "SELECT max(coalesce((SELECT max(offset + length) FROM pages), 0),
+                        coalesce((SELECT max(offset + length) FROM set_aside), 0))",
+        )
+        .fetch_one(&mut connection)
+        .await?;
         let segments = Appender::open(&self.segments(), end as u64)?;
         let commits =
             sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
@@ -275,10 +287,12 @@ impl Location {
     }
 }
 
-async fn set_up(connection: &mut SqliteConnection, schema: &'static str) -> Result<(), CaptureError> {
+async fn set_up(connection: &mut SqliteConnection, scripts: &[&'static str]) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql(schema).execute(&mut *transaction).await?;
-    sqlx::raw_sql("PRAGMA user_version = 3").execute(&mut *transaction).await?;
+    for script in scripts {
+        sqlx::raw_sql(*script).execute(&mut *transaction).await?;
+    }
+    sqlx::raw_sql("PRAGMA user_version = 4").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -290,7 +304,7 @@ mod tests {
     use testing::{empty_page, list, planned};
 
     #[tokio::test]
-    async fn a_capture_of_the_version_before_is_taken_up_and_others_are_refused() {
+    async fn a_capture_of_a_version_before_is_taken_up_and_others_are_refused() {
         let (_directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for range in [3, 1] {
@@ -302,8 +316,11 @@ mod tests {
             sqlx::raw_sql(script).execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
         };
-        made("DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled; PRAGMA user_version = 2")
-            .await;
+        made(
+            "DROP TABLE set_aside; DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
+             PRAGMA user_version = 2",
+        )
+        .await;
         let writer = location.open_writer().await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         writer.close().await;

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::CaptureError;
+use super::{CaptureError, Kind, PageRef};
 
 /// No byte of deflate becomes more than about a thousand.
 const MOST_INFLATED: u64 = 1_100;
@@ -35,6 +35,12 @@ impl Segment {
             crc32: crc32fast::hash(raw.as_bytes()),
             data: pack(raw.as_bytes(), level).into(),
         })
+    }
+
+    /// As the index has it, once it stands there.
+    pub(super) fn at(&self, offset: u64, kind: Kind) -> PageRef {
+        let (raw_len, crc32, length) = (self.raw_len, self.crc32, self.data.len() as u64);
+        PageRef { kind, items: u64::from(self.items), raw_len, crc32, offset, length }
     }
 }
 

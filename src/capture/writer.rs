@@ -14,7 +14,7 @@ use super::apply::apply;
 use super::bulk::{self, MessagesPage};
 use super::listed::KnownSessions;
 use super::segments::Appender;
-use super::{CaptureError, FailureNote, Kind, Location, PageToken, Segment};
+use super::{CaptureError, FailureNote, Kind, Location, PageRef, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
 const QUEUE: usize = 192;
@@ -37,7 +37,37 @@ pub struct PageOf {
     pub unknown: Vec<(String, String)>,
 }
 
-/// One atomic change.
+/// What is kept of days that failed beside what their range has: a page as it is stored, or some items of one.
+#[derive(Debug)]
+pub enum Kept {
+    Page(PageRef),
+    Items(Kind, Segment),
+}
+
+impl Kept {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Page(page) => page.kind,
+            Self::Items(kind, _) => *kind,
+        }
+    }
+
+    pub fn items(&self) -> u64 {
+        match self {
+            Self::Page(page) => page.items,
+            Self::Items(_, segment) => u64::from(segment.items),
+        }
+    }
+
+    fn segment(&self) -> Option<&Segment> {
+        match self {
+            Self::Page(_) => None,
+            Self::Items(_, segment) => Some(segment),
+        }
+    }
+}
+
+/// One atomic change. Pages that one takes off a range are set aside.
 #[derive(Debug)]
 pub enum Change {
     /// Plans the windows, each with one list to fetch.
@@ -75,19 +105,20 @@ pub enum Change {
     },
     FailRange {
         range: i64,
+        kept: Vec<Kept>,
         failure: FailureNote,
         at: Timestamp,
     },
     /// The first days of a range are out of reach: they become a failed range of their own, with what is kept of them.
-    /// The pages of the range are dropped.
+    /// Its pages are taken off the range.
     CutRange {
         range: i64,
         reachable_from: Date,
-        kept: Vec<(Kind, Segment)>,
+        kept: Vec<Kept>,
         failure: FailureNote,
         at: Timestamp,
     },
-    /// A range is too long for one chain of pages: its pages are dropped and it is cut into shorter ones, the first of
+    /// A range is too long for one chain of pages: its pages are taken off and it is cut into shorter ones, the first of
     /// which keeps its number.
     SplitRange {
         range: i64,
@@ -112,7 +143,9 @@ impl Change {
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage { segments, .. } => segments.iter().flatten().collect(),
-            Self::CutRange { kept, .. } => kept.iter().map(|(_, segment)| segment).collect(),
+            Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
+                kept.iter().filter_map(Kept::segment).collect()
+            }
             _ => Vec::new(),
         }
     }

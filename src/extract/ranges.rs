@@ -4,36 +4,24 @@
 //! days that left Zoom's reach, a chain that turns out too long.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use jiff::civil::Date;
-use serde_json::value::RawValue;
-use siphasher::sip128::SipHasher13;
 
+use super::kept;
 use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, Effect, FailureNote, Kind, PageOf, PageToken, PendingRange, Segment};
+use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::client::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// A digest of each item of a page, by kind: what the next page's items are compared with.
 type Digests = [HashSet<u128>; 3];
-
-/// With keys that nobody knows, so that no two items can be made to look the same.
-static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
-    let key = || RandomState::new().hash_one(());
-    SipHasher13::new_with_keys(key(), key())
-});
-
-fn digest(item: &str) -> u128 {
-    DIGEST.hash(item.as_bytes()).as_u128()
-}
 
 /// A messages page, read and compressed.
 #[derive(Debug)]
@@ -57,7 +45,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
             .iter()
             .map(|item| item.get())
             .filter(|item| {
-                let digest = digest(item);
+                let digest = kept::digest(item);
                 digests[kind].insert(digest);
                 let repeated = previous[kind].contains(&digest);
                 repeats += u64::from(repeated);
@@ -181,58 +169,22 @@ async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> 
     context.lane.fetch(&call, effort, |body| Page::read(&body, MESSAGES).map(|_| ())).await
 }
 
-/// The first days of a range have left Zoom's reach. What was received of them stays: nobody can have it again.
+/// The first days of a range have left Zoom's reach.
 async fn cut(
     shared: &Shared,
     range: &mut PendingRange,
     chain: &mut Pages,
     reachable_from: Date,
 ) -> Result<(), ExtractError> {
-    let kept =
-        if range.chain.pages == 0 { Vec::new() } else { sent_before(shared, range, reachable_from).await? };
-    let mut items = [0; 3];
-    for (kind, segment) in &kept {
-        items[*kind as usize] += u64::from(segment.items);
-    }
+    let kept = kept::of_lost_days(shared, range, reachable_from).await?;
+    let items = kept::counts(&kept);
     let (failure, at) = (out_of_reach(reachable_from), shared.now());
     let change = Change::CutRange { range: range.chain.id, reachable_from, kept, failure, at };
     shared.count(&shared.writer.commit(change).await?);
     chain.uncount(shared);
-    for (counter, items) in counters(shared).iter().zip(items) {
-        counter.fetch_add(items, Relaxed);
-    }
+    count(shared, items);
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
-}
-
-/// What is stored of a range and was sent before this day. Of edited and deleted items only where Zoom selects them by
-/// that as well: else they come again with the rest.
-async fn sent_before(
-    shared: &Shared,
-    range: &PendingRange,
-    day: Date,
-) -> Result<Vec<(Kind, Segment)>, ExtractError> {
-    let (_one_of_few, mut reader) = shared.reader().await?;
-    let pages = reader.range_pages(range.chain.id).await?;
-    let segments = reader.segments().clone();
-    reader.close().await;
-    let context = &shared.context;
-    let level = context.settings.compression_level;
-    let only_messages = context.request.item_choice().by_modification_time;
-    let begins = windows::begins(day).as_millisecond();
-    let read = move || {
-        let mut kept = Vec::new();
-        for page in pages.iter().filter(|page| !only_messages || page.kind == Kind::Messages) {
-            let raw = segments.inflated(page)?;
-            let array = array_of(&raw);
-            let items = items_of(&array).into_iter();
-            let before = items.filter(|item| sent_at(item).is_some_and(|sent| sent < begins));
-            let before: Vec<&str> = before.map(RawValue::get).collect();
-            kept.extend(Segment::of_items(&before, level).map(|segment| (page.kind, segment)));
-        }
-        Ok(kept)
-    };
-    tokio::task::spawn_blocking(read).await.map_err(|_| ExtractError::Panicked)?
 }
 
 /// What became of one request of a chain.
@@ -279,8 +231,11 @@ async fn split_range(
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
     tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
-    let change = Change::FailRange { range: range.chain.id, failure, at: shared.now() };
+    let kept = kept::of_failed(shared, range).await?;
+    let items = kept::counts(&kept);
+    let change = Change::FailRange { range: range.chain.id, kept, failure, at: shared.now() };
     shared.count(&shared.writer.commit(change).await?);
+    count(shared, items);
     Ok(())
 }
 
@@ -327,7 +282,7 @@ impl Pages {
             && age(resume) < shared.context.settings.page_token_life
         {
             let stored = reader.last_page(range.chain.id).await?;
-            pages.previous = Arc::new(stored.map(|items| digests_of(&items)));
+            pages.previous = Arc::new(stored.map(|items| kept::digests_of(&items)));
             pages.observed = None;
             pages.token = Some(resume.token.clone());
             pages.seen.insert(resume.token.clone());
@@ -423,8 +378,8 @@ impl Pages {
         if self.seq == 0 {
             self.uncount(shared);
         }
-        for ((counter, counted), items) in counters(shared).iter().zip(&mut self.counted).zip(items) {
-            counter.fetch_add(items, Relaxed);
+        count(shared, items);
+        for (counted, items) in self.counted.iter_mut().zip(items) {
             *counted += items;
         }
         self.token = page.next;
@@ -435,21 +390,13 @@ impl Pages {
     }
 }
 
+fn count(shared: &Shared, items: [u64; 3]) {
+    for (counter, items) in counters(shared).iter().zip(items) {
+        counter.fetch_add(items, Relaxed);
+    }
+}
+
 fn counters(shared: &Shared) -> [&std::sync::atomic::AtomicU64; 3] {
     let progress = &shared.context.progress;
     [&progress.messages, &progress.edited_messages, &progress.deleted_messages]
-}
-
-/// The digests of a stored page, whose items are joined as the segment joined them.
-fn digests_of(items: &[u8]) -> HashSet<u128> {
-    items_of(&array_of(items)).into_iter().map(|item| digest(item.get())).collect()
-}
-
-/// The items of a stored page as a JSON array.
-fn array_of(items: &[u8]) -> Vec<u8> {
-    [b"[", items, b"]"].concat()
-}
-
-fn items_of(array: &[u8]) -> Vec<&RawValue> {
-    serde_json::from_slice(array).unwrap_or_default()
 }

@@ -134,21 +134,66 @@ async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_b
     assert_eq!(told, [(&json!("not-found"), &json!(100))]);
 }
 
+/// Session 0 is gone after its chain has begun again, or has been cut: what came before is kept all the same, each message
+/// once; should it come back a retry makes it whole.
+async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, came: usize) -> Vec<Value> {
+    let world = World::new(sim).await;
+    for fault in faults {
+        world.sim.script(fault);
+    }
+    let (body, (from, to)) = world.one_window();
+    let id = world.submit(&body).await;
+    let data = world.sim.dataset().clone();
+    let name = data.session(0).id;
+    let sent = data.items(0, from, to, ItemOptions::default());
+    let sent: Vec<_> = sent.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text).collect();
+    let mut failures = Vec::new();
+    for retry in 0..2 {
+        if retry > 0 {
+            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        }
+        let job = world.finished(&id).await;
+        assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+        failures = world.failures(&id).await;
+        assert!(failures.iter().all(|failure| failure["code"] == "not-found"), "{failures:?}");
+        let archive = world.archive(&id).await;
+        let summary = archive.json("_metadata/sessions_summary.json");
+        let line = summary.as_array().unwrap().iter().find(|line| line["id"] == name.as_str());
+        let held = archive.messages_of(line.unwrap());
+        assert!(held.len() >= came && held.starts_with(&sent[..came]), "{} of {came}", held.len());
+        assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len(), "each once");
+        assert!(held.iter().all(|text| sent.contains(text)));
+        let captured = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap());
+        assert_eq!(captured.sum::<u64>(), held.len() as u64);
+        let total = &archive.json("_metadata/extraction_summary.json")["total_messages"];
+        assert_eq!(*total, job["progress"]["messages"], "{retry}");
+    }
+    world.sim.clear_script();
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    let archive = world.archive(&id).await;
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    failures
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_gone_when_it_has_just_been_split_is_a_failure() {
+async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
+    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
+    let faults = vec![
+        fault(Match::Session(0), 3, 1, status(400, expired)),
+        fault(Match::Session(0), 5, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
+    ];
+    let sim = SimSettings { messages: 4_000, months: 1, ..account() };
+    whatever_came_is_kept(sim, faults, 300).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
+    let gone = fault(Match::Session(0), 12, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#));
     let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
-    let world = World::new(SimSettings { latency: Duration::from_millis(5), ..sim }).await;
-    world.sim.script(fault(
-        Match::Session(0),
-        12,
-        u32::MAX,
-        status(404, r#"{"code":5301,"message":"gone"}"#),
-    ));
-    let id = world.submit(&world.everything()).await;
-    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
-    let failures = world.failures(&id).await;
+    let sim = SimSettings { latency: Duration::from_millis(5), ..sim };
+    let failures = whatever_came_is_kept(sim, vec![gone], 400).await;
     assert!(failures.len() > 1, "it was split: {failures:?}");
-    assert!(failures.iter().all(|failure| failure["code"] == "not-found"), "{failures:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,160 @@
+//! What was received stays: whatever becomes of a chain, all that ever came of its days is kept of them.
+//!
+//! Pages are taken off a range when its chain begins again or is cut, and set aside in the capture. Should those days fail
+//! after all, what the pages hold of them is added to what is there.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use jiff::civil::Date;
+use serde_json::value::RawValue;
+use siphasher::sip128::SipHasher13;
+
+use super::run::{ExtractError, Shared};
+use super::windows::{self, DateRange};
+use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
+use crate::zoom::wire::sent_at;
+
+/// With keys that nobody knows, so that no two items can be made to look the same.
+static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
+    let key = || RandomState::new().hash_one(());
+    SipHasher13::new_with_keys(key(), key())
+});
+
+/// The same for byte-identical items, in this process.
+pub(super) fn digest(item: &str) -> u128 {
+    DIGEST.hash(item.as_bytes()).as_u128()
+}
+
+/// The digests of a stored page's items.
+pub(super) fn digests_of(page: &[u8]) -> HashSet<u128> {
+    let array = array_of(page);
+    items_of(&array).into_iter().map(|item| digest(item.get())).collect()
+}
+
+/// A stored page as a JSON array: its items are joined as the segment joined them.
+fn array_of(page: &[u8]) -> Vec<u8> {
+    [b"[", page, b"]"].concat()
+}
+
+fn items_of(array: &[u8]) -> Vec<&RawValue> {
+    serde_json::from_slice(array).unwrap_or_default()
+}
+
+/// How many items of each kind are kept.
+pub(super) fn counts(kept: &[Kept]) -> [u64; 3] {
+    let mut counts = [0; 3];
+    for kept in kept {
+        counts[kept.kind() as usize] += kept.items();
+    }
+    counts
+}
+
+/// What is kept of a range that failed, beside the pages it has.
+pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
+    let (own, set_aside, choice) = received(shared, range, days_of(range)).await?;
+    if set_aside.is_empty() {
+        return Ok(Vec::new());
+    }
+    in_background(move || choice.of(&own, &set_aside)).await
+}
+
+/// What is kept of the days before `reachable_from`: the range is about to lose them, and the pages it has.
+pub(super) async fn of_lost_days(
+    shared: &Shared,
+    range: &PendingRange,
+    reachable_from: Date,
+) -> Result<Vec<Kept>, ExtractError> {
+    let days = DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..days_of(range) };
+    let (own, set_aside, choice) = received(shared, range, days).await?;
+    in_background(move || choice.of(&[], &[own, set_aside].concat())).await
+}
+
+fn days_of(range: &PendingRange) -> DateRange {
+    DateRange { from: range.chain.from, to: range.chain.to }
+}
+
+/// A stored page, and days that hold everything in it.
+type Received = (DateRange, PageRef);
+
+/// The pages a range has, those set aside, and how to choose from them what is of these days.
+async fn received(
+    shared: &Shared,
+    range: &PendingRange,
+    days: DateRange,
+) -> Result<(Vec<Received>, Vec<Received>, Choice), ExtractError> {
+    let (_one_of_few, mut reader) = shared.reader().await?;
+    let own = reader.range_pages(range.chain.id).await?.into_iter().map(|page| (days_of(range), page));
+    let set_aside = reader.set_aside(range.chain.id).await?.into_iter();
+    let set_aside = set_aside.map(|(from, to, page)| (DateRange { from, to }, page));
+    let choice = Choice {
+        days,
+        sent_in: [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
+            .map(|day| windows::begins(day).as_millisecond()),
+        by_modification_time: shared.context.request.item_choice().by_modification_time,
+        segments: reader.segments().clone(),
+        level: shared.context.settings.compression_level,
+    };
+    reader.close().await;
+    Ok((own.collect(), set_aside.collect(), choice))
+}
+
+async fn in_background(
+    work: impl FnOnce() -> Result<Vec<Kept>, CaptureError> + Send + 'static,
+) -> Result<Vec<Kept>, ExtractError> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| ExtractError::Panicked)??)
+}
+
+/// What is chosen from pages: the items of some days, each once.
+struct Choice {
+    days: DateRange,
+    /// The first millisecond of those days, and that after the last.
+    sent_in: [i64; 2],
+    /// Edited and deleted items were selected by another time than the one they tell.
+    by_modification_time: bool,
+    segments: Arc<SegmentReader>,
+    level: u32,
+}
+
+impl Choice {
+    /// What `pages` hold of the days and `there` does not.
+    fn of(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
+        let mut known = HashSet::new();
+        for (_, page) in there {
+            known.extend(digests_of(&self.read(page)?).into_iter().map(|digest| (page.kind, digest)));
+        }
+        let mut kept = Vec::new();
+        for (days, page) in pages {
+            let array = array_of(&self.read(page)?);
+            let items = items_of(&array);
+            let is_wanted = |item: &&&RawValue| {
+                self.holds(*days, page.kind, item) && known.insert((page.kind, digest(item.get())))
+            };
+            let wanted: Vec<&str> = items.iter().filter(is_wanted).map(|item| item.get()).collect();
+            if wanted.len() as u64 == page.items {
+                kept.push(Kept::Page(*page));
+            } else {
+                let segment = Segment::of_items(&wanted, self.level);
+                kept.extend(segment.map(|segment| Kept::Items(page.kind, segment)));
+            }
+        }
+        Ok(kept)
+    }
+
+    /// A page's items; none if it is damaged.
+    fn read(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+        match self.segments.inflated(page) {
+            Err(error) if error.is_damaged() => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
+    /// Whether an item of a page of these days is wanted.
+    fn holds(&self, of: DateRange, kind: Kind, item: &RawValue) -> bool {
+        let [from, until] = self.sent_in;
+        let whole = self.days.from <= of.from && of.to <= self.days.to;
+        let tells_its_time = kind == Kind::Messages || !self.by_modification_time;
+        whole || tells_its_time && sent_at(item).is_some_and(|sent| (from..until).contains(&sent))
+    }
+}
