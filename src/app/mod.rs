@@ -89,7 +89,7 @@ impl App {
             stopping: stopping.clone(),
         };
         let servers = TaskTracker::new();
-        let most = offer.max_connections.min(descriptors() / 4 * 3);
+        let most = offer.max_connections.min(raise_descriptors() / 4 * 3);
         let serve = |listener, router| {
             http::server::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };
@@ -107,8 +107,9 @@ impl App {
     /// Stops in order: long answers end, jobs stop where they stand, open connections get a moment to finish.
     pub async fn shut_down(self) {
         self.stopping.cancel();
-        self.jobs.shut_down().await;
+        self.jobs.stop().await;
         self.servers.wait().await;
+        self.jobs.close().await;
         tracing::info!("stopped");
     }
 }
@@ -121,7 +122,7 @@ async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener,
 }
 
 /// Raises the number of files and sockets this process may open as far as it is allowed to, and tells it.
-fn descriptors() -> usize {
+fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(ENOUGH_DESCRIPTORS).min(ENOUGH_DESCRIPTORS);

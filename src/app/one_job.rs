@@ -191,9 +191,15 @@ impl OneJob {
 }
 
 async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    // A capture whose plan was never committed belongs to nobody yet, and a damaged one is set aside by the run.
-    let Ok(Some(Captured { request: stored, .. })) = extract::captured(directory).await else {
-        return Ok(());
+    let stored = match extract::captured(directory).await {
+        Ok(Some(Captured { request, .. })) => request,
+        // A capture whose plan was never committed belongs to nobody yet.
+        Ok(None) => return Ok(()),
+        // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
+        Err(error) => match Location::in_directory(directory).check().await {
+            Err(damage) if damage.is_damaged() => return Ok(()),
+            _ => return Err(error.into()),
+        },
     };
     if stored == *request {
         return Ok(());

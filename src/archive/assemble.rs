@@ -26,6 +26,8 @@ use crate::capture::{Location, Place, Reader, SEPARATOR};
 const AT_A_TIME: i64 = 250;
 /// And so many pages at most, if that is more than one session: where each is has to be remembered meanwhile.
 const PAGES_AT_A_TIME: i64 = 10_000;
+/// More would hold memory for nothing: the archive is written, and hashed as a whole, by one each.
+const MOST_THREADS: usize = 8;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
 /// What a session takes beside its messages: heads, names, lines.
@@ -108,7 +110,7 @@ impl Assembly {
     /// Adds all sessions; nothing more may come.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
         self.check_room(0)?;
-        let threads = available_parallelism().map_or(1, usize::from);
+        let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
         self.add_sessions(true, threads, &CancellationToken::new())?;
         Ok(self.scratch.check_whole()?)
     }

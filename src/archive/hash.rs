@@ -94,9 +94,10 @@ pub fn sessions(
     threads: usize,
 ) -> Result<Vec<Hashed>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
+    // All of them inflate on so many threads together.
+    let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
     std::thread::scope(|scope| {
-        let shares =
-            sessions.chunks(size).map(|of| scope.spawn(move || share(of, segments, cancel, threads)));
+        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of, segments, cancel, each)));
         let shares: Vec<_> = shares.collect();
         let mut hashed = Vec::with_capacity(sessions.len());
         for share in shares {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 
+use crate::sqlite;
 use listed::KnownSessions;
 pub use reader::{PageRef, Reader};
 pub use segment::{SEPARATOR, Segment, inflate, pack};
@@ -94,16 +95,12 @@ impl From<std::io::Error> for CaptureError {
 
 impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
-        let code = error
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .and_then(|code| code.parse::<i32>().ok());
-        match code {
-            // SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
-            Some(13 | 4_874) => Self::DiskFull,
-            // SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms.
-            Some(code) if [11, 26].contains(&(code & 0xff)) => Self::Damaged(error.to_string()),
-            _ => Self::Database(error),
+        if sqlite::is_disk_full(&error) {
+            Self::DiskFull
+        } else if sqlite::is_damage(&error) {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Database(error)
         }
     }
 }

@@ -6,17 +6,19 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::Response;
-use dashmap::DashMap;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::auth::{Caller, peer};
+use super::problem::Problem;
+use super::recent::Recent;
 use super::{AppState, REQUEST_ID};
 use crate::clock::SharedClock;
 
@@ -24,15 +26,12 @@ use crate::clock::SharedClock;
 pub const FILE_NAME: &str = "audit.jsonl";
 /// Looking at the same job again within this time is not written down again: people poll.
 const SAME_LOOK: Duration = Duration::from_secs(60);
-/// Looks remembered at a time.
-const MOST_LOOKS: usize = 10_000;
-
 /// An open trail.
 #[derive(Debug)]
 pub struct Audit {
     clock: SharedClock,
     file: Mutex<File>,
-    looks: DashMap<String, Duration>,
+    looks: Recent<String, u32>,
 }
 
 /// One line of the trail.
@@ -56,20 +55,13 @@ impl Audit {
     pub fn open(data_dir: &Path, clock: SharedClock) -> io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options().create(true).append(true).mode(0o600).open(data_dir.join(FILE_NAME))?;
-        Ok(Self { clock, file: Mutex::new(file), looks: DashMap::new() })
+        Ok(Self { clock, file: Mutex::new(file), looks: Recent::new(SAME_LOOK) })
     }
 
     /// True when the same look was written down within the last minute.
     fn seen_lately(&self, look: String) -> bool {
-        let now = self.clock.elapsed();
-        if self.looks.len() >= MOST_LOOKS {
-            self.looks.retain(|_, at| now - *at < SAME_LOOK);
-        }
-        let lately = self.looks.get(&look).is_some_and(|at| now - *at < SAME_LOOK);
-        if !lately {
-            self.looks.insert(look, now);
-        }
-        lately
+        let looks = self.looks.update(look, self.clock.elapsed(), |looks| *looks = looks.saturating_add(1));
+        looks.is_some_and(|(_, looks)| looks > 1)
     }
 
     /// Appends in one write, before the caller gets its answer: what was answered is in the trail.
@@ -89,30 +81,59 @@ impl Audit {
     }
 }
 
-/// What a request does, and whether it only looks.
-fn action_of(method: &Method, path: &str) -> Option<(&'static str, bool)> {
+/// What kind of thing a request does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Looks,
+    Takes,
+    Changes,
+}
+
+fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     Some(match (method.as_str(), path) {
-        ("POST", "/v1/jobs") => ("create", false),
-        ("GET" | "HEAD", "/v1/jobs") => ("list", true),
-        ("GET" | "HEAD", "/v1/jobs/{id}") => ("read", true),
-        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", true),
-        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", true),
-        ("GET" | "HEAD", "/v1/jobs/{id}/archive") => ("download", false),
-        ("DELETE", "/v1/jobs/{id}") => ("delete", false),
-        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", false),
-        ("POST", "/v1/jobs/{id}/retry") => ("retry", false),
-        ("POST", "/v1/check") => ("check", false),
+        ("POST", "/v1/jobs") => ("create", Kind::Changes),
+        ("GET" | "HEAD", "/v1/jobs") => ("list", Kind::Looks),
+        ("GET" | "HEAD", "/v1/jobs/{id}") => ("read", Kind::Looks),
+        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", Kind::Looks),
+        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", Kind::Looks),
+        ("GET" | "HEAD", "/v1/jobs/{id}/archive") => ("download", Kind::Takes),
+        ("DELETE", "/v1/jobs/{id}") => ("delete", Kind::Changes),
+        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Kind::Changes),
+        ("POST", "/v1/jobs/{id}/retry") => ("retry", Kind::Changes),
+        ("POST", "/v1/check") => ("check", Kind::Takes),
         _ => return None,
     })
 }
 
-/// Writes a line for each request that does something, refused ones included.
+/// Writes a line for each request that does something, refused ones included. What changes something is done to its end, and
+/// its line is written, also when the caller hangs up meanwhile: his handler would be dropped wherever it stood.
 pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let action = matched.as_deref().and_then(|path| action_of(request.method(), path));
-    let Some((action, only_looks)) = action else {
+    let Some((action, kind)) = action else {
         return next.run(request).await;
     };
+    if kind != Kind::Changes {
+        return run_recorded(state, action, kind, request, next).await;
+    }
+    let jobs = state.jobs.clone();
+    let work = run_recorded(state, action, kind, request, next).in_current_span();
+    match jobs.run_to_its_end(work).await {
+        Ok(response) => response,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Problem::internal().into_response(),
+        },
+    }
+}
+
+async fn run_recorded(
+    state: AppState,
+    action: &'static str,
+    kind: Kind,
+    request: Request,
+    next: Next,
+) -> Response {
     let id = request.uri().path().split('/').nth(3).map(str::to_owned);
     let from = peer(&request).map(|peer| peer.ip().to_string());
     let headers = request.headers().clone();
@@ -127,7 +148,7 @@ pub async fn record(State(state): State<AppState>, request: Request, next: Next)
     let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));
     let name = caller.as_ref().and_then(|caller| caller.name.as_deref());
-    if only_looks {
+    if kind == Kind::Looks {
         let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
         if state.audit.seen_lately(look) {
             return response;
@@ -146,6 +167,3 @@ pub async fn record(State(state): State<AppState>, request: Request, next: Next)
     });
     response
 }
-
-/// How handlers share the trail.
-pub type SharedAudit = Arc<Audit>;

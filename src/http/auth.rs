@@ -3,7 +3,7 @@
 //! Without keys there is nothing to compare: `config` then allows loopback only, and only callers that say they mean
 //! this machine, so that a web page in the operator's browser cannot reach the service by a name of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use dashmap::DashMap;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::AppState;
 use super::problem::Problem;
+use super::recent::Recent;
 use crate::clock::SharedClock;
 
 /// One key; only its digest is kept. The name is what job records, logs and the audit trail show.
@@ -107,40 +107,37 @@ impl ApiKey {
 /// Wrong keys an address may send in a minute before it is told to wait.
 const MOST_FAILURES: u32 = 20;
 const A_MINUTE: Duration = Duration::from_secs(60);
-/// Addresses remembered at a time.
-const MOST_ADDRESSES: usize = 10_000;
 
 /// Counts wrong keys by address. A right key is let through whatever the count: keys are too long to be guessed, and
 /// one careless client behind a proxy must not lock out the others.
 #[derive(Debug)]
 pub struct FailedAttempts {
     clock: SharedClock,
-    counts: DashMap<IpAddr, (Duration, u32)>,
+    counts: Recent<IpAddr, u32>,
 }
 
 impl FailedAttempts {
     pub fn new(clock: SharedClock) -> Self {
-        Self { clock, counts: DashMap::new() }
+        Self { clock, counts: Recent::new(A_MINUTE) }
     }
 
     /// Counts one. How long the address is to wait, if it has had its share of this minute.
     fn add(&self, address: IpAddr) -> Option<Duration> {
-        let now = self.clock.elapsed();
-        if self.counts.len() >= MOST_ADDRESSES {
-            self.counts.retain(|_, (since, _)| now - *since < A_MINUTE);
-        }
-        let mut entry = self.counts.entry(address).or_insert((now, 0));
-        if now - entry.0 >= A_MINUTE {
-            *entry = (now, 0);
-        }
-        entry.1 = entry.1.saturating_add(1);
-        let (since, count) = *entry;
-        drop(entry);
+        let one_more = |count: &mut u32| *count = count.saturating_add(1);
+        let (left, count) = self.counts.update(network(address), self.clock.elapsed(), one_more)?;
         // Enough to see it, not enough to fill a disk.
         if count == 1 || count == MOST_FAILURES {
             tracing::warn!(%address, attempts_this_minute = count, "refused a caller without a valid key");
         }
-        (count > MOST_FAILURES).then(|| A_MINUTE.saturating_sub(now - since))
+        (count > MOST_FAILURES).then_some(left)
+    }
+}
+
+/// What belongs to one caller: of IPv6 he has 2^64 addresses.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

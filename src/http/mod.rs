@@ -11,6 +11,7 @@ mod file;
 mod jobs;
 pub mod openapi;
 pub mod problem;
+mod recent;
 pub mod server;
 mod system;
 mod view;
@@ -222,7 +223,8 @@ impl MakeRequestId for NewRequestId {
 
 fn span(request: &Request) -> tracing::Span {
     let id = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), request.id = id)
+    // Of the level of errors, so that every line of the log that concerns a request can be found by its id.
+    tracing::error_span!("request", method = %request.method(), path = request.uri().path(), request.id = id)
 }
 
 fn log_response<B>(response: &axum::http::Response<B>, latency: Duration, _: &tracing::Span) {

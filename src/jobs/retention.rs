@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::model::JobState;
-use super::service::{Jobs, JobsError, job_directories, remove_directory};
+use super::service::{Jobs, JobsError, job_directories, remove_directory, remove_files};
 use super::store::ListFilter;
 
 /// How often finished jobs are looked at.
@@ -46,7 +46,7 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 job.state = JobState::Expired;
                 job.archive = None;
                 if jobs.store.replace(state, &job).await? {
-                    match remove_directory(&jobs.directory(job.id)) {
+                    match remove_files(jobs.directory(job.id)).await {
                         Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
                         Err(error) => tracing::error!(
                             %error, job.id = %job.id, "job expired, its files could not be removed; the next start tries again"

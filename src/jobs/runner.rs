@@ -2,10 +2,12 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -57,20 +59,12 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
             }
         }
         tokio::select! {
-            Some(ended) = running.join_next() => report_panic(ended),
+            Some(_) = running.join_next() => {}
             () = jobs.work.notified() => {}
             () = jobs.stop.cancelled() => {}
         }
     }
-    while let Some(ended) = running.join_next().await {
-        report_panic(ended);
-    }
-}
-
-fn report_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a job's task ended abnormally; it is taken up at the next start");
-    }
+    running.join_all().await;
 }
 
 async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
@@ -117,11 +111,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         all_listed: CancellationToken::new(),
     };
     let end = {
-        let work = work(&jobs, context, &cancel);
+        // A job that panics must not stay `running` for ever.
+        let work = AssertUnwindSafe(work(&jobs, context, &cancel)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
-                end = &mut work => break end,
+                end = &mut work => break end.unwrap_or_else(|_| End::Failed(extract_trouble(&ExtractError::Panicked))),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
                     jobs.registry.publish(Job { progress: figures(), ..job.clone() });
                 }
@@ -224,13 +219,17 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
 
 /// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
 fn make_directory(directory: &Path) -> Result<(), JobError> {
-    let made = std::fs::create_dir(directory).and_then(|()| match directory.parent() {
-        // A directory is durable once its own is.
+    let made = match std::fs::create_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    };
+    let durable = made.and_then(|()| match directory.parent() {
+        // A directory is durable once its own is; a crash may have come between.
         Some(parent) => std::fs::File::open(parent)?.sync_all(),
         None => Ok(()),
     });
-    match made {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+    match durable {
+        Err(error) => {
             let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
             Err(trouble(
                 if error.kind() == std::io::ErrorKind::StorageFull { "disk-full" } else { "data-directory" },
@@ -238,7 +237,7 @@ fn make_directory(directory: &Path) -> Result<(), JobError> {
                 help,
             ))
         }
-        _ => Ok(()),
+        Ok(()) => Ok(()),
     }
 }
 

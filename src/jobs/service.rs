@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -102,11 +103,23 @@ impl Jobs {
     }
 
     /// Stops every job where it stands (they go on at the next start) and waits for all tasks.
-    pub async fn shut_down(&self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Closes the table of jobs, when nobody asks for one any more.
+    pub async fn close(&self) {
         self.store.close().await;
+    }
+
+    /// Does something whether or not anybody waits for it.
+    pub fn run_to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn(work)
     }
 
     pub async fn create(
@@ -241,7 +254,7 @@ impl Jobs {
             return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
         }
         // The record is gone first: files without a record are swept, a record without files would be a lie.
-        remove_directory(&self.directory(id))?;
+        remove_files(self.directory(id)).await?;
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
         Ok(())
@@ -323,6 +336,12 @@ pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, Pa
         }
     }
     Ok(found)
+}
+
+/// A capture of many gigabytes takes a while to go.
+pub(super) async fn remove_files(directory: PathBuf) -> std::io::Result<()> {
+    let removed = tokio::task::spawn_blocking(move || remove_directory(&directory));
+    removed.await.map_err(std::io::Error::other)?
 }
 
 pub(super) fn remove_directory(path: &Path) -> std::io::Result<()> {

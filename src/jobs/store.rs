@@ -14,10 +14,11 @@ use jiff::Timestamp;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, Connection, Row};
 
 use super::model::{Job, JobId, JobState};
 use crate::extract::{ExtractRequest, Waiting};
+use crate::sqlite;
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
@@ -28,6 +29,8 @@ const MENDING: &str = "state.db.mending";
 pub enum StoreError {
     #[error("the table of jobs could not be used: {0}")]
     Database(#[from] sqlx::Error),
+    #[error("the table of jobs is damaged: {0}")]
+    Damaged(String),
     #[error("the table of jobs holds a record that cannot be read: {0}")]
     Unreadable(#[from] serde_json::Error),
 }
@@ -72,8 +75,15 @@ pub enum Opened {
 
 impl StoreError {
     pub fn is_disk_full(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("13")
+        matches!(self, Self::Database(error) if sqlite::is_disk_full(error))
+    }
+
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Database(error) => sqlite::is_damage(error),
+            Self::Damaged(_) => true,
+            Self::Unreadable(_) => false,
+        }
     }
 }
 
@@ -91,7 +101,7 @@ impl JobStore {
         match Self::connect_checked(&path).await {
             Ok(store) if mending.exists() => Ok(Opened::New(store)),
             Ok(store) => Ok(Opened::Sound(store)),
-            Err(StoreError::Database(error)) if is_damage(&error) => {
+            Err(error) if error.is_damage() => {
                 begin_mending()?;
                 let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
                 let (records, pause) = salvage(&path).await;
@@ -124,12 +134,16 @@ impl JobStore {
 
     async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path).await?;
-        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&store.pool).await?;
-        if verdict == "ok" {
-            return Ok(store);
-        }
+        let checked: Result<String, _> =
+            sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&store.pool).await;
+        let error = match checked {
+            Ok(verdict) if verdict == "ok" => return Ok(store),
+            Ok(verdict) => StoreError::Damaged(verdict),
+            Err(error) => error.into(),
+        };
+        // Before anybody renames the file: who closes the last connection removes the log by its name.
         store.close().await;
-        Err(StoreError::Database(sqlx::Error::Protocol(format!("{DAMAGED}{verdict}"))))
+        Err(error)
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {
@@ -143,7 +157,7 @@ impl JobStore {
             .pragma("temp_store", "memory")
             .pragma("cache_size", "-1000");
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
-        sqlx::raw_sql(
+        let made = sqlx::raw_sql(
             "CREATE TABLE IF NOT EXISTS jobs (
                  number INTEGER PRIMARY KEY AUTOINCREMENT,
                  id TEXT NOT NULL UNIQUE,
@@ -161,7 +175,11 @@ impl JobStore {
                  STRICT;",
         )
         .execute(&pool)
-        .await?;
+        .await;
+        if let Err(error) = made {
+            pool.close().await;
+            return Err(error.into());
+        }
         Ok(Self { pool })
     }
 
@@ -224,7 +242,7 @@ impl JobStore {
         .bind(filter.limit as i64)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter().map(|row| Ok((row.try_get("number")?, read(row)?))).collect()
+        Ok(readable(&rows, |row| Ok((row.try_get("number")?, read(row)?))))
     }
 
     /// The ids of jobs that have files, or may have some.
@@ -249,16 +267,12 @@ impl JobStore {
             .bind(most as i64)
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(read).collect()
+        Ok(readable(&rows, read))
     }
 
     /// Writes a job back if it is still in the state it was read in. False when somebody else was faster.
     pub async fn replace(&self, expected: JobState, job: &Job) -> Result<bool, StoreError> {
-        debug_assert!(
-            expected == job.state || expected.may_become(job.state),
-            "{expected:?} -> {:?}",
-            job.state
-        );
+        assert!(expected == job.state || expected.may_become(job.state), "{expected:?} -> {:?}", job.state);
         let changed =
             sqlx::query("UPDATE jobs SET state = ?, finished_at = ?, job = ? WHERE id = ? AND state = ?")
                 .bind(job.state.as_str())
@@ -297,21 +311,6 @@ impl JobStore {
     }
 }
 
-/// How the check's verdict is told from other protocol errors.
-const DAMAGED: &str = "damaged: ";
-
-/// SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms, and a failed check.
-fn is_damage(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Protocol(text) => text.starts_with(DAMAGED),
-        other => other
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .and_then(|code| code.parse::<i32>().ok())
-            .is_some_and(|code| [11, 26].contains(&(code & 0xff))),
-    }
-}
-
 /// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
 async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
     let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
@@ -331,7 +330,15 @@ async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
     let pause: Result<String, _> =
         sqlx::query_scalar("SELECT pause FROM account_pause").fetch_one(&mut connection).await;
     let pause = pause.ok().and_then(|text| serde_json::from_str(&text).ok());
+    // Before the file is renamed, as above.
+    let _ = connection.close().await;
     (records.into_values().collect(), pause)
+}
+
+/// One record that cannot be read (another version wrote it, perhaps) must not hide the others.
+fn readable<T>(rows: &[SqliteRow], read: impl Fn(&SqliteRow) -> Result<T, StoreError>) -> Vec<T> {
+    let read = |row| read(row).inspect_err(|error| tracing::error!(%error, "a job is passed over"));
+    rows.iter().filter_map(|row| read(row).ok()).collect()
 }
 
 fn read(row: &SqliteRow) -> Result<Job, StoreError> {

@@ -12,10 +12,16 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::outcome::{Outcome, Refusal};
+use super::transport::collect;
 use crate::clock::SharedClock;
 
 /// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
+
+/// Whatever the answer says of it; Zoom's last for an hour.
+const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
+/// A larger answer holds no token.
+const MOST_BYTES: usize = 64 << 10;
 
 /// Server-to-server OAuth credentials of one account.
 #[derive(Clone)]
@@ -132,8 +138,7 @@ impl Tokens {
             .map_err(|error| Outcome::NoAnswer(super::transport::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let body =
-            response.bytes().await.map_err(|error| Outcome::NoAnswer(super::transport::describe(&error)))?;
+        let body = collect(response, MOST_BYTES).await?;
         if status != 200 {
             return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
         }
@@ -142,7 +147,7 @@ impl Tokens {
     }
 
     fn keep(&self, body: TokenBody, asked_at: Duration) -> Token {
-        let life = Duration::from_secs(body.expires_in.unwrap_or(3_600));
+        let life = Duration::from_secs(body.expires_in.unwrap_or(3_600)).min(LONGEST_LIFE);
         let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = cached.as_ref().map_or(1, |old| old.token.generation + 1);

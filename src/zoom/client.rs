@@ -225,6 +225,8 @@ const UNPACED_CHAINS: usize = 3;
 const CHAINS: f64 = 8.0;
 /// ... and so many at most.
 const MOST_CHAINS: f64 = 512.0;
+/// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
+const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 
@@ -418,17 +420,16 @@ impl Lane {
     }
 
     fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
-        let account = &self.account;
-        match kind {
-            LimitKind::PerSecond => account.budget.slow_down(after),
-            LimitKind::Daily => {
-                let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
-                let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
-                tracing::warn!(%until, "Zoom's daily limit is reached, waiting");
-                let reason = "Zoom's daily request limit is reached".to_owned();
-                account.budget.pause(Waiting { until, reason });
-            }
-        }
+        let budget = &self.account.budget;
+        let reason = match kind {
+            LimitKind::PerSecond if after <= SHORT_WAIT => return budget.slow_down(after),
+            LimitKind::PerSecond => "Zoom asked for a pause",
+            LimitKind::Daily => "Zoom's daily request limit is reached",
+        };
+        let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
+        let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
+        tracing::warn!(%until, "{reason}, waiting");
+        budget.pause(Waiting { until, reason: reason.to_owned() });
     }
 
     /// One try. `generation` tells which token it was made with.

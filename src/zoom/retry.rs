@@ -17,7 +17,7 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// The ceiling of the first delay; it doubles with each attempt.
     pub base: Duration,
-    /// No delay is longer, unless the answer asks for it.
+    /// No delay is longer, unless the answer asks for it; then five minutes at most.
     pub cap: Duration,
 }
 
@@ -29,6 +29,10 @@ impl Default for RetryPolicy {
 
 /// At the daily limit also when the instant named has passed: clocks differ.
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
+/// A limit is asked about again after a day and a little, whatever instant was named.
+const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);
+/// After a server error longer than this is not waited, whatever was asked for: one chain's waiting shows nowhere.
+const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +81,8 @@ impl RetryPolicy {
                             (LimitKind::PerSecond, _) => asked,
                             (LimitKind::Daily, None) => until_midnight(now),
                             (LimitKind::Daily, Some(_)) => asked.max(LEAST_PAUSE),
-                        },
+                        }
+                        .min(LONGEST_PAUSE),
                     },
                     // The first 401 is nearly always an expired or superseded token; a token that is refused again
                     // is given time (observed: a short-lived 401 on a token that is still valid).
@@ -86,7 +91,7 @@ impl RetryPolicy {
                         Decision::Renew { after: if attempt == 1 { Duration::ZERO } else { backoff } }
                     }
                     Class::PageToken => Decision::Restart,
-                    Class::Passing(kind) => again_or(kind, asked),
+                    Class::Passing(kind) => again_or(kind, asked.min(LONGEST_DELAY)),
                     Class::Final(kind) => Decision::Fail(kind),
                 }
             }
@@ -237,7 +242,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_answer_asks_for_is_a_lower_bound(seconds in 0u64..10_000, roll in 0.0f64..1.0) {
+        fn what_the_answer_asks_for_is_a_lower_bound_up_to_some_minutes(seconds in 0u64..10_000, roll in 0.0f64..1.0) {
             let outcome = Outcome::Refused(Refusal {
                 status: 503, zoom_code: None, message: String::new(),
                 retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
@@ -246,7 +251,7 @@ mod tests {
             let Decision::Again { after, .. } = RetryPolicy::default().decide(&outcome, 1, now(), roll) else {
                 panic!("a 503 is repeated");
             };
-            prop_assert!(after >= Duration::from_secs(seconds));
+            prop_assert!(after >= Duration::from_secs(seconds).min(LONGEST_DELAY));
         }
     }
 }

@@ -437,3 +437,25 @@ async fn at_the_daily_limit_the_job_waits_and_says_until_when() {
     world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
     assert_eq!(world.finished(&id).await["state"], "cancelled", "a waiting job can be cancelled");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_zoom_asks_for_a_long_wait_the_job_says_so() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
+    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let wait = FaultAnswer::Status {
+        status: 429,
+        headers: vec![("retry-after".to_owned(), "3600".to_owned())],
+        body: String::new(),
+    };
+    world.sim.script(fault(Match::Messages, 5, 1, wait));
+    let id = world.submit(&world.everything()).await;
+    let job = world.wait_until(&id, |job| job["progress"]["waiting_until"].is_string()).await;
+    let told = ["waiting_reason", "waiting_until"].map(|name| job["progress"][name].as_str().unwrap());
+    assert_eq!(told[0], "Zoom asked for a pause");
+    assert!(told[1].starts_with("2026-11-24T13:0"), "{told:?}");
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["ok"], false, "it does not wait an hour itself: {check}");
+    clock.advance(Duration::from_secs(3_600));
+    assert_eq!(world.finished(&id).await["state"], "completed");
+}

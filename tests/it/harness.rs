@@ -29,7 +29,7 @@ pub struct World {
     pub settings: AppSettings,
     pub client: reqwest::Client,
     pub directory: Arc<TempDir>,
-    clock: SharedClock,
+    pub clock: SharedClock,
     app: Option<App>,
 }
 

@@ -394,3 +394,35 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
         }
     }
 }
+
+/// Whoever hangs up before his answer comes: what he asked for is done all the same, or not begun, and the trail knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_caller_began_and_did_not_wait_for_is_done_to_its_end() {
+    const CALLS: usize = 40;
+    let world = guarded().await;
+    let body = world.everything().to_string();
+    let request = format!(
+        "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for call in 0..CALLS {
+        let mut caller = TcpStream::connect(world.address()).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        world.clock.sleep(Duration::from_micros(call as u64 * 50)).await;
+    }
+    let jobs = || async {
+        let url = world.url("/v1/jobs?limit=200");
+        let page: Value =
+            world.client.get(&url).bearer_auth(VIEWER).send().await.unwrap().json().await.unwrap();
+        page["items"].as_array().unwrap().clone()
+    };
+    let mut there = jobs().await;
+    while !there.iter().all(|job| job["state"] == "completed") {
+        world.clock.sleep(Duration::from_millis(50)).await;
+        there = jobs().await;
+    }
+    assert!(there.len() > CALLS / 4, "{}", there.len());
+    let trail = std::fs::read_to_string(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap();
+    assert_eq!(trail.lines().filter(|line| line.contains("\"create\"")).count(), there.len());
+}

@@ -1,0 +1,76 @@
+//! What was seen lately, in a memory that does not grow with how many people come by.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Remembered at a time; what is new when there are so many is not.
+const MOST: usize = 10_000;
+/// When there are so many, those that are over are looked for this often at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Things seen within a while, each with something about it.
+#[derive(Debug)]
+pub struct Recent<K, V> {
+    life: Duration,
+    seen: Mutex<Seen<K, V>>,
+}
+
+#[derive(Debug)]
+struct Seen<K, V> {
+    /// Each with when it was seen first.
+    since: HashMap<K, (Duration, V)>,
+    swept: Duration,
+}
+
+impl<K: Eq + Hash, V: Copy + Default> Recent<K, V> {
+    pub fn new(life: Duration) -> Self {
+        Self { life, seen: Mutex::new(Seen { since: HashMap::new(), swept: Duration::ZERO }) }
+    }
+
+    /// Changes what is known of this key, and returns it with the time that is left of its life; `None` when there is no room
+    /// for it.
+    pub fn update(&self, key: K, now: Duration, change: impl FnOnce(&mut V)) -> Option<(Duration, V)> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = &mut *seen;
+        let age = |since: Duration| now.saturating_sub(since);
+        if seen.since.len() >= MOST && !seen.since.contains_key(&key) {
+            if age(seen.swept) >= SWEEP_EVERY {
+                seen.swept = now;
+                seen.since.retain(|_, (since, _)| age(*since) < self.life);
+            }
+            if seen.since.len() >= MOST {
+                return None;
+            }
+        }
+        let entry = seen.since.entry(key).or_insert((now, V::default()));
+        if age(entry.0) >= self.life {
+            *entry = (now, V::default());
+        }
+        change(&mut entry.1);
+        Some((self.life.saturating_sub(age(entry.0)), entry.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded_and_time_may_come_out_of_order() {
+        let seconds = Duration::from_secs;
+        let recent = Recent::new(seconds(60));
+        let count = |key: usize, now| recent.update(key, seconds(now), |count: &mut u32| *count += 1);
+        assert_eq!(count(0, 10), Some((seconds(60), 1)));
+        assert_eq!(count(0, 30), Some((seconds(40), 2)));
+        assert_eq!(count(0, 9), Some((seconds(60), 3)), "another thread looked at the clock before");
+        assert_eq!(count(0, 70), Some((seconds(60), 1)), "its life is over");
+        for key in 1..MOST {
+            assert!(count(key, 80).is_some());
+        }
+        assert_eq!(count(MOST, 80), None, "no room");
+        assert!(count(0, 80).is_some(), "what is known stays known");
+        assert!(count(MOST, 141).is_some(), "the others are over");
+    }
+}

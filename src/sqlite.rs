@@ -1,0 +1,15 @@
+//! What SQLite's error codes mean to those who keep files of it.
+
+/// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
+pub fn is_disk_full(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(13 | 4_874))
+}
+
+/// SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms.
+pub fn is_damage(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| [11, 26].contains(&(code & 0xff)))
+}
+
+fn code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
