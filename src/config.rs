@@ -102,7 +102,7 @@ pub struct ZoomArgs {
 #[command(next_help_heading = "Service")]
 pub struct ServiceArgs {
     /// Where to listen; another address than loopback needs API_KEYS
-    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen_addr: SocketAddr,
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
     #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
@@ -114,7 +114,7 @@ pub struct ServiceArgs {
     #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
     pub api_keys_file: Option<PathBuf>,
     /// Where to offer /metrics, without a key, instead of at LISTEN_ADDR
-    #[arg(long, env = "METRICS_ADDR", value_name = "ADDR")]
+    #[arg(long, env = "METRICS_ADDR", value_name = "ADDR", value_parser = address)]
     pub metrics_addr: Option<SocketAddr>,
     /// Origins whose pages may call from a browser, comma-separated; none by default
     #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
@@ -160,7 +160,7 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
         Err(error) if !error.not_found() => {
             // The error quotes the line, which may hold a secret.
             let line = if matches!(error, dotenvy::Error::LineParse(..)) {
-                "a line of it is malformed"
+                "a line of it is malformed; a value with spaces, quotes, # or $ needs single quotes"
             } else {
                 "it cannot be read"
             };
@@ -199,10 +199,12 @@ impl ZoomArgs {
             ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
             ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url),
         ] {
-            let good = reqwest::Url::parse(url)
-                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
-            if !good {
-                errors.push(format!("{name} must be an http or https URL, not {url}"));
+            match reqwest::Url::parse(url) {
+                Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                    errors.push(format!("{name} must not hold a user name or password"));
+                }
+                Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => {}
+                _ => errors.push(format!("{name} must be an http or https URL, not {url}")),
             }
         }
         if self.retry_attempts == 0 {
@@ -352,6 +354,10 @@ fn origin_of(text: &str) -> Result<HeaderValue, String> {
 #[expect(clippy::unnecessary_wraps, reason = "clap's value parsers return results")]
 fn secret(text: &str) -> Result<SecretString, String> {
     Ok(text.trim().into())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080".to_owned())
 }
 
 /// `500ms`, `30s`, `12h`, `7d`; a day is 24 hours.

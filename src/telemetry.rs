@@ -15,17 +15,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `RUST_LOG` overrides the level. A second call changes nothing.
-pub fn init(format: Option<LogFormat>, default_level: &str) {
+/// Starts logging. `RUST_LOG` overrides the level; an error says what is wrong with it. A second call changes nothing.
+pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String> {
     let format =
         format.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,zoom_chat_reports={default_level}")));
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = if wanted.is_empty() {
+        EnvFilter::new(format!("warn,zoom_chat_reports={default_level}"))
+    } else {
+        let example = "a level or targets with levels, such as info,zoom_chat_reports=debug";
+        EnvFilter::try_new(&wanted).map_err(|error| format!("RUST_LOG must be {example}: {error}"))?
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).try_init(),
     };
+    Ok(())
 }
 
 /// The process's metrics; the recorder is installed at the first call.

@@ -7,6 +7,7 @@ pub mod one_job;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -141,7 +142,8 @@ pub fn account(settings: ZoomSettings, clock: &SharedClock) -> Result<Arc<Accoun
 /// Makes a directory, which is what `setting` says, and locks it for this process.
 fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let unusable = |error| unusable(setting, directory, error);
-    std::fs::create_dir_all(directory).map_err(unusable)?;
+    // For nobody else to read, whatever the umask: chats go there.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
     let file = File::options()
         .create(true)
         .truncate(false)

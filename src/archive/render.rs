@@ -244,7 +244,7 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
         "retries": facts.traffic["retries"],
         "rate_limited": facts.traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
-        "failures": counts.ranges_failed + counts.lists_failed,
+        "failures": counts.failures(),
         "not_found": not_found,
     });
     Ok(format!("{document:#}\n"))

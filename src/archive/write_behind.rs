@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
@@ -39,7 +40,9 @@ impl WriteBehind {
         let mut temporary = target.clone().into_os_string();
         temporary.push(".tmp");
         let temporary = Temporary(temporary.into());
-        let file = Arc::new(File::create(&temporary.0)?);
+        // For nobody else to read.
+        let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
+        let file = Arc::new(options.open(&temporary.0)?);
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
         let syncing = std::thread::spawn(move || woken.iter().try_for_each(|()| same.sync_data()));

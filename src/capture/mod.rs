@@ -281,6 +281,7 @@ impl Location {
             // no statement sorts what grows with the account.
             .pragma("temp_store", "memory")
             .pragma("journal_size_limit", "16777216")
+            .disable_statement_logging()
     }
 }
 

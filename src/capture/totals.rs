@@ -22,6 +22,13 @@ pub struct Counts {
     pub items: [u64; 3],
 }
 
+impl Counts {
+    /// Ranges and listings that failed for good.
+    pub fn failures(&self) -> u64 {
+        self.ranges_failed + self.lists_failed
+    }
+}
+
 /// A window with its counts.
 #[derive(Debug, Clone)]
 pub struct WindowCount {

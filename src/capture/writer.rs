@@ -9,6 +9,7 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::apply::apply;
 use super::bulk::{self, MessagesPage};
@@ -179,7 +180,7 @@ pub struct Writer {
 impl Writer {
     pub(super) fn start(location: Location, store: Store) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, task: tokio::spawn(run(location, store, receiver)) }
+        Self { sender, task: tokio::spawn(run(location, store, receiver).in_current_span()) }
     }
 
     /// Returns once the change is durable, or with the reason why it was not made. Only then may it be there all the same, when

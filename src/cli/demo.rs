@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use super::{WHOLE, grouped, say};
+use super::{WHOLE, WrongUse, grouped, say};
 use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::extract::ExtractSettings;
@@ -40,6 +40,9 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
+    if !args.listen_addr.ip().is_loopback() {
+        return Err(WrongUse("--listen-addr must be on loopback: the demo has no API keys".to_owned()).into());
+    }
     let clock = SystemClock::shared();
     let stop = shutdown::on_signal()?;
     let simulator = Simulator::start(SimSettings {
@@ -53,12 +56,17 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     })
     .await?;
     let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
+    // Before the work, not after it.
+    let archive_directory = args.archive.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(directory) = archive_directory.filter(|directory| !directory.is_dir()) {
+        return Err(WrongUse(format!("--archive: there is no directory {}", directory.display())).into());
+    }
     let app = App::start(settings(args, &simulator, &data_dir), clock.clone()).await?;
     let base = format!("http://{}", app.address);
     say(format_args!("simulated Zoom account: {} ({LIMIT} requests/s)", simulator.api_base_url()));
     say(format_args!("service:                {base}"));
     let shown = tokio::select! {
-        shown = show(&base, &simulator, &args.archive, &clock) => shown,
+        shown = show(&base, &simulator, args, &clock) => shown,
         () = stop.cancelled() => Err(anyhow::anyhow!("stopped")),
     };
     if shown.is_ok() && args.keep {
@@ -105,7 +113,8 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
 }
 
 /// What a user would do with curl: submit, follow, download, check.
-async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedClock) -> anyhow::Result<()> {
+async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &SharedClock) -> anyhow::Result<()> {
+    let archive = &args.archive;
     let client = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
     let data = simulator.dataset();
     // From mid-month to mid-month: more than one window, none of them a calendar month.
@@ -161,9 +170,13 @@ async fn show(base: &str, simulator: &Simulator, archive: &Path, clock: &SharedC
     say("\ntry next:");
     say(format_args!("  unzip -l {}", archive.display()));
     say(format_args!("  unzip -p {} _metadata/extraction_summary.json", archive.display()));
-    say("  with `demo --keep`, in another terminal or browser:");
-    say(format_args!("  {base}/docs/"));
-    say(format_args!("  curl {base}/v1/jobs/{id}"));
+    if args.keep {
+        say("  in another terminal or browser:");
+        say(format_args!("  {base}/docs/"));
+        say(format_args!("  curl {base}/v1/jobs/{id}"));
+    } else {
+        say("  zoom-chat-reports demo --keep     leaves the service up, with Swagger UI");
+    }
     Ok(())
 }
 

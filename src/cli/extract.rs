@@ -13,7 +13,7 @@ use crate::app::one_job::{OneJob, OneJobError, Output, Report};
 use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
 use crate::extract::check::help_for;
-use crate::extract::windows::{DateRange, validate};
+use crate::extract::windows::{DateRange, parse_day, validate};
 use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, SessionFilter, Snapshot};
 use crate::shutdown;
 
@@ -24,10 +24,10 @@ use crate::shutdown;
 pub(super) struct ExtractArgs {
     /// First day, UTC, yyyy-mm-dd; at most six months back
     #[arg(long, value_name = "DATE")]
-    from_date: Date,
+    from_date: String,
     /// Last day, included, UTC
     #[arg(long, value_name = "DATE")]
-    to_date: Date,
+    to_date: String,
     /// Directory for the files
     #[arg(long, value_name = "DIR", default_value = "./zoom_chat_reports")]
     output_dir: PathBuf,
@@ -52,16 +52,10 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    let range = DateRange { from: args.from_date, to: args.to_date };
-    let errors = validate(range, clock.today());
-    if !errors.is_empty() {
-        let lines: Vec<_> =
-            errors.iter().map(|(field, message)| format!("--{field}-date {message}")).collect();
-        return Err(WrongUse(lines.join("\n")).into());
-    }
+    let DateRange { from, to } = range(&args.from_date, &args.to_date, clock.today())?;
     let request = ExtractRequest {
-        from: args.from_date,
-        to: args.to_date,
+        from,
+        to,
         include: Include {
             edited: !args.no_edited,
             deleted: !args.no_deleted,
@@ -89,6 +83,22 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     Ok(if report.outcome.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
+/// Everything that is wrong with the two days is told at once.
+fn range(from: &str, to: &str, today: Date) -> Result<DateRange, WrongUse> {
+    let read = [("from", parse_day(from)), ("to", parse_day(to))];
+    let [from, to] = read.each_ref().map(|(_, day)| day.as_ref().ok().copied());
+    let unreadable = read.into_iter().filter_map(|(field, day)| Some((field, day.err()?)));
+    let errors: Vec<_> = unreadable.chain(validate(from, to, today)).collect();
+    match (from, to) {
+        (Some(from), Some(to)) if errors.is_empty() => Ok(DateRange { from, to }),
+        _ => {
+            let lines: Vec<_> =
+                errors.iter().map(|(field, message)| format!("--{field}-date: {message}")).collect();
+            Err(WrongUse(lines.join("\n")))
+        }
+    }
+}
+
 fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
     let go_on = format!("what was received is kept; the same command goes on ({})", output.path().display());
     match error {
@@ -106,18 +116,18 @@ fn tell(report: &Report, output: &Output) {
         say("there were no sessions in this range");
     }
     say(format_args!(
-        "{} sessions, {} messages, {} edited, {} deleted; {} requests, {} repeated -> {}",
-        grouped(report.outcome.counts.sessions_total),
-        grouped(messages),
+        "{}, {}, {} edited, {} deleted; {}, {} repeated -> {}",
+        counted(report.outcome.counts.sessions_total, "session"),
+        counted(messages, "message"),
         grouped(edited),
         grouped(deleted),
-        grouped(report.last.traffic.requests),
+        counted(report.last.traffic.requests, "request"),
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
     let failures = report.outcome.failures();
     if failures > 0 {
-        say(format_args!("{failures} parts are missing (all of them are in _metadata/failures.json):"));
+        say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));
         for failure in &report.failures {
             let what =
                 failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));
@@ -126,8 +136,16 @@ fn tell(report: &Report, output: &Output) {
                 failure.from, failure.to, failure.code, failure.message
             ));
         }
+        let more = failures.saturating_sub(report.failures.len() as u64);
+        if more > 0 {
+            say(format_args!("  and {more} more"));
+        }
         say("the same command tries them again");
     }
+}
+
+fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// A bar on a terminal, a line every ten seconds elsewhere.

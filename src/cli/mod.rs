@@ -9,7 +9,7 @@ mod simulate;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, LogArgs};
 use crate::telemetry;
@@ -76,8 +76,23 @@ pub fn main() -> ExitCode {
     if let Err(error) = config::load_dotenv() {
         return complain(&anyhow::Error::from(error));
     }
-    let cli = Cli::parse();
-    telemetry::init(cli.logs.log_format, cli.command.log_level());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let setting = wrong_setting(&error);
+            // Nothing can be done about a closed standard error.
+            let _ = error.print();
+            if let Some(setting) = setting {
+                let is_empty = std::env::var_os(&setting).is_some_and(|value| value.is_empty());
+                let hint = if is_empty { " It is set but empty: leave it out for the default." } else { "" };
+                eprintln!("\nThe value comes from {setting}, in the environment or in .env.{hint}");
+            }
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    if let Err(error) = telemetry::init(cli.logs.log_format, cli.command.log_level()) {
+        return complain(&WrongUse(error).into());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::from(error)),
@@ -87,6 +102,21 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => complain(&error),
     }
+}
+
+/// The variable that a wrong value comes from, if it is no flag: errors name the flag.
+fn wrong_setting(error: &clap::Error) -> Option<String> {
+    let clap::error::ContextValue::String(flag) = error.get(clap::error::ContextKind::InvalidArg)? else {
+        return None;
+    };
+    let long = flag.strip_prefix("--")?.split([' ', '=']).next()?.to_owned();
+    let given =
+        std::env::args().any(|word| word.strip_prefix("--").is_some_and(|word| word.starts_with(&long)));
+    let command = Cli::command();
+    let mut all = command.get_subcommands().chain([&command]).flat_map(clap::Command::get_arguments);
+    let argument = all.find(|argument| argument.get_long() == Some(&long))?;
+    let name = argument.get_env()?.to_string_lossy().into_owned();
+    (!given && std::env::var_os(&name).is_some()).then_some(name)
 }
 
 fn complain(error: &anyhow::Error) -> ExitCode {

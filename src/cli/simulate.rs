@@ -78,7 +78,9 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
     };
     let stop = shutdown::on_signal()?;
     let credentials = [&settings.account_id, &settings.client_id, &settings.client_secret].map(String::clone);
-    let simulator = Simulator::start(settings).await?;
+    let address = settings.listen;
+    let simulator = Simulator::start(settings).await;
+    let simulator = simulator.map_err(|error| anyhow::anyhow!("{address} cannot be used: {error}"))?;
     let [account, client, secret] = credentials;
     say("# a simulated Zoom account is up; to use it:");
     say(format_args!("export ZOOM_API_BASE_URL={}", simulator.api_base_url()));

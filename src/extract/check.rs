@@ -199,7 +199,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
              and ZOOM_OAUTH_BASE_URL"
         }
         FailureKind::Unreachable => {
-            "Zoom, or the way to it, was down; retry the job when it answers again: what was received is kept"
+            "Zoom, or the way to it, was down; try again when it answers: what was received is kept"
         }
         FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
             "Zoom's paging is at fault; run `retry` on the job later"

@@ -16,4 +16,4 @@ pub mod windows;
 pub use crate::zoom::{Account, Waiting};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
-pub use run::{Captured, ExtractError, ExtractSettings, Outcome, RunContext, captured, run};
+pub use run::{Captured, ExtractError, ExtractSettings, Outcome, RunContext, captured, failures_in, run};

@@ -141,7 +141,10 @@ impl Progress {
         let share =
             expected_units.map(|expected| if expected < 1.0 { 1.0 } else { (settled / expected).min(1.0) });
         let eta_seconds = match (self.requests_to_come(traffic), requests_per_second) {
-            (Some(to_come), Some(rate)) if rate > 0.01 => Some((to_come / rate).ceil() as u64),
+            // Nobody knows how fast it will be after a pause.
+            (Some(to_come), Some(rate)) if rate > 0.01 && waiting.is_none() => {
+                Some((to_come / rate).ceil() as u64)
+            }
             _ => None,
         };
         Snapshot {

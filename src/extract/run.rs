@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
@@ -70,7 +71,7 @@ pub struct Outcome {
 impl Outcome {
     /// Ranges and listings that failed for good.
     pub fn failures(&self) -> u64 {
-        self.counts.ranges_failed + self.counts.lists_failed
+        self.counts.failures()
     }
 }
 
@@ -179,6 +180,18 @@ pub struct Captured {
     pub complete: bool,
 }
 
+/// How many failures the capture in a directory knows.
+pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
+    let location = Location::in_directory(directory);
+    if !location.exists() {
+        return Ok(0);
+    }
+    let mut reader = location.open_reader().await?;
+    let counts = if reader.has_plan().await? { reader.counts().await? } else { Counts::default() };
+    reader.close().await;
+    Ok(counts.failures())
+}
+
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
 pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError> {
     let location = Location::in_directory(directory);
@@ -204,7 +217,7 @@ impl Shared {
         self.prepare(reader).await?;
         // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
         let stop = self.context.cancel.child_token();
-        let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()));
+        let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()).in_current_span());
         let listing = async {
             let listed = stop.run_until_cancelled(listing::list_all(&self)).await;
             let listed = listed.unwrap_or(Err(ExtractError::Cancelled));
@@ -286,9 +299,9 @@ impl Shared {
                     break;
                 };
                 let (shared, stop) = (self.clone(), stop.clone());
-                chains.spawn(
-                    async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await },
-                );
+                let chain =
+                    async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await };
+                chains.spawn(chain.in_current_span());
             }
             let nothing_else = exhausted && all_listed;
             if nothing_else && chains.is_empty() {

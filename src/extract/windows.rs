@@ -27,22 +27,34 @@ pub fn begins(day: Date) -> Timestamp {
     day.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |begin| begin.timestamp())
 }
 
-/// Checks a range; one message for each field that is wrong, all at once.
-pub fn validate(range: DateRange, today: Date) -> Vec<(&'static str, String)> {
+/// Reads a day: exactly `yyyy-mm-dd`, as other ISO forms would be understood here and refused by Zoom.
+pub fn parse_day(text: &str) -> Result<Date, String> {
+    let is_plain = text.len() == 10
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(index, byte)| if index == 4 || index == 7 { byte == b'-' } else { byte.is_ascii_digit() });
+    if !is_plain {
+        return Err("must be a date as yyyy-mm-dd".to_owned());
+    }
+    text.parse().map_err(|_| format!("{text} is not a date of the calendar"))
+}
+
+/// Checks the days of a range, as far as they could be read; one message for each that is wrong, all at once.
+pub fn validate(from: Option<Date>, to: Option<Date>, today: Date) -> Vec<(&'static str, String)> {
     let mut errors = Vec::new();
     let oldest = oldest_reachable(today);
-    if range.from > range.to {
-        errors.push(("from", format!("must not be after to ({} > {})", range.from, range.to)));
-    } else if range.from < oldest {
-        errors.push((
+    match (from, to) {
+        (Some(from), Some(to)) if from > to => {
+            errors.push(("from", format!("must not be after the last day ({from} > {to})")));
+        }
+        (Some(from), _) if from < oldest => errors.push((
             "from",
-            format!(
-                "{} is older than the six months Zoom keeps; the oldest possible date is {oldest}",
-                range.from
-            ),
-        ));
+            format!("{from} is older than the six months Zoom keeps; the oldest possible date is {oldest}"),
+        )),
+        _ => {}
     }
-    if range.to > today {
+    if to.is_some_and(|to| to > today) {
         errors.push(("to", format!("must not be in the future; today (UTC) is {today}")));
     }
     errors
@@ -143,12 +155,12 @@ mod tests {
     fn every_wrong_field_is_named_at_once() {
         let today = date(2026, 8, 31);
         let fields = |from, to| {
-            validate(DateRange { from, to }, today).into_iter().map(|(field, _)| field).collect::<Vec<_>>()
+            validate(Some(from), Some(to), today).into_iter().map(|(field, _)| field).collect::<Vec<_>>()
         };
         assert!(fields(date(2026, 2, 28), date(2026, 8, 31)).is_empty());
         assert_eq!(fields(date(2026, 2, 27), date(2026, 9, 1)), ["from", "to"]);
         assert_eq!(fields(date(2026, 8, 3), date(2026, 8, 2)), ["from"]);
-        let message = &validate(DateRange { from: date(2025, 1, 1), to: today }, today)[0].1;
+        let message = &validate(Some(date(2025, 1, 1)), None, today)[0].1;
         assert!(message.contains("2026-02-28"), "{message}");
     }
 }

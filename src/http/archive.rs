@@ -9,12 +9,17 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use utoipa::ToSchema;
 
 use super::AppState;
 use super::file;
 use super::jobs::PathId;
 use super::problem::Problem;
-use crate::jobs::JobsError;
+
+/// Bytes of a zip.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, format = Binary)]
+pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>);
 
 /// Download the archive
 ///
@@ -26,13 +31,15 @@ use crate::jobs::JobsError;
         ("If-Range" = Option<String>, Header, description = "Use the range only if the ETag is still this"),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of a copy you have")),
     responses(
-        (status = 200, description = "The archive", body = Vec<u8>, content_type = "application/zip", headers(
+        (status = 200, description = "The archive", body = Zip, content_type = "application/zip", headers(
             ("ETag" = String, description = "The archive's SHA-256"), ("Repr-Digest" = String, description = "RFC 9530"),
             ("Content-Disposition" = String, description = "A file name"), ("Accept-Ranges" = String, description = "bytes"))),
-        (status = 206, description = "The range asked for", body = Vec<u8>, content_type = "application/zip"),
-        (status = 304, description = "Your copy is the same"),
+        (status = 206, description = "The range asked for", body = Zip, content_type = "application/zip", headers(
+            ("ETag" = String, description = "The archive's SHA-256"),
+            ("Content-Range" = String, description = "Which bytes these are, and of how many"))),
+        (status = 304, description = "Your copy is the same", headers(("ETag" = String, description = "The archive's SHA-256"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The archive is not ready; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The archive is not ready, or got lost; the detail says what to do", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many downloads at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
@@ -44,15 +51,14 @@ pub(super) async fn download(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (job, path) = state.jobs.archive(id).await?;
-    let Some(archive) = &job.archive else {
-        return Err(Problem::internal());
-    };
+    let (job, archive, file) = state.jobs.archive(id).await?;
     let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| etag_matches(known, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    let range = wanted_range(&headers, &etag, archive.size);
+    // A range is for GET only (RFC 9110, 14.2).
+    let range =
+        if method == Method::GET { wanted_range(&headers, &etag, archive.size) } else { Wanted::Whole };
     let (status, from, length) = match range {
         Wanted::Whole => (StatusCode::OK, 0, archive.size),
         Wanted::Part { from, to } => (StatusCode::PARTIAL_CONTENT, from, to - from + 1),
@@ -63,15 +69,6 @@ pub(super) async fn download(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        let file = tokio::task::spawn_blocking(move || std::fs::File::open(path)).await;
-        let file = file.map_err(std::io::Error::other).flatten().map_err(|error| {
-            tracing::error!(%error, job.id = %job.id, "an archive could not be opened");
-            Problem::internal()
-        })?;
-        // A retry that has just ended publishes its archive a moment before its record.
-        if file.metadata().is_ok_and(|metadata| metadata.len() != archive.size) {
-            return Err(JobsError::ArchiveNotReady.into());
-        }
         Body::from_stream(file::stream(file, from, length, place))
     };
     let request = &job.request;

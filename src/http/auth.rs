@@ -164,7 +164,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
             StatusCode::FORBIDDEN,
             "read-only-key",
             "This key may only read",
-            "use a key of API_KEYS; this one is among READ_ONLY_API_KEYS",
+            "use a key that may change something; this one was given as read-only",
         )
         .into_response()
     };
@@ -192,7 +192,7 @@ fn refuse(attempts: &Arc<FailedAttempts>, sent_a_key: bool, peer: Option<SocketA
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-attempts",
                 "Too many wrong keys",
-                "this address has sent too many wrong keys; wait a minute and send a right one",
+                "this address has sent too many wrong keys; a right one is accepted at any time",
             )
         };
         return problem.into_response();

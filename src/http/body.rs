@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::problem::{FieldError, Problem};
-use crate::extract::windows::{DateRange, validate};
+use crate::extract::windows::{parse_day, validate};
 use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
 
 /// What a job is asked to extract.
@@ -33,6 +33,7 @@ pub struct JobRequest {
 
 /// What to ask for beside the messages; all true unless said otherwise.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct IncludeRequest {
     pub edited: Option<bool>,
     pub deleted: Option<bool>,
@@ -48,12 +49,16 @@ pub enum EditsByRequest {
     ModificationTime,
 }
 
-/// Which sessions; nothing selects all. Filters save requests.
+/// Which sessions: those that meet every filter given; without any, all. Filters save requests.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SessionsRequest {
     /// `1:1` or `group`.
+    #[schema(max_items = 1000)]
     pub types: Option<Vec<SessionType>>,
+    #[schema(max_items = 1000)]
     pub ids: Option<Vec<String>>,
+    #[schema(max_items = 1000)]
     pub channel_ids: Option<Vec<String>>,
     /// Part of the name, in any case of letters.
     pub name_contains: Option<String>,
@@ -99,15 +104,13 @@ impl Reader {
 
     fn request(&mut self, value: Value, today: Date) -> Option<ExtractRequest> {
         let Value::Object(mut members) = value else {
-            self.wrong("", "must be an object with from and to");
+            self.wrong("body", "must be an object with from and to");
             return None;
         };
         let from = self.date(&mut members, "from");
         let to = self.date(&mut members, "to");
-        if let (Some(from), Some(to)) = (from, to) {
-            for (field, message) in validate(DateRange { from, to }, today) {
-                self.wrong(field, message);
-            }
+        for (field, message) in validate(from, to, today) {
+            self.wrong(field, message);
         }
         let include = self.include(members.remove("include"));
         let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
@@ -123,7 +126,7 @@ impl Reader {
         if label.as_ref().is_some_and(|label| label.chars().count() > MAX_LABEL) {
             self.wrong("label", format!("must have at most {MAX_LABEL} characters"));
         }
-        self.nothing_else("", &members);
+        self.nothing_else("", &members, "from, to, include, edits_by, sessions, label");
         Some(ExtractRequest { from: from?, to: to?, include, edits_by, sessions, label })
     }
 
@@ -133,17 +136,9 @@ impl Reader {
                 self.wrong(field, "is required, as yyyy-mm-dd");
                 None
             }
-            Some(Value::String(text)) if is_plain_date(&text) => {
-                let date = text.parse().ok();
-                if date.is_none() {
-                    self.wrong(field, format!("{text} is not a date of the calendar"));
-                }
-                date
-            }
-            Some(_) => {
-                self.wrong(field, "must be a date as yyyy-mm-dd");
-                None
-            }
+            Some(value) => parse_day(value.as_str().unwrap_or_default())
+                .map_err(|message| self.wrong(field, message))
+                .ok(),
         }
     }
 
@@ -163,14 +158,16 @@ impl Reader {
                 Some(_) => self.wrong(&format!("include.{name}"), "must be true or false"),
             }
         }
-        self.nothing_else("include.", &members);
+        let known = "edited, deleted, bot_messages, reactions, custom_emoji_reactions";
+        self.nothing_else("include.", &members, known);
         include
     }
 
     fn sessions(&mut self, value: Option<Value>) -> SessionFilter {
         let mut members = self.object(value, "sessions");
         let types = self.texts(members.remove("types"), "sessions.types");
-        if types.iter().any(|kind| !["1:1", "group"].contains(&kind.to_lowercase().as_str())) {
+        let types: Vec<String> = types.into_iter().map(|kind| kind.to_lowercase()).collect();
+        if types.iter().any(|kind| !["1:1", "group"].contains(&kind.as_str())) {
             self.wrong("sessions.types", "each must be 1:1 or group");
         }
         let filter = SessionFilter {
@@ -179,7 +176,7 @@ impl Reader {
             channel_ids: self.texts(members.remove("channel_ids"), "sessions.channel_ids"),
             name_contains: self.text(members.remove("name_contains"), "sessions.name_contains"),
         };
-        self.nothing_else("sessions.", &members);
+        self.nothing_else("sessions.", &members, "types, ids, channel_ids, name_contains");
         filter
     }
 
@@ -228,20 +225,11 @@ impl Reader {
         texts
     }
 
-    fn nothing_else(&mut self, prefix: &str, members: &Map<String, Value>) {
+    fn nothing_else(&mut self, prefix: &str, members: &Map<String, Value>, known: &str) {
         for name in members.keys() {
-            self.wrong(&format!("{prefix}{name}"), "is not a known field");
+            self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known are {known}"));
         }
     }
-}
-
-/// Exactly `yyyy-mm-dd`: other ISO forms would be understood here and refused by Zoom.
-fn is_plain_date(text: &str) -> bool {
-    text.len() == 10
-        && text
-            .bytes()
-            .enumerate()
-            .all(|(index, byte)| if index == 4 || index == 7 { byte == b'-' } else { byte.is_ascii_digit() })
 }
 
 #[cfg(test)]

@@ -55,6 +55,10 @@ pub(super) async fn events(
     let mut feed =
         Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new(), _place: place };
     feed.queue.push_back(event("progress", &job));
+    // Who comes after the end, or comes back after it, is told that it has ended.
+    if job.state.is_final() {
+        feed.queue.push_back(event("state", &job));
+    }
     let stream = unfold(feed, |mut feed| async move { Some((Ok(feed.next().await?), feed)) });
     Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
 }

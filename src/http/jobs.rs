@@ -153,8 +153,13 @@ fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
     let Some(limit) = limit else {
         return Ok(DEFAULT_PAGE);
     };
-    let number: i64 = limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number"))?;
-    Ok(number.clamp(1, MAX_PAGE as i64) as usize)
+    let (is_negative, digits) = limit.strip_prefix('-').map_or((false, limit), |digits| (true, digits));
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad_parameter("limit", "must be a whole number"));
+    }
+    // More digits than fit are more than the most.
+    let number = digits.parse().unwrap_or(usize::MAX);
+    Ok(if is_negative { 1 } else { number.clamp(1, MAX_PAGE) })
 }
 
 /// Cursors are opaque to users: a number with a letter that says which list it belongs to.
@@ -184,7 +189,8 @@ pub(super) async fn list(
     State(state): State<AppState>,
     query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<JobPage>, Problem> {
-    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
+    let Query(query) =
+        query.map_err(|_| bad_parameter("query", "cannot be read; each parameter may come once"))?;
     let limit = page_size(query.limit.as_deref())?;
     let wanted = match query.state.as_deref() {
         None => None,
@@ -207,7 +213,7 @@ pub(super) async fn list(
 pub(super) struct WaitQuery {
     /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
     /// changed already, 304 if it has not changed at the end; without it, at once when the job has ended. For example `30s`.
-    #[param(pattern = "^[0-9]{1,5}(ms|s|m)?$")]
+    #[param(pattern = "^[0-9]{1,19}(ms|s|m)?$")]
     wait: Option<String>,
 }
 
@@ -314,14 +320,14 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
 /// Retry a job
 ///
 /// Runs only what failed or is missing of a failed, cancelled or incomplete job and makes the archive anew; the old one
-/// stays until the new one is there.
+/// stays until the new one is there. Also of a completed one whose archive got lost.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job has nothing to retry", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job is under way, or completed and its archive is there", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
@@ -450,7 +456,7 @@ mod tests {
         assert_eq!(parse_wait("9m").unwrap(), MAX_WAIT);
         assert_eq!(page_size(Some("0")).unwrap(), 1);
         assert_eq!(page_size(Some("-5")).unwrap(), 1);
-        assert!(page_size(Some("99999999999999999999")).is_err());
+        assert_eq!(page_size(Some("99999999999999999999")).unwrap(), MAX_PAGE);
         assert!(page_size(Some("many")).is_err());
     }
 }

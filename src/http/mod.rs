@@ -189,7 +189,7 @@ fn nothing_here() -> Problem {
 
 /// The metrics alone, for an address that only the collector reaches.
 pub fn metrics_router(state: AppState) -> Router {
-    measured().split_for_parts().0.with_state(state)
+    measured().split_for_parts().0.fallback(|| async { nothing_here() }).with_state(state)
 }
 
 fn cors(settings: &HttpSettings) -> CorsLayer {
@@ -202,9 +202,20 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
+            header::IF_NONE_MATCH,
+            header::IF_RANGE,
+            header::RANGE,
             HeaderName::from_static("idempotency-key"),
         ])
-        .expose_headers([header::ETAG, header::LOCATION, header::CONTENT_DISPOSITION, REQUEST_ID])
+        .expose_headers([
+            header::ETAG,
+            header::LOCATION,
+            header::CONTENT_DISPOSITION,
+            header::CONTENT_RANGE,
+            header::RETRY_AFTER,
+            HeaderName::from_static("repr-digest"),
+            REQUEST_ID,
+        ])
 }
 
 fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {

@@ -29,16 +29,12 @@ pub struct FieldError {
 pub struct Problem {
     /// A URN made of the code.
     #[serde(rename = "type")]
-    #[schema(example = "urn:zoom-chat-reports:problem:job-not-found")]
     pub kind: String,
-    #[schema(example = "There is no such job")]
     pub title: String,
-    #[schema(example = 404)]
     pub status: u16,
     /// What happened, for a person.
     pub detail: String,
     /// Stable and machine-readable.
-    #[schema(example = "job-not-found")]
     pub code: String,
     /// Every field that is wrong, all at once; only with status 422 and 400.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -131,15 +127,25 @@ impl From<JobsError> for Problem {
             JobsError::WrongState { .. } => {
                 Self::new(StatusCode::CONFLICT, "wrong-state", "The job's state does not allow this", detail)
             }
-            JobsError::ArchiveNotReady => Self {
-                retry_after: Some(Duration::from_secs(5)),
+            JobsError::ArchiveNotReady { state } => Self {
+                retry_after: (!state.is_final()).then_some(Duration::from_secs(5)),
                 ..Self::new(
                     StatusCode::CONFLICT,
                     "archive-not-ready",
                     "The archive is not ready",
-                    "the job has not made an archive yet; watch its state",
+                    if state.is_final() {
+                        format!("the job is {} and has made no archive; POST its retry", state.as_str())
+                    } else {
+                        "the job has not made an archive yet; watch its state".to_owned()
+                    },
                 )
             },
+            JobsError::ArchiveLost => Self::new(
+                StatusCode::CONFLICT,
+                "archive-lost",
+                "The archive got lost",
+                format!("{detail}; POST the job's retry to have it made again of what was captured"),
+            ),
             JobsError::ArchiveGone => Self::new(
                 StatusCode::GONE,
                 "archive-gone",

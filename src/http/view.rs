@@ -53,11 +53,11 @@ pub struct JobView {
     pub started_at: Option<Timestamp>,
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
-    /// When the files of a finished job will be removed.
+    /// From when on the files of a finished job are removed, within a minute or so.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// What is missing; see `/v1/jobs/{id}/failures`.
+    /// What was missing when the job ended last; see `/v1/jobs/{id}/failures`, which also grows while it runs.
     pub failures_total: u64,
     /// Why it failed; null otherwise.
     pub error: Option<ErrorView>,
@@ -79,7 +79,7 @@ pub struct ProgressView {
     pub messages: u64,
     pub edited_messages: u64,
     pub deleted_messages: u64,
-    /// Requests sent to Zoom, repetitions included.
+    /// Requests sent to Zoom, repetitions included; without those of the last seconds before the process was killed.
     pub requests: u64,
     pub retries: u64,
     /// Answers with status 429.

@@ -89,8 +89,8 @@ impl JobState {
             Self::Running => {
                 matches!(next, Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled)
             }
-            Self::Completed => next == Self::Expired,
-            Self::CompletedWithFailures | Self::Failed | Self::Cancelled => {
+            // A completed one only when its archive got lost.
+            Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled => {
                 matches!(next, Self::Queued | Self::Expired)
             }
             Self::Expired => false,
@@ -145,7 +145,7 @@ mod tests {
         insta::assert_snapshot!(table, @r"
         queued -> running, cancelled
         running -> completed, completed_with_failures, failed, cancelled
-        completed -> expired
+        completed -> queued, expired
         completed_with_failures -> queued, expired
         failed -> queued, expired
         cancelled -> queued, expired

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::ARCHIVE_NAME;
 use super::model::{Job, JobError, JobState};
@@ -111,8 +112,10 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
         all_listed: CancellationToken::new(),
     };
     let end = {
+        // Whatever is logged on the way says which job it is about.
+        let span = tracing::error_span!("job", job.id = %job.id);
         // A job that panics must not stay `running` for ever.
-        let work = AssertUnwindSafe(work(&jobs, context, &cancel)).catch_unwind();
+        let work = AssertUnwindSafe(work(&jobs, context, &cancel).instrument(span)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -143,6 +146,11 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             job.state = JobState::Failed;
             job.error = Some(error);
         }
+    }
+    if job.state != JobState::Completed
+        && let Ok(failures) = extract::failures_in(&directory).await
+    {
+        job.failures_total = failures;
     }
     // The one of an earlier run, perhaps; a crash may have come between a new file and its record.
     let is_there = |archive: &ArchiveFile| {

@@ -2,6 +2,7 @@
 //!
 //! Persists before it announces. Knows no HTTP; errors say what is wrong in the terms of jobs.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::model::{ApiKeyName, Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{Inserted, JobStore, ListFilter, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
-use crate::archive::{ArchiveError, FailureLine, failures_page};
+use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
 
@@ -41,7 +42,9 @@ pub enum JobsError {
     #[error("a job that is {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },
     #[error("the archive is not ready")]
-    ArchiveNotReady,
+    ArchiveNotReady { state: JobState },
+    #[error("the archive's file is gone, or is not the one that was made")]
+    ArchiveLost,
     #[error("the archive is gone")]
     ArchiveGone,
     #[error(transparent)]
@@ -227,7 +230,8 @@ impl Jobs {
         loop {
             let mut job = self.stored(id).await?;
             let state = job.state;
-            if !state.may_become(JobState::Queued) {
+            let is_whole = state == JobState::Completed && self.open_archive(&job).await.is_ok();
+            if is_whole || !state.may_become(JobState::Queued) {
                 return Err(JobsError::WrongState { state, action: "retried" });
             }
             job.state = JobState::Queued;
@@ -278,17 +282,33 @@ impl Jobs {
         Ok(failures_page(&directory, after, most).await?)
     }
 
-    /// The archive's file, if there is one.
-    pub async fn archive(&self, id: JobId) -> Result<(Job, PathBuf), JobsError> {
+    /// The archive's file, if there is one, and what it should be.
+    pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
         let job = self.get(id).await?;
         if job.state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
-        if job.archive.is_none() {
-            return Err(JobsError::ArchiveNotReady);
+        let (archive, file) = self.open_archive(&job).await?;
+        Ok((job, archive, file))
+    }
+
+    async fn open_archive(&self, job: &Job) -> Result<(ArchiveFile, File), JobsError> {
+        let state = job.state;
+        let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
+        let path = self.directory(job.id).join(ARCHIVE_NAME);
+        let opened = tokio::task::spawn_blocking(move || {
+            let file = File::open(path)?;
+            let size = file.metadata()?.len();
+            Ok::<_, std::io::Error>((file, size))
+        });
+        match opened.await.map_err(std::io::Error::other)? {
+            Ok((file, size)) if size == archive.size => Ok((archive, file)),
+            // A retry that has just ended publishes its archive a moment before its record.
+            Ok(_) if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
+            Ok(_) => Err(JobsError::ArchiveLost),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::ArchiveLost),
+            Err(error) => Err(error.into()),
         }
-        let path = self.directory(id).join(ARCHIVE_NAME);
-        Ok((job, path))
     }
 
     /// False when somebody has removed the data directory, or the table in it, under our feet.

@@ -155,7 +155,8 @@ impl JobStore {
             .busy_timeout(Duration::from_secs(30))
             // Nothing goes to /tmp, which may be read-only.
             .pragma("temp_store", "memory")
-            .pragma("cache_size", "-1000");
+            .pragma("cache_size", "-1000")
+            .disable_statement_logging();
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         let made = sqlx::raw_sql(
             "CREATE TABLE IF NOT EXISTS jobs (

@@ -349,7 +349,7 @@ impl Lane {
             let tries = if outcome.is_token_refusal() { refusals } else { attempt };
             let now = account.clock.now();
             let decision = policy.decide(&outcome, tries, now, account.clock.roll());
-            tracing::debug!(tries, ?decision, "a request was not answered well");
+            tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
             if !outcome.looks_like_an_outage() {
                 account.outage.answered();
             } else if effort.sits_out_outages

@@ -181,10 +181,7 @@ impl Outage {
             kind: FailureKind::Unreachable,
             status: None,
             zoom_code: None,
-            message: format!(
-                "Zoom did not answer for {} minutes: {why}",
-                self.longest.as_secs().div_ceil(60)
-            ),
+            message: format!("Zoom did not answer for {}: {why}", in_words(self.longest)),
             attempts: 0,
         }
     }
@@ -192,6 +189,15 @@ impl Outage {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         // Every state between two statements is a valid one.
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A time as it is set: `12h`, `90s`.
+fn in_words(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds >= 3_600 && seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
+        seconds if seconds >= 60 && seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        seconds => format!("{seconds}s"),
     }
 }
 
@@ -295,7 +301,7 @@ mod tests {
         outage.failed(Some("1"), true, outage.mark());
         let failure = outage.sit_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
-        assert_eq!(failure.message, "Zoom did not answer for 60 minutes: 503");
+        assert_eq!(failure.message, "Zoom did not answer for 1h: 503");
         assert!((3_600..3_700).contains(&clock.elapsed().as_secs()));
     }
 }

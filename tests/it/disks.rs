@@ -356,6 +356,8 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         let log = setup.log();
         let line = log.lines().find(|line| line.contains(&request) && line.contains("cannot be read"));
         assert!(line.is_some(), "{request}: {log}");
+        let about_a_job = log.lines().find(|line| line.contains("window listed") && line.contains(&jobs[0]));
+        assert!(about_a_job.is_some(), "what a job does is found by its id: {log}");
         let page: Value =
             service.client.get(service.url("/v1/jobs")).send().await.unwrap().json().await.unwrap();
         let listed: Vec<_> = page["items"].as_array().unwrap().iter().map(|job| &job["id"]).collect();
@@ -366,4 +368,36 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         assert_eq!(service.finished(jobs.last().unwrap()).await["state"], "completed");
     }
     assert!(setup.data.join("jobs").join(&jobs[1]).join("archive.zip").exists(), "its files stay");
+}
+
+/// What a user takes away can be made again without asking Zoom again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_got_lost_is_made_again_by_a_retry() {
+    let world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    let expected = world.archive(&id).await;
+    let path = format!("/v1/jobs/{id}/archive");
+    let retry = async || world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await;
+    assert_eq!(retry().await.status(), 409, "nothing is missing");
+    let job_directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let file = job_directory.join("archive.zip");
+    for damage in ["removed", "cut short", "everything removed"] {
+        match damage {
+            "removed" => std::fs::remove_file(&file).unwrap(),
+            "cut short" => File::options().write(true).open(&file).unwrap().set_len(1_000).unwrap(),
+            _ => std::fs::remove_dir_all(&job_directory).unwrap(),
+        }
+        for answer in [world.client.head(world.url(&path)), world.client.get(world.url(&path))] {
+            assert_eq!(answer.send().await.unwrap().status(), 409, "{damage}");
+        }
+        let told: Value = world.get(&path).await.json().await.unwrap();
+        assert_eq!(told["code"], "archive-lost", "{told}");
+        let asked = world.sim.stats().requests;
+        assert_eq!(retry().await.status(), 202, "{damage}");
+        assert_eq!(world.finished(&id).await["state"], "completed", "{damage}");
+        assert_eq!(world.archive(&id).await.comparable(), expected.comparable(), "{damage}");
+        let again = world.sim.stats().requests - asked;
+        assert_eq!(again > 0, damage == "everything removed", "{damage}: {again}");
+    }
 }
