@@ -8,8 +8,9 @@ fn main() -> ExitCode {
     zoom_chat_reports::cli::main()
 }
 
-/// Large answers have maps of their own, which go back to the system with them. glibc begins like this, but the first that
-/// is freed makes it take them from the heaps of the threads, where they leave gaps.
+/// Keeps glibc giving allocations of 128 kB and more a map of their own, which goes back to the system when they are freed. It
+/// begins like this, but raises that size with the first map that is freed, and then takes the buffers of large answers from
+/// the heaps of its threads, where they leave gaps.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "glibc's allocator has no other setting that a program can make for itself")]
 fn give_back_large_allocations() {

@@ -8,7 +8,6 @@
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 
-use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -178,16 +177,18 @@ impl Assembly {
 
     /// Adds what is of no session, and puts the archive into its place.
     fn finish(self) -> Result<Option<ArchiveFile>, ArchiveError> {
-        let Self { input, runtime, reader, mut scratch, mut sink, .. } = self;
-        let (written, texts) = std::thread::scope(|scope| {
-            let texts = scope.spawn(|| runtime.block_on(texts(reader)));
-            (add_lines(&mut scratch, &mut *sink, &input.cancel), joined(texts))
+        let Self { input, runtime, mut reader, mut scratch, mut sink, .. } = self;
+        let (written, summary) = std::thread::scope(|scope| {
+            let summary = scope.spawn(|| runtime.block_on(summary(&mut reader)));
+            (add_lines(&mut scratch, &mut *sink, &input.cancel), joined(summary))
         });
         written?;
-        for (name, text) in texts? {
-            let located = sink.entry(name, &mut |entry| entry.text(text.as_bytes()))?;
-            scratch.add_entry(name, Some(Sha256::digest(&text).into()), located)?;
-        }
+        let summary = summary?;
+        add_hashed(&mut scratch, &mut *sink, layout::SUMMARY, &mut |entry| entry.text(summary.as_bytes()))?;
+        add_hashed(&mut scratch, &mut *sink, layout::FAILURES, &mut |entry| {
+            add_failures(entry, |after| runtime.block_on(render::failures(&mut reader, after)))
+        })?;
+        runtime.block_on(reader.close());
         let located = sink.entry(layout::SUMS, &mut |entry| {
             let mut lines = Lines::new(entry, b"", b"\n");
             scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
@@ -204,25 +205,55 @@ fn add_lines(
     sink: &mut dyn Sink,
     cancel: &CancellationToken,
 ) -> Result<(), ArchiveError> {
+    let mut sorted = scratch.sorted_lines()?;
+    add_hashed(scratch, sink, layout::SESSIONS, &mut |entry| {
+        let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
+        while let Some(line) = sorted.next()? {
+            check(cancel)?;
+            lines.push(line)?;
+        }
+        lines.finish(b"\n]\n")
+    })
+}
+
+/// An entry that is hashed while it is written.
+fn add_hashed(
+    scratch: &mut Scratch,
+    sink: &mut dyn Sink,
+    name: &str,
+    fill: &mut dyn FnMut(&mut Hashing<'_>) -> Result<(), ArchiveError>,
+) -> Result<(), ArchiveError> {
     let mut sha256 = None;
-    let located = sink.entry(layout::SESSIONS, &mut |entry| {
+    let located = sink.entry(name, &mut |entry| {
         let mut hashing = Hashing::new(entry);
-        let mut lines = Lines::new(&mut hashing, b"[\n", SEPARATOR.as_bytes());
-        scratch.lines(|line| check(cancel).and_then(|()| lines.push(line)))?;
-        lines.finish(b"\n]\n")?;
+        fill(&mut hashing)?;
         sha256 = Some(hashing.digest());
         Ok(())
     })?;
-    scratch.add_entry(layout::SESSIONS, sha256, located)
+    scratch.add_entry(name, sha256, located)
 }
 
 /// What there is to tell of the whole, also of what happened since the archive was begun.
-async fn texts(mut reader: Reader) -> Result<[(&'static str, String); 2], ArchiveError> {
-    let facts = Facts::read(&mut reader).await?;
-    let summary = render::summary(&facts, &mut reader).await?;
-    let failures = render::failures(&mut reader).await?;
-    reader.close().await;
-    Ok([(layout::SUMMARY, summary), (layout::FAILURES, failures)])
+async fn summary(reader: &mut Reader) -> Result<String, ArchiveError> {
+    let facts = Facts::read(reader).await?;
+    render::summary(&facts, reader).await
+}
+
+/// `failures.json`: an array, one failure a line. `next` gives some after the one of a number, with the number of the last.
+fn add_failures(
+    entry: &mut Hashing<'_>,
+    mut next: impl FnMut(i64) -> Result<Option<(i64, Vec<String>)>, ArchiveError>,
+) -> Result<(), ArchiveError> {
+    let Some(mut some) = next(i64::MIN)? else { return entry.text(b"[]\n") };
+    let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
+    loop {
+        let (last, failures) = some;
+        failures.iter().try_for_each(|failure| lines.push(failure))?;
+        match next(last)? {
+            Some(more) => some = more,
+            None => return lines.finish(b"\n]\n"),
+        }
+    }
 }
 
 /// A session whose files are in the archive.

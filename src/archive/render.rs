@@ -250,21 +250,13 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
     Ok(format!("{document:#}\n"))
 }
 
-/// `failures.json`: an array, one failure a line.
-pub async fn failures(reader: &mut Reader) -> Result<String, ArchiveError> {
-    let mut text = "[".to_owned();
-    let mut after = i64::MIN;
-    loop {
-        let rows = reader.failures(after, 500).await?;
-        let Some(last) = rows.last() else { break };
-        after = last.id;
-        for row in rows {
-            text.push_str(if text.len() == 1 { "\n" } else { ",\n" });
-            text.push_str(&serde_json::to_string(&FailureLine::from(row)).expect("a failure is plain data"));
-        }
-    }
-    text.push_str(if text.len() == 1 { "]\n" } else { "\n]\n" });
-    Ok(text)
+/// Some failures after the one numbered `after`, as lines of `failures.json`, and the number of the last; `None` when there are
+/// no more.
+pub async fn failures(reader: &mut Reader, after: i64) -> Result<Option<(i64, Vec<String>)>, ArchiveError> {
+    let rows = reader.failures(after, 500).await?;
+    let Some(last) = rows.last() else { return Ok(None) };
+    let line = |row| serde_json::to_string(&FailureLine::from(row)).expect("a failure is plain data");
+    Ok(Some((last.id, rows.into_iter().map(line).collect())))
 }
 
 /// Failures after the one numbered `after`, at most `most`, with the number of the last when there may be more.

@@ -131,16 +131,9 @@ impl Scratch {
         Err(CaptureError::Damaged(format!("it named {sessions} sessions and holds {added}")))
     }
 
-    /// Feeds the lines of `sessions_summary.json` in the order of keys.
-    pub fn lines(
-        &mut self,
-        mut each: impl FnMut(&str) -> Result<(), ArchiveError>,
-    ) -> Result<(), ArchiveError> {
-        let mut lines = self.lines.merged()?;
-        while let Some((_, line)) = lines.next()? {
-            each(text(line)?)?;
-        }
-        Ok(())
+    /// The lines of `sessions_summary.json` in the order of keys.
+    pub fn sorted_lines(&mut self) -> Result<SortedLines, ArchiveError> {
+        Ok(SortedLines(self.lines.merged()?))
     }
 
     /// Feeds the lines of `SHA256SUMS` in the order of names.
@@ -160,6 +153,15 @@ impl Scratch {
     /// All entries in the order of their names.
     pub fn entries(&mut self) -> Result<Entries, ArchiveError> {
         Ok(Entries { merged: self.entries.merged()?, last: Vec::new() })
+    }
+}
+
+#[derive(Debug)]
+pub struct SortedLines(Merged);
+
+impl SortedLines {
+    pub fn next(&mut self) -> Result<Option<&str>, ArchiveError> {
+        self.0.next()?.map(|(_, line)| text(line)).transpose()
     }
 }
 

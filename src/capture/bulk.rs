@@ -47,9 +47,8 @@ pub(super) async fn messages_pages(
     }
     replace_pages(tx, pages).await?;
     insert_pages(tx, rows).await?;
-    for page in pages {
-        unknown_members(tx, "range", page.page).await?;
-    }
+    let told_by: Vec<_> = pages.iter().map(|page| page.page).collect();
+    unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages
         .iter()
         .map(|MessagesPage { page, query, repeats, .. }| {
@@ -158,22 +157,27 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
     Ok(effect)
 }
 
-/// Members nobody told us of; seldom any.
-pub(super) async fn unknown_members(
-    tx: &mut Tx<'_>,
-    of: &'static str,
-    page: &PageOf,
-) -> Result<(), CaptureError> {
-    let (list, range) = if of == "list" { (Some(page.chain), None) } else { (None, Some(page.chain)) };
-    for (name, value) in &page.unknown {
-        sqlx::query("INSERT INTO unknown_members (list, range, seq, name, value) VALUES (?, ?, ?, ?, ?)")
-            .bind(list)
-            .bind(range)
-            .bind(page.seq)
-            .bind(name)
-            .bind(value)
-            .execute(&mut **tx)
-            .await?;
+/// Which chains pages belong to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Of {
+    Lists,
+    Ranges,
+}
+
+/// Members nobody told us of; seldom any, but then perhaps one in each page.
+pub(super) async fn unknown_members(tx: &mut Tx<'_>, of: Of, pages: &[&PageOf]) -> Result<(), CaptureError> {
+    let members = pages.iter().flat_map(|page| page.unknown.iter().map(move |member| (page, member)));
+    let members: Vec<_> = members.collect();
+    for members in members.chunks(MOST_ROWS) {
+        let mut insert = QueryBuilder::new("INSERT INTO unknown_members (list, range, seq, name, value) ");
+        insert.push_values(members, |mut row, (page, (name, value))| {
+            let (list, range) = match of {
+                Of::Lists => (Some(page.chain), None),
+                Of::Ranges => (None, Some(page.chain)),
+            };
+            row.push_bind(list).push_bind(range).push_bind(page.seq).push_bind(name).push_bind(value);
+        });
+        insert.build().persistent(false).execute(&mut **tx).await?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
-use super::bulk::unknown_members;
+use super::bulk::{Of, unknown_members};
 use super::writer::{Effect, ListedSession, PageOf};
 use super::{CaptureError, Tx};
 
@@ -72,7 +72,7 @@ pub(super) async fn list_page(
     if !sessions.is_empty() {
         effect = list_sessions(tx, window, sessions).await?;
     }
-    unknown_members(tx, "list", page).await?;
+    unknown_members(tx, Of::Lists, &[page]).await?;
     sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
         .bind(page.seq + 1)
         .bind(page.next.as_ref().map(|next| &next.token))

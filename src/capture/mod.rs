@@ -54,7 +54,9 @@ const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
 const FROM_VERSION_3: &str = "CREATE TABLE set_aside (unit INTEGER NOT NULL REFERENCES units(id),
          first_day TEXT NOT NULL, last_day TEXT NOT NULL, kind INTEGER NOT NULL, items INTEGER NOT NULL,
          raw_len INTEGER NOT NULL, crc32 INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL) STRICT;
-     CREATE INDEX set_aside_of_unit ON set_aside(unit);";
+     CREATE INDEX set_aside_of_unit ON set_aside(unit);
+     CREATE INDEX unknown_members_of_list ON unknown_members(list) WHERE list IS NOT NULL;
+     CREATE INDEX unknown_members_of_range ON unknown_members(range) WHERE range IS NOT NULL;";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -315,7 +317,8 @@ mod tests {
             connection.close().await.unwrap();
         };
         made(
-            "DROP TABLE set_aside; DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
+            "DROP TABLE set_aside; DROP INDEX unknown_members_of_list; DROP INDEX unknown_members_of_range;
+             DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
              PRAGMA user_version = 2",
         )
         .await;

@@ -78,3 +78,5 @@ CREATE INDEX set_aside_of_unit ON set_aside(unit);
 CREATE TABLE unknown_members (
     list INTEGER, range INTEGER, seq INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL
 ) STRICT;
+CREATE INDEX unknown_members_of_list ON unknown_members(list) WHERE list IS NOT NULL;
+CREATE INDEX unknown_members_of_range ON unknown_members(range) WHERE range IS NOT NULL;

@@ -152,7 +152,8 @@ impl Change {
     }
 }
 
-/// What a change did, as far as anybody counts it. What pages of the same group did together is told to one of them.
+/// What a change did, as far as anybody counts it. Pages of messages that were committed together are counted together: the
+/// caller of the first is told of all of them, the others of nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effect {
     pub new_sessions: u64,
@@ -183,8 +184,8 @@ impl Writer {
         Self { sender, task: tokio::spawn(run(location, store, receiver).in_current_span()) }
     }
 
-    /// Returns once the change is durable, or with the reason why it was not made. Only then may it be there all the same, when
-    /// the disk failed while it was being committed.
+    /// Returns once the change is durable, or with the reason why it is not known to be: after an error it may be there all the
+    /// same, if the disk failed while it was being committed.
     pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;

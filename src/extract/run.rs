@@ -102,7 +102,7 @@ pub(super) struct Shared {
     pub writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
-    /// How many more chains could be followed, if there were any.
+    /// How many more requests could be under way once no chain is left to begin: long ones are cut for them.
     pub idle: AtomicUsize,
     /// How many chains are followed.
     pub chains: AtomicUsize,

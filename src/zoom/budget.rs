@@ -3,6 +3,12 @@
 //! Owns pacing, slowing down after a 429, recovery, and pauses until an instant. Jobs take turns because each job
 //! ([`Lane`](super::Lane)) lets one of its callers at a time stand in the account's queue, and both queues are
 //! first come, first served. Measured against `governor` and others in DEPENDENCIES: those burst or starve.
+//!
+//! Two numbers make the pace. The *window* is what is taken for Zoom's second: no more requests than the limit leave within
+//! it, evenly spaced. The *share* is the part of the limit in use. While no 429 is seen the window creeps down to
+//! `SHORTEST_WINDOW`. A 429 at the full pace, with none for `QUIET` before it, is taken for jitter: the window gets
+//! `TOO_SHORT` longer. Any other is taken for another app of the account: the share drops (`SLOW_DOWN`), nothing leaves
+//! for `HOLD`, and the share comes back, slowly at first (`RECOVERY`).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -14,28 +20,26 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::SharedClock;
 
-/// No more than the limit's number of requests leave within the window: Zoom's one second and a little more, because
-/// jitter on the way bunches requests that left evenly spaced. It begins at its longest, creeps down while no 429 is
-/// seen, and goes back to its longest when another app shows.
+/// The longest window: Zoom's one second and a little more, because jitter on the way bunches requests that left evenly
+/// spaced. It begins like this, and is like this again when another app shows.
 const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_002);
-/// ... by this much a second,
+/// How much shorter the window gets in a second without a 429.
 const CREEP: Duration = Duration::from_millis(1);
-/// ... or by this much when it is hardly longer than one that was too short.
+/// The same when the window is hardly longer than one that was too short.
 const SLOW_CREEP: Duration = Duration::from_micros(30);
-/// A 429 at the full pace, with none for so long before it, is taken for jitter: the window, if it was not at its longest,
-/// was too short,
+/// A 429 with none for so long before it stands alone.
 const QUIET: Duration = Duration::from_secs(5);
-/// ... by less than this.
+/// By how much at most a window was too short that led to a 429 that stands alone.
 const TOO_SHORT: Duration = Duration::from_millis(3);
-/// Any other is taken for another app of the account. It lowers the pace to this share of itself, the next one within a
-/// window to that; any more there do not count. Nothing leaves for a while.
+/// What the first and the second 429 within a window leave of the share; further ones there do not count.
 const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
+/// Nothing leaves for so long after a 429 that lowers the share.
 const HOLD: Duration = Duration::from_millis(250);
-/// ... and each second without one raises it by this share of the limit more than the second before: slowly while what
-/// was refused may still be refused (another app of the account), fast when it is long ago.
+/// Each second without a 429 raises the share by so much more than the second before: slowly while what was refused may
+/// still be refused, fast when it is long ago.
 const RECOVERY: f64 = 0.0018;
-/// It never falls below this share of the limit.
+/// The share never falls below this.
 const FLOOR: f64 = 0.05;
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
 const PAUSE_SLICE: Duration = Duration::from_secs(20);

@@ -53,7 +53,8 @@ pub struct Effort {
     pub attempts: u32,
     /// Wait for the end of an outage. A person who waits for an answer would rather know.
     pub sits_out_outages: bool,
-    /// The whole job would wait for it, and for so many calls that can only come after it.
+    /// `Some(n)`: the end of the job waits for this call and for `n` that can only come after it. It goes before others, and
+    /// before those with a smaller `n`.
     pub urgent: Option<u32>,
 }
 
@@ -218,12 +219,12 @@ pub struct Lane {
 const UNPACED: f64 = 1_500.0;
 /// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
 const UNPACED_BYTES: u64 = 1 << 20;
-/// ... and so many chains are followed for each request under way. The writer takes as many changes into one commit.
+/// Without pacing, so many chains are followed for each request under way: the writer takes as many changes into one commit.
 const UNPACED_CHAINS: usize = 3;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
 /// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
-/// ... and so many at most.
+/// However high the limit is, no more chains than this.
 const MOST_CHAINS: f64 = 512.0;
 /// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
 const SHORT_WAIT: Duration = Duration::from_secs(10);

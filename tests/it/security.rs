@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -241,7 +243,7 @@ async fn slow_clients_do_not_keep_others_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_and_downloads_have_their_limits_and_give_their_places_back() {
+async fn streams_have_their_limit_and_give_their_places_back() {
     let sim = SimSettings { latency: Duration::from_millis(20), ..account() };
     let world = World::with(sim, |settings| {
         settings.http.max_event_streams = 3;
@@ -264,6 +266,32 @@ async fn streams_and_downloads_have_their_limits_and_give_their_places_back() {
         again = world.get(&url).await;
     }
     assert_eq!(again.status(), 200, "places come back when streams end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn downloads_have_their_limit_and_give_their_places_back() {
+    let sim = SimSettings { messages: 60_000, ..account() };
+    let world = World::with(sim, |settings| settings.http.max_downloads = 2).await;
+    let (job, _) = world.run(&world.everything()).await;
+    let url = format!("/v1/jobs/{}/archive", job["id"].as_str().unwrap());
+    // More than sockets hold: they are not read, so the answers are not out.
+    assert!(job["archive"]["size"].as_u64().unwrap() > 8 << 20, "{}", job["archive"]);
+    let mut slow: Vec<_> = (0..2).map(|_| TcpStream::connect(world.address()).unwrap()).collect();
+    for caller in &mut slow {
+        write!(caller, "GET {url} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        caller.read_exact(&mut [0]).unwrap();
+    }
+    let refused = world.get(&url).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too-many-at-once");
+    drop(slow);
+    for _ in 0..200 {
+        if world.get(&url).await.status() == 200 {
+            return;
+        }
+        world.clock.sleep(Duration::from_millis(10)).await;
+    }
+    panic!("places come back when downloads end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -308,10 +336,21 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
         ("ops", "delete", 204),
     ];
     assert_eq!(told, expected, "polling is one look a minute; a wrong key is in the log");
-    let mode = std::os::unix::fs::PermissionsExt::mode(
-        &std::fs::metadata(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap().permissions(),
-    );
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(mode_of(&world.settings.jobs.data_dir.join("audit.jsonl")), 0o600);
+}
+
+fn mode_of(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_made_is_for_its_owner_only() {
+    let world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    let data = &world.settings.jobs.data_dir;
+    assert_eq!(mode_of(data), 0o700);
+    assert_eq!(mode_of(&data.join("jobs").join(&id).join("archive.zip")), 0o600);
 }
 
 /// Everything that a nasty run leaves behind but capture and archive, whose content it is, is searched.

@@ -217,7 +217,7 @@ async fn the_last_day_is_open_when_it_is_today_and_an_empty_account_is_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_capture_gives_the_same_bytes_and_two_runs_are_equal() {
+async fn two_jobs_over_the_same_days_are_equal_but_for_what_tells_them_apart() {
     let world = World::new(account(60, 5_000, FaultLevel::None)).await;
     let (_, one) = world.run(&world.everything()).await;
     let (_, two) = world.run(&world.everything()).await;
