@@ -42,6 +42,20 @@ pub fn metrics() -> &'static PrometheusHandle {
         let handle = recorder.handle();
         // Somebody else's recorder would only mean that ours stays empty.
         let _ = metrics::set_global_recorder(recorder);
+        describe();
         handle
     })
+}
+
+/// What every metric of this service is.
+fn describe() {
+    use metrics::{describe_counter, describe_gauge};
+    describe_gauge!("zcr_jobs_running", "Jobs that run");
+    describe_gauge!("zcr_jobs_queued", "Jobs that wait for their turn");
+    describe_counter!("zcr_jobs_ended_total", "Jobs that ended, by the state they ended in");
+    describe_gauge!("zcr_waiting", "1 while nothing is asked of Zoom: a daily limit, an outage");
+    describe_counter!("zcr_zoom_requests_total", "Requests sent to Zoom");
+    describe_counter!("zcr_zoom_rate_limited_total", "Answers of Zoom with status 429");
+    describe_counter!("zcr_http_responses_total", "Answers of this service, by status");
+    describe_counter!("zcr_audit_failures_total", "Lines that the audit trail could not take");
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use zoom_chat_reports::archive::{AssembleInput, Begun, Target, assemble};
 use zoom_chat_reports::clock::Clock;
 
+use crate::floor;
 use crate::processes::{Profile, Run, Service, Simulator, free_port, requests, round};
 
 pub async fn ratios(profile: Profile) -> Value {
@@ -32,7 +33,10 @@ pub async fn unpaced(profile: Profile) -> Value {
     let started = clock.elapsed();
     let made = assemble(input, Begun::default()).await.unwrap().unwrap();
     let assembled = (clock.elapsed() - started).as_secs_f64();
+    let floor = raw / 1e6 * floor::seconds_for_a_megabyte(run.simulator.profile.text_scale);
+    let cpu = run.service.cpu_seconds();
     let mut all = run.ratios();
+    all["cpu_over_floor"] = json!(round(cpu / floor));
     all["assembly_raw_mb_per_s"] = json!(round(raw / 1e6 / assembled));
     all["assembly_over_copy"] = json!(round(assembled / copied));
     all["archive_mb"] = json!(round(made.size as f64 / 1e6));

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
 #![expect(clippy::print_stdout, reason = "the figures are the result")]
 
+mod floor;
 mod jobs;
 mod processes;
 mod serving;
@@ -63,12 +64,13 @@ const ALL: [Measurement; 24] = [
 ];
 
 /// What every job has, or could have, and how that is headed in the table.
-const COLUMNS: [(&str, &str); 10] = [
+const COLUMNS: [(&str, &str); 11] = [
     ("efficiency", "of limit"),
     ("requests_over_least", "of least"),
     ("answers_429", "429s"),
     ("wall_s", "seconds"),
     ("cpu_s_per_1000_pages", "CPU/1000"),
+    ("cpu_over_floor", "of floor"),
     ("json_mb_per_s", "MB/s"),
     ("assembly_raw_mb_per_s", "assembly"),
     ("assembly_over_copy", "of copy"),

@@ -62,7 +62,7 @@ impl Drop for Process {
 pub struct Simulator {
     process: Process,
     output: BufReader<std::process::ChildStdout>,
-    profile: Profile,
+    pub profile: Profile,
     pub base: String,
     pub days: (Date, Date),
 }

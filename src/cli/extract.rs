@@ -116,7 +116,7 @@ fn tell(report: &Report, output: &Output) {
         say("there were no sessions in this range");
     }
     say(format_args!(
-        "{}, {}, {} edited, {} deleted; {}, {} repeated -> {}",
+        "{}, {}, {} edited, {} deleted; {} in all, {} repeated -> {}",
         counted(report.outcome.counts.sessions_total, "session"),
         counted(messages, "message"),
         grouped(edited),

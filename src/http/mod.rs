@@ -137,7 +137,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         protected = protected.merge(measured().split_for_parts().0);
     }
     let (open, _) = open().split_for_parts();
-    let document = document();
+    let document = openapi::with_days_until(document(), state.clock.today());
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(
         Config::new(["/openapi.json"])
             .try_it_out_enabled(true)
@@ -154,6 +154,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .layer(from_fn_with_state(state.clone(), auth::require_key))
         .layer(from_fn_with_state(state.clone(), audit::record));
     let layers = ServiceBuilder::new()
+        .map_request(without_strange_id)
         .set_request_id(REQUEST_ID, NewRequestId(state.clock.clone()))
         .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log_response).on_failure(()))
         .propagate_request_id(REQUEST_ID)
@@ -220,6 +221,15 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
 
 fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
     SetResponseHeaderLayer::if_not_present(HeaderName::from_static(name), HeaderValue::from_static(value))
+}
+
+/// An id that a caller brings goes into the log, the audit trail and the answer, if it looks like one.
+fn without_strange_id(mut request: Request) -> Request {
+    let looks_like_one = |id: &HeaderValue| id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if request.headers().get(REQUEST_ID).is_some_and(|id| !looks_like_one(id)) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    request
 }
 
 /// Ids for requests that bring none of their own.

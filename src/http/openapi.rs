@@ -1,8 +1,11 @@
 //! The OpenAPI document: made of the routes, completed here with what all of them share.
 
+use jiff::ToSpan;
+use jiff::civil::Date;
+use serde_json::json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    ContentBuilder, Info, License, OpenApi, Ref, RefOr, ResponseBuilder, ServerBuilder, Tag,
+    ContentBuilder, Info, License, OpenApi, Ref, RefOr, ResponseBuilder, Schema, ServerBuilder, Tag,
 };
 
 const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. Submit a job with a date range, follow it, \
@@ -58,6 +61,17 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
                 operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
             }
         }
+    }
+    document
+}
+
+/// The document as it is served: with an example that Zoom would still answer.
+pub fn with_days_until(mut document: OpenApi, today: Date) -> OpenApi {
+    let schemas = document.components.as_mut().map(|components| &mut components.schemas);
+    let request = schemas.and_then(|schemas| schemas.get_mut("JobRequest"));
+    if let Some(RefOr::T(Schema::Object(request))) = request {
+        let ago = |days: i32| today.saturating_sub(days.days()).to_string();
+        request.example = Some(json!({ "from": ago(30), "to": ago(1), "label": "case 4711" }));
     }
     document
 }

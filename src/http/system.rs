@@ -64,6 +64,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
 pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, Problem> {
     metrics::gauge!("zcr_jobs_running").set(state.jobs.running() as f64);
     metrics::gauge!("zcr_jobs_queued").set(state.jobs.count(JobState::Queued).await? as f64);
+    metrics::gauge!("zcr_waiting").set(f64::from(u8::from(state.account.waiting().is_some())));
     let text = crate::telemetry::metrics().render();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

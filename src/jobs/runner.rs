@@ -161,6 +161,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
     jobs.finish(&mut job);
+    metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
     tracing::info!(
         job.id = %job.id, state = job.state.as_str(), sessions = job.progress.sessions_total,
         messages = job.progress.messages, requests = job.progress.traffic.requests,

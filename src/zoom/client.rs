@@ -364,6 +364,7 @@ impl Lane {
                 Decision::Restart => return Err(Ended::Restart),
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
+                    metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
                     self.limited(kind, after, now);
                 }
                 Decision::Renew { after } => {
@@ -449,6 +450,7 @@ impl Lane {
         let (token, _under_way) = self.take_turn(call, urgent).await?;
         *generation = token.generation;
         self.traffic.requests.fetch_add(1, Relaxed);
+        metrics::counter!("zcr_zoom_requests_total").increment(1);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);
         let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));

@@ -344,5 +344,29 @@ async fn the_front_door_leads_to_the_documentation_and_metrics_are_there() {
     assert!(world.get("/docs").await.url().path().starts_with("/docs/"));
     let metrics = world.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("zcr_jobs_running 0"), "{metrics}");
-    assert!(metrics.contains("zcr_http_responses_total"), "{metrics}");
+    for name in ["zcr_http_responses_total", "zcr_zoom_requests_total", "zcr_waiting 0"] {
+        assert!(metrics.contains(name), "{metrics}");
+    }
+    assert!(metrics.contains("zcr_jobs_ended_total{state=\"completed\"}"), "{metrics}");
+    assert!(metrics.contains("# HELP zcr_jobs_running"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_in_the_document_can_be_tried_today() {
+    let world = World::new(account()).await;
+    let document: Value = world.get("/openapi.json").await.json().await.unwrap();
+    let example = &document["components"]["schemas"]["JobRequest"]["example"];
+    assert_eq!(world.post("/v1/jobs", example).await.status(), 202, "{example}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_of_the_callers_is_taken_if_it_looks_like_one() {
+    let world = World::new(account()).await;
+    for (sent, is_taken) in
+        [("night-job/7", true), ("two words", false), ("", true), (&"x".repeat(129), false)]
+    {
+        let answer =
+            world.client.get(world.url("/healthz")).header("x-request-id", sent).send().await.unwrap();
+        assert_eq!(answer.headers()["x-request-id"] == sent, is_taken, "{sent}");
+    }
 }
