@@ -41,8 +41,8 @@ impl WriteBehind {
         temporary.push(".tmp");
         let temporary = Temporary(temporary.into());
         // For nobody else to read.
-        let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
-        let file = Arc::new(options.open(&temporary.0)?);
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary.0)?;
+        let file = Arc::new(file);
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
         let syncing = std::thread::spawn(move || woken.iter().try_for_each(|()| same.sync_data()));

@@ -51,12 +51,7 @@ const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
      UPDATE units SET settled = 1 WHERE state <> 'pending';";
 
 /// What version 3 had not: pages that are set aside.
-const FROM_VERSION_3: &str = "CREATE TABLE set_aside (unit INTEGER NOT NULL REFERENCES units(id),
-         first_day TEXT NOT NULL, last_day TEXT NOT NULL, kind INTEGER NOT NULL, items INTEGER NOT NULL,
-         raw_len INTEGER NOT NULL, crc32 INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL) STRICT;
-     CREATE INDEX set_aside_of_unit ON set_aside(unit);
-     CREATE INDEX unknown_members_of_list ON unknown_members(list) WHERE list IS NOT NULL;
-     CREATE INDEX unknown_members_of_range ON unknown_members(range) WHERE range IS NOT NULL;";
+const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -198,9 +193,9 @@ impl Location {
         let mut connection = self.options().create_if_missing(true).connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
-            0 => set_up(&mut connection, &[include_str!("schema.sql")]).await?,
-            2 => set_up(&mut connection, &[FROM_VERSION_2, FROM_VERSION_3]).await?,
-            3 => set_up(&mut connection, &[FROM_VERSION_3]).await?,
+            0 => set_up(&mut connection, &[include_str!("schema.sql"), SINCE_VERSION_4]).await?,
+            2 => set_up(&mut connection, &[FROM_VERSION_2, SINCE_VERSION_4]).await?,
+            3 => set_up(&mut connection, &[SINCE_VERSION_4]).await?,
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }

@@ -121,6 +121,17 @@ impl Reader {
         Ok(counts)
     }
 
+    /// How many ranges and listings failed for good: without the totals of all pages, which take a while.
+    pub async fn failure_count(&mut self) -> Result<u64, CaptureError> {
+        let failures: i64 = sqlx::query_scalar(
+            "SELECT (SELECT count(*) FROM ranges WHERE state = 'failed')
+                  + (SELECT count(*) FROM lists WHERE state = 'failed')",
+        )
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok(failures as u64)
+    }
+
     /// Failures after `after` (listings first, then sessions' days), at most `most`.
     pub async fn failures(&mut self, after: i64, most: i64) -> Result<Vec<FailureRow>, CaptureError> {
         // Listings get the negative numbers, so that one number pages through both.

@@ -43,6 +43,10 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     if !args.listen_addr.ip().is_loopback() {
         return Err(WrongUse("--listen-addr must be on loopback: the demo has no API keys".to_owned()).into());
     }
+    let archive_directory = args.archive.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(directory) = archive_directory.filter(|directory| !directory.is_dir()) {
+        return Err(WrongUse(format!("--archive: there is no directory {}", directory.display())).into());
+    }
     let clock = SystemClock::shared();
     let stop = shutdown::on_signal()?;
     let simulator = Simulator::start(SimSettings {
@@ -56,11 +60,6 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     })
     .await?;
     let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
-    // Before the work, not after it.
-    let archive_directory = args.archive.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(directory) = archive_directory.filter(|directory| !directory.is_dir()) {
-        return Err(WrongUse(format!("--archive: there is no directory {}", directory.display())).into());
-    }
     let app = App::start(settings(args, &simulator, &data_dir), clock.clone()).await?;
     let base = format!("http://{}", app.address);
     say(format_args!("simulated Zoom account: {} ({LIMIT} requests/s)", simulator.api_base_url()));

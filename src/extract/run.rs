@@ -187,9 +187,9 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
         return Ok(0);
     }
     let mut reader = location.open_reader().await?;
-    let counts = if reader.has_plan().await? { reader.counts().await? } else { Counts::default() };
+    let failures = if reader.has_plan().await? { reader.failure_count().await? } else { 0 };
     reader.close().await;
-    Ok(counts.failures())
+    Ok(failures)
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.

@@ -60,12 +60,20 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
             }
         }
         tokio::select! {
-            Some(_) = running.join_next() => {}
+            Some(ended) = running.join_next() => report_panic(ended),
             () = jobs.work.notified() => {}
             () = jobs.stop.cancelled() => {}
         }
     }
-    running.join_all().await;
+    while let Some(ended) = running.join_next().await {
+        report_panic(ended);
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a job's task ended abnormally; it is taken up at the next start");
+    }
 }
 
 async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
@@ -147,7 +155,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             job.error = Some(error);
         }
     }
-    if job.state != JobState::Completed
+    // One that was whole, or nearly, has told.
+    if matches!(job.state, JobState::Cancelled | JobState::Failed)
         && let Ok(failures) = extract::failures_in(&directory).await
     {
         job.failures_total = failures;

@@ -2,8 +2,9 @@
 //!
 //! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every
 //! test. Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten
-//! million messages needs no memory; `api` answers, `limits` refuses, `faults` spoils, `server` owns the sockets.
+//! million messages needs no memory; `api` answers (in the words of `answers`), `limits` refuses, `faults` spoils, `server` owns the sockets.
 
+mod answers;
 mod api;
 mod calendar;
 mod dataset;
