@@ -32,8 +32,9 @@ const SLOW_CREEP: Duration = Duration::from_micros(30);
 const QUIET: Duration = Duration::from_secs(5);
 /// By how much at most a window was too short that led to a 429 that stands alone.
 const TOO_SHORT: Duration = Duration::from_millis(3);
-/// What the first and the second 429 within a window leave of the share; further ones there do not count.
-const SLOW_DOWN: [f64; 2] = [0.95, 0.84];
+/// What each 429 within a window leaves of the share, in turn; further ones there do not count. The first may be jitter, and
+/// counts little; not while the share is below 1, when another app is known to be there.
+const SLOW_DOWN: [f64; 3] = [0.95, 0.84, 0.84];
 /// Nothing leaves for so long after a 429 that lowers the share.
 const HOLD: Duration = Duration::from_millis(250);
 /// Each second without a 429 raises the share by so much more than the second before: slowly while what was refused may
@@ -78,8 +79,8 @@ struct Pace {
     /// When the last requests left, at most as many as the limit allows in one window.
     recent: VecDeque<Duration>,
     last_slow_down: Option<Duration>,
-    /// How many 429s in the window since then have counted.
-    refused: usize,
+    /// Which step comes next of those in the window since then.
+    step: usize,
     last_change: Duration,
     waiting: Option<Waiting>,
 }
@@ -100,7 +101,7 @@ impl Budget {
             next: Duration::ZERO,
             recent: VecDeque::new(),
             last_slow_down: None,
-            refused: 0,
+            step: 0,
             last_change: Duration::ZERO,
             waiting: None,
         };
@@ -235,7 +236,7 @@ impl Pace {
         // Requests already under way when the first 429s came will be refused too; they are one event.
         if since.is_none_or(|since| since >= WINDOW) {
             self.last_slow_down = Some(now);
-            self.refused = 0;
+            self.step = usize::from(self.share < 1.0);
             let quiet = self.share >= 1.0 && since.is_none_or(|since| since >= QUIET);
             if quiet && self.window < WINDOW {
                 self.too_short = self.window;
@@ -243,11 +244,11 @@ impl Pace {
                 return;
             }
         }
-        if let Some(share) = SLOW_DOWN.get(self.refused) {
+        if let Some(share) = SLOW_DOWN.get(self.step) {
             self.share = (self.share * share).max(FLOOR);
             self.window = WINDOW;
             self.last_change = now;
-            self.refused += 1;
+            self.step += 1;
         }
         self.next = self.next.max(now + HOLD);
     }
@@ -346,19 +347,74 @@ mod tests {
         };
         assert!((18..=19).contains(&after(&all, all[0].1, 1)), "a single 429: {all:?}");
         let again = clock.elapsed() + HOLD;
+        let before = budget.with_pace(|pace| pace.share);
         for _ in 0..9 {
             budget.slow_down(Duration::ZERO);
         }
-        let all = grants(budget, clock, 1, 400).await;
-        assert!(
-            (15..=17).contains(&after(&all, again, 0)),
-            "one event however many 429s: {}",
-            after(&all, again, 0)
-        );
-        assert!((15..=17).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
-        // When the rise, which grows by the second, has made up for both steps.
-        let back = (2.0 * (1.0 - SLOW_DOWN.iter().product::<f64>()) / RECOVERY).sqrt() as u64;
+        let share = budget.with_pace(|pace| pace.share);
+        assert!((share / before - 0.84 * 0.84).abs() < 0.01, "one event however many 429s: {share}");
+        let all = grants(budget, clock, 1, 500).await;
+        assert!((13..=14).contains(&after(&all, again, 0)), "{}", after(&all, again, 0));
+        assert!((13..=14).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
+        // When the rise, which grows by the second, has made up for all of it.
+        let back = (2.0 * (1.0 - share) / RECOVERY).sqrt() as u64;
         assert!(after(&all, again, back) >= 19, "recovered after {back} s: {}", after(&all, again, back));
+    }
+
+    /// What Zoom's second does with requests of ours and of another app, tenths of a millisecond at a time. Those of each leave
+    /// evenly spaced, and are up to ten milliseconds on their way. How many of ours were sent and refused, in each second.
+    fn beside_another_app(limit: usize, others: impl Fn(u64) -> u64, seconds: u64) -> Vec<(u64, u64)> {
+        const TICKS: u64 = 10_000;
+        let latency = Duration::from_millis(150);
+        let on_the_way = |number: u64| number * 31 % 97;
+        let wall: Timestamp = "2026-05-30T18:00:00Z".parse().unwrap();
+        let budget = Budget::new(Some(limit as f64), clock());
+        let (mut admitted, mut under_way, mut refusals) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let mut told = vec![(0, 0); seconds as usize];
+        for tick in 0..seconds * TICKS {
+            let (now, second) = (Duration::from_secs(1) * tick as u32 / TICKS as u32, tick / TICKS);
+            let (sent, refused) = &mut told[second as usize];
+            while admitted.pop_front_if(|at| now - *at >= Duration::from_secs(1)).is_some() {}
+            let spacing = TICKS.checked_div(others(second));
+            let theirs = spacing.is_some_and(|spacing| tick % spacing == on_the_way(tick / spacing));
+            if theirs && admitted.len() < limit {
+                admitted.push_back(now);
+            }
+            if under_way.pop_front_if(|arrives| *arrives == tick).is_some() {
+                if admitted.len() < limit {
+                    admitted.push_back(now);
+                } else {
+                    *refused += 1;
+                    refusals.push_back(now + latency);
+                }
+            }
+            while refusals.pop_front_if(|at| *at <= now).is_some() {
+                budget.with_pace(|pace| pace.slow_down(now, Duration::ZERO));
+            }
+            if let Slot::Granted = budget.with_pace(|pace| pace.slot(now, wall)) {
+                *sent += 1;
+                under_way.push_back(tick + 1 + on_the_way(*sent));
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn another_app_gets_its_half_and_little_is_refused() {
+        // With fewer requests a second, those of the first second weigh more.
+        for (limit, most_refused) in [(20, 0.025), (60, 0.01)] {
+            let others = |second| if (30..90).contains(&second) { limit / 2 } else { 0 };
+            let told = beside_another_app(limit as usize, others, 120);
+            let sum = |of: fn(&(u64, u64)) -> u64, from: usize, to: usize| {
+                told[from..to].iter().map(of).sum::<u64>() as f64
+            };
+            let refused = sum(|second| second.1, 30, 90) / sum(|second| second.0, 30, 90);
+            assert!(refused < most_refused, "{refused} at {limit}");
+            let share = |from, to| sum(|second| second.0, from, to) / (to - from) as f64 / limit as f64;
+            let shares = [share(10, 30), share(35, 90), share(116, 120)];
+            let good = shares[0] > 0.98 && (0.42..0.51).contains(&shares[1]) && shares[2] > 0.95;
+            assert!(good, "{shares:?} at {limit}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
