@@ -15,7 +15,7 @@ const MOST_ROWS: usize = 1_000;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MessagesPage<'a> {
     pub page: &'a PageOf,
-    pub query: &'a str,
+    pub query: Option<&'a str>,
     pub segments: &'a [Option<Segment>; 3],
     /// Where the first of them stands.
     pub offset: u64,
@@ -55,7 +55,7 @@ pub(super) async fn messages_pages(
             let next = page.next.as_ref();
             json!({
                 "range": page.chain, "pages": page.seq + 1, "token": next.map(|next| &next.token),
-                "at": next.map(|next| next.at.to_string()), "query": next.map(|_| query), "repeats": repeats,
+                "at": next.map(|next| next.at.to_string()), "query": next.and(*query), "repeats": repeats,
             })
         })
         .collect();

@@ -25,6 +25,7 @@ use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
+use tokio_util::sync::CancellationToken;
 
 use crate::sqlite;
 use listed::KnownSessions;
@@ -233,13 +234,14 @@ impl Location {
         if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
     }
 
-    /// Inflates every segment and returns the ranges that have one that is not what was stored.
-    pub async fn damaged_ranges(&self) -> Result<Vec<i64>, CaptureError> {
-        let (location, runtime) = (self.clone(), tokio::runtime::Handle::current());
+    /// Inflates every segment and returns the ranges that have one that is not what was stored. Once cancelled it looks no
+    /// further.
+    pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
+        let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
         let checked = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
                 let mut reader = location.open_reader().await?;
-                let damaged = reader.damaged_ranges().await;
+                let damaged = reader.damaged_ranges(&cancel).await;
                 reader.close().await;
                 damaged
             })
@@ -247,17 +249,17 @@ impl Location {
         checked.await.map_err(std::io::Error::other)?
     }
 
-    /// Moves a damaged file out of the way, where it stays for whoever wants to look at it.
+    /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it.
     pub fn set_aside(&self) -> std::io::Result<()> {
-        std::fs::rename(&self.path, self.path.with_extension("db.damaged"))?;
-        if self.segments().exists() {
-            std::fs::rename(self.segments(), self.path.with_extension("segments.damaged"))?;
-        }
-        for suffix in ["db-wal", "db-shm"] {
-            match std::fs::remove_file(self.path.with_extension(suffix)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
+        let aside = |path: &Path, name: &str| match std::fs::rename(path, self.path.with_file_name(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        aside(&self.segments(), "capture.segments.damaged")?;
+        for suffix in ["-wal", "-shm", ""] {
+            let of = |name: &str| format!("{name}{suffix}");
+            aside(&self.path.with_file_name(of(FILE_NAME)), &of("capture.db.damaged"))?;
         }
         Ok(())
     }

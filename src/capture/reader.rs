@@ -8,6 +8,7 @@ use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
+use tokio_util::sync::CancellationToken;
 
 use super::segments::SegmentReader;
 use super::{CaptureError, Chain, Kind, PageToken, PendingRange};
@@ -52,12 +53,12 @@ impl Reader {
         let _ = self.connection.close().await;
     }
 
-    /// Whether the schema is in place; a crash may leave an empty file.
+    /// Whether the job is planned; a crash may leave a file without its plan, or without any table.
     pub async fn has_plan(&mut self) -> Result<bool, CaptureError> {
         let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'")
             .fetch_one(&mut self.connection)
             .await?;
-        Ok(tables == 1)
+        Ok(tables == 1 && self.meta("request").await?.is_some())
     }
 
     /// Whether anything is still to be fetched.
@@ -234,11 +235,17 @@ impl Reader {
         Ok(kinds)
     }
 
-    /// The ranges with a segment that is not what was stored.
-    pub(super) async fn damaged_ranges(&mut self) -> Result<Vec<i64>, CaptureError> {
+    /// The ranges with a segment that is not what was stored, as far as it was looked before `cancel`.
+    pub(super) async fn damaged_ranges(
+        &mut self,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<i64>, CaptureError> {
         let mut damaged: Vec<i64> = Vec::new();
+        if !self.has_plan().await? {
+            return Ok(damaged);
+        }
         let mut after = (0_i64, 0_i64, 0_i64);
-        loop {
+        while !cancel.is_cancelled() {
             let rows = sqlx::query(
                 "SELECT range, seq, kind, items, raw_len, crc32, offset, length FROM pages
                  WHERE (range, seq, kind) > (?, ?, ?) ORDER BY range, seq, kind LIMIT 1000",

@@ -55,6 +55,9 @@ impl Appender {
     }
 }
 
+/// A segment that is longer is looked for before there is room made for it: it may be damage that says so.
+const USUAL: u64 = 4 << 20;
+
 /// A reader's end of the file.
 #[derive(Debug)]
 pub struct SegmentReader {
@@ -79,6 +82,9 @@ impl SegmentReader {
     pub fn packed(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
         let damaged = |what: &str| CaptureError::Damaged(what.to_owned());
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
+        if page.length > USUAL && page.offset.saturating_add(page.length) > self.size()? {
+            return Err(damaged("a segment cannot be as long as the index says"));
+        }
         let mut data = vec![0; page.length as usize];
         match file.read_exact_at(&mut data, page.offset) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {

@@ -181,7 +181,7 @@ mod tests {
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
             let change = Change::MessagesPage {
                 page: last_page(range as i64, seq as i64),
-                query: String::new(),
+                query: None,
                 segments: [segment(0), None, segment(2)],
                 repeats: 0,
             };

@@ -92,11 +92,11 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
-    /// A messages page. `query` is what its token belongs to. The first of a chain takes the place of all pages that the
+    /// A messages page. `query` is what its token belongs to; without it a later run begins the chain again. The first of a chain takes the place of all pages that the
     /// range has: what was received before it began again stays until then.
     MessagesPage {
         page: PageOf,
-        query: String,
+        query: Option<String>,
         segments: [Option<Segment>; 3],
         repeats: u64,
     },
@@ -290,7 +290,7 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let mut pages = Vec::new();
     for (change, _) in group {
         if let Change::MessagesPage { page, query, segments, repeats } = change {
-            pages.push(MessagesPage { page, query, segments, offset, repeats: *repeats });
+            pages.push(MessagesPage { page, query: query.as_deref(), segments, offset, repeats: *repeats });
             effects.push(Effect::default());
         } else {
             effects.push(apply(&mut transaction, number, change, offset).await?);

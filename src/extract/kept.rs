@@ -11,6 +11,7 @@ use jiff::civil::Date;
 use serde_json::value::RawValue;
 use siphasher::sip128::SipHasher13;
 
+use super::ranges::days_of;
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
@@ -69,10 +70,6 @@ pub(super) async fn of_lost_days(
     let days = DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..days_of(range) };
     let (own, set_aside, choice) = received(shared, range, days).await?;
     in_background(move || choice.of(&[], &[own, set_aside].concat())).await
-}
-
-fn days_of(range: &PendingRange) -> DateRange {
-    DateRange { from: range.chain.from, to: range.chain.to }
 }
 
 /// A stored page, and days that hold everything in it.

@@ -134,20 +134,18 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             }
             Err(Ended::Failed(failure)) => return Ok(Err(failure)),
         };
-        if page.next.as_ref().is_some_and(|next| !seen.insert(next.clone())) {
-            return Ok(Err(token_trouble(FailureKind::PageTokenLoop, 1)));
-        }
         barren = if page.sessions.is_empty() { barren + 1 } else { 0 };
-        if barren > MAX_BARREN_PAGES {
-            return Ok(Err(token_trouble(FailureKind::EndlessPages, 1)));
-        }
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;
         commit_page(shared, list, seq, page).await?;
         has_shown = true;
         seq += 1;
-        if token.is_none() {
-            return Ok(Ok(()));
+        let Some(token) = &token else { return Ok(Ok(())) };
+        if !seen.insert(token.clone()) {
+            return Ok(Err(token_trouble(FailureKind::PageTokenLoop, 1)));
+        }
+        if barren > MAX_BARREN_PAGES {
+            return Ok(Err(token_trouble(FailureKind::EndlessPages, 1)));
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use jiff::ToSpan;
 use jiff::civil::Date;
 
 use super::kept;
@@ -19,6 +20,9 @@ use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, Pend
 use crate::zoom::client::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
+
+/// How many days later than ours Zoom's reach may begin: how long six months are is not documented to the day.
+const UNSURE_REACH: i64 = 7;
 
 /// A digest of each item of a page, by kind: what the next page's items are compared with.
 type Digests = [HashSet<u128>; 3];
@@ -76,7 +80,7 @@ pub(super) async fn follow(
     if chain.token.is_none() && range.chain.from < oldest {
         cut(shared, &mut range, &mut chain, oldest).await?;
     }
-    let days = DateRange { from: range.chain.from, to: range.chain.to };
+    let days = days_of(&range);
     if range.chain.pages == 0
         && let Some(split) = split::in_advance(days, range.pages_elsewhere, shared.pace())
         && shared.can_afford(split.costs(&split::Seen::default()))
@@ -106,36 +110,49 @@ pub(super) async fn follow(
                 }
             }
             Step::End => break,
-            Step::Failed(failure)
-                if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? =>
-            {
-                let change = Change::RangeNotFound { range: range.chain.id };
-                shared.count(&shared.writer.commit(change).await?);
-                break;
-            }
-            // Its first days have left Zoom's reach meanwhile: they are cut off when it begins again.
-            Step::Failed(failure)
-                if failure.kind == FailureKind::Rejected
-                    && range.chain.from < windows::oldest_reachable(context.clock.today()) =>
-            {
-                range.chain.resume = None;
-                return Ok(vec![range]);
-            }
-            Step::Failed(failure) => {
-                if failure.kind.concerns_the_account() && !is_alone(shared, &range, &failure).await? {
-                    return Err(ExtractError::Account(failure));
-                }
-                fail(shared, &range, note(&failure)).await?;
-                break;
-            }
+            Step::Failed(failure) => return give_up(shared, range, &failure).await,
         }
     }
     Ok(Vec::new())
 }
 
-/// Whether permission was refused for one session only, by a firewall perhaps: another is not refused it.
+/// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
+/// error.
+async fn give_up(
+    shared: &Shared,
+    mut range: PendingRange,
+    failure: &Failure,
+) -> Result<Vec<PendingRange>, ExtractError> {
+    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? {
+        let change = Change::RangeNotFound { range: range.chain.id };
+        shared.count(&shared.writer.commit(change).await?);
+        return Ok(Vec::new());
+    }
+    if failure.kind == FailureKind::Rejected {
+        let oldest = windows::oldest_reachable(shared.context.clock.today());
+        // Its first days have left Zoom's reach meanwhile: they are cut off when it begins again.
+        if range.chain.from < oldest {
+            range.chain.resume = None;
+            return Ok(vec![range]);
+        }
+        let perhaps_reachable = oldest.saturating_add(UNSURE_REACH.days());
+        if range.chain.from < perhaps_reachable
+            && range.chain.pages == 0
+            && let Some(parts) = windows::cut(days_of(&range))
+        {
+            return split_range(shared, &range, Split { parts, expected_pages: 0 }).await;
+        }
+    }
+    if failure.kind.concerns_the_account() && !is_alone(shared, &range, failure).await? {
+        return Err(ExtractError::Account(failure.clone()));
+    }
+    fail(shared, &range, note(failure)).await?;
+    Ok(Vec::new())
+}
+
+/// Whether this was refused for one session only, by a firewall perhaps: another is answered, or fails in another way.
 async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
-    if failure.kind != FailureKind::NoPermission {
+    if failure.kind == FailureKind::Unreachable {
         return Ok(false);
     }
     let (one_of_few, mut reader) = shared.reader().await?;
@@ -144,7 +161,7 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     drop(one_of_few);
     let Some((session_id, from, to)) = another else { return Ok(false) };
     let asked = first_page(shared, &session_id, from, to).await;
-    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == FailureKind::NoPermission))
+    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == failure.kind))
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
@@ -185,6 +202,10 @@ async fn cut(
     count(shared, items);
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
+}
+
+pub(super) fn days_of(range: &PendingRange) -> DateRange {
+    DateRange { from: range.chain.from, to: range.chain.to }
 }
 
 /// What became of one request of a chain.
@@ -320,18 +341,23 @@ impl Pages {
             }
             Err(Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };
-        if page.next.as_ref().is_some_and(|next| !self.seen.insert(next.clone())) {
-            return Ok(Step::Failed(token_trouble(FailureKind::PageTokenLoop, 1)));
-        }
         if let Some(observed) = &mut self.observed {
             observed.add(page.span);
         }
         self.barren = if page.segments.iter().any(Option::is_some) { 0 } else { self.barren + 1 };
-        if self.barren > MAX_BARREN_PAGES {
-            return Ok(Step::Failed(token_trouble(FailureKind::EndlessPages, 1)));
-        }
-        self.commit(shared, range, &call, page).await?;
-        Ok(if self.token.is_some() { Step::More } else { Step::End })
+        let trouble = if page.next.as_ref().is_some_and(|next| !self.seen.insert(next.clone())) {
+            Some(FailureKind::PageTokenLoop)
+        } else {
+            (self.barren > MAX_BARREN_PAGES).then_some(FailureKind::EndlessPages)
+        };
+        // A later run would go on round the loop; and what a page repeated of the one before is not known to it.
+        let may_go_on = trouble.is_none() && page.repeats == 0;
+        self.commit(shared, range, page, may_go_on.then(|| call.query())).await?;
+        Ok(match trouble {
+            Some(kind) => Step::Failed(token_trouble(kind, 1)),
+            None if self.token.is_some() => Step::More,
+            None => Step::End,
+        })
     }
 
     /// Takes back what was counted of pages that are dropped.
@@ -355,8 +381,8 @@ impl Pages {
         &mut self,
         shared: &Shared,
         range: &mut PendingRange,
-        call: &Call,
         page: MessagesPage,
+        query: Option<String>,
     ) -> Result<(), ExtractError> {
         let next = page.next.clone().map(|token| PageToken { token, at: shared.now() });
         let items =
@@ -365,12 +391,7 @@ impl Pages {
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
-        let change = Change::MessagesPage {
-            page: of,
-            query: call.query(),
-            segments: page.segments,
-            repeats: page.repeats,
-        };
+        let change = Change::MessagesPage { page: of, query, segments: page.segments, repeats: page.repeats };
         if self.urgent.is_none() {
             shared.wait_for_others(page.next.is_none()).await;
         }

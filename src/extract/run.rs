@@ -115,12 +115,24 @@ pub(super) struct Shared {
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
-    let damaged = find_sound(&location, context.retry_failed).await?;
-    let writer = location.open_writer().await?;
-    if !damaged.is_empty() {
-        writer.commit(Change::RefetchRanges(damaged)).await?;
+    let damaged = find_sound(&location, context.retry_failed, &context.cancel).await?;
+    if context.cancel.is_cancelled() {
+        return Err(ExtractError::Cancelled);
     }
-    let mut reader = location.open_reader().await?;
+    let writer = location.open_writer().await?;
+    let ready = async {
+        if !damaged.is_empty() {
+            writer.commit(Change::RefetchRanges(damaged)).await?;
+        }
+        location.open_reader().await
+    };
+    let mut reader = match ready.await {
+        Ok(reader) => reader,
+        Err(error) => {
+            writer.close().await;
+            return Err(error.into());
+        }
+    };
     let shared = Arc::new(Shared {
         context,
         location,
@@ -146,27 +158,32 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
 
 /// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: ranges whose
 /// messages are damaged (they are returned) are fetched again; a damaged index is set aside and everything is.
-async fn find_sound(location: &Location, retrying: bool) -> Result<Vec<i64>, ExtractError> {
+async fn find_sound(
+    location: &Location,
+    retrying: bool,
+    cancel: &CancellationToken,
+) -> Result<Vec<i64>, CaptureError> {
     if !location.exists() {
         return Ok(Vec::new());
     }
-    match location.check().await {
+    let damaged = async {
+        location.check().await?;
+        if retrying { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
+    };
+    match damaged.await {
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is set aside, everything is fetched again");
-            location.set_aside().map_err(CaptureError::from)?;
+            location.set_aside()?;
             Ok(Vec::new())
         }
-        Ok(()) if retrying => {
-            let damaged = location.damaged_ranges().await?;
+        damaged => damaged.inspect(|damaged| {
             if !damaged.is_empty() {
                 tracing::warn!(
                     ranges = damaged.len(),
                     "messages of these ranges are damaged and fetched again"
                 );
             }
-            Ok(damaged)
-        }
-        checked => Ok(checked.map(|()| Vec::new())?),
+        }),
     }
 }
 
@@ -200,6 +217,7 @@ pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError
     }
     let mut reader = location.open_reader().await?;
     if !reader.has_plan().await? {
+        reader.close().await;
         return Ok(None);
     }
     let request = reader.meta("request").await?.unwrap_or_default();
@@ -217,6 +235,8 @@ impl Shared {
         self.prepare(reader).await?;
         // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
         let stop = self.context.cancel.child_token();
+        // Also should one half panic: the books must not be kept for ever.
+        let _stopped = stop.clone().drop_guard();
         let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()).in_current_span());
         let listing = async {
             let listed = stop.run_until_cancelled(listing::list_all(&self)).await;

@@ -8,7 +8,7 @@ use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemKind, ItemOptions, Match, ScriptedFault, SimSettings};
 
-use crate::harness::{Missing, World, assert_whole};
+use crate::harness::{Missing, World, assert_whole, page_of_hour};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 40, messages: 3_000, ..SimSettings::default() }
@@ -90,6 +90,33 @@ async fn a_page_token_that_repeats_is_a_failure_and_no_endless_loop() {
     assert_eq!(job["state"], "completed_with_failures");
     let failures = world.failures(&id).await;
     assert!(failures.iter().any(|failure| failure["code"] == "page-token-loop"), "{failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_loop_of_pages_all_are_kept_and_retry_doubles_none() {
+    let world = World::new(SimSettings { sessions: 1, messages: 200, months: 1, ..account() }).await;
+    let (body, day) = world.one_day();
+    let mut id = None;
+    // Its second token comes again with the third page, also when it is tried again; then all is well.
+    for (retry, after_the_third) in ["b", "b", ""].into_iter().enumerate() {
+        for (hour, next) in ["a", "b", after_the_third].into_iter().enumerate() {
+            let page = page_of_hour(day, hour as i64, next);
+            world.sim.script(fault(Match::Session(0), 0, 1, page));
+        }
+        if let Some(id) = &id {
+            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        } else {
+            id = Some(world.submit(&body).await);
+        }
+        let id = id.as_ref().unwrap();
+        let job = world.finished(id).await;
+        let codes: Vec<Value> =
+            world.failures(id).await.iter().map(|failure| failure["code"].clone()).collect();
+        let expected: &[&str] = if after_the_third.is_empty() { &[] } else { &["page-token-loop"] };
+        assert_eq!(codes, expected, "{retry}");
+        let items = [&job["progress"]["messages"], &job["progress"]["edited_messages"]];
+        assert_eq!(items, [6, 1], "{retry}: also those of the page that closes the loop");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,9 +226,12 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
-    for forbidden in
-        [status(403, "<html>no</html>"), status(400, r#"{"code":200,"message":"No permission."}"#)]
-    {
+    for (forbidden, code) in [
+        (status(403, "<html>no</html>"), "no-permission"),
+        (status(400, r#"{"code":200,"message":"No permission."}"#), "no-permission"),
+        (status(401, r#"{"code":124,"message":"Invalid access token."}"#), "credentials"),
+        (status(400, r#"{"code":4711,"message":"does not contain scopes"}"#), "missing-scopes"),
+    ] {
         let world = World::new(account()).await;
         world.sim.script(fault(Match::Session(0), 0, u32::MAX, forbidden));
         let data = world.sim.dataset().clone();
@@ -209,7 +239,7 @@ async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
         let job = world.finished(&id).await;
         assert_eq!(job["state"], "completed_with_failures", "{job:#}");
         let failures = world.failures(&id).await;
-        assert!(failures.iter().all(|failure| failure["code"] == "no-permission"), "{failures:?}");
+        assert!(failures.iter().all(|failure| failure["code"] == code), "{failures:?}");
         let missing = Missing { empty: [0].into(), ..Missing::default() };
         let days = (data.first_day(), data.last_day());
         assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
@@ -372,6 +402,33 @@ async fn a_day_that_leaves_zooms_reach_before_it_is_fetched_is_a_failure_and_the
     let missing = Missing { empty: BTreeSet::new(), unlisted, lost_days: Some((lost, lost)) };
     let archive = world.archive(&second).await;
     assert_whole(&archive, &data, (lost, data.last_day()), ItemOptions::default(), &missing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost() {
+    let world = World::new(SimSettings { months: 6, ..account() }).await;
+    let data = world.sim.dataset().clone();
+    let first = data.first_day();
+    let lost = [first, first.tomorrow().unwrap()];
+    let too_old = status(400, r#"{"code":300,"message":"The date is more than six months ago."}"#);
+    for day in lost {
+        for touching in [Match::ListTouching(day), Match::MessagesTouching(day)] {
+            world.sim.script(fault(touching, 0, u32::MAX, too_old.clone()));
+        }
+    }
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    for failure in &failures {
+        assert_eq!((&failure["code"], &failure["from"]), (&json!("rejected"), &failure["to"]), "{failure}");
+        assert!(lost.iter().any(|day| failure["from"] == day.to_string()), "{failure}");
+    }
+    let known: BTreeSet<u32> = data.sessions_listed(lost[1].tomorrow().unwrap(), data.last_day()).collect();
+    let unlisted =
+        data.sessions_listed(first, data.last_day()).filter(|index| !known.contains(index)).collect();
+    let missing = Missing { unlisted, lost_days: Some((lost[0], lost[1])), ..Missing::default() };
+    let archive = world.archive(&id).await;
+    assert_whole(&archive, &data, (first, data.last_day()), ItemOptions::default(), &missing);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

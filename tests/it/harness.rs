@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::ToSpan;
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,7 +19,7 @@ use zoom_chat_reports::clock::{SharedClock, SystemClock};
 use zoom_chat_reports::extract::ExtractSettings;
 use zoom_chat_reports::http::HttpSettings;
 use zoom_chat_reports::jobs::JobSettings;
-use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemKind, ItemOptions, SimSettings, Simulator};
 use zoom_chat_reports::zoom::ZoomSettings;
 use zoom_chat_reports::zoom::auth::Credentials;
 use zoom_chat_reports::zoom::retry::RetryPolicy;
@@ -196,6 +197,12 @@ impl World {
         (json!({ "from": from.to_string(), "to": to.to_string() }), (from, to))
     }
 
+    /// The last day.
+    pub fn one_day(&self) -> (Value, Date) {
+        let day = self.sim.dataset().last_day();
+        (json!({ "from": day.to_string(), "to": day.to_string() }), day)
+    }
+
     /// Runs one job to its end and returns it with its archive.
     pub async fn run(&self, body: &Value) -> (Value, Archive) {
         let id = self.submit(body).await;
@@ -301,6 +308,17 @@ pub fn raw_items(array: &RawValue) -> Vec<String> {
 
 fn members(text: &[u8]) -> BTreeMap<String, Box<RawValue>> {
     serde_json::from_slice(text).unwrap()
+}
+
+/// A page with two messages of an hour of a day, and the same edited one as every other. Of a day alone nothing is split.
+pub fn page_of_hour(day: Date, hour: i64, next: &str) -> FaultAnswer {
+    let begin = day.to_zoned(TimeZone::UTC).unwrap().timestamp().as_millisecond();
+    let item = |minute: i64| format!(r#"{{"timestamp":{}}}"#, begin + minute * 60_000);
+    let messages = [item(hour * 60), item(hour * 60 + 59)].join(",");
+    FaultAnswer::ReplaceBody(format!(
+        r#"{{"messages":[{messages}],"edited_messages":[{}],"next_page_token":"{next}"}}"#,
+        item(0)
+    ))
 }
 
 /// What may be missing, and of which sessions.

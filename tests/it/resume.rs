@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings};
 
-use crate::harness::{Archive, World};
+use crate::harness::{Archive, World, page_of_hour};
 
 fn account(latency_ms: u64) -> SimSettings {
     SimSettings {
@@ -123,4 +123,31 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     assert_ne!(archive.bytes, old.bytes);
     assert_eq!(archive.comparable(), undisturbed(account(0)).await.comparable());
     assert!(world.sim.stats().requests - before < 100, "only the failed chat was asked again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_page_repeats_is_kept_once_also_when_the_chain_is_interrupted() {
+    let mut world = World::new(SimSettings { sessions: 1, ..account(0) }).await;
+    let (body, day) = world.one_day();
+    let page = |hour, next| page_of_hour(day, hour, next);
+    let script = |answers: Vec<FaultAnswer>| {
+        for answer in answers {
+            world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: 1, answer });
+        }
+    };
+    let wait = ("retry-after".to_owned(), "9".to_owned());
+    let held_up = FaultAnswer::Status { status: 429, headers: vec![wait], body: String::new() };
+    script(vec![page(0, "a"), page(1, "b"), held_up]);
+    let id = world.submit(&body).await;
+    let job = world.wait_until(&id, |job| job["progress"]["messages"] == 4).await;
+    assert_eq!(job["progress"]["edited_messages"], 1);
+    world.sim.clear_script();
+    script(vec![page(0, "c"), page(1, "d"), page(2, "")]);
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed");
+    assert_eq!((&job["progress"]["messages"], &job["progress"]["edited_messages"]), (&6.into(), &1.into()));
+    let summary = world.archive(&id).await.json("_metadata/extraction_summary.json");
+    assert_eq!((&summary["total_messages"], &summary["total_edited_messages"]), (&6.into(), &1.into()));
+    assert_eq!(summary["repeated_items_dropped"], 2);
 }
