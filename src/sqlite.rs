@@ -1,4 +1,14 @@
-//! What SQLite's error codes mean to those who keep files of it.
+//! What those need who keep SQLite's files: whose they are, and what its error codes mean.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    File::options().append(true).create(true).mode(0o600).open(path).map(drop)
+}
 
 /// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
 pub fn is_disk_full(error: &sqlx::Error) -> bool {

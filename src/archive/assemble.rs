@@ -184,9 +184,30 @@ impl Assembly {
         });
         written?;
         let summary = summary?;
-        add_hashed(&mut scratch, &mut *sink, layout::SUMMARY, &mut |entry| entry.text(summary.as_bytes()))?;
+        let mut after = i64::MIN;
+        while let Some((last, some)) = runtime.block_on(render::not_found(&mut reader, after))? {
+            check(&input.cancel)?;
+            some.iter().try_for_each(|(key, line)| scratch.add_not_found(key, line))?;
+            after = last;
+        }
+        let mut not_found = scratch.sorted_not_found()?;
+        add_hashed(&mut scratch, &mut *sink, layout::SUMMARY, &mut |entry| {
+            entry.text(summary.as_bytes())?;
+            add_array(entry, || Ok(not_found.next()?.map(str::to_owned)))?;
+            entry.text(render::AFTER_SUMMARY.as_bytes())
+        })?;
+        let (mut after, mut some) = (i64::MIN, Vec::new().into_iter());
+        let mut next_failure = || {
+            if some.len() == 0
+                && let Some((last, failures)) = runtime.block_on(render::failures(&mut reader, after))?
+            {
+                (after, some) = (last, failures.into_iter());
+            }
+            check(&input.cancel).map(|()| some.next())
+        };
         add_hashed(&mut scratch, &mut *sink, layout::FAILURES, &mut |entry| {
-            add_failures(entry, |after| runtime.block_on(render::failures(&mut reader, after)))
+            add_array(entry, &mut next_failure)?;
+            entry.text(b"\n")
         })?;
         runtime.block_on(reader.close());
         let located = sink.entry(layout::SUMS, &mut |entry| {
@@ -239,19 +260,18 @@ async fn summary(reader: &mut Reader) -> Result<String, ArchiveError> {
     render::summary(&facts, reader).await
 }
 
-/// `failures.json`: an array, one failure a line. `next` gives some after the one of a number, with the number of the last.
-fn add_failures(
+/// An array, one item a line.
+fn add_array(
     entry: &mut Hashing<'_>,
-    mut next: impl FnMut(i64) -> Result<Option<(i64, Vec<String>)>, ArchiveError>,
+    mut next: impl FnMut() -> Result<Option<String>, ArchiveError>,
 ) -> Result<(), ArchiveError> {
-    let Some(mut some) = next(i64::MIN)? else { return entry.text(b"[]\n") };
+    let Some(mut item) = next()? else { return entry.text(b"[]") };
     let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
     loop {
-        let (last, failures) = some;
-        failures.iter().try_for_each(|failure| lines.push(failure))?;
-        match next(last)? {
-            Some(more) => some = more,
-            None => return lines.finish(b"\n]\n"),
+        lines.push(&item)?;
+        match next()? {
+            Some(another) => item = another,
+            None => return lines.finish(b"\n]"),
         }
     }
 }

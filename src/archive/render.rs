@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Kind, Location, Reader};
+use crate::capture::{CaptureError, FailureRow, Kind, Location, NotFoundRow, Reader};
 use crate::json::text_of;
 
 /// What the capture says of the whole extraction.
@@ -202,7 +202,7 @@ impl From<FailureRow> for FailureLine {
     }
 }
 
-/// `extraction_summary.json`.
+/// `extraction_summary.json`, up to its last member: what was not found may be long.
 pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, ArchiveError> {
     let counts = reader.counts().await?;
     let windows = reader.window_counts().await?;
@@ -218,12 +218,6 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
                 "messages": window.items[0], "edited_messages": window.items[1], "deleted_messages": window.items[2],
             })
         })
-        .collect();
-    let not_found: Vec<Value> = reader
-        .not_found()
-        .await?
-        .into_iter()
-        .map(|(id, from, to)| json!({ "session_id": id, "from": from.to_string(), "to": to.to_string() }))
         .collect();
     let [messages, edited, deleted] = counts.items;
     let document = json!({
@@ -244,10 +238,30 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
         "retries": facts.traffic["retries"],
         "rate_limited": facts.traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
+        "unknown_members": reader.unknown_members().await?,
         "failures": counts.failures(),
-        "not_found": not_found,
+        "not_found": null,
     });
-    Ok(format!("{document:#}\n"))
+    let text = format!("{document:#}");
+    Ok(text.strip_suffix("null\n}").expect("its last member is null").to_owned())
+}
+
+/// After the last member.
+pub const AFTER_SUMMARY: &str = "\n}\n";
+
+/// Some of the units that were not found after the one numbered `after`, each with its place in the order and its line, and the
+/// number of the last; `None` when there are no more.
+pub async fn not_found(
+    reader: &mut Reader,
+    after: i64,
+) -> Result<Option<(i64, Vec<(String, String)>)>, ArchiveError> {
+    let rows = reader.not_found(after, 500).await?;
+    let Some(last) = rows.last().map(|row| row.unit) else { return Ok(None) };
+    let line = |NotFoundRow { session_id, from, to, .. }| {
+        let line = json!({ "session_id": session_id, "from": from.to_string(), "to": to.to_string() });
+        (format!("{from} {session_id}"), line.to_string())
+    };
+    Ok(Some((last, rows.into_iter().map(line).collect())))
 }
 
 /// Some failures after the one numbered `after`, as lines of `failures.json`, and the number of the last; `None` when there are

@@ -31,6 +31,7 @@ pub struct Scratch {
     added: u64,
     entries: Sorter,
     lines: Sorter,
+    not_found: Sorter,
 }
 
 /// The names of all sessions: first of all it must be known which of them would meet.
@@ -74,7 +75,8 @@ impl Names {
             colliding,
             added: 0,
             entries: Sorter::new(spill.clone(), MOST_OF_ENTRIES),
-            lines: Sorter::new(spill, MOST_OF_LINES),
+            lines: Sorter::new(spill.clone(), MOST_OF_LINES),
+            not_found: Sorter::new(spill, MOST_OF_LINES),
         })
     }
 }
@@ -129,6 +131,15 @@ impl Scratch {
             return Ok(());
         }
         Err(CaptureError::Damaged(format!("it named {sessions} sessions and holds {added}")))
+    }
+
+    /// Adds a line of what was not found, to be sorted by window and session.
+    pub fn add_not_found(&mut self, key: &str, line: &str) -> Result<(), ArchiveError> {
+        Ok(self.not_found.push(key.as_bytes(), line.as_bytes())?)
+    }
+
+    pub fn sorted_not_found(&mut self) -> Result<SortedLines, ArchiveError> {
+        Ok(SortedLines(self.not_found.merged()?))
     }
 
     /// The lines of `sessions_summary.json` in the order of keys.

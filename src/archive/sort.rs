@@ -6,7 +6,7 @@ use std::collections::binary_heap::PeekMut;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -27,7 +27,8 @@ pub struct Spill {
 
 impl Spill {
     pub fn create(path: &Path) -> io::Result<Arc<Self>> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file =
+            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         // Fine while it is open on every Unix.
         std::fs::remove_file(path)?;
         Ok(Arc::new(Self { file, end: AtomicU64::new(0) }))

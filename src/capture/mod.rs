@@ -34,7 +34,7 @@ pub use segment::{SEPARATOR, Segment, inflate, pack};
 use segments::Appender;
 pub use segments::SegmentReader;
 pub use sessions::{Place, SessionRow};
-pub use totals::{Counts, FailureRow, WindowCount};
+pub use totals::{Counts, FailureRow, NotFoundRow, WindowCount};
 use writer::Store;
 pub use writer::{Change, Effect, Kept, ListedSession, PageOf, Writer};
 
@@ -191,7 +191,8 @@ impl Location {
     }
 
     async fn open_store(&self) -> Result<Store, CaptureError> {
-        let mut connection = self.options().create_if_missing(true).connect().await?;
+        sqlite::make_private(&self.path)?;
+        let mut connection = self.options().connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
             0 => set_up(&mut connection, &[include_str!("schema.sql"), SINCE_VERSION_4]).await?,

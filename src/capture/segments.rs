@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,7 +25,10 @@ pub(super) struct Appender {
 impl Appender {
     /// Opens the file and drops what no commit refers to.
     pub(super) fn open(path: &Path, end: u64) -> Result<Self, CaptureError> {
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        let file =
+            File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+        // Never longer than it is: what the index says beyond that is damage.
+        let end = end.min(file.metadata()?.len());
         file.set_len(end)?;
         // A file is durable once its directory is.
         if let Some(directory) = path.parent() {

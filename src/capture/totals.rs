@@ -38,6 +38,15 @@ pub struct WindowCount {
     pub items: [u64; 3],
 }
 
+/// A session in a window that listed it and then knew nothing of it.
+#[derive(Debug, Clone)]
+pub struct NotFoundRow {
+    pub unit: i64,
+    pub session_id: String,
+    pub from: Date,
+    pub to: Date,
+}
+
 /// A failure as stored: of a session's days, or of a window's listing (no session).
 #[derive(Debug, Clone)]
 pub struct FailureRow {
@@ -134,18 +143,21 @@ impl Reader {
 
     /// Failures after `after` (listings first, then sessions' days), at most `most`.
     pub async fn failures(&mut self, after: i64, most: i64) -> Result<Vec<FailureRow>, CaptureError> {
-        // Listings get the negative numbers, so that one number pages through both.
+        // Listings get the negative numbers, so that one number pages through both. Each part is cut by itself, or all that
+        // remain would be counted and sorted for each page.
         let rows = sqlx::query(
             "SELECT * FROM (
                  SELECT -1000000000000 + l.id AS id, NULL AS zoom_id, w.first_day AS wf, w.last_day AS wt,
                         l.first_day, l.last_day, l.failure, l.failed_at, 0 AS captured
-                 FROM lists l JOIN windows w ON w.idx = l.window WHERE l.state = 'failed'
-                 UNION ALL
+                 FROM lists l CROSS JOIN windows w ON w.idx = l.window
+                 WHERE l.state = 'failed' AND l.id > ?1 + 1000000000000 ORDER BY l.id LIMIT ?2)
+             UNION ALL SELECT * FROM (
                  SELECT r.id, s.zoom_id, w.first_day, w.last_day, r.first_day, r.last_day, r.failure, r.failed_at,
                         (SELECT coalesce(sum(items), 0) FROM pages p WHERE p.range = r.id AND p.kind = 0)
-                 FROM ranges r JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
-                 JOIN windows w ON w.idx = r.window WHERE r.state = 'failed')
-             WHERE id > ? ORDER BY id LIMIT ?",
+                 FROM ranges r CROSS JOIN units u ON u.id = r.unit CROSS JOIN sessions s ON s.id = u.session
+                 CROSS JOIN windows w ON w.idx = r.window
+                 WHERE r.state = 'failed' AND r.id > ?1 ORDER BY r.id LIMIT ?2)
+             ORDER BY id LIMIT ?2",
         )
         .bind(after)
         .bind(most)
@@ -168,17 +180,32 @@ impl Reader {
             .collect()
     }
 
-    /// Ids of sessions that were listed but that Zoom knows nothing of, by window.
-    pub async fn not_found(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
+    /// Some units that were listed but that Zoom knows nothing of, after the one numbered `after`.
+    pub async fn not_found(&mut self, after: i64, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT s.zoom_id, w.first_day, w.last_day FROM units u JOIN sessions s ON s.id = u.session
-             JOIN windows w ON w.idx = u.window WHERE u.state = 'not_found' AND u.listed
-             ORDER BY w.idx, s.zoom_id",
+            "SELECT u.id, s.zoom_id, w.first_day, w.last_day FROM units u CROSS JOIN sessions s ON s.id = u.session
+             CROSS JOIN windows w ON w.idx = u.window WHERE u.state = 'not_found' AND u.listed AND u.id > ?
+             ORDER BY u.id LIMIT ?",
         )
+        .bind(after)
+        .bind(most)
         .fetch_all(&mut self.connection)
         .await?;
         rows.iter()
-            .map(|row| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?)))
+            .map(|row| {
+                Ok(NotFoundRow {
+                    unit: row.try_get("id")?,
+                    session_id: row.try_get("zoom_id")?,
+                    from: date(row, "first_day")?,
+                    to: date(row, "last_day")?,
+                })
+            })
             .collect()
+    }
+
+    /// Names of members of responses that nobody told us of; not more than a hundred.
+    pub async fn unknown_members(&mut self) -> Result<Vec<String>, CaptureError> {
+        let statement = "SELECT DISTINCT name FROM unknown_members ORDER BY name LIMIT 100";
+        Ok(sqlx::query_scalar(statement).fetch_all(&mut self.connection).await?)
     }
 }

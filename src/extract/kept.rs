@@ -15,7 +15,7 @@ use super::ranges::days_of;
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
-use crate::zoom::wire::sent_at;
+use crate::zoom::wire::{modified_at, sent_at};
 
 /// With keys that nobody knows, so that no two items can be made to look the same.
 static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
@@ -87,7 +87,7 @@ async fn received(
     let set_aside = set_aside.map(|(from, to, page)| (DateRange { from, to }, page));
     let choice = Choice {
         days,
-        sent_in: [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
+        within: [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
             .map(|day| windows::begins(day).as_millisecond()),
         by_modification_time: shared.context.request.item_choice().by_modification_time,
         segments: reader.segments().clone(),
@@ -107,8 +107,8 @@ async fn in_background(
 struct Choice {
     days: DateRange,
     /// The first millisecond of those days, and that after the last.
-    sent_in: [i64; 2],
-    /// Edited and deleted items were selected by another time than the one they tell.
+    within: [i64; 2],
+    /// Edited and deleted items were selected by when they were, not by when their message was sent.
     by_modification_time: bool,
     segments: Arc<SegmentReader>,
     level: u32,
@@ -149,9 +149,11 @@ impl Choice {
 
     /// Whether an item of a page of these days is wanted.
     fn holds(&self, of: DateRange, kind: Kind, item: &RawValue) -> bool {
-        let [from, until] = self.sent_in;
+        let [from, until] = self.within;
         let whole = self.days.from <= of.from && of.to <= self.days.to;
-        let tells_its_time = kind == Kind::Messages || !self.by_modification_time;
-        whole || tells_its_time && sent_at(item).is_some_and(|sent| (from..until).contains(&sent))
+        let by_modification = kind != Kind::Messages && self.by_modification_time;
+        let at = if by_modification { modified_at(item) } else { sent_at(item) };
+        // One that tells no time may be of these days.
+        whole || at.is_none_or(|at| (from..until).contains(&at))
     }
 }

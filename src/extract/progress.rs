@@ -133,7 +133,8 @@ impl Progress {
     /// Takes the figures; `now` is monotonic and feeds the rate.
     pub fn snapshot(&self, traffic: &Traffic, waiting: Option<Waiting>, now: Duration) -> Snapshot {
         let totals = self.totals(traffic);
-        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        // What is taken off may have been taken before it was added, by another task.
+        let load = |counter: &AtomicU64| counter.load(Relaxed).cast_signed().max(0).cast_unsigned();
         let sent = traffic.requests.load(Relaxed);
         let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
         let expected_units = self.expected_units();

@@ -106,7 +106,7 @@ impl Seen {
         let end = windows::begins(range.to.tomorrow().ok()?).min(now);
         let start = windows::begins(range.from);
         let whole = (end.as_millisecond() - start.as_millisecond()) as f64;
-        let spanned = ((last - first) as f64).max(1.0);
+        let spanned = (last.saturating_sub(first) as f64).max(1.0);
         Some(f64::from(self.pages) * whole / spanned)
     }
 

@@ -19,7 +19,7 @@ use super::body::{self, JobRequest};
 use super::problem::{FieldError, Problem};
 use super::view::{JobView, State as JobStateView};
 use crate::archive::FailureLine;
-use crate::jobs::{Job, JobId, JobState, ListFilter};
+use crate::jobs::{Job, JobId, JobState, ListFilter, Listed};
 
 /// The longest wait for a change.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -196,12 +196,9 @@ pub(super) async fn list(
         })?),
     };
     let before = parse_cursor('j', query.cursor.as_deref())?;
-    // One more than asked for tells whether there is a next page.
-    let mut jobs = state.jobs.list(ListFilter { state: wanted, before, limit: limit + 1 }).await?;
-    let more = jobs.len() > limit;
-    jobs.truncate(limit);
-    let next_cursor = if more { jobs.last().map(|(number, _)| cursor_of('j', *number)) } else { None };
-    Ok(Json(JobPage { items: jobs.iter().map(|(_, job)| JobView::from(job)).collect(), next_cursor }))
+    let Listed { jobs, next } = state.jobs.list(ListFilter { state: wanted, before, limit }).await?;
+    let next_cursor = next.map(|number| cursor_of('j', number));
+    Ok(Json(JobPage { items: jobs.iter().map(JobView::from).collect(), next_cursor }))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

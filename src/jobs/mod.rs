@@ -13,7 +13,7 @@ mod store;
 
 pub use model::{ApiKeyName, Job, JobError, JobId, JobState};
 pub use service::{Created, Follower, JobSettings, Jobs, JobsError};
-pub use store::ListFilter;
+pub use store::{ListFilter, Listed};
 
 /// The archive's name in a job's directory.
 pub(crate) const ARCHIVE_NAME: &str = "archive.zip";

@@ -3,6 +3,7 @@
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
@@ -14,24 +15,36 @@ use super::model::{Job, JobId};
 struct Live {
     latest: watch::Sender<Arc<Job>>,
     cancel: CancellationToken,
+    entered: u64,
+}
+
+/// That a job was entered, until its run leaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Entered {
+    id: JobId,
+    number: u64,
 }
 
 #[derive(Debug)]
 pub struct Registry {
     live: DashMap<JobId, Live>,
+    /// How many were entered.
+    entered: AtomicU64,
     /// Counts changes of state of any job.
     changes: watch::Sender<u64>,
 }
 
 impl Registry {
     pub fn new() -> Self {
-        Self { live: DashMap::new(), changes: watch::Sender::new(0) }
+        Self { live: DashMap::new(), entered: AtomicU64::new(0), changes: watch::Sender::new(0) }
     }
 
-    pub fn enter(&self, job: &Job, cancel: CancellationToken) {
+    pub fn enter(&self, job: &Job, cancel: CancellationToken) -> Entered {
         let latest = watch::Sender::new(Arc::new(job.clone()));
-        self.live.insert(job.id, Live { latest, cancel });
+        let entered = self.entered.fetch_add(1, Relaxed);
+        self.live.insert(job.id, Live { latest, cancel, entered });
         self.announce();
+        Entered { id: job.id, number: entered }
     }
 
     /// Publishes new figures of a running job.
@@ -47,9 +60,9 @@ impl Registry {
         }
     }
 
-    /// The job is no longer running; whoever watches it looks into the store from now on.
-    pub fn leave(&self, id: JobId) {
-        self.live.remove(&id);
+    /// The job is no longer running, unless it has been taken up again; whoever watches it looks into the store from now on.
+    pub fn leave(&self, entered: Entered) {
+        self.live.remove_if(&entered.id, |_, live| live.entered == entered.number);
         self.announce();
     }
 

@@ -37,15 +37,13 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
         let mut before = None;
         loop {
             let page = jobs.store.list(ListFilter { state: Some(state), before, limit: 200 }).await?;
-            let Some((last, _)) = page.last() else { break };
-            before = Some(*last);
-            for (_, mut job) in page {
+            for mut job in page.jobs {
                 if job.expires_at.is_none_or(|expires| expires > now) {
                     continue;
                 }
                 job.state = JobState::Expired;
                 job.archive = None;
-                if jobs.store.replace(state, &job).await? {
+                if jobs.store.expire(state, &job).await? {
                     match remove_files(jobs.directory(job.id)).await {
                         Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
                         Err(error) => tracing::error!(
@@ -54,6 +52,10 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                     }
                     jobs.registry.announce();
                 }
+            }
+            before = page.next;
+            if before.is_none() {
+                break;
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tracing::Instrument;
 
 use super::ARCHIVE_NAME;
 use super::model::{Job, JobError, JobState};
+use super::registry::Entered;
 use super::service::Jobs;
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
@@ -48,8 +50,8 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
             match next {
                 Ok(Some(job)) => {
                     let cancel = jobs.stop.child_token();
-                    jobs.registry.enter(&job, cancel.clone());
-                    running.spawn(run_one(jobs.clone(), job, cancel));
+                    let entered = jobs.registry.enter(&job, cancel.clone());
+                    running.spawn(run_one(jobs.clone(), job, cancel, entered));
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -96,7 +98,7 @@ enum End {
     Failed(JobError),
 }
 
-async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
+async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, entered: Entered) {
     let started = jobs.clock.elapsed();
     // Read again, as it may have been asked for before the job was entered, when nobody could be told.
     let stored = jobs.store.get(job.id).await.ok().flatten();
@@ -140,7 +142,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
     match end {
         End::Interrupted => {
             tracing::info!(job.id = %job.id, elapsed_ms, "job interrupted; it goes on at the next start");
-            jobs.registry.leave(job.id);
+            jobs.registry.leave(entered);
             return;
         }
         End::Whole(archive, failures) => {
@@ -192,7 +194,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken) {
             }
         }
     }
-    jobs.registry.leave(job.id);
+    jobs.registry.leave(entered);
 }
 
 fn facts(job: &Job) -> Vec<(&'static str, String)> {
@@ -237,7 +239,7 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
 
 /// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
 fn make_directory(directory: &Path) -> Result<(), JobError> {
-    let made = match std::fs::create_dir(directory) {
+    let made = match std::fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     };

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::model::{ApiKeyName, Job, JobId, JobState};
 use super::registry::Registry;
-use super::store::{Inserted, JobStore, ListFilter, StoreError};
+use super::store::{Inserted, JobStore, ListFilter, Listed, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
@@ -182,9 +182,9 @@ impl Jobs {
         self.store.get(id).await?.ok_or(JobsError::NotFound)
     }
 
-    pub async fn list(&self, filter: ListFilter) -> Result<Vec<(i64, Job)>, JobsError> {
-        let jobs = self.store.list(filter).await?;
-        Ok(jobs.into_iter().map(|(number, job)| (number, self.freshest(job))).collect())
+    pub async fn list(&self, filter: ListFilter) -> Result<Listed, JobsError> {
+        let Listed { jobs, next } = self.store.list(filter).await?;
+        Ok(Listed { jobs: jobs.into_iter().map(|job| self.freshest(job)).collect(), next })
     }
 
     fn freshest(&self, job: Job) -> Job {

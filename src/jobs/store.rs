@@ -24,6 +24,8 @@ use crate::sqlite;
 pub const FILE_NAME: &str = "state.db";
 /// There while a new table does not hold all that can be rebuilt yet.
 const MENDING: &str = "state.db.mending";
+/// What could be read of a damaged table, until it takes its place.
+const MENDED: &str = "state.db.mended";
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -42,6 +44,14 @@ pub struct ListFilter {
     /// Only jobs older than the one with this number.
     pub before: Option<i64>,
     pub limit: usize,
+}
+
+/// Some jobs, newest first.
+#[derive(Debug)]
+pub struct Listed {
+    pub jobs: Vec<Job>,
+    /// The number after which there are more.
+    pub next: Option<i64>,
 }
 
 /// What an idempotency key led to.
@@ -94,8 +104,13 @@ impl JobStore {
         let begin_mending = || {
             File::create(&mending).and_then(|_| File::open(directory)?.sync_all()).map_err(sqlx::Error::Io)
         };
+        let mended = directory.join(MENDED);
         if !path.exists() {
             begin_mending()?;
+            if mended.exists() {
+                // A crash came when the damaged one had been moved.
+                move_all(&mended, &path)?;
+            }
             return Ok(Opened::New(Self::connect(&path).await?));
         }
         match Self::connect_checked(&path).await {
@@ -105,19 +120,20 @@ impl JobStore {
                 begin_mending()?;
                 let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
                 let (records, pause) = salvage(&path).await;
-                std::fs::rename(&path, &set_aside).map_err(sqlx::Error::Io)?;
-                for suffix in ["-wal", "-shm"] {
-                    // Belongs to the damaged file; absent more often than not.
-                    let of = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
-                    let _ = std::fs::rename(of(&path), of(&set_aside));
-                }
-                let store = Self::connect(&path).await?;
+                // The new table is there before the other is moved.
+                remove_all(&mended)?;
+                let store = Self::connect(&mended).await?;
                 for (job, scope) in &records {
                     store.insert(job, scope.as_deref()).await?;
                 }
                 if let Some(pause) = pause {
                     store.set_pause(&pause).await?;
                 }
+                // Its log goes with the last connection.
+                store.close().await;
+                move_all(&path, &set_aside)?;
+                move_all(&mended, &path)?;
+                let store = Self::connect(&path).await?;
                 Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
             }
             Err(error) => Err(error),
@@ -126,10 +142,7 @@ impl JobStore {
 
     /// Everything that a new table can know is in it.
     pub fn whole(directory: &Path) -> Result<(), StoreError> {
-        match std::fs::remove_file(directory.join(MENDING)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
-            _ => Ok(()),
-        }
+        there(std::fs::remove_file(directory.join(MENDING)))
     }
 
     async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
@@ -147,9 +160,9 @@ impl JobStore {
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {
+        sqlite::make_private(path).map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30))
@@ -163,7 +176,6 @@ impl JobStore {
                  number INTEGER PRIMARY KEY AUTOINCREMENT,
                  id TEXT NOT NULL UNIQUE,
                  state TEXT NOT NULL,
-                 finished_at TEXT,
                  idempotency_scope TEXT,
                  request TEXT NOT NULL,
                  job TEXT NOT NULL
@@ -232,18 +244,23 @@ impl JobStore {
         row.as_ref().map(read).transpose()
     }
 
-    /// Newest first, with their numbers.
-    pub async fn list(&self, filter: ListFilter) -> Result<Vec<(i64, Job)>, StoreError> {
-        let rows = sqlx::query(
+    /// Newest first. Records that cannot be read are left out, and hide no others.
+    pub async fn list(&self, filter: ListFilter) -> Result<Listed, StoreError> {
+        // One more than asked for tells whether there are more.
+        let mut rows = sqlx::query(
             "SELECT number, job FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
              ORDER BY number DESC LIMIT ?3",
         )
         .bind(filter.state.map(JobState::as_str))
         .bind(filter.before.unwrap_or(i64::MAX))
-        .bind(filter.limit as i64)
+        .bind(filter.limit as i64 + 1)
         .fetch_all(&self.pool)
         .await?;
-        Ok(readable(&rows, |row| Ok((row.try_get("number")?, read(row)?))))
+        let more = rows.len() > filter.limit;
+        rows.truncate(filter.limit);
+        let last = rows.last().filter(|_| more);
+        let next = last.map(|row| row.try_get("number")).transpose()?;
+        Ok(Listed { jobs: rows.iter().filter_map(readable).collect(), next })
     }
 
     /// The ids of jobs that have files, or may have some.
@@ -261,28 +278,45 @@ impl JobStore {
         Ok(count as u64)
     }
 
-    /// The oldest jobs in a state.
+    /// The oldest jobs in a state, of those that can be read.
     pub async fn oldest(&self, state: JobState, most: usize) -> Result<Vec<Job>, StoreError> {
-        let rows = sqlx::query("SELECT job FROM jobs WHERE state = ? ORDER BY number LIMIT ?")
-            .bind(state.as_str())
-            .bind(most as i64)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(readable(&rows, read))
+        let statement = "SELECT job FROM jobs WHERE state = ? ORDER BY number";
+        let mut rows = sqlx::query(statement).bind(state.as_str()).fetch(&self.pool);
+        let mut jobs = Vec::new();
+        while jobs.len() < most
+            && let Some(row) = rows.try_next().await?
+        {
+            jobs.extend(readable(&row));
+        }
+        Ok(jobs)
     }
 
     /// Writes a job back if it is still in the state it was read in. False when somebody else was faster.
     pub async fn replace(&self, expected: JobState, job: &Job) -> Result<bool, StoreError> {
         assert!(expected == job.state || expected.may_become(job.state), "{expected:?} -> {:?}", job.state);
-        let changed =
-            sqlx::query("UPDATE jobs SET state = ?, finished_at = ?, job = ? WHERE id = ? AND state = ?")
-                .bind(job.state.as_str())
-                .bind(job.finished_at.map(|at| at.to_string()))
-                .bind(serde_json::to_string(job)?)
-                .bind(job.id.to_string())
-                .bind(expected.as_str())
-                .execute(&self.pool)
-                .await?;
+        let changed = sqlx::query("UPDATE jobs SET state = ?, job = ? WHERE id = ? AND state = ?")
+            .bind(job.state.as_str())
+            .bind(serde_json::to_string(job)?)
+            .bind(job.id.to_string())
+            .bind(expected.as_str())
+            .execute(&self.pool)
+            .await?;
+        Ok(changed.rows_affected() == 1)
+    }
+
+    /// Writes down that the time of a job is over, unless it has been run again since it was read.
+    pub async fn expire(&self, expected: JobState, job: &Job) -> Result<bool, StoreError> {
+        assert!(expected.may_become(job.state), "{expected:?} -> {:?}", job.state);
+        let changed = sqlx::query(
+            "UPDATE jobs SET state = ?, job = ? WHERE id = ? AND state = ? AND job ->> 'finished_at' IS ?",
+        )
+        .bind(job.state.as_str())
+        .bind(serde_json::to_string(job)?)
+        .bind(job.id.to_string())
+        .bind(expected.as_str())
+        .bind(job.finished_at.map(|at| at.to_string()))
+        .execute(&self.pool)
+        .await?;
         Ok(changed.rows_affected() == 1)
     }
 
@@ -312,6 +346,30 @@ impl JobStore {
     }
 }
 
+/// The files of a table: after the first, its log and what belongs to that; absent more often than not.
+fn files_of(table: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", table.display())))
+}
+
+fn move_all(table: &Path, to: &Path) -> Result<(), StoreError> {
+    for (from, to) in files_of(table).iter().zip(files_of(to)) {
+        there(std::fs::rename(from, to))?;
+    }
+    Ok(())
+}
+
+fn remove_all(table: &Path) -> Result<(), StoreError> {
+    files_of(table).iter().try_for_each(|file| there(std::fs::remove_file(file)))
+}
+
+/// What is not there need not be moved or removed.
+fn there(done: std::io::Result<()>) -> Result<(), StoreError> {
+    match done {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
+        _ => Ok(()),
+    }
+}
+
 /// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
 async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
     let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
@@ -337,9 +395,8 @@ async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
 }
 
 /// One record that cannot be read (another version wrote it, perhaps) must not hide the others.
-fn readable<T>(rows: &[SqliteRow], read: impl Fn(&SqliteRow) -> Result<T, StoreError>) -> Vec<T> {
-    let read = |row| read(row).inspect_err(|error| tracing::error!(%error, "a job is passed over"));
-    rows.iter().filter_map(|row| read(row).ok()).collect()
+fn readable(row: &SqliteRow) -> Option<Job> {
+    read(row).inspect_err(|error| tracing::error!(%error, "a job is passed over")).ok()
 }
 
 fn read(row: &SqliteRow) -> Result<Job, StoreError> {
@@ -350,11 +407,89 @@ fn read(row: &SqliteRow) -> Result<Job, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    fn job(state: JobState) -> Job {
+        let request = json!({
+            "from": "2026-05-01", "to": "2026-05-02", "label": null, "edits_by": "sent_time",
+            "include": { "edited": true, "deleted": true, "bot_messages": true, "reactions": true,
+                         "custom_emoji_reactions": true },
+            "sessions": { "types": [], "ids": [], "channel_ids": [], "name_contains": null },
+        });
+        Job {
+            id: JobId::new(&crate::clock::SystemClock::new()),
+            state,
+            request: serde_json::from_value(request).unwrap(),
+            requester: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            finished_at: Some(Timestamp::UNIX_EPOCH),
+            expires_at: None,
+            progress: crate::extract::Snapshot::default(),
+            failures_total: 0,
+            error: None,
+            archive: None,
+            cancel_requested: false,
+            retry_failed: false,
+        }
+    }
+
+    async fn open(directory: &Path) -> Opened {
+        JobStore::open(directory, Timestamp::UNIX_EPOCH).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_hides_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let jobs = [job(JobState::Queued), job(JobState::Queued), job(JobState::Queued)];
+        for job in &jobs {
+            store.insert(job, None).await.unwrap();
+        }
+        let spoil = sqlx::query("UPDATE jobs SET job = '{}' WHERE number < 3 AND id <> ?");
+        spoil.bind(jobs[0].id.to_string()).execute(&store.pool).await.unwrap();
+        assert_eq!(store.oldest(JobState::Queued, 2).await.unwrap(), [jobs[0].clone(), jobs[2].clone()]);
+        let (mut before, mut listed) = (None, Vec::new());
+        for page in 0..3 {
+            let some = store.list(ListFilter { before, limit: 1, ..ListFilter::default() }).await.unwrap();
+            assert_eq!(some.next.is_some(), page < 2, "{page}");
+            listed.extend(some.jobs);
+            before = some.next;
+        }
+        assert_eq!(listed, [jobs[2].clone(), jobs[0].clone()]);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_was_run_again_does_not_expire_by_its_earlier_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let read = job(JobState::Failed);
+        store.insert(&read, None).await.unwrap();
+        let expired = Job { state: JobState::Expired, ..read.clone() };
+        let again = Job { finished_at: Some(Timestamp::MAX), ..read.clone() };
+        assert!(store.replace(JobState::Failed, &again).await.unwrap());
+        assert!(!store.expire(JobState::Failed, &expired).await.unwrap());
+        let expired = Job { state: JobState::Expired, ..again };
+        assert!(store.expire(JobState::Failed, &expired).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
+        let directory = tempfile::tempdir().unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let queued = job(JobState::Queued);
+        store.insert(&queued, Some("key")).await.unwrap();
+        store.close().await;
+        move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is not whole yet") };
+        let known = store.known("key", &queued.request).await.unwrap();
+        assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
+    }
 
     #[tokio::test]
     async fn a_new_table_is_new_until_it_is_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let open = async || JobStore::open(directory.path(), Timestamp::UNIX_EPOCH).await.unwrap();
+        let open = async || open(directory.path()).await;
         for _ in 0..2 {
             assert!(matches!(open().await, Opened::New(_)), "nothing must be swept yet");
         }

@@ -71,9 +71,12 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut page =
             Page { arrays: std::array::from_fn(|_| Vec::new()), next_page_token: None, unknown: Vec::new() };
-        let mut is_a_page = false;
+        let (mut is_a_page, mut seen) = (false, [false; N]);
         while let Some(Name(name)) = map.next_key()? {
             if let Some(index) = self.names.iter().position(|known| *known == name) {
+                if std::mem::replace(&mut seen[index], true) {
+                    return Err(serde::de::Error::custom("an array that comes twice"));
+                }
                 page.arrays[index] = map.next_value::<Option<Vec<&RawValue>>>()?.unwrap_or_default();
                 is_a_page = true;
                 continue;
@@ -102,6 +105,15 @@ pub fn sent_at(message: &RawValue) -> Option<i64> {
         timestamp: i64,
     }
     serde_json::from_str::<Sent>(message.get()).ok().map(|sent| sent.timestamp)
+}
+
+/// The same for when it was edited or deleted.
+pub fn modified_at(message: &RawValue) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Modified {
+        action_timestamp: i64,
+    }
+    serde_json::from_str::<Modified>(message.get()).ok().map(|modified| modified.action_timestamp)
 }
 
 /// What is read of a listed session; everything else stays in its raw text.
@@ -206,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_is_no_page_is_refused_and_never_quoted() {
-        let table: [&[u8]; 9] = [
+        let table: [&[u8]; 10] = [
             b"",
             b"null",
             b"[]",
@@ -214,6 +226,7 @@ mod tests {
             b"<html>secret</html>",
             br#"{"code":300,"message":"secret"}"#,
             br#"{"messages":{"secret":1}}"#,
+            br#"{"messages":[{"secret":1}],"messages":[]}"#,
             br#"{"messages":[{"secret":1}"#,
             b"{\"messages\":[\"secret\xff\"]}",
         ];

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
+use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::clock::Clock;
 use zoom_chat_reports::sim::{ItemOptions, SimSettings, Simulator};
 
@@ -238,6 +239,54 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     assert_eq!(world.finished(&torn).await["state"], "completed");
     assert_eq!(world.archive(&torn).await.comparable(), world.archive(&sound).await.comparable());
     assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
+}
+
+/// A crash or a full disk may come before the plan is written down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
+    let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
+    world.settings.zoom.credentials.client_id = "nobody".to_owned();
+    world.restart().await;
+    let ids = [world.submit(&world.everything()).await, world.submit(&world.everything()).await];
+    for id in &ids {
+        assert_eq!(world.finished(id).await["error"]["code"], "credentials");
+    }
+    world.stop().await;
+    let [empty, planless] = ids.clone().map(|id| world.settings.jobs.data_dir.join("jobs").join(id));
+    for directory in [&empty, &planless] {
+        for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
+            let _ = std::fs::remove_file(directory.join(file));
+        }
+    }
+    File::create(empty.join("capture.db")).unwrap();
+    Location::in_directory(&planless).open_writer().await.unwrap().close().await;
+    world.settings.zoom.credentials.client_id = "sim-client".to_owned();
+    world.restart().await;
+    for id in &ids {
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        assert_eq!(world.finished(id).await["state"], "completed");
+    }
+}
+
+/// What the index says may be wrong without its being torn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
+    for wrong in ["kind = 7", "length = 35184372088832"] {
+        let world = World::new(SimSettings { sessions: 5, messages: 400, ..account() }).await;
+        let (job, expected) = world.run(&world.everything()).await;
+        let id = job["id"].as_str().unwrap();
+        let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+        let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
+        let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        let statement = format!("UPDATE pages SET {wrong} WHERE range = 1 AND seq = 0 AND kind = 0");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut capture).await.unwrap();
+        capture.close().await.unwrap();
+        std::fs::remove_file(directory.join("archive.zip")).unwrap();
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        let job = world.finished(id).await;
+        assert_eq!(job["state"], "completed", "{wrong}: {job:#}");
+        assert_eq!(world.archive(id).await.comparable(), expected.comparable(), "{wrong}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

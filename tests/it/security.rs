@@ -350,7 +350,13 @@ async fn what_is_made_is_for_its_owner_only() {
     world.finished(&id).await;
     let data = &world.settings.jobs.data_dir;
     assert_eq!(mode_of(data), 0o700);
-    assert_eq!(mode_of(&data.join("jobs").join(&id).join("archive.zip")), 0o600);
+    // Also by itself, should the data directory have been there with wider rights.
+    let job = data.join("jobs").join(&id);
+    assert_eq!(mode_of(&job), 0o700);
+    let of_the_job = ["archive.zip", "capture.db", "capture.segments"].map(|name| job.join(name));
+    for file in of_the_job.iter().chain(&[data.join("state.db"), data.join("audit.jsonl")]) {
+        assert_eq!(mode_of(file), 0o600, "{}", file.display());
+    }
 }
 
 /// Everything that a nasty run leaves behind but capture and archive, whose content it is, is searched.

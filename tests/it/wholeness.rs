@@ -24,6 +24,8 @@ async fn six_months_from_mid_month_to_mid_month_come_out_whole() {
     assert_eq!(job["progress"]["sessions_done"], job["progress"]["sessions_total"]);
     assert_eq!(job["progress"]["percent"], 100.0);
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    let summary = archive.json("_metadata/extraction_summary.json");
+    assert_eq!(summary["unknown_members"], serde_json::json!(["x_sim_note"]));
     let file = world.directory.path().join("a.zip");
     std::fs::write(&file, &archive.bytes).unwrap();
     let tested = Command::new("unzip").arg("-tq").arg(&file).output().unwrap();
