@@ -138,10 +138,11 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
         match state.as_str() {
             "pending" => {}
             "failed" => effect.units_failed += 1,
-            _ => {
+            "done" | "not_found" => {
                 effect.units_done += 1;
                 sessions.push(session);
             }
+            other => return Err(CaptureError::Damaged(format!("a unit that is {other}"))),
         }
     }
     if !sessions.is_empty() {

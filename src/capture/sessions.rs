@@ -20,11 +20,6 @@ pub struct SessionRow {
     pub not_found: bool,
 }
 
-/// A unit as SQLite tells of it: window, whether it was listed, state, and its ranges.
-type UnitRead<'a> = (i64, i64, &'a str, Vec<RangeRead<'a>>);
-/// First day, number, and each page with its number and with what there is of one kind.
-type RangeRead<'a> = (&'a str, i64, Vec<(i64, i64, u64, u64, u32, u64, u64)>);
-
 /// Where a session stands among the others in the order in which they became complete: the number of the commit that did
 /// it, and the session's own. Those that are not complete come last. Whatever becomes complete later stands later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -126,16 +121,54 @@ impl Reader {
         .bind(json!(ids).to_string())
         .fetch_one(&mut self.connection)
         .await?;
-        let sessions: Vec<(i64, String, String, Vec<UnitRead<'_>>)> = of_json(&sessions)?;
+        let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
         let mut read = HashMap::with_capacity(sessions.len());
-        for (id, zoom_id, info, units) in sessions {
-            let mut listed = units.iter().filter(|(_, listed, ..)| *listed == 1).peekable();
-            let not_found = listed.peek().is_some() && listed.all(|(.., state, _)| *state == "not_found");
+        for ReadSession { id, zoom_id, info, units } in sessions {
+            let mut listed = units.iter().filter(|unit| unit.listed == 1).peekable();
+            let not_found = listed.peek().is_some() && listed.all(|unit| unit.state == "not_found");
             read.insert(id, (SessionRow { id, zoom_id, info, not_found }, pages(units)?));
         }
         let gone = || CaptureError::Damaged("a session has a unit and is not there".to_owned());
         ids.iter().map(|id| read.remove(id).ok_or_else(gone)).collect()
     }
+}
+
+/// A session as SQLite tells of it: arrays, in the order of these members.
+#[derive(Deserialize)]
+struct ReadSession<'a> {
+    id: i64,
+    zoom_id: String,
+    info: String,
+    #[serde(borrow)]
+    units: Vec<ReadUnit<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ReadUnit<'a> {
+    window: i64,
+    listed: i64,
+    state: &'a str,
+    #[serde(borrow)]
+    ranges: Vec<ReadRange<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ReadRange<'a> {
+    first_day: &'a str,
+    id: i64,
+    pages: Vec<ReadPage>,
+}
+
+/// What a page has of one kind.
+#[derive(Deserialize)]
+struct ReadPage {
+    seq: i64,
+    kind: i64,
+    items: u64,
+    raw_len: u64,
+    crc32: u32,
+    offset: u64,
+    length: u64,
 }
 
 fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
@@ -144,14 +177,14 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
 
 /// In the order of kinds, windows, ranges, pages. SQLite promises none, but walks the indexes in the order of the last
 /// three.
-fn pages(mut units: Vec<UnitRead<'_>>) -> Result<Vec<PageRef>, CaptureError> {
-    units.sort_by_key(|(window, ..)| *window);
+fn pages(mut units: Vec<ReadUnit<'_>>) -> Result<Vec<PageRef>, CaptureError> {
+    units.sort_by_key(|unit| unit.window);
     let mut all = Vec::new();
-    for (.., mut ranges) in units {
-        ranges.sort_by_key(|(first_day, id, _)| (*first_day, *id));
-        for (.., mut pages) in ranges {
-            pages.sort_by_key(|page| page.0);
-            for (_, kind, items, raw_len, crc32, offset, length) in pages {
+    for ReadUnit { mut ranges, .. } in units {
+        ranges.sort_by_key(|range| (range.first_day, range.id));
+        for ReadRange { mut pages, .. } in ranges {
+            pages.sort_by_key(|page| page.seq);
+            for ReadPage { kind, items, raw_len, crc32, offset, length, .. } in pages {
                 all.push(PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length });
             }
         }

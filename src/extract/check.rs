@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::windows;
 use crate::clock::SharedClock;
-use crate::zoom::client::{Effort, Ended};
+use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::outcome::Outcome;
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
 use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Waiting};

@@ -13,7 +13,7 @@ use jiff::civil::Date;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
-use crate::zoom::client::Ended;
+use crate::zoom::lane::Ended;
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
 

@@ -17,7 +17,7 @@ use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
-use crate::zoom::client::Ended;
+use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 

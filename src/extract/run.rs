@@ -23,7 +23,7 @@ use crate::capture::{
     CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
 };
 use crate::clock::SharedClock;
-use crate::zoom::client::Effort;
+use crate::zoom::lane::Effort;
 use crate::zoom::{Failure, FailureKind, Lane};
 
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod budget;
 pub mod call;
 pub mod client;
+pub mod lane;
 mod line;
 pub mod outage;
 pub mod outcome;
@@ -17,5 +18,6 @@ pub mod wire;
 
 pub use budget::{Budget, Waiting};
 pub use call::{Call, ItemChoice};
-pub use client::{Account, Lane, Traffic, ZoomSettings};
+pub use client::{Account, ZoomSettings};
+pub use lane::{Lane, Traffic};
 pub use outcome::{Failure, FailureKind};

@@ -1,0 +1,362 @@
+//! One job's way to Zoom: its callers queue, take the account's turns, and ask until they are answered.
+//!
+//! Owns the loop of turn, token, budget, send, classify, repeat, and how much may be under way. Does not interpret pages:
+//! the caller passes a reader, and an answer the reader refuses counts as unreadable.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use reqwest::header::HeaderMap;
+use secrecy::ExposeSecret;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::auth::Token;
+use super::budget::Waiting;
+use super::call::Call;
+use super::client::Account;
+use super::line::{Line, Rank};
+use super::outcome::{Failure, LimitKind, Outcome, Refusal};
+use super::readers::ReadResult;
+use super::retry::{Decision, RetryPolicy};
+use super::transport::{collect, describe};
+
+/// How hard to try.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Tries, the first included; never more than the policy's.
+    pub attempts: u32,
+    /// Wait for the end of an outage. A person who waits for an answer would rather know.
+    pub sits_out_outages: bool,
+    /// `Some(n)`: the end of the job waits for this call and for `n` that can only come after it. It goes before others, and
+    /// before those with a smaller `n`.
+    pub urgent: Option<u32>,
+}
+
+/// What one job has asked of Zoom. Counters only grow.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Requests sent, repetitions included.
+    pub requests: AtomicU64,
+    /// Requests sent again after anything but a 429.
+    pub retries: AtomicU64,
+    /// Answers with status 429.
+    pub rate_limited: AtomicU64,
+    /// Bytes of bodies received, after decompression.
+    pub bytes: AtomicU64,
+}
+
+/// What a call ended with when it did not end with an answer.
+#[derive(Debug)]
+pub enum Ended {
+    /// The page token is no longer good: begin the chain of pages again.
+    Restart,
+    Failed(Failure),
+}
+
+/// A try that was not answered well, and which token it was made with.
+struct Tried {
+    outcome: Outcome,
+    generation: Option<u64>,
+}
+
+/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget, and hold no
+/// more answers at the same time than they may.
+#[derive(Debug)]
+pub struct Lane {
+    account: Arc<Account>,
+    line: Arc<Line>,
+    under_way: Semaphore,
+    pub traffic: Traffic,
+    /// How long an answer takes, smoothed, in microseconds.
+    latency_us: AtomicU64,
+}
+
+/// Without pacing the processors are the limit; this many pages a second is about what two of them read.
+const UNPACED: f64 = 1_500.0;
+/// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
+const UNPACED_BYTES: u64 = 1 << 20;
+/// Without pacing, so many chains are followed for each request under way: the writer takes as many changes into one commit.
+const UNPACED_CHAINS: usize = 3;
+/// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
+/// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
+const CHAINS: f64 = 8.0;
+/// However high the limit is, no more chains than this.
+const MOST_CHAINS: f64 = 512.0;
+/// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
+const SHORT_WAIT: Duration = Duration::from_secs(10);
+/// What an answer is taken to need before the first has come.
+const FIRST_GUESS: Duration = Duration::from_millis(100);
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.account.lanes.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Lane {
+    pub(super) fn new(account: Arc<Account>) -> Self {
+        account.lanes.fetch_add(1, Relaxed);
+        Self {
+            line: Arc::default(),
+            under_way: Semaphore::new(account.settings.in_flight),
+            account,
+            traffic: Traffic::default(),
+            latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
+        }
+    }
+
+    /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
+    /// over, since answers come unevenly. Without a limit as many as a few megabytes hold, so that pages are committed by
+    /// the dozen.
+    pub fn useful_requests(&self) -> usize {
+        let useful = match self.account.budget.limit() {
+            Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
+            None => self.answers_that_fit(),
+        };
+        useful.min(self.account.settings.in_flight)
+    }
+
+    /// How many answers may be under way without a limit.
+    fn answers_that_fit(&self) -> usize {
+        ((UNPACED_BYTES / self.mean_answer()) as usize).max(4)
+    }
+
+    /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
+    /// chain is found to be long can then be preferred to the others. Without one more than may ask at once, if their answers
+    /// are small: the others wait for their commits meanwhile, which are the fuller.
+    pub fn useful_chains(&self) -> usize {
+        match self.account.budget.limit() {
+            Some(_) => {
+                let jobs = self.account.lanes.load(Relaxed).max(1) as f64;
+                let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
+                self.useful_requests().max(chains as usize)
+            }
+            None => self.answers_that_fit().min(self.account.settings.in_flight * UNPACED_CHAINS),
+        }
+    }
+
+    /// What the limit and the latency allow.
+    pub fn most_requests_per_second(&self) -> f64 {
+        let in_flight = self.account.settings.in_flight as f64;
+        self.limit().min(in_flight / self.latency().as_secs_f64().max(0.001))
+    }
+
+    fn limit(&self) -> f64 {
+        self.account.budget.limit().unwrap_or(UNPACED)
+    }
+
+    /// Whether the limit is what holds this job up, so that whoever has an answer may take so long before asking again:
+    /// others stand in line meanwhile.
+    pub fn has_time_for(&self, pause: Duration) -> bool {
+        let turns = |limit| limit * pause.as_secs_f64();
+        self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
+    }
+
+    /// How many bytes an answer has, on average.
+    fn mean_answer(&self) -> u64 {
+        let Traffic { requests, bytes, .. } = &self.traffic;
+        (bytes.load(Relaxed) / requests.load(Relaxed).max(1)).max(1)
+    }
+
+    /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
+    pub fn time_of_a_page(&self) -> Duration {
+        let in_turn = self.useful_requests() as f64 / UNPACED;
+        match self.account.budget.limit() {
+            Some(_) => self.latency(),
+            None => self.latency().max(Duration::from_secs_f64(in_turn)),
+        }
+    }
+
+    /// How long an answer takes at the moment.
+    pub fn latency(&self) -> Duration {
+        Duration::from_micros(self.latency_us.load(Relaxed))
+    }
+
+    fn took(&self, elapsed: Duration) {
+        let old = self.latency_us.load(Relaxed);
+        // A lost update between two answers changes nothing that matters.
+        self.latency_us.store((old * 15 + elapsed.as_micros() as u64) / 16, Relaxed);
+    }
+
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on one of the threads for that.
+    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Ended>
+    where
+        T: Send + 'static,
+        R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
+    {
+        let account = &*self.account;
+        let policy = RetryPolicy {
+            max_attempts: effort.attempts.min(account.settings.retry.max_attempts),
+            ..account.settings.retry
+        };
+        let mut attempt = 1;
+        // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
+        // the credentials.
+        let mut refusals = 1;
+        let mut sent = account.outage.mark();
+        loop {
+            if effort.sits_out_outages && account.outage.is_on() {
+                self.sit_out(call).await.map_err(Ended::Failed)?;
+            }
+            let before = std::mem::replace(&mut sent, account.outage.mark());
+            if sent.saw_outage_since(before) {
+                (attempt, refusals) = (1, 1);
+            }
+            let Tried { outcome, generation } = match self.send(call, effort.urgent, read.clone()).await {
+                Ok(answer) => {
+                    account.note_answer(call);
+                    return Ok(answer);
+                }
+                Err(tried) => tried,
+            };
+            let tries = if outcome.is_token_refusal() { refusals } else { attempt };
+            let now = account.clock.now();
+            let decision = policy.decide(&outcome, tries, now, account.clock.roll());
+            tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
+            if !outcome.looks_like_an_outage() {
+                account.outage.answered();
+            } else if effort.sits_out_outages
+                && account.outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
+                && self.sit_out(call).await.map_err(Ended::Failed)?
+            {
+                continue;
+            }
+            match decision {
+                Decision::Fail(kind) => return Err(Ended::Failed(outcome.into_failure(kind, tries))),
+                Decision::Restart => return Err(Ended::Restart),
+                Decision::Limited { kind, after } => {
+                    self.traffic.rate_limited.fetch_add(1, Relaxed);
+                    metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
+                    self.limited(kind, after, now);
+                }
+                Decision::Renew { after } => {
+                    self.traffic.retries.fetch_add(1, Relaxed);
+                    // Many requests are under way with one token; when it is refused, that is one event.
+                    if generation.is_some_and(|generation| account.tokens.refused(generation)) {
+                        refusals += 1;
+                        account.clock.sleep(after).await;
+                    }
+                }
+                Decision::Again { after, spends } => {
+                    self.traffic.retries.fetch_add(1, Relaxed);
+                    (attempt, refusals) = (attempt + u32::from(spends), 1);
+                    account.clock.sleep(after).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until Zoom answers. True when there was an outage.
+    async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
+        let account = &self.account;
+        account
+            .outage
+            .sit_out(async || {
+                let probe = account.probe_for(call);
+                let read = |body: Bytes| {
+                    serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
+                };
+                match self.send(&probe, Some(u32::MAX), read).await {
+                    Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),
+                    _ => Ok(()),
+                }
+            })
+            .await
+    }
+
+    /// The permit is to be held until the answer is dealt with.
+    async fn take_turn(
+        &self,
+        call: &Call,
+        urgent: Option<u32>,
+    ) -> Result<(Token, SemaphorePermit<'_>), Outcome> {
+        let rank = match (urgent, call.page_token()) {
+            (Some(further), _) => Rank::Urgent(further),
+            (None, None) => Rank::First,
+            (None, Some(_)) => Rank::Further,
+        };
+        let _turn = self.line.turn(rank).await;
+        let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
+        // Not before: it may have waited for long. Not after: whoever waits for a new token should take no slot.
+        let token = self.account.tokens.get().await?;
+        self.account.budget.take().await;
+        Ok((token, under_way))
+    }
+
+    fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
+        let budget = &self.account.budget;
+        let reason = match kind {
+            LimitKind::PerSecond if after <= SHORT_WAIT => return budget.slow_down(after),
+            LimitKind::PerSecond => "Zoom asked for a pause",
+            LimitKind::Daily => "Zoom's daily request limit is reached",
+        };
+        let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
+        let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
+        tracing::warn!(%until, "{reason}, waiting");
+        budget.pause(Waiting { until, reason: reason.to_owned() });
+    }
+
+    /// One try.
+    async fn send<T, R>(&self, call: &Call, urgent: Option<u32>, read: R) -> Result<T, Tried>
+    where
+        T: Send + 'static,
+        R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
+    {
+        let without_token = |outcome| Tried { outcome, generation: None };
+        let (token, _under_way) = self.take_turn(call, urgent).await.map_err(without_token)?;
+        let with_token = |outcome| Tried { outcome, generation: Some(token.generation) };
+        self.send_with(&token, call, read).await.map_err(with_token)
+    }
+
+    async fn send_with<T, R>(&self, token: &Token, call: &Call, read: R) -> Result<T, Outcome>
+    where
+        T: Send + 'static,
+        R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
+    {
+        let account = &*self.account;
+        self.traffic.requests.fetch_add(1, Relaxed);
+        metrics::counter!("zcr_zoom_requests_total").increment(1);
+        let sent = account.clock.elapsed();
+        let url = call.url(&account.settings.api_base);
+        let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
+        let response = account
+            .http
+            .get(&url)
+            .bearer_auth(token.secret.expose_secret())
+            .send()
+            .await
+            .map_err(no_answer)?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        self.believe_limit(&headers);
+        let bytes = response.content_length().unwrap_or_else(|| self.mean_answer());
+        let _room = account.readers.room_for(bytes).await;
+        let body = collect(response, account.settings.max_answer_bytes).await?;
+        self.took(account.clock.elapsed().saturating_sub(sent));
+        self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
+        if status != 200 {
+            let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
+            return Err(Outcome::Refused(refusal));
+        }
+        account.readers.read(body, read).await.map_err(Outcome::Unreadable)
+    }
+
+    /// Where a response names its per-second limit, the response is right and our table is old.
+    fn believe_limit(&self, headers: &HeaderMap) {
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let per_second = header("x-ratelimit-type").is_some_and(|kind| {
+            kind.eq_ignore_ascii_case("qps") || kind.eq_ignore_ascii_case("per-second-limit")
+        });
+        let limit = header("x-ratelimit-limit").and_then(|limit| limit.parse::<f64>().ok());
+        if let Some(limit) = limit.filter(|limit| per_second && *limit >= 1.0) {
+            self.account.budget.believe(limit * self.account.settings.rate_share);
+        }
+    }
+}
