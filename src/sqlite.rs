@@ -5,9 +5,13 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private.
+/// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private. One that is there is not even
+/// opened: closing it would give up the locks that this process has on it.
 pub fn make_private(path: &Path) -> io::Result<()> {
-    File::options().append(true).create(true).mode(0o600).open(path).map(drop)
+    match File::options().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.

@@ -42,6 +42,11 @@ impl Output {
         }
     }
 
+    /// Whether there is something to go on with.
+    pub fn is_begun(&self) -> bool {
+        Location::in_directory(&self.working_directory()).exists()
+    }
+
     fn setting(&self) -> &'static str {
         match self {
             Self::Directory(_) => "--output-dir",
@@ -108,6 +113,8 @@ pub struct OneJob {
     _lock: File,
 }
 
+/// There once the files are put into their places.
+const PUBLISHING: &str = "publishing";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures handed over for reading; the rest is in `failures.json`.
@@ -123,13 +130,8 @@ impl OneJob {
     ) -> Result<Self, OneJobError> {
         let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
         let directory = output.working_directory();
-        let location = Location::in_directory(&directory);
-        let continues = location.exists();
-        if let Some(path) = output.places().into_iter().find(|path| path.exists())
-            && !continues
-        {
-            return Err(OneJobError::Exists { path });
-        }
+        let continues = output.is_begun();
+        spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         if continues {
             check_same(&request, &output, &directory).await?;
@@ -180,13 +182,26 @@ impl OneJob {
         progress.load(&outcome.counts);
         let last = figures();
         report(&last);
+        // Again: it may have been put there meanwhile.
+        spare_others(&self.output, &self.directory)?;
+        File::create(self.directory.join(PUBLISHING))?;
         assemble(input, begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && outcome.failures() == 0 {
-            // The zip says it all; a directory keeps its capture as the mark of what it holds.
+            // The zip says it all; a directory keeps its capture as the mark of what it holds. What says that there is a
+            // capture goes first: half of one would be fetched again.
+            std::fs::remove_file(Location::in_directory(&self.directory).path())?;
             std::fs::remove_dir_all(&self.directory)?;
         }
         Ok(Report { outcome, last, failures })
+    }
+}
+
+/// What is in the place of the files is ours only once we have begun to put them there.
+fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
+    match output.places().into_iter().find(|path| path.exists()) {
+        Some(path) if !directory.join(PUBLISHING).exists() => Err(OneJobError::Exists { path }),
+        _ => Ok(()),
     }
 }
 

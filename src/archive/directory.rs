@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::scratch::Entries;
@@ -38,7 +39,8 @@ impl DirectorySink {
     pub fn new(target: PathBuf, staging: PathBuf) -> Result<Self, ArchiveError> {
         remove_if_there(&staging)?;
         for folder in FOLDERS {
-            fs::create_dir_all(staging.join(folder))?;
+            // Chats are for their owner only, whatever the directory is that they end in.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
         }
         Ok(Self { staging: Staging(staging), target })
     }

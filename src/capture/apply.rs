@@ -43,7 +43,7 @@ pub(super) async fn apply(
             }
         }
         Change::FailList { list, failure, at } => {
-            let statement = "UPDATE lists SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
+            let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage { .. } => unreachable!("pages of a group are written together"),

@@ -202,8 +202,8 @@ impl Location {
             found => return Err(CaptureError::OtherVersion { found }),
         }
         let end: i64 = sqlx::query_scalar(
-            "SELECT max(coalesce((SELECT max(offset + length) FROM pages), 0),
-                        coalesce((SELECT max(offset + length) FROM set_aside), 0))",
+            "SELECT CAST(max(coalesce((SELECT max(offset + length) FROM pages), 0),
+                             coalesce((SELECT max(offset + length) FROM set_aside), 0)) AS INTEGER)",
         )
         .fetch_one(&mut connection)
         .await?;

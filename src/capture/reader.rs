@@ -115,14 +115,14 @@ impl Reader {
         row.as_ref().map(read).transpose()
     }
 
-    /// The days of a range's window, if any of its session's pages in them were received, perhaps dropped since to be fetched
-    /// again.
+    /// Days of a range's window in which its session has shown pages: those of another range that has some, or all of the window
+    /// if they are only remembered, or are its own. None if it has shown nothing there.
     pub async fn shown_in(&mut self, range: i64) -> Result<Option<(Date, Date)>, CaptureError> {
         let row = sqlx::query(
-            "SELECT w.first_day, w.last_day FROM ranges r
-             JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
-             WHERE r.id = ? AND (u.expected_pages > 0
-                 OR EXISTS (SELECT 1 FROM ranges o WHERE o.unit = u.id AND o.pages > 0))",
+            "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day
+             FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
+             LEFT JOIN ranges o ON o.unit = u.id AND o.id <> r.id AND o.pages > 0
+             WHERE r.id = ? AND (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) LIMIT 1",
         )
         .bind(range)
         .fetch_optional(&mut self.connection)

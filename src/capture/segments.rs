@@ -85,7 +85,9 @@ impl SegmentReader {
     pub fn packed(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
         let damaged = |what: &str| CaptureError::Damaged(what.to_owned());
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
-        if page.length > USUAL && page.offset.saturating_add(page.length) > self.size()? {
+        let end = page.offset.checked_add(page.length).filter(|end| i64::try_from(*end).is_ok());
+        let end = end.ok_or_else(|| damaged("a segment cannot be where the index says"))?;
+        if page.length > USUAL && end > self.size()? {
             return Err(damaged("a segment cannot be as long as the index says"));
         }
         let mut data = vec![0; page.length as usize];

@@ -92,8 +92,8 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
-    /// A messages page. `query` is what its token belongs to; without it a later run begins the chain again. The first of a chain takes the place of all pages that the
-    /// range has: what was received before it began again stays until then.
+    /// A messages page. `query` is what its token belongs to; without it a later run begins the chain again. The first of a
+    /// chain takes the place of all pages that the range has: what was received before it began again stays until then.
     MessagesPage {
         page: PageOf,
         query: Option<String>,

@@ -13,7 +13,7 @@ use crate::app::one_job::{OneJob, OneJobError, Output, Report};
 use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
 use crate::extract::check::help_for;
-use crate::extract::windows::{DateRange, parse_day, validate};
+use crate::extract::windows::{DateRange, oldest_reachable, parse_day, validate_from};
 use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, SessionFilter, Snapshot};
 use crate::shutdown;
 
@@ -52,7 +52,11 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    let DateRange { from, to } = range(&args.from_date, &args.to_date, clock.today())?;
+    let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
+    let today = clock.today();
+    // What was begun goes on also when its first days have left Zoom's reach meanwhile.
+    let oldest = if output.is_begun() { Date::MIN } else { oldest_reachable(today) };
+    let DateRange { from, to } = range(&args.from_date, &args.to_date, oldest, today)?;
     let request = ExtractRequest {
         from,
         to,
@@ -67,7 +71,6 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         sessions: SessionFilter::default(),
         label: None,
     };
-    let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
     let settings = args.zoom.extract_settings();
     let job =
         OneJob::prepare(args.zoom.settings()?, settings, request, output.clone(), clock.clone()).await?;
@@ -84,11 +87,11 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
 }
 
 /// Everything that is wrong with the two days is told at once.
-fn range(from: &str, to: &str, today: Date) -> Result<DateRange, WrongUse> {
+fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, WrongUse> {
     let read = [("from", parse_day(from)), ("to", parse_day(to))];
     let [from, to] = read.each_ref().map(|(_, day)| day.as_ref().ok().copied());
     let unreadable = read.into_iter().filter_map(|(field, day)| Some((field, day.err()?)));
-    let errors: Vec<_> = unreadable.chain(validate(from, to, today)).collect();
+    let errors: Vec<_> = unreadable.chain(validate_from(oldest, from, to, today)).collect();
     match (from, to) {
         (Some(from), Some(to)) if errors.is_empty() => Ok(DateRange { from, to }),
         _ => {

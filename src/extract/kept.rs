@@ -85,11 +85,9 @@ async fn received(
     let own = reader.range_pages(range.chain.id).await?.into_iter().map(|page| (days_of(range), page));
     let set_aside = reader.set_aside(range.chain.id).await?.into_iter();
     let set_aside = set_aside.map(|(from, to, page)| (DateRange { from, to }, page));
+    let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let choice = Choice {
-        days,
-        within: [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
-            .map(|day| windows::begins(day).as_millisecond()),
-        by_modification_time: shared.context.request.item_choice().by_modification_time,
+        wanted: Wanted { days, by_modification_time },
         segments: reader.segments().clone(),
         level: shared.context.settings.compression_level,
     };
@@ -105,11 +103,7 @@ async fn in_background(
 
 /// What is chosen from pages: the items of some days, each once.
 struct Choice {
-    days: DateRange,
-    /// The first millisecond of those days, and that after the last.
-    within: [i64; 2],
-    /// Edited and deleted items were selected by when they were, not by when their message was sent.
-    by_modification_time: bool,
+    wanted: Wanted,
     segments: Arc<SegmentReader>,
     level: u32,
 }
@@ -126,7 +120,7 @@ impl Choice {
             let array = array_of(&self.read(page)?);
             let items = items_of(&array);
             let is_wanted = |item: &&&RawValue| {
-                self.holds(*days, page.kind, item) && known.insert((page.kind, digest(item.get())))
+                self.wanted.holds(*days, page.kind, item) && known.insert((page.kind, digest(item.get())))
             };
             let wanted: Vec<&str> = items.iter().filter(is_wanted).map(|item| item.get()).collect();
             if wanted.len() as u64 == page.items {
@@ -146,14 +140,57 @@ impl Choice {
             read => read,
         }
     }
+}
 
-    /// Whether an item of a page of these days is wanted.
-    fn holds(&self, of: DateRange, kind: Kind, item: &RawValue) -> bool {
-        let [from, until] = self.within;
-        let whole = self.days.from <= of.from && of.to <= self.days.to;
-        let by_modification = kind != Kind::Messages && self.by_modification_time;
+/// Which items are of some days.
+#[derive(Clone, Copy)]
+struct Wanted {
+    days: DateRange,
+    /// Edited and deleted items were selected by when they were, not by when their message was sent.
+    by_modification_time: bool,
+}
+
+impl Wanted {
+    /// Whether an item of a page that was asked for these days is one.
+    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> bool {
+        let Self { days, by_modification_time } = self;
+        if days.from <= asked.from && asked.to <= days.to {
+            return true;
+        }
+        let by_modification = kind != Kind::Messages && by_modification_time;
         let at = if by_modification { modified_at(item) } else { sent_at(item) };
+        let [from, until] = [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
+            .map(|day| windows::begins(day).as_millisecond());
         // One that tells no time may be of these days.
-        whole || at.is_none_or(|at| (from..until).contains(&at))
+        at.is_none_or(|at| (from..until).contains(&at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::civil::date;
+
+    #[test]
+    fn an_item_is_of_the_days_by_which_it_was_selected() {
+        let day = |day| DateRange { from: date(2026, 5, day), to: date(2026, 5, day) };
+        let noon_of = |day: i8| windows::begins(date(2026, 5, day)).as_millisecond() + 43_200_000;
+        let item = |text: String| RawValue::from_string(text).unwrap();
+        let edited = item(format!(r#"{{"timestamp":{},"action_timestamp":{}}}"#, noon_of(3), noon_of(5)));
+        let timeless = item(r#"{"id":"x"}"#.to_owned());
+        let month = DateRange { from: date(2026, 5, 1), to: date(2026, 5, 31) };
+        for by_modification_time in [false, true] {
+            let holds = |of: i8, kind, item: &RawValue| {
+                Wanted { days: day(of), by_modification_time }.holds(month, kind, item)
+            };
+            for of in [3, 4, 5] {
+                assert_eq!(holds(of, Kind::Messages, &edited), of == 3);
+                let selected_on = if by_modification_time { 5 } else { 3 };
+                assert_eq!(holds(of, Kind::Edited, &edited), of == selected_on);
+                assert!(holds(of, Kind::Messages, &timeless) && holds(of, Kind::Deleted, &timeless));
+            }
+            let whole = Wanted { days: month, by_modification_time };
+            assert!(whole.holds(day(9), Kind::Deleted, &edited), "all of a page that was asked for them");
+        }
     }
 }

@@ -82,7 +82,7 @@ fn read_page(body: &Bytes) -> Result<ListPage, String> {
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
     let context = &shared.context;
     let days = DateRange { from: list.from, to: list.to };
-    let oldest = windows::oldest_reachable(context.clock.today());
+    let oldest = shared.oldest_reachable();
     if days.to < oldest {
         let failure = out_of_reach(oldest);
         shared.writer.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;

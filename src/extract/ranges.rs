@@ -15,14 +15,14 @@ use super::kept;
 use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
-use super::windows::{self, DateRange};
+use super::windows::DateRange;
 use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// How many days later than ours Zoom's reach may begin: how long six months are is not documented to the day.
-const UNSURE_REACH: i64 = 7;
+/// So many days later than ours Zoom's reach may begin: how long six months are is not documented to the day.
+const UNSURE_REACH: i64 = 6;
 
 /// A digest of each item of a page, by kind: what the next page's items are compared with.
 type Digests = [HashSet<u128>; 3];
@@ -71,7 +71,7 @@ pub(super) async fn follow(
     mut range: PendingRange,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     let context = &shared.context;
-    let oldest = windows::oldest_reachable(context.clock.today());
+    let oldest = shared.oldest_reachable();
     if range.chain.to < oldest {
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
@@ -110,7 +110,9 @@ pub(super) async fn follow(
                 }
             }
             Step::End => break,
-            Step::Failed(failure) => return give_up(shared, range, &failure).await,
+            Step::Failed(failure) => {
+                return give_up(shared, range, &failure, chain.token.is_none()).await;
+            }
         }
     }
     Ok(Vec::new())
@@ -122,26 +124,20 @@ async fn give_up(
     shared: &Shared,
     mut range: PendingRange,
     failure: &Failure,
+    at_first_page: bool,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? {
         let change = Change::RangeNotFound { range: range.chain.id };
         shared.count(&shared.writer.commit(change).await?);
         return Ok(Vec::new());
     }
-    if failure.kind == FailureKind::Rejected {
-        let oldest = windows::oldest_reachable(shared.context.clock.today());
-        // Its first days have left Zoom's reach meanwhile: they are cut off when it begins again.
-        if range.chain.from < oldest {
-            range.chain.resume = None;
-            return Ok(vec![range]);
-        }
-        let perhaps_reachable = oldest.saturating_add(UNSURE_REACH.days());
-        if range.chain.from < perhaps_reachable
-            && range.chain.pages == 0
-            && let Some(parts) = windows::cut(days_of(&range))
-        {
-            return split_range(shared, &range, Split { parts, expected_pages: 0 }).await;
-        }
+    // Its first days may have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
+    if failure.kind == FailureKind::Rejected
+        && (range.chain.from < shared.oldest_reachable()
+            || at_first_page && reach_begins_later(shared, &range).await)
+    {
+        range.chain.resume = None;
+        return Ok(vec![range]);
     }
     if failure.kind.concerns_the_account() && !is_alone(shared, &range, failure).await? {
         return Err(ExtractError::Account(failure.clone()));
@@ -150,7 +146,40 @@ async fn give_up(
     Ok(Vec::new())
 }
 
-/// Whether this was refused for one session only, by a firewall perhaps: another is answered, or fails in another way.
+/// Whether a range was refused because Zoom's reach begins some days later than ours: which days of it are answered tells, and
+/// is remembered.
+async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
+    let DateRange { from, to } = days_of(range);
+    let _one_at_a_time = shared.learning_reach.acquire().await.expect("the semaphore is never closed");
+    let oldest = shared.oldest_reachable();
+    if from < oldest {
+        // Another has found out meanwhile.
+        return true;
+    }
+    let last = to.min(oldest.saturating_add(UNSURE_REACH.days()));
+    for day in from.series(1.day()).take_while(|day| *day <= last) {
+        match first_page(shared, &range.session_id, day, day).await {
+            Err(Ended::Failed(refused)) if refused.kind == FailureKind::Rejected => {}
+            answered if is_answer(&answered) && day > from => {
+                tracing::warn!(%day, "Zoom's reach begins later than six months ago");
+                shared.remember_reach(day);
+                return true;
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+fn is_answer(asked: &Result<(), Ended>) -> bool {
+    match asked {
+        Ok(()) => true,
+        Err(Ended::Failed(failure)) => failure.kind == FailureKind::NotFound,
+        Err(Ended::Restart) => false,
+    }
+}
+
+/// Whether this was refused for one session only, by a firewall perhaps: another is answered.
 async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
@@ -160,8 +189,8 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     reader.close().await;
     drop(one_of_few);
     let Some((session_id, from, to)) = another else { return Ok(false) };
-    let asked = first_page(shared, &session_id, from, to).await;
-    Ok(!matches!(asked, Err(Ended::Failed(other)) if other.kind == failure.kind))
+    let from = from.max(shared.oldest_reachable());
+    Ok(is_answer(&first_page(shared, &session_id, from, to).await))
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
@@ -172,7 +201,7 @@ async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, Ex
     reader.close().await;
     drop(one_of_few);
     let Some((from, to)) = shown_in else { return Ok(true) };
-    let from = from.max(windows::oldest_reachable(shared.context.clock.today()));
+    let from = from.max(shared.oldest_reachable());
     let is_a_part = (range.chain.from, range.chain.to) != (from, to);
     Ok(range.chain.pages == 0 && is_a_part && first_page(shared, &range.session_id, from, to).await.is_ok())
 }

@@ -77,7 +77,8 @@ impl SessionFilter {
         let id_matches = self.ids.is_empty() || self.ids.contains(&session.id);
         let channel_matches = self.channel_ids.is_empty()
             || session.channel_id.as_ref().is_some_and(|channel| self.channel_ids.contains(channel));
-        let name_matches = self.name_contains.as_ref().is_none_or(|part| {
+        let part = self.name_contains.as_ref().filter(|part| !part.is_empty());
+        let name_matches = part.is_none_or(|part| {
             session.name.as_ref().is_some_and(|name| name.to_lowercase().contains(&part.to_lowercase()))
         });
         type_matches && id_matches && channel_matches && name_matches
@@ -123,6 +124,8 @@ mod tests {
         assert!(filter(&["1:1"], None).matches(&session("Meeting", "x")));
         assert!(filter(&[], Some("ÜBER")).matches(&session("Group", "die Übersicht")));
         assert!(!filter(&[], Some("y")).matches(&session("Group", "x")));
+        let nameless = SessionHead { name: None, ..session("1:1", "") };
+        assert!(filter(&[], Some("")).matches(&nameless) && !filter(&[], Some("y")).matches(&nameless));
         let by_channel = SessionFilter { channel_ids: vec!["d".to_owned()], ..SessionFilter::default() };
         assert!(!by_channel.matches(&session("Group", "x")));
     }

@@ -6,10 +6,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,10 @@ pub(super) struct Shared {
     pub chains: AtomicUsize,
     /// Requests that splitting has cost.
     spent_on_splits: AtomicU64,
+    /// The oldest day that Zoom was found to answer for, if that is later than six months ago.
+    reach: Mutex<Date>,
+    /// Held by the one chain that finds it.
+    pub learning_reach: Semaphore,
     /// Chains that look at what is stored do so through connections of their own.
     readers: Semaphore,
 }
@@ -141,6 +146,8 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         idle: AtomicUsize::new(0),
         chains: AtomicUsize::new(0),
         spent_on_splits: AtomicU64::new(0),
+        reach: Mutex::new(Date::MIN),
+        learning_reach: Semaphore::new(1),
         readers: Semaphore::new(4),
     });
     let result = shared.clone().work(&mut reader).await;
@@ -413,6 +420,16 @@ impl Shared {
         Ok(())
     }
 
+    /// The oldest day that Zoom still answers for, by the calendar and by what it has told.
+    pub(super) fn oldest_reachable(&self) -> Date {
+        let told = *self.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        windows::oldest_reachable(self.context.clock.today()).max(told)
+    }
+
+    pub(super) fn remember_reach(&self, day: Date) {
+        *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = day;
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.context.clock.now()
     }
@@ -491,7 +508,7 @@ pub(super) fn note(failure: &Failure) -> FailureNote {
     }
 }
 
-pub(super) fn out_of_reach(oldest: jiff::civil::Date) -> FailureNote {
+pub(super) fn out_of_reach(oldest: Date) -> FailureNote {
     FailureNote {
         code: FailureKind::OutOfReach.code().to_owned(),
         status: None,

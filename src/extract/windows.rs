@@ -42,8 +42,17 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
 
 /// Checks the days of a range, as far as they could be read; one message for each that is wrong, all at once.
 pub fn validate(from: Option<Date>, to: Option<Date>, today: Date) -> Vec<(&'static str, String)> {
+    validate_from(oldest_reachable(today), from, to, today)
+}
+
+/// The same with another oldest day.
+pub fn validate_from(
+    oldest: Date,
+    from: Option<Date>,
+    to: Option<Date>,
+    today: Date,
+) -> Vec<(&'static str, String)> {
     let mut errors = Vec::new();
-    let oldest = oldest_reachable(today);
     match (from, to) {
         (Some(from), Some(to)) if from > to => {
             errors.push(("from", format!("must not be after the last day ({from} > {to})")));

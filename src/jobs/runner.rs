@@ -19,7 +19,7 @@ use super::registry::Entered;
 use super::service::Jobs;
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
-use crate::extract::{self, ExtractError, Progress, RunContext};
+use crate::extract::{self, ExtractError, Progress, RunContext, Snapshot};
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -51,7 +51,9 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
                 Ok(Some(job)) => {
                     let cancel = jobs.stop.child_token();
                     let entered = jobs.registry.enter(&job, cancel.clone());
-                    running.spawn(run_one(jobs.clone(), job, cancel, entered));
+                    // Whatever is logged on the way says which job it is about.
+                    let span = tracing::error_span!("job", job.id = %job.id);
+                    running.spawn(run_one(jobs.clone(), job, cancel, entered).instrument(span));
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -107,7 +109,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     }
     let lane = Arc::new(jobs.account.lane());
     let progress = Arc::new(Progress::default());
-    let figures = || progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
+    let before = job.progress.clone();
+    let figures = || {
+        let now = progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
+        // Until the capture has been looked at, what is known is what an earlier run told.
+        if now.windows_total == 0 { Snapshot { waiting: now.waiting, ..before.clone() } } else { now }
+    };
     let directory = jobs.directory(job.id);
     let context = RunContext {
         request: job.request.clone(),
@@ -122,10 +129,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         all_listed: CancellationToken::new(),
     };
     let end = {
-        // Whatever is logged on the way says which job it is about.
-        let span = tracing::error_span!("job", job.id = %job.id);
         // A job that panics must not stay `running` for ever.
-        let work = AssertUnwindSafe(work(&jobs, context, &cancel).instrument(span)).catch_unwind();
+        let work = AssertUnwindSafe(work(&jobs, context, &cancel)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -141,7 +146,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
     match end {
         End::Interrupted => {
-            tracing::info!(job.id = %job.id, elapsed_ms, "job interrupted; it goes on at the next start");
+            tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
             jobs.registry.leave(entered);
             return;
         }
@@ -174,17 +179,22 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     jobs.finish(&mut job);
     metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
     tracing::info!(
-        job.id = %job.id, state = job.state.as_str(), sessions = job.progress.sessions_total,
-        messages = job.progress.messages, requests = job.progress.traffic.requests,
-        retries = job.progress.traffic.retries, rate_limited = job.progress.traffic.rate_limited,
-        failures = job.failures_total, elapsed_ms, error = job.error.as_ref().map(|error| error.code.as_str()),
+        state = job.state.as_str(),
+        sessions = job.progress.sessions_total,
+        messages = job.progress.messages,
+        requests = job.progress.traffic.requests,
+        retries = job.progress.traffic.retries,
+        rate_limited = job.progress.traffic.rate_limited,
+        failures = job.failures_total,
+        elapsed_ms,
+        error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"
     );
     loop {
         match jobs.store.replace(JobState::Running, &job).await {
             Ok(_) => break,
             Err(error) => {
-                tracing::error!(%error, job.id = %job.id, "the end of a job could not be written down, trying again");
+                tracing::error!(%error, "the end of a job could not be written down, trying again");
                 // Shown all the same: it has ended. After a restart it would be taken up again, which loses nothing.
                 jobs.registry.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;

@@ -249,12 +249,10 @@ impl Jobs {
 
     /// Removes a job and its files.
     pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
-        let job = self.stored(id).await?;
-        if job.state == JobState::Running {
-            return Err(JobsError::WrongState { state: job.state, action: "deleted; cancel it first" });
-        }
-        if !self.store.remove(id, job.state).await? {
-            let state = self.stored(id).await?.state;
+        // By its state alone: a record that cannot be read can be removed as well.
+        let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
+        if state == JobState::Running || !self.store.remove(id, state).await? {
+            let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
             return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
         }
         // The record is gone first: files without a record are swept, a record without files would be a lie.

@@ -108,7 +108,8 @@ impl JobStore {
         if !path.exists() {
             begin_mending()?;
             if mended.exists() {
-                // A crash came when the damaged one had been moved.
+                // A crash came when the damaged one had been moved; its log perhaps not yet.
+                remove_all(&path)?;
                 move_all(&mended, &path)?;
             }
             return Ok(Opened::New(Self::connect(&path).await?));
@@ -142,6 +143,7 @@ impl JobStore {
 
     /// Everything that a new table can know is in it.
     pub fn whole(directory: &Path) -> Result<(), StoreError> {
+        remove_all(&directory.join(MENDED))?;
         there(std::fs::remove_file(directory.join(MENDING)))
     }
 
@@ -242,6 +244,17 @@ impl JobStore {
             .fetch_optional(&self.pool)
             .await?;
         row.as_ref().map(read).transpose()
+    }
+
+    pub async fn state(&self, id: JobId) -> Result<Option<JobState>, StoreError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM jobs WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        let known = |state: String| {
+            JobState::parse(&state).ok_or_else(|| StoreError::Damaged(format!("a job is {state}")))
+        };
+        state.map(known).transpose()
     }
 
     /// Newest first. Records that cannot be read are left out, and hide no others.

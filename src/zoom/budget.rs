@@ -380,7 +380,7 @@ mod tests {
             if theirs && admitted.len() < limit {
                 admitted.push_back(now);
             }
-            if under_way.pop_front_if(|arrives| *arrives == tick).is_some() {
+            if under_way.pop_front_if(|arrives| *arrives <= tick).is_some() {
                 if admitted.len() < limit {
                     admitted.push_back(now);
                 } else {

@@ -1,10 +1,13 @@
 //! The command line as a person uses it: the real binary, its output, its exit codes.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use jiff::ToSpan;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
 
@@ -68,6 +71,8 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
         .output()
         .unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let mode = std::fs::metadata(directory.join("messages")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "chats are for their owner only");
     let asked = sim.stats().requests;
     let (code, out, _) = run(extract(&sim, home.path())).await;
     assert_eq!((code, sim.stats().requests), (0, asked), "{out}");
@@ -82,6 +87,49 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     assert_eq!((code, sim.stats().requests), (1, asked), "{err}");
     assert!(err.contains("_metadata exists already"), "{err}");
     assert!(directory.join("messages").exists(), "nothing is taken away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    for (file, zip) in [("zoom_chat_reports/messages/mine", None), ("out.zip", Some("out.zip"))] {
+        let command = |client: &str| {
+            let mut command = extract(&sim, home.path());
+            command.env("ZOOM_CLIENT_ID", client).args(zip.map(|zip| ["--zip", zip]).into_iter().flatten());
+            command
+        };
+        assert_eq!(run(command("nobody")).await.0, 1);
+        let file = home.path().join(file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "mine").unwrap();
+        let asked = sim.stats().requests;
+        let (code, _, err) = run(command("sim-client")).await;
+        assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+        assert_eq!((sim.stats().requests, &std::fs::read(&file).unwrap()[..]), (asked, &b"mine"[..]));
+    }
+}
+
+/// What is left of a run can be finished also when it may not be begun any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
+    let sim = Simulator::start(SimSettings { months: 6, ..account() }).await.unwrap();
+    let home = TempDir::new().unwrap();
+    assert_eq!(run(extract(&sim, home.path())).await.0, 0);
+    // As if it had been begun a day earlier.
+    let first = sim.dataset().first_day();
+    let [before, first] = [first.yesterday().unwrap(), first].map(|day| day.to_string());
+    let capture = home.path().join("zoom_chat_reports/.capture/capture.db");
+    let mut capture =
+        sqlx::SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(capture)).await.unwrap();
+    let earlier = sqlx::query("UPDATE meta SET value = replace(value, ?, ?) WHERE key = 'request'");
+    earlier.bind(&first).bind(&before).execute(&mut capture).await.unwrap();
+    capture.close().await.unwrap();
+    let mut command = connected(&sim, home.path());
+    let last = sim.dataset().last_day().to_string();
+    command.args(["extract", "--from-date", &before, "--to-date", &last]);
+    let (code, out, err) = run(command).await;
+    assert!(code == 0 && err.contains("going on with"), "{code} {out}{err}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,6 +185,7 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     assert!(err.contains("ZOOM_CLIENT_SECRET") && !err.contains("not-this-one"), "{err}");
 
     let old = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC).date().saturating_add(1.day());
+    let home = TempDir::new().unwrap();
     let mut too_old = connected(&empty, home.path());
     too_old.args(["extract", "--from-date", &old.to_string(), "--to-date", &old.to_string()]);
     let (code, _, err) = run(too_old).await;

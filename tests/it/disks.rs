@@ -271,7 +271,7 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
 /// What the index says may be wrong without its being torn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
-    for wrong in ["kind = 7", "length = 35184372088832"] {
+    for wrong in ["kind = 7", "length = 35184372088832", "offset = -1", "offset = 9223372036854775807"] {
         let world = World::new(SimSettings { sessions: 5, messages: 400, ..account() }).await;
         let (job, expected) = world.run(&world.everything()).await;
         let id = job["id"].as_str().unwrap();
@@ -416,7 +416,10 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         jobs.push(service.submit(&everything(&sim)).await);
         assert_eq!(service.finished(jobs.last().unwrap()).await["state"], "completed");
     }
-    assert!(setup.data.join("jobs").join(&jobs[1]).join("archive.zip").exists(), "its files stay");
+    let its_files = setup.data.join("jobs").join(&jobs[1]);
+    assert!(its_files.join("archive.zip").exists(), "its files stay");
+    let deleted = service.client.delete(service.url(&format!("/v1/jobs/{}", jobs[1]))).send().await.unwrap();
+    assert_eq!((deleted.status().as_u16(), its_files.exists()), (204, false));
 }
 
 /// What a user takes away can be made again without asking Zoom again.
