@@ -4,16 +4,20 @@
 //! Knows nothing of jobs, of HTTP towards users, or of what is made of the capture afterwards.
 
 pub mod check;
+mod earlier;
+mod feed;
 mod kept;
 mod listing;
 pub mod progress;
 mod ranges;
+mod refused;
 pub mod request;
 pub mod run;
 mod split;
 pub mod windows;
 
 pub use crate::zoom::{Account, Waiting};
+pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
-pub use run::{Captured, ExtractError, ExtractSettings, Outcome, RunContext, captured, failures_in, run};
+pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};

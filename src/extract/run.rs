@@ -3,8 +3,7 @@
 //! Owns every task it starts: when [`run`] returns, none is left. Stops at cancellation with everything received so
 //! far in the capture; called again on the same capture it goes on where it was.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::earlier::find_sound;
+use super::feed::Feed;
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
 use super::split::Pace;
@@ -161,80 +162,6 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     result?;
     left?;
     Ok(Outcome { counts: counts? })
-}
-
-/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: ranges whose
-/// messages are damaged (they are returned) are fetched again; a damaged index is set aside and everything is.
-async fn find_sound(
-    location: &Location,
-    retrying: bool,
-    cancel: &CancellationToken,
-) -> Result<Vec<i64>, CaptureError> {
-    if !location.exists() {
-        return Ok(Vec::new());
-    }
-    let damaged = async {
-        location.check().await?;
-        if retrying { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
-    };
-    match damaged.await {
-        Err(error) if error.is_damaged() && retrying => {
-            tracing::error!(%error, "the capture is set aside, everything is fetched again");
-            location.set_aside()?;
-            Ok(Vec::new())
-        }
-        damaged => damaged.inspect(|damaged| {
-            if !damaged.is_empty() {
-                tracing::warn!(
-                    ranges = damaged.len(),
-                    "messages of these ranges are damaged and fetched again"
-                );
-            }
-        }),
-    }
-}
-
-/// What a capture tells of its job.
-#[derive(Debug)]
-pub struct Captured {
-    pub request: ExtractRequest,
-    pub started_at: Option<Timestamp>,
-    pub requester: Option<String>,
-    /// Nothing is left to be fetched.
-    pub complete: bool,
-}
-
-/// How many failures the capture in a directory knows.
-pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
-    let location = Location::in_directory(directory);
-    if !location.exists() {
-        return Ok(0);
-    }
-    let mut reader = location.open_reader().await?;
-    let failures = if reader.has_plan().await? { reader.failure_count().await? } else { 0 };
-    reader.close().await;
-    Ok(failures)
-}
-
-/// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
-pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError> {
-    let location = Location::in_directory(directory);
-    if !location.exists() {
-        return Ok(None);
-    }
-    let mut reader = location.open_reader().await?;
-    if !reader.has_plan().await? {
-        reader.close().await;
-        return Ok(None);
-    }
-    let request = reader.meta("request").await?.unwrap_or_default();
-    let request = serde_json::from_str(&request)
-        .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
-    let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
-    let requester = reader.meta("requester").await?;
-    let complete = !reader.has_pending().await?;
-    reader.close().await;
-    Ok(Some(Captured { request, started_at, requester, complete }))
 }
 
 impl Shared {
@@ -443,53 +370,6 @@ fn end_both_unless_ok(
         stop.cancel();
     }
     result
-}
-
-/// Ranges to fetch in the order of windows, a few at a time.
-#[derive(Default)]
-struct Feed {
-    queue: VecDeque<PendingRange>,
-    /// The last range handed out of each window.
-    handed_out: HashMap<i64, i64>,
-    /// Ranges handed out before their turn.
-    early: HashSet<i64>,
-}
-
-impl Feed {
-    const AT_A_TIME: i64 = 1_000;
-
-    /// The parts of a large session come first: they would be the last to end. The first of them has the number of the
-    /// whole; the others are new, and may have been found in the capture before the split was told of.
-    fn put_first(&mut self, parts: Vec<PendingRange>) {
-        for (index, part) in parts.into_iter().enumerate().rev() {
-            let found = self.handed_out.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
-            if index == 0 || !found {
-                self.early.insert(part.chain.id);
-                self.queue.push_front(part);
-            }
-        }
-    }
-
-    async fn next(&mut self, reader: &mut Reader) -> Result<Option<PendingRange>, CaptureError> {
-        while self.queue.is_empty() {
-            let mut found = Vec::new();
-            for (window, _, _) in reader.windows().await? {
-                let after = self.handed_out.get(&window).copied().unwrap_or(0);
-                found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
-                if let Some(last) = found.last() {
-                    self.handed_out.insert(window, last.chain.id);
-                    break;
-                }
-            }
-            if found.is_empty() {
-                return Ok(None);
-            }
-            // What was long before will be long again, and would be the last to end.
-            found.sort_by_key(|range| std::cmp::Reverse(range.pages_elsewhere));
-            self.queue.extend(found.into_iter().filter(|range| !self.early.contains(&range.chain.id)));
-        }
-        Ok(self.queue.pop_front())
-    }
 }
 
 /// A run waits for Zoom as long as it must.

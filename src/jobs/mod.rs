@@ -1,8 +1,10 @@
 //! Jobs: requests with a life. Stored before they are promised, run in the background, kept until they expire.
 //!
-//! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `registry` holds what is live,
-//! `recovery` mends a damaged table, `runner` does the work, `service` is what the outside calls, `retention` ends old ones.
+//! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `mending` opens its file and mends one
+//! that is damaged, `recovery` rebuilds what that has lost, `registry` holds what is live, `runner` does the work, `service` is
+//! what the outside calls, `retention` ends old ones.
 
+mod mending;
 pub mod model;
 mod recovery;
 mod registry;

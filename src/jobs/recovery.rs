@@ -1,17 +1,17 @@
-//! When the table of jobs is damaged or gone: what can still be read of it is kept, and what it lost is rebuilt from
-//! the captures, which know their own requests. The damaged file is set aside, never overwritten.
+//! When the table of jobs was damaged or gone: what it lost is rebuilt from the captures, which know their own requests.
 
 use std::path::Path;
 
+use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
 use super::service::{JobsError, job_directories};
-use super::store::{JobStore, Opened};
+use super::store::JobStore;
 use crate::clock::Clock;
 use crate::extract::{self, Captured, ExtractError, Snapshot};
 
 /// Opens the table, mending what a damaged or missing file has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
-    let (store, salvaged) = match JobStore::open(data_dir, clock.now()).await? {
+    let (store, salvaged) = match mending::open(data_dir, clock.now()).await? {
         Opened::Sound(store) => return Ok(store),
         Opened::New(store) => (store, 0),
         Opened::Replaced { store, salvaged, set_aside } => {
@@ -47,7 +47,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
             }
         }
     }
-    JobStore::whole(data_dir)?;
+    mending::whole(data_dir)?;
     if rebuilt > 0 {
         tracing::warn!(salvaged, rebuilt, "jobs were rebuilt from their captures");
     }

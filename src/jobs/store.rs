@@ -4,13 +4,10 @@
 //! cannot both win. What a job received is not here but in its capture.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use jiff::Timestamp;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -22,11 +19,6 @@ use crate::sqlite;
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
-/// There while a new table does not hold all that can be rebuilt yet.
-const MENDING: &str = "state.db.mending";
-/// What could be read of a damaged table, until it takes its place.
-const MENDED: &str = "state.db.mended";
-
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the table of jobs could not be used: {0}")]
@@ -69,26 +61,12 @@ pub struct JobStore {
     pool: SqlitePool,
 }
 
-/// What became of opening the table.
-#[derive(Debug)]
-pub enum Opened {
-    Sound(JobStore),
-    /// There was none, or one that was not [`whole`](JobStore::whole) yet.
-    New(JobStore),
-    /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
-    Replaced {
-        store: JobStore,
-        salvaged: usize,
-        set_aside: PathBuf,
-    },
-}
-
 impl StoreError {
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Database(error) if sqlite::is_disk_full(error))
     }
 
-    fn is_damage(&self) -> bool {
+    pub fn is_damage(&self) -> bool {
         match self {
             Self::Database(error) => sqlite::is_damage(error),
             Self::Damaged(_) => true,
@@ -98,56 +76,8 @@ impl StoreError {
 }
 
 impl JobStore {
-    pub async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
-        let path = directory.join(FILE_NAME);
-        let mending = directory.join(MENDING);
-        let begin_mending = || {
-            File::create(&mending).and_then(|_| File::open(directory)?.sync_all()).map_err(sqlx::Error::Io)
-        };
-        let mended = directory.join(MENDED);
-        if !path.exists() {
-            begin_mending()?;
-            if mended.exists() {
-                // A crash came when the damaged one had been moved; its log perhaps not yet.
-                remove_all(&path)?;
-                move_all(&mended, &path)?;
-            }
-            return Ok(Opened::New(Self::connect(&path).await?));
-        }
-        match Self::connect_checked(&path).await {
-            Ok(store) if mending.exists() => Ok(Opened::New(store)),
-            Ok(store) => Ok(Opened::Sound(store)),
-            Err(error) if error.is_damage() => {
-                begin_mending()?;
-                let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
-                let (records, pause) = salvage(&path).await;
-                // The new table is there before the other is moved.
-                remove_all(&mended)?;
-                let store = Self::connect(&mended).await?;
-                for (job, scope) in &records {
-                    store.insert(job, scope.as_deref()).await?;
-                }
-                if let Some(pause) = pause {
-                    store.set_pause(&pause).await?;
-                }
-                // Its log goes with the last connection.
-                store.close().await;
-                move_all(&path, &set_aside)?;
-                move_all(&mended, &path)?;
-                let store = Self::connect(&path).await?;
-                Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Everything that a new table can know is in it.
-    pub fn whole(directory: &Path) -> Result<(), StoreError> {
-        remove_all(&directory.join(MENDED))?;
-        there(std::fs::remove_file(directory.join(MENDING)))
-    }
-
-    async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
+    /// Opens a table that is there, if it is sound.
+    pub async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path).await?;
         let checked: Result<String, _> =
             sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&store.pool).await;
@@ -161,7 +91,8 @@ impl JobStore {
         Err(error)
     }
 
-    async fn connect(path: &Path) -> Result<Self, StoreError> {
+    /// Opens a table, or makes one.
+    pub async fn connect(path: &Path) -> Result<Self, StoreError> {
         sqlite::make_private(path).map_err(sqlx::Error::Io)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -359,32 +290,8 @@ impl JobStore {
     }
 }
 
-/// The files of a table: after the first, its log and what belongs to that; absent more often than not.
-fn files_of(table: &Path) -> [PathBuf; 3] {
-    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", table.display())))
-}
-
-fn move_all(table: &Path, to: &Path) -> Result<(), StoreError> {
-    for (from, to) in files_of(table).iter().zip(files_of(to)) {
-        there(std::fs::rename(from, to))?;
-    }
-    Ok(())
-}
-
-fn remove_all(table: &Path) -> Result<(), StoreError> {
-    files_of(table).iter().try_for_each(|file| there(std::fs::remove_file(file)))
-}
-
-/// What is not there need not be moved or removed.
-fn there(done: std::io::Result<()>) -> Result<(), StoreError> {
-    match done {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
-        _ => Ok(()),
-    }
-}
-
 /// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
-async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
+pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
     let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let Ok(mut connection) = options.connect().await else { return (Vec::new(), None) };
@@ -418,11 +325,13 @@ fn read(row: &SqliteRow) -> Result<Job, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+    use jiff::Timestamp;
     use serde_json::json;
+    use tempfile::TempDir;
 
-    fn job(state: JobState) -> Job {
+    pub fn job(state: JobState) -> Job {
         let request = json!({
             "from": "2026-05-01", "to": "2026-05-02", "label": null, "edits_by": "sent_time",
             "include": { "edited": true, "deleted": true, "bot_messages": true, "reactions": true,
@@ -447,14 +356,15 @@ mod tests {
         }
     }
 
-    async fn open(directory: &Path) -> Opened {
-        JobStore::open(directory, Timestamp::UNIX_EPOCH).await.unwrap()
+    async fn new() -> (TempDir, JobStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = JobStore::connect(&directory.path().join(FILE_NAME)).await.unwrap();
+        (directory, store)
     }
 
     #[tokio::test]
     async fn a_record_that_cannot_be_read_hides_no_other() {
-        let directory = tempfile::tempdir().unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let (_directory, store) = new().await;
         let jobs = [job(JobState::Queued), job(JobState::Queued), job(JobState::Queued)];
         for job in &jobs {
             store.insert(job, None).await.unwrap();
@@ -474,8 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_was_run_again_does_not_expire_by_its_earlier_end() {
-        let directory = tempfile::tempdir().unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let (_directory, store) = new().await;
         let read = job(JobState::Failed);
         store.insert(&read, None).await.unwrap();
         let expired = Job { state: JobState::Expired, ..read.clone() };
@@ -484,29 +393,5 @@ mod tests {
         assert!(!store.expire(JobState::Failed, &expired).await.unwrap());
         let expired = Job { state: JobState::Expired, ..again };
         assert!(store.expire(JobState::Failed, &expired).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
-        let directory = tempfile::tempdir().unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
-        let queued = job(JobState::Queued);
-        store.insert(&queued, Some("key")).await.unwrap();
-        store.close().await;
-        move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is not whole yet") };
-        let known = store.known("key", &queued.request).await.unwrap();
-        assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
-    }
-
-    #[tokio::test]
-    async fn a_new_table_is_new_until_it_is_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = async || open(directory.path()).await;
-        for _ in 0..2 {
-            assert!(matches!(open().await, Opened::New(_)), "nothing must be swept yet");
-        }
-        JobStore::whole(directory.path()).unwrap();
-        assert!(matches!(open().await, Opened::Sound(_)));
     }
 }

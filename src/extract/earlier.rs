@@ -1,0 +1,84 @@
+//! What an earlier run left in a job's directory: whether it is sound, and what it tells.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::request::ExtractRequest;
+use super::run::ExtractError;
+use crate::capture::{CaptureError, Location};
+
+/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: ranges whose
+/// messages are damaged (they are returned) are fetched again; a damaged index is set aside and everything is.
+pub(super) async fn find_sound(
+    location: &Location,
+    retrying: bool,
+    cancel: &CancellationToken,
+) -> Result<Vec<i64>, CaptureError> {
+    if !location.exists() {
+        return Ok(Vec::new());
+    }
+    let damaged = async {
+        location.check().await?;
+        if retrying { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
+    };
+    match damaged.await {
+        Err(error) if error.is_damaged() && retrying => {
+            tracing::error!(%error, "the capture is set aside, everything is fetched again");
+            location.set_aside()?;
+            Ok(Vec::new())
+        }
+        damaged => damaged.inspect(|damaged| {
+            if !damaged.is_empty() {
+                tracing::warn!(
+                    ranges = damaged.len(),
+                    "messages of these ranges are damaged and fetched again"
+                );
+            }
+        }),
+    }
+}
+
+/// What a capture tells of its job.
+#[derive(Debug)]
+pub struct Captured {
+    pub request: ExtractRequest,
+    pub started_at: Option<Timestamp>,
+    pub requester: Option<String>,
+    /// Nothing is left to be fetched.
+    pub complete: bool,
+}
+
+/// How many failures the capture in a directory knows.
+pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
+    let location = Location::in_directory(directory);
+    if !location.exists() {
+        return Ok(0);
+    }
+    let mut reader = location.open_reader().await?;
+    let failures = if reader.has_plan().await? { reader.failure_count().await? } else { 0 };
+    reader.close().await;
+    Ok(failures)
+}
+
+/// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
+pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError> {
+    let location = Location::in_directory(directory);
+    if !location.exists() {
+        return Ok(None);
+    }
+    let mut reader = location.open_reader().await?;
+    if !reader.has_plan().await? {
+        reader.close().await;
+        return Ok(None);
+    }
+    let request = reader.meta("request").await?.unwrap_or_default();
+    let request = serde_json::from_str(&request)
+        .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
+    let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
+    let requester = reader.meta("requester").await?;
+    let complete = !reader.has_pending().await?;
+    reader.close().await;
+    Ok(Some(Captured { request, started_at, requester, complete }))
+}

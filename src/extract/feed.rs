@@ -1,0 +1,52 @@
+//! Which range is fetched next: the oldest window first, and in it what was long before; the parts of a split at once.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use crate::capture::{CaptureError, PendingRange, Reader};
+
+/// Ranges to fetch in the order of windows, a few at a time.
+#[derive(Default)]
+pub(super) struct Feed {
+    queue: VecDeque<PendingRange>,
+    /// The last range handed out of each window.
+    handed_out: HashMap<i64, i64>,
+    /// Ranges handed out before their turn.
+    early: HashSet<i64>,
+}
+
+impl Feed {
+    const AT_A_TIME: i64 = 1_000;
+
+    /// The parts of a large session come first: they would be the last to end. The first of them has the number of the
+    /// whole; the others are new, and may have been found in the capture before the split was told of.
+    pub fn put_first(&mut self, parts: Vec<PendingRange>) {
+        for (index, part) in parts.into_iter().enumerate().rev() {
+            let found = self.handed_out.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
+            if index == 0 || !found {
+                self.early.insert(part.chain.id);
+                self.queue.push_front(part);
+            }
+        }
+    }
+
+    pub async fn next(&mut self, reader: &mut Reader) -> Result<Option<PendingRange>, CaptureError> {
+        while self.queue.is_empty() {
+            let mut found = Vec::new();
+            for (window, _, _) in reader.windows().await? {
+                let after = self.handed_out.get(&window).copied().unwrap_or(0);
+                found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
+                if let Some(last) = found.last() {
+                    self.handed_out.insert(window, last.chain.id);
+                    break;
+                }
+            }
+            if found.is_empty() {
+                return Ok(None);
+            }
+            // What was long before will be long again, and would be the last to end.
+            found.sort_by_key(|range| std::cmp::Reverse(range.pages_elsewhere));
+            self.queue.extend(found.into_iter().filter(|range| !self.early.contains(&range.chain.id)));
+        }
+        Ok(self.queue.pop_front())
+    }
+}

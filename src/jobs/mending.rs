@@ -1,0 +1,138 @@
+//! The file of the table of jobs: made where there is none, and mended where it is damaged: what can be read of it goes into
+//! a new one, which takes its place, and it is set aside.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::store::{FILE_NAME, JobStore, StoreError, salvage};
+
+/// There while a new table does not hold all that can be rebuilt yet.
+const MENDING: &str = "state.db.mending";
+/// What could be read of a damaged table, until it takes its place.
+const MENDED: &str = "state.db.mended";
+
+/// What became of opening the table.
+#[derive(Debug)]
+pub(super) enum Opened {
+    Sound(JobStore),
+    /// There was none, or one that was not [`whole`] yet.
+    New(JobStore),
+    /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
+    Replaced {
+        store: JobStore,
+        salvaged: usize,
+        set_aside: PathBuf,
+    },
+}
+
+/// Opens the table in a directory, or makes it.
+pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
+    let path = directory.join(FILE_NAME);
+    let mending = directory.join(MENDING);
+    let begin_mending =
+        || File::create(&mending).and_then(|_| File::open(directory)?.sync_all()).map_err(sqlx::Error::Io);
+    let mended = directory.join(MENDED);
+    if !path.exists() {
+        begin_mending()?;
+        if mended.exists() {
+            // A crash came when the damaged one had been moved; its log perhaps not yet.
+            remove_all(&path)?;
+            move_all(&mended, &path)?;
+        }
+        return Ok(Opened::New(JobStore::connect(&path).await?));
+    }
+    match JobStore::connect_checked(&path).await {
+        Ok(store) if mending.exists() => Ok(Opened::New(store)),
+        Ok(store) => Ok(Opened::Sound(store)),
+        Err(error) if error.is_damage() => {
+            begin_mending()?;
+            let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
+            let (records, pause) = salvage(&path).await;
+            // The new table is there before the other is moved.
+            remove_all(&mended)?;
+            let store = JobStore::connect(&mended).await?;
+            for (job, scope) in &records {
+                store.insert(job, scope.as_deref()).await?;
+            }
+            if let Some(pause) = pause {
+                store.set_pause(&pause).await?;
+            }
+            // Its log goes with the last connection.
+            store.close().await;
+            move_all(&path, &set_aside)?;
+            move_all(&mended, &path)?;
+            let store = JobStore::connect(&path).await?;
+            Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Everything that a new table can know is in it.
+pub(super) fn whole(directory: &Path) -> Result<(), StoreError> {
+    remove_all(&directory.join(MENDED))?;
+    there(std::fs::remove_file(directory.join(MENDING)))
+}
+
+/// The files of a table: after the first, its log and what belongs to that; absent more often than not.
+fn files_of(table: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", table.display())))
+}
+
+fn move_all(table: &Path, to: &Path) -> Result<(), StoreError> {
+    for (from, to) in files_of(table).iter().zip(files_of(to)) {
+        there(std::fs::rename(from, to))?;
+    }
+    Ok(())
+}
+
+fn remove_all(table: &Path) -> Result<(), StoreError> {
+    files_of(table).iter().try_for_each(|file| there(std::fs::remove_file(file)))
+}
+
+/// What is not there need not be moved or removed.
+fn there(done: std::io::Result<()>) -> Result<(), StoreError> {
+    match done {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::JobState;
+    use super::super::store::Inserted;
+    use super::super::store::tests::job;
+    use super::*;
+
+    async fn open(directory: &Path) -> Opened {
+        super::open(directory, Timestamp::UNIX_EPOCH).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
+        let directory = tempfile::tempdir().unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let queued = job(JobState::Queued);
+        store.insert(&queued, Some("key")).await.unwrap();
+        store.close().await;
+        move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
+        let Opened::New(store) = open(directory.path()).await else { panic!("it is not whole yet") };
+        let known = store.known("key", &queued.request).await.unwrap();
+        assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
+    }
+
+    #[tokio::test]
+    async fn a_new_table_is_new_until_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = async || open(directory.path()).await;
+        for _ in 0..2 {
+            assert!(matches!(open().await, Opened::New(_)), "nothing must be swept yet");
+        }
+        whole(directory.path()).unwrap();
+        assert!(matches!(open().await, Opened::Sound(_)));
+    }
+}
