@@ -7,30 +7,32 @@ use jiff::civil::Date;
 
 use super::ranges::days_of;
 use super::run::{ExtractError, Shared, run_effort};
-use super::windows::DateRange;
+use super::windows::{self, DateRange};
 use crate::capture::PendingRange;
-use crate::zoom::lane::Ended;
-use crate::zoom::wire::{MESSAGES, Page};
+use crate::zoom::lane::{Effort, Ended};
+use crate::zoom::wire::{MESSAGES, Page, SESSIONS};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// So many days later than ours Zoom's reach may begin: how long six months are is not documented to the day.
 const UNSURE_REACH: i64 = 6;
 
-/// Whether a range was refused because Zoom's reach begins some days later than ours: which days of it are answered tells, and
-/// is remembered.
+/// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
+/// concerns no session; it is remembered.
 pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     let DateRange { from, to } = days_of(range);
     let _one_at_a_time = shared.learning_reach.acquire().await.expect("the semaphore is never closed");
-    let oldest = shared.oldest_reachable();
-    if from < oldest {
+    if from < shared.oldest_reachable() {
         // Another has found out meanwhile.
         return true;
     }
-    let last = to.min(oldest.saturating_add(UNSURE_REACH.days()));
+    let six_months_ago = windows::oldest_reachable(shared.context.clock.today());
+    let last = to.min(six_months_ago.saturating_add(UNSURE_REACH.days()));
     for day in from.series(1.day()).take_while(|day| *day <= last) {
-        match first_page(shared, &range.session_id, day, day).await {
+        let call = Call::ListSessions { from: day, to: day, page_token: None };
+        let listed = shared.context.lane.fetch(&call, effort(shared), |body| answer(&body, SESSIONS)).await;
+        match listed {
             Err(Ended::Failed(refused)) if refused.kind == FailureKind::Rejected => {}
-            answered if is_answer(&answered) && day > from => {
+            listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reach begins later than six months ago");
                 shared.remember_reach(day);
                 return true;
@@ -68,7 +70,7 @@ pub(super) async fn is_alone(
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
-/// Of a part of its days it may mean either, so all the days of its window are asked for.
+/// Of a part of its days it may mean either, so days in which it has shown some are asked for.
 pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
     let (one_of_few, mut reader) = shared.reader().await?;
     let shown_in = reader.shown_in(range.chain.id).await?;
@@ -82,9 +84,15 @@ pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Resu
 
 /// Asks for the first page of a session in these days only to see whether there is an answer.
 async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> Result<(), Ended> {
-    let context = &shared.context;
-    let choice = context.request.item_choice();
+    let choice = shared.context.request.item_choice();
     let call = Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice };
-    let effort = run_effort(context.settings.max_attempts, Some(u32::MAX));
-    context.lane.fetch(&call, effort, |body| Page::read(&body, MESSAGES).map(|_| ())).await
+    shared.context.lane.fetch(&call, effort(shared), |body| answer(&body, MESSAGES)).await
+}
+
+fn effort(shared: &Shared) -> Effort {
+    run_effort(shared.context.settings.max_attempts, Some(u32::MAX))
+}
+
+fn answer<const N: usize>(body: &[u8], names: [&'static str; N]) -> Result<(), String> {
+    Page::read(body, names).map(|_| ())
 }

@@ -442,6 +442,23 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach() {
+    let world = World::new(SimSettings { months: 6, ..account() }).await;
+    let data = world.sim.dataset().clone();
+    let bad = r#"{"code":300,"message":"Invalid parameter."}"#;
+    world.sim.script(fault(Match::Session(0), 0, u32::MAX, status(400, bad)));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    let of_it = |failure: &Value| (failure["session_id"].clone(), failure["code"].clone());
+    let expected = (json!(data.session(0).id), json!("rejected"));
+    assert!(failures.iter().all(|failure| of_it(failure) == expected), "{failures:?}");
+    let missing = Missing { empty: [0].into(), ..Missing::default() };
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
     let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
     let today = jiff::civil::date(2026, 11, 24);
