@@ -154,6 +154,13 @@ pub struct LogArgs {
     pub log_format: Option<LogFormat>,
 }
 
+/// Fewer requests a second, and nothing would ever come to its end.
+const LEAST_LIMIT: f64 = 0.01;
+/// Nobody answers sooner.
+const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest delay is sixty times as long.
+const LONGEST_RETRY_BASE: Duration = Duration::from_mins(1);
+
 /// Reads `.env` of the working directory into the environment; what is set already stays.
 pub fn load_dotenv() -> Result<(), ConfigError> {
     match dotenvy::dotenv() {
@@ -194,6 +201,21 @@ impl ZoomArgs {
         }
         if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
             errors.push("ZOOM_RATE_LIMIT must be from 0 (no pacing) to 10000 requests a second".to_owned());
+        } else if self.limit().is_some_and(|limit| limit < LEAST_LIMIT) {
+            let name = if self.zoom_rate_limit.is_some() { "ZOOM_RATE_LIMIT" } else { "ZOOM_RATE_SHARE" };
+            errors.push(format!("{name} must leave at least {LEAST_LIMIT} requests a second"));
+        }
+        for (name, time) in [
+            ("REQUEST_TIMEOUT", self.request_timeout),
+            ("CONNECT_TIMEOUT", self.connect_timeout),
+            ("IDLE_TIMEOUT", self.idle_timeout),
+        ] {
+            if time < LEAST_TIMEOUT {
+                errors.push(format!("{name} must be at least {} ms", LEAST_TIMEOUT.as_millis()));
+            }
+        }
+        if self.retry_base > LONGEST_RETRY_BASE {
+            errors.push(format!("RETRY_BASE must be at most {} s", LONGEST_RETRY_BASE.as_secs()));
         }
         for (name, url) in [
             ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
@@ -407,6 +429,13 @@ mod tests {
             ("--retention soon", "retention"),
             ("--listen-addr nowhere", "listen-addr"),
             ("--zoom-plan free", "zoom-plan"),
+            ("--zoom-rate-share 1e-9", "ZOOM_RATE_SHARE"),
+            ("--zoom-rate-limit 0.001", "ZOOM_RATE_LIMIT"),
+            ("--zoom-rate-limit NaN", "ZOOM_RATE_LIMIT"),
+            ("--request-timeout 0s", "REQUEST_TIMEOUT"),
+            ("--connect-timeout 5ms", "CONNECT_TIMEOUT"),
+            ("--idle-timeout 0s", "IDLE_TIMEOUT"),
+            ("--retry-base 7d", "RETRY_BASE"),
             ("--zoom-api-base-url ftp://x", "ZOOM_API_BASE_URL"),
             ("--api-keys short", "API_KEYS"),
         ] {
