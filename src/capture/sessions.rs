@@ -40,11 +40,18 @@ impl Reader {
         after: i64,
         most: i64,
     ) -> Result<Vec<(i64, String, String)>, CaptureError> {
-        Ok(sqlx::query_as("SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?")
-            .bind(after)
-            .bind(most)
-            .fetch_all(&mut self.connection)
-            .await?)
+        // One row: each is handed over by itself from SQLite's thread, which costs more than it holds.
+        let sessions: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(id, zoom_id, info)) FROM
+                 (SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?)",
+        )
+        .bind(after)
+        .bind(most)
+        .fetch_one(&mut self.connection)
+        .await?;
+        let mut sessions: Vec<(i64, String, String)> = of_json(&sessions)?;
+        sessions.sort_unstable_by_key(|(id, ..)| *id);
+        Ok(sessions)
     }
 
     /// The next sessions after `after` of which everything is there and, once there are no more, of the others if those are
