@@ -135,6 +135,9 @@ impl OneJob {
         let lock = lock(&directory, output.setting())?;
         if continues {
             check_same(&request, &output, &directory).await?;
+        } else if directory.join(PUBLISHING).exists() {
+            // Of a run that was whole, and killed while it removed its capture.
+            std::fs::remove_file(directory.join(PUBLISHING))?;
         }
         Ok(Self { account, clock, request, settings, output, directory, continues, _lock: lock })
     }
@@ -197,10 +200,12 @@ impl OneJob {
     }
 }
 
-/// What is in the place of the files is ours only once we have begun to put them there.
+/// What is in the place of the files is ours only once we have begun to put them there, and as long as there is the capture that
+/// they are made of: a zip whose capture is gone is whole.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
+    let is_ours = output.is_begun() && directory.join(PUBLISHING).exists();
     match output.places().into_iter().find(|path| path.exists()) {
-        Some(path) if !directory.join(PUBLISHING).exists() => Err(OneJobError::Exists { path }),
+        Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
     }
 }

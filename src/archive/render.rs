@@ -249,14 +249,14 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
 /// After the last member.
 pub const AFTER_SUMMARY: &str = "\n}\n";
 
-/// Some of the units that were not found after the one numbered `after`, each with its place in the order and its line, and the
+/// Some of the ranges that were not found after the one numbered `after`, each with its place in the order and its line, and the
 /// number of the last; `None` when there are no more.
 pub async fn not_found(
     reader: &mut Reader,
     after: i64,
 ) -> Result<Option<(i64, Vec<(String, String)>)>, ArchiveError> {
     let rows = reader.not_found(after, 500).await?;
-    let Some(last) = rows.last().map(|row| row.unit) else { return Ok(None) };
+    let Some(last) = rows.last().map(|row| row.range) else { return Ok(None) };
     let line = |NotFoundRow { session_id, from, to, .. }| {
         let line = json!({ "session_id": session_id, "from": from.to_string(), "to": to.to_string() });
         (format!("{from} {session_id}"), line.to_string())

@@ -38,10 +38,10 @@ pub struct WindowCount {
     pub items: [u64; 3],
 }
 
-/// A session in a window that listed it and then knew nothing of it.
+/// Days of a session in a window that listed it and then knew nothing of it.
 #[derive(Debug, Clone)]
 pub struct NotFoundRow {
-    pub unit: i64,
+    pub range: i64,
     pub session_id: String,
     pub from: Date,
     pub to: Date,
@@ -180,12 +180,14 @@ impl Reader {
             .collect()
     }
 
-    /// Some units that were listed but that Zoom knows nothing of, after the one numbered `after`.
+    /// Some ranges of sessions that were listed but that Zoom knows nothing of in that window, after the one numbered `after`.
     pub async fn not_found(&mut self, after: i64, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT u.id, s.zoom_id, w.first_day, w.last_day FROM units u CROSS JOIN sessions s ON s.id = u.session
-             CROSS JOIN windows w ON w.idx = u.window WHERE u.state = 'not_found' AND u.listed AND u.id > ?
-             ORDER BY u.id LIMIT ?",
+            "SELECT r.id, s.zoom_id, r.first_day, r.last_day FROM ranges r CROSS JOIN units u ON u.id = r.unit
+             CROSS JOIN sessions s ON s.id = u.session
+             WHERE r.state = 'not_found' AND u.listed AND r.id > ?
+             AND NOT EXISTS (SELECT 1 FROM ranges o WHERE o.unit = u.id AND o.state = 'done')
+             ORDER BY r.id LIMIT ?",
         )
         .bind(after)
         .bind(most)
@@ -194,7 +196,7 @@ impl Reader {
         rows.iter()
             .map(|row| {
                 Ok(NotFoundRow {
-                    unit: row.try_get("id")?,
+                    range: row.try_get("id")?,
                     session_id: row.try_get("zoom_id")?,
                     from: date(row, "first_day")?,
                     to: date(row, "last_day")?,

@@ -28,6 +28,22 @@ pub(super) fn digest(item: &str) -> u128 {
     DIGEST.hash(item.as_bytes()).as_u128()
 }
 
+/// Before a link to a file. It carries a token that is another one each time.
+const LINK: &str = "\"download_url\"";
+
+/// The same for an item however often it was fetched.
+fn digest_of_content(item: &str) -> u128 {
+    let (mut content, mut rest) = (String::new(), item);
+    while let Some((before, link)) = rest.split_once(LINK) {
+        let mut quotes = link.match_indices('"').map(|(at, _)| at);
+        let (Some(begin), Some(end)) = (quotes.next(), quotes.next()) else { break };
+        let address = link[begin..end].split('?').next().unwrap_or_default();
+        content.extend([before, LINK, &link[..begin], address]);
+        rest = &link[end..];
+    }
+    digest(&(content + rest))
+}
+
 /// The digests of a stored page's items.
 pub(super) fn digests_of(page: &[u8]) -> HashSet<u128> {
     let array = array_of(page);
@@ -113,14 +129,16 @@ impl Choice {
     fn of(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
         let mut known = HashSet::new();
         for (_, page) in there {
-            known.extend(digests_of(&self.read(page)?).into_iter().map(|digest| (page.kind, digest)));
+            let array = array_of(&self.read(page)?);
+            known.extend(items_of(&array).iter().map(|item| (page.kind, digest_of_content(item.get()))));
         }
         let mut kept = Vec::new();
         for (days, page) in pages {
             let array = array_of(&self.read(page)?);
             let items = items_of(&array);
             let is_wanted = |item: &&&RawValue| {
-                self.wanted.holds(*days, page.kind, item) && known.insert((page.kind, digest(item.get())))
+                self.wanted.holds(*days, page.kind, item)
+                    && known.insert((page.kind, digest_of_content(item.get())))
             };
             let wanted: Vec<&str> = items.iter().filter(is_wanted).map(|item| item.get()).collect();
             if wanted.len() as u64 == page.items {
@@ -170,6 +188,27 @@ impl Wanted {
 mod tests {
     use super::*;
     use jiff::civil::date;
+
+    #[test]
+    fn an_item_is_the_same_whatever_the_tokens_of_its_links_are() {
+        let item = |first: &str, second: &str| {
+            let file =
+                |token| format!(r#"{{"file_id":"x","download_url" : "https://z/f?jwt={token}","size":1}}"#);
+            format!(
+                r#"{{"message":"\"download_url\"?","files":[{},{}],"id":"m?{first}"}}"#,
+                file("a"),
+                file(second)
+            )
+        };
+        let digest = |first, second| digest_of_content(&item(first, second));
+        assert_eq!(digest("1", "b"), digest("1", "c"));
+        assert_ne!(digest("1", "b"), digest("2", "b"), "all else counts");
+        let plain = r#"{"id":"m"}"#;
+        assert_eq!(digest_of_content(plain), super::digest(plain));
+        for odd in [r#"["download_url"]"#, r#"{"download_url":null}"#, r#"{"download_url":"x"}"#] {
+            assert_ne!(digest_of_content(odd), digest_of_content(plain));
+        }
+    }
 
     #[test]
     fn an_item_is_of_the_days_by_which_it_was_selected() {

@@ -158,6 +158,15 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let names: Vec<_> =
         std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["out.zip"], "nothing but the zip is left");
+    // As if it had been killed while it removed its capture: the zip is whole, and stays.
+    std::fs::create_dir(home.path().join("out.zip.capture")).unwrap();
+    std::fs::write(home.path().join("out.zip.capture/publishing"), "").unwrap();
+    let whole = std::fs::read(home.path().join("out.zip")).unwrap();
+    let mut command = extract(&sim, home.path());
+    command.args(["--zip", "out.zip"]);
+    let (code, _, err) = run(command).await;
+    assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+    assert!(std::fs::read(home.path().join("out.zip")).unwrap() == whole);
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
     assert!(tested.status.success());
 }
