@@ -211,3 +211,47 @@ impl Reader {
         Ok(sqlx::query_scalar(statement).fetch_all(&mut self.connection).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::date;
+
+    use super::super::testing::{empty_page, list, planned};
+    use super::super::{Change, FailureNote};
+
+    #[tokio::test]
+    async fn days_not_found_are_told_beside_days_that_failed_and_not_where_others_are_there() {
+        let day = |day| date(2026, 3, day);
+        let (_directory, location, writer) = planned(&[(day(1), day(28))]).await;
+        writer.commit(list(1, &["failed", "there", "gone"])).await.unwrap();
+        for range in [1, 2] {
+            let parts = vec![(day(1), day(9)), (day(10), day(28))];
+            writer.commit(Change::SplitRange { range, parts, expected_pages: 0 }).await.unwrap();
+        }
+        let failure = FailureNote {
+            code: "rejected".to_owned(),
+            status: Some(400),
+            zoom_code: None,
+            message: "no".to_owned(),
+            attempts: 1,
+        };
+        let at = "2026-03-30T00:00:00Z".parse().unwrap();
+        writer.commit(Change::FailRange { range: 1, kept: Vec::new(), failure, at }).await.unwrap();
+        writer.commit(empty_page(2)).await.unwrap();
+        for range in [3, 4, 5] {
+            writer.commit(Change::RangeNotFound { range }).await.unwrap();
+        }
+        writer.close().await;
+        let mut reader = location.open_reader().await.unwrap();
+        let mut told = Vec::new();
+        let mut after = i64::MIN;
+        while let Some(row) = reader.not_found(after, 1).await.unwrap().pop() {
+            after = row.range;
+            told.push((row.session_id, row.from, row.to));
+        }
+        reader.close().await;
+        told.sort();
+        let expected = [("failed", day(10)), ("gone", day(1))];
+        assert_eq!(told, expected.map(|(id, from)| (id.to_owned(), from, day(28))));
+    }
+}
