@@ -252,17 +252,11 @@ impl Location {
 
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it.
     pub fn set_aside(&self) -> std::io::Result<()> {
+        let aside = |path: &Path| PathBuf::from(format!("{}.damaged", path.display()));
+        sqlite::unless_absent(std::fs::rename(self.segments(), aside(&self.segments())))?;
         // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
-        let aside = |path: &Path, name: &str| match std::fs::rename(path, self.path.with_file_name(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        aside(&self.segments(), "capture.segments.damaged")?;
-        for suffix in ["-wal", "-shm", ""] {
-            let of = |name: &str| format!("{name}{suffix}");
-            aside(&self.path.with_file_name(of(FILE_NAME)), &of("capture.db.damaged"))?;
-        }
-        Ok(())
+        let files = sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&aside(&self.path)));
+        files.rev().try_for_each(|(from, to)| sqlite::unless_absent(std::fs::rename(from, to)))
     }
 
     fn options(&self) -> SqliteConnectOptions {

@@ -2,12 +2,12 @@
 //! a new one, which takes its place, and it is set aside.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::store::{FILE_NAME, JobStore, StoreError, salvage};
+use crate::sqlite::{files_of, unless_absent};
 
 /// There while a new table does not hold all that can be rebuilt yet.
 const MENDING: &str = "state.db.mending";
@@ -32,8 +32,7 @@ pub(super) enum Opened {
 pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
     let path = directory.join(FILE_NAME);
     let mending = directory.join(MENDING);
-    let begin_mending =
-        || File::create(&mending).and_then(|_| File::open(directory)?.sync_all()).map_err(sqlx::Error::Io);
+    let begin_mending = || File::create(&mending).and_then(|_| File::open(directory)?.sync_all());
     let mended = directory.join(MENDED);
     if !path.exists() {
         begin_mending()?;
@@ -72,40 +71,25 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
 }
 
 /// Everything that a new table can know is in it.
-pub(super) fn whole(directory: &Path) -> Result<(), StoreError> {
+pub(super) fn whole(directory: &Path) -> std::io::Result<()> {
     remove_all(&directory.join(MENDED))?;
-    there(std::fs::remove_file(directory.join(MENDING)))
+    unless_absent(std::fs::remove_file(directory.join(MENDING)))
 }
 
-/// The files of a table: after the first, its log and what belongs to that; absent more often than not.
-fn files_of(table: &Path) -> [PathBuf; 3] {
-    ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", table.display())))
+fn move_all(table: &Path, to: &Path) -> std::io::Result<()> {
+    let files = files_of(table).into_iter().zip(files_of(to));
+    files.into_iter().try_for_each(|(from, to)| unless_absent(std::fs::rename(from, to)))
 }
 
-fn move_all(table: &Path, to: &Path) -> Result<(), StoreError> {
-    for (from, to) in files_of(table).iter().zip(files_of(to)) {
-        there(std::fs::rename(from, to))?;
-    }
-    Ok(())
-}
-
-fn remove_all(table: &Path) -> Result<(), StoreError> {
-    files_of(table).iter().try_for_each(|file| there(std::fs::remove_file(file)))
-}
-
-/// What is not there need not be moved or removed.
-fn there(done: std::io::Result<()>) -> Result<(), StoreError> {
-    match done {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(sqlx::Error::Io(error).into()),
-        _ => Ok(()),
-    }
+fn remove_all(table: &Path) -> std::io::Result<()> {
+    files_of(table).iter().try_for_each(|file| unless_absent(std::fs::remove_file(file)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::model::JobState;
     use super::super::store::Inserted;
-    use super::super::store::tests::job;
+    use super::super::testing::job;
     use super::*;
 
     async fn open(directory: &Path) -> Opened {

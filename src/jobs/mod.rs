@@ -12,6 +12,8 @@ mod retention;
 mod runner;
 mod service;
 mod store;
+#[cfg(test)]
+mod testing;
 
 pub use model::{ApiKeyName, Job, JobError, JobId, JobState};
 pub use service::{Created, Follower, JobSettings, Jobs, JobsError};

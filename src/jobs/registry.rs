@@ -3,7 +3,6 @@
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
@@ -15,36 +14,32 @@ use super::model::{Job, JobId};
 struct Live {
     latest: watch::Sender<Arc<Job>>,
     cancel: CancellationToken,
-    entered: u64,
 }
 
 /// That a job was entered, until its run leaves.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Entered {
     id: JobId,
-    number: u64,
+    latest: watch::Receiver<Arc<Job>>,
 }
 
 #[derive(Debug)]
 pub struct Registry {
     live: DashMap<JobId, Live>,
-    /// How many were entered.
-    entered: AtomicU64,
     /// Counts changes of state of any job.
     changes: watch::Sender<u64>,
 }
 
 impl Registry {
     pub fn new() -> Self {
-        Self { live: DashMap::new(), entered: AtomicU64::new(0), changes: watch::Sender::new(0) }
+        Self { live: DashMap::new(), changes: watch::Sender::new(0) }
     }
 
     pub fn enter(&self, job: &Job, cancel: CancellationToken) -> Entered {
-        let latest = watch::Sender::new(Arc::new(job.clone()));
-        let entered = self.entered.fetch_add(1, Relaxed);
-        self.live.insert(job.id, Live { latest, cancel, entered });
+        let (latest, entered) = watch::channel(Arc::new(job.clone()));
+        self.live.insert(job.id, Live { latest, cancel });
         self.announce();
-        Entered { id: job.id, number: entered }
+        Entered { id: job.id, latest: entered }
     }
 
     /// Publishes new figures of a running job.
@@ -61,8 +56,8 @@ impl Registry {
     }
 
     /// The job is no longer running, unless it has been taken up again; whoever watches it looks into the store from now on.
-    pub fn leave(&self, entered: Entered) {
-        self.live.remove_if(&entered.id, |_, live| live.entered == entered.number);
+    pub fn leave(&self, entered: &Entered) {
+        self.live.remove_if(&entered.id, |_, live| live.latest.subscribe().same_channel(&entered.latest));
         self.announce();
     }
 

@@ -147,7 +147,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     match end {
         End::Interrupted => {
             tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
-            jobs.registry.leave(entered);
+            jobs.registry.leave(&entered);
             return;
         }
         End::Whole(archive, failures) => {
@@ -204,7 +204,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
             }
         }
     }
-    jobs.registry.leave(entered);
+    jobs.registry.leave(&entered);
 }
 
 fn facts(job: &Job) -> Vec<(&'static str, String)> {

@@ -61,6 +61,12 @@ pub struct JobStore {
     pool: SqlitePool,
 }
 
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        sqlx::Error::Io(error).into()
+    }
+}
+
 impl StoreError {
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Database(error) if sqlite::is_disk_full(error))
@@ -93,7 +99,7 @@ impl JobStore {
 
     /// Opens a table, or makes one.
     pub async fn connect(path: &Path) -> Result<Self, StoreError> {
-        sqlite::make_private(path).map_err(sqlx::Error::Io)?;
+        sqlite::make_private(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -325,36 +331,11 @@ fn read(row: &SqliteRow) -> Result<Job, StoreError> {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
+    use super::super::testing::job;
     use super::*;
     use jiff::Timestamp;
-    use serde_json::json;
     use tempfile::TempDir;
-
-    pub fn job(state: JobState) -> Job {
-        let request = json!({
-            "from": "2026-05-01", "to": "2026-05-02", "label": null, "edits_by": "sent_time",
-            "include": { "edited": true, "deleted": true, "bot_messages": true, "reactions": true,
-                         "custom_emoji_reactions": true },
-            "sessions": { "types": [], "ids": [], "channel_ids": [], "name_contains": null },
-        });
-        Job {
-            id: JobId::new(&crate::clock::SystemClock::new()),
-            state,
-            request: serde_json::from_value(request).unwrap(),
-            requester: None,
-            created_at: Timestamp::UNIX_EPOCH,
-            started_at: None,
-            finished_at: Some(Timestamp::UNIX_EPOCH),
-            expires_at: None,
-            progress: crate::extract::Snapshot::default(),
-            failures_total: 0,
-            error: None,
-            archive: None,
-            cancel_requested: false,
-            retry_failed: false,
-        }
-    }
 
     async fn new() -> (TempDir, JobStore) {
         let directory = tempfile::tempdir().unwrap();

@@ -10,11 +10,11 @@ use zoom_chat_reports::sim::{FaultAnswer, ItemKind, ItemOptions, Match, Scripted
 
 use crate::harness::{Missing, World, assert_whole, page_of_hour};
 
-fn account() -> SimSettings {
+pub fn account() -> SimSettings {
     SimSettings { sessions: 40, messages: 3_000, ..SimSettings::default() }
 }
 
-fn status(status: u16, body: &str) -> FaultAnswer {
+pub fn status(status: u16, body: &str) -> FaultAnswer {
     FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() }
 }
 
@@ -31,7 +31,7 @@ async fn whole_despite(faults: Vec<ScriptedFault>) -> Value {
     job
 }
 
-fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
+pub fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
     ScriptedFault { matches, after, times, answer }
 }
 
@@ -370,139 +370,6 @@ async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_day_that_leaves_zooms_reach_before_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
-    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let sim = SimSettings { months: 6, today: Some(today), latency: Duration::from_millis(100), ..account() };
-    let world = World::with_clock(sim, clock.clone(), |settings| settings.jobs.max_running = 1).await;
-    let data = world.sim.dataset().clone();
-    let lost = jiff::civil::date(2026, 5, 24);
-    assert_eq!(data.first_day(), lost, "as far back as Zoom goes today");
-    let first = world.submit(&world.everything()).await;
-    world.wait_until(&first, |job| job["state"] == "running").await;
-    let second = world.submit(&world.everything()).await;
-    clock.advance(Duration::from_secs(7_200));
-    let job = world.finished(&second).await;
-    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
-    let failures = world.failures(&second).await;
-    for failure in &failures {
-        assert_eq!(
-            (failure["code"].as_str(), failure["from"].as_str()),
-            (Some("out-of-reach"), Some("2026-05-24"))
-        );
-        assert_eq!(failure["to"], "2026-05-24");
-    }
-    // Sessions of that day alone cannot be known any more.
-    let known: BTreeSet<u32> = data.sessions_listed(lost.tomorrow().unwrap(), data.last_day()).collect();
-    let unlisted =
-        data.sessions_listed(lost, data.last_day()).filter(|index| !known.contains(index)).collect();
-    let missing = Missing { empty: BTreeSet::new(), unlisted, lost_days: Some((lost, lost)) };
-    let archive = world.archive(&second).await;
-    assert_whole(&archive, &data, (lost, data.last_day()), ItemOptions::default(), &missing);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost() {
-    let world = World::new(SimSettings { months: 6, ..account() }).await;
-    let data = world.sim.dataset().clone();
-    let first = data.first_day();
-    let lost = [first, first.tomorrow().unwrap()];
-    let too_old = status(400, r#"{"code":300,"message":"The date is more than six months ago."}"#);
-    for day in lost {
-        for touching in [Match::ListTouching(day), Match::MessagesTouching(day)] {
-            world.sim.script(fault(touching, 0, u32::MAX, too_old.clone()));
-        }
-    }
-    let id = world.submit(&world.everything()).await;
-    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
-    let failures = world.failures(&id).await;
-    let told = |failure: &Value| ["what", "code", "from", "to"].map(|name| failure[name].clone());
-    let [one, other] = lost.map(|day| day.to_string());
-    for failure in failures.iter().map(told) {
-        let expected = match failure[0].as_str() {
-            Some("listing") => {
-                ["listing", "rejected", failure[2].as_str().unwrap(), failure[2].as_str().unwrap()]
-            }
-            _ => ["session", "out-of-reach", &one, &other],
-        };
-        assert_eq!(failure, expected);
-    }
-    let stats = world.sim.stats();
-    let refused = stats.requests - stats.pages_served;
-    assert!(refused < 40 + 30, "not one by one for each session: {refused}");
-    let known: BTreeSet<u32> = data.sessions_listed(lost[1].tomorrow().unwrap(), data.last_day()).collect();
-    let unlisted =
-        data.sessions_listed(first, data.last_day()).filter(|index| !known.contains(index)).collect();
-    let missing = Missing { unlisted, lost_days: Some((lost[0], lost[1])), ..Missing::default() };
-    let archive = world.archive(&id).await;
-    assert_whole(&archive, &data, (first, data.last_day()), ItemOptions::default(), &missing);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach() {
-    let world = World::new(SimSettings { months: 6, ..account() }).await;
-    let data = world.sim.dataset().clone();
-    let bad = r#"{"code":300,"message":"Invalid parameter."}"#;
-    world.sim.script(fault(Match::Session(0), 0, u32::MAX, status(400, bad)));
-    let id = world.submit(&world.everything()).await;
-    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
-    let failures = world.failures(&id).await;
-    let of_it = |failure: &Value| (failure["session_id"].clone(), failure["code"].clone());
-    let expected = (json!(data.session(0).id), json!("rejected"));
-    assert!(failures.iter().all(|failure| of_it(failure) == expected), "{failures:?}");
-    let missing = Missing { empty: [0].into(), ..Missing::default() };
-    let days = (data.first_day(), data.last_day());
-    assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
-    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let latency = Duration::from_millis(100);
-    let sim = SimSettings { months: 6, messages: 30_000, today: Some(today), latency, ..account() };
-    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
-    let data = world.sim.dataset().clone();
-    let lost = data.first_day();
-    let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 3_000).await;
-    let too_old = r#"{"code":300,"message":"The date is more than six months ago."}"#;
-    world.sim.script(fault(Match::MessagesTouching(lost), 0, u32::MAX, status(400, too_old)));
-    clock.advance(Duration::from_secs(7_200));
-    let job = world.finished(&id).await;
-    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
-    let failures = world.failures(&id).await;
-    assert!(!failures.is_empty());
-    for failure in &failures {
-        let told = [&failure["code"], &failure["from"], &failure["to"]].map(|text| text.as_str().unwrap());
-        assert_eq!(told, ["out-of-reach", "2026-05-24", "2026-05-24"]);
-    }
-    let kept = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap());
-    assert!(kept.sum::<u64>() > 0, "what was received of that day stays: {failures:?}");
-    let archive = world.archive(&id).await;
-    let summary = archive.json("_metadata/sessions_summary.json");
-    let mut all = 0;
-    for index in data.sessions_listed(lost, data.last_day()) {
-        let line =
-            summary.as_array().unwrap().iter().find(|line| line["id"] == data.session(index).id.as_str());
-        let mut held = archive.messages_of(line.unwrap());
-        all += held.len();
-        let messages = |from, to| {
-            let items = data.items(index, from, to, ItemOptions::default());
-            items.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text).collect::<Vec<_>>()
-        };
-        // What had been received of the lost day, and all that came after it, each once.
-        let rest = messages(lost.tomorrow().unwrap(), data.last_day());
-        let first = messages(lost, lost);
-        let kept = held.len() - rest.len();
-        assert_eq!(held.split_off(kept), rest, "session {index}");
-        assert!(held.iter().all(|text| first.contains(text)), "session {index}");
-        assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), kept, "session {index}");
-    }
-    assert_eq!(job["progress"]["messages"], all);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

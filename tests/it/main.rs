@@ -15,6 +15,7 @@ mod failures;
 mod import_rule;
 mod legacy;
 mod outages;
+mod reach;
 mod resume;
 mod security;
 mod shutdown;

@@ -1,0 +1,32 @@
+//! What tests of jobs begin with.
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::model::{Job, JobId, JobState};
+
+/// A job that ended long ago, or is said to.
+pub(crate) fn job(state: JobState) -> Job {
+    let request = json!({
+        "from": "2026-05-01", "to": "2026-05-02", "label": null, "edits_by": "sent_time",
+        "include": { "edited": true, "deleted": true, "bot_messages": true, "reactions": true,
+                     "custom_emoji_reactions": true },
+        "sessions": { "types": [], "ids": [], "channel_ids": [], "name_contains": null },
+    });
+    Job {
+        id: JobId::new(&crate::clock::SystemClock::new()),
+        state,
+        request: serde_json::from_value(request).unwrap(),
+        requester: None,
+        created_at: Timestamp::UNIX_EPOCH,
+        started_at: None,
+        finished_at: Some(Timestamp::UNIX_EPOCH),
+        expires_at: None,
+        progress: crate::extract::Snapshot::default(),
+        failures_total: 0,
+        error: None,
+        archive: None,
+        cancel_requested: false,
+        retry_failed: false,
+    }
+}
