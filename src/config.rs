@@ -270,12 +270,7 @@ impl ZoomArgs {
     }
 
     pub fn extract_settings(&self) -> ExtractSettings {
-        ExtractSettings {
-            // With pacing the processor has time for denser pages; without, it is the bottleneck.
-            compression_level: if self.limit().is_some() { 6 } else { 1 },
-            max_attempts: self.retry_attempts,
-            ..ExtractSettings::default()
-        }
+        ExtractSettings { max_attempts: self.retry_attempts, ..ExtractSettings::default() }
     }
 }
 

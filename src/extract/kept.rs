@@ -11,7 +11,7 @@ use jiff::civil::Date;
 use serde_json::value::RawValue;
 use siphasher::sip128::SipHasher13;
 
-use super::ranges::days_of;
+use super::ranges::{DENSE, days_of};
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
@@ -102,11 +102,8 @@ async fn received(
     let set_aside = reader.set_aside(range.chain.id).await?.into_iter();
     let set_aside = set_aside.map(|(from, to, page)| (DateRange { from, to }, page));
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
-    let choice = Choice {
-        wanted: Wanted { days, by_modification_time },
-        segments: reader.segments().clone(),
-        level: shared.context.settings.compression_level,
-    };
+    let choice =
+        Choice { wanted: Wanted { days, by_modification_time }, segments: reader.segments().clone() };
     reader.close().await;
     Ok((own.collect(), set_aside.collect(), choice))
 }
@@ -121,7 +118,6 @@ async fn in_background(
 struct Choice {
     wanted: Wanted,
     segments: Arc<SegmentReader>,
-    level: u32,
 }
 
 impl Choice {
@@ -144,7 +140,7 @@ impl Choice {
             if wanted.len() as u64 == page.items {
                 kept.push(Kept::Page(*page));
             } else {
-                let segment = Segment::of_items(&wanted, self.level);
+                let segment = Segment::of_items(&wanted, DENSE);
                 kept.extend(segment.map(|segment| Kept::Items(page.kind, segment)));
             }
         }

@@ -21,6 +21,11 @@ use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
+/// Deflate levels of stored pages: while the processors have time, and while they have not. A page costs them half as much
+/// then, and is a third larger.
+pub(super) const DENSE: u32 = 6;
+const FAST: u32 = 1;
+
 /// A digest of each item of a page, by kind: what the next page's items are compared with.
 type Digests = [HashSet<u128>; 3];
 
@@ -282,12 +287,14 @@ impl Pages {
 
     /// Asks for the next page and commits it.
     async fn next(&mut self, shared: &Shared, range: &mut PendingRange) -> Result<Step, ExtractError> {
-        let settings = &shared.context.settings;
+        let context = &shared.context;
         let call = self.call(range, shared);
-        let (previous, level) = (self.previous.clone(), settings.compression_level);
-        let read = move |body: Bytes| read_page(&body, &previous, level);
-        let effort = run_effort(settings.max_attempts, self.urgent);
-        let page = match shared.context.lane.fetch(&call, effort, read).await {
+        let (previous, account) = (self.previous.clone(), context.lane.account().clone());
+        let read = move |body: Bytes| {
+            read_page(&body, &previous, if account.processors_have_time() { DENSE } else { FAST })
+        };
+        let effort = run_effort(context.settings.max_attempts, self.urgent);
+        let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
                 self.restart();

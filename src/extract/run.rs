@@ -34,11 +34,9 @@ const BEAT: Duration = Duration::from_millis(100);
 /// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
 const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
-/// How a run spends the machine.
+/// How often a run asks, and for how long it trusts what it was told.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
-    /// Deflate level of stored pages.
-    pub compression_level: u32,
     /// Tries for a whole request; what is cut out of a failed window gets fewer.
     pub max_attempts: u32,
     /// A page token older than this is not used after a restart (Zoom's live 15 minutes).
@@ -47,7 +45,7 @@ pub struct ExtractSettings {
 
 impl Default for ExtractSettings {
     fn default() -> Self {
-        Self { compression_level: 6, max_attempts: 8, page_token_life: Duration::from_secs(14 * 60) }
+        Self { max_attempts: 8, page_token_life: Duration::from_secs(14 * 60) }
     }
 }
 

@@ -66,7 +66,7 @@ impl Account {
         let tokens =
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
-        let readers = Readers::new();
+        let readers = Readers::new(clock.clone());
         let outage = Outage::new(settings.max_outage, clock.clone());
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
@@ -86,9 +86,14 @@ impl Account {
         &self.budget
     }
 
-    /// Whether a limit is what holds jobs up, so that processors have time for more than reading pages.
+    /// Whether a limit is what holds jobs up, and not the processors.
     pub fn is_paced(&self) -> bool {
         self.budget.limit().is_some()
+    }
+
+    /// Whether the processors have time for more than must be: with a limit, as long as answers do not wait for them.
+    pub fn processors_have_time(&self) -> bool {
+        self.is_paced() && !self.readers.are_behind()
     }
 
     /// Why nothing is being asked at the moment, if so.

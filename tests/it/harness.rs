@@ -45,7 +45,7 @@ fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
             max_running: 4,
             max_queued: 100,
             retention: Duration::from_secs(7 * 86_400),
-            extract: ExtractSettings { compression_level: 1, ..ExtractSettings::default() },
+            extract: ExtractSettings::default(),
         },
         zoom: ZoomSettings {
             api_base: sim.api_base_url(),
