@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +101,19 @@ pub async fn many_jobs() -> Value {
         "resident_mib_with_1_2_3_4_jobs": resident, "peak_rss_mib": round(service.peak_mib()),
         "efficiency": round(sent / (60.0 * wall)),
     })
+}
+
+/// Twenty accounts at once, each with a service and a simulator of its own: more than two processors can bear. Means of all.
+pub async fn many_accounts() -> Value {
+    let profile = Profile { messages: 150_000, ..Profile::USUAL };
+    let runs = join_all((0..20).map(|_| Run::of(profile))).await;
+    let all: Vec<Value> = runs.into_iter().map(Run::ratios).collect();
+    let mean = |figure: &str| {
+        let sum: f64 = all.iter().map(|one| one[figure].as_f64().unwrap()).sum();
+        round(sum / all.len() as f64)
+    };
+    let figures = ["efficiency", "cpu_s_per_1000_pages", "archive_per_json_byte", "peak_rss_mib"];
+    figures.into_iter().map(|figure| (figure, json!(mean(figure)))).collect()
 }
 
 /// Ten kills at 60/s: the archive is that of an undisturbed run, and few requests are repeated.

@@ -22,7 +22,7 @@ type Measurement = (&'static str, fn() -> LocalBoxFuture<'static, Value>);
 const USUAL: Profile = Profile::USUAL;
 const UNPACED: Profile = Profile::UNPACED;
 
-const ALL: [Measurement; 24] = [
+const ALL: [Measurement; 25] = [
     // Against the limit, over five minutes each.
     ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 470_000, ..USUAL }))),
     ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
@@ -37,6 +37,7 @@ const ALL: [Measurement; 24] = [
     ("long-messages-60", || Box::pin(jobs::ratios(Profile { messages: 1_700_000, text_scale: 20, ..USUAL }))),
     ("sharing", || Box::pin(jobs::sharing())),
     ("many-jobs", || Box::pin(jobs::many_jobs())),
+    ("many-accounts", || Box::pin(jobs::many_accounts())),
     ("neighbour", || Box::pin(jobs::neighbour())),
     ("kills", || Box::pin(jobs::kills())),
     // Against the processor.
