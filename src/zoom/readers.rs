@@ -84,10 +84,14 @@ impl Readers {
 
 /// What `work` returns, and the processor time that it took.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let of_this_thread = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
-    let before = of_this_thread();
+    let before = processor_time();
     let done = work();
-    (done, of_this_thread().saturating_sub(before))
+    (done, processor_time().saturating_sub(before))
+}
+
+/// Of this thread, so far.
+fn processor_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// How long the last answers waited for a processor, and how long it worked at them, in seconds. Each counts a little less
@@ -131,10 +135,9 @@ mod tests {
 
     /// Takes a millisecond of a processor, and says how much it was.
     fn work() -> Duration {
-        let worked = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
-        let start = worked();
+        let start = processor_time();
         loop {
-            let so_far = worked() - start;
+            let so_far = processor_time() - start;
             if so_far >= Duration::from_millis(1) {
                 return so_far;
             }
