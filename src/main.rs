@@ -4,17 +4,21 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    give_back_large_allocations();
+    leave_few_gaps_in_memory();
     zoom_chat_reports::cli::main()
 }
 
 /// Keeps glibc giving allocations of 128 kB and more a map of their own, which goes back to the system when they are freed. It
 /// begins like this, but raises that size with the first map that is freed, and then takes the buffers of large answers from
-/// the heaps of its threads, where they leave gaps.
+/// the heaps of its threads, where they leave gaps. And keeps it to two heaps: with one for nearly every thread, as is usual, all
+/// of them have gaps.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[expect(unsafe_code, reason = "glibc's allocator has no other setting that a program can make for itself")]
-fn give_back_large_allocations() {
+#[expect(unsafe_code, reason = "glibc's allocator has no other settings that a program can make for itself")]
+fn leave_few_gaps_in_memory() {
     const LARGE: libc::c_int = 128 << 10;
-    // SAFETY: takes two numbers; there is no other thread yet.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    const HEAPS: libc::c_int = 2;
+    for (setting, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_ARENA_MAX, HEAPS)] {
+        // SAFETY: takes two numbers; there is no other thread yet.
+        unsafe { libc::mallopt(setting, value) };
+    }
 }

@@ -24,7 +24,7 @@ use crate::capture::{Location, Place, Reader, SEPARATOR};
 /// Sessions taken from the database at a time.
 const AT_A_TIME: i64 = 250;
 /// And so many pages at most, if that is more than one session: where each is has to be remembered meanwhile.
-const PAGES_AT_A_TIME: i64 = 10_000;
+const PAGES_AT_A_TIME: i64 = 2_500;
 /// More would hold memory for nothing: the archive is written, and hashed as a whole, by one each.
 const MOST_THREADS: usize = 8;
 /// Assembly leaves at least this much of the disk free.
@@ -305,11 +305,12 @@ async fn sessions_after(
     facts: &Facts,
     scratch: &Scratch,
 ) -> Result<Option<(Place, Vec<WholeSession>)>, ArchiveError> {
-    let places = reader.sessions_after(after, also_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
-    let Some(last) = places.last() else { return Ok(None) };
-    let sessions = reader.with_pages(&places).await?.into_iter();
-    let sessions = sessions.map(|(row, pages)| WholeSession::new(row, pages, facts, scratch));
-    Ok(Some((*last, sessions.collect())))
+    let sessions = reader.sessions_after(after, also_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
+    let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
+    let pages = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
+    let sessions = sessions.into_iter().zip(pages);
+    let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, scratch));
+    Ok(Some((last, sessions.collect())))
 }
 
 /// Many short lines as one entry, compressed some at a time.

@@ -15,9 +15,8 @@ use super::zip::Located;
 use super::{ArchiveError, layout};
 use crate::capture::{CaptureError, SessionRow};
 
-/// Memory for entries, and for lines and names, before they go to the file.
-const MOST_OF_ENTRIES: usize = 2 << 20;
-const MOST_OF_LINES: usize = 1 << 20;
+/// Memory for what is sorted, each kind by itself, before it goes to the file.
+const MOST: usize = 1 << 20;
 
 /// What is remembered of an entry; the file that holds the hashes of the others has none itself.
 type Noted = (Option<Sha256Digest>, Option<Located>);
@@ -44,7 +43,7 @@ pub struct Names {
 
 impl Names {
     pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
-        let folded = Sorter::new(spill(directory)?, MOST_OF_LINES);
+        let folded = Sorter::new(spill(directory)?, MOST);
         Ok(Self { directory: directory.to_owned(), folded, sessions: 0 })
     }
 
@@ -74,9 +73,9 @@ impl Names {
             sessions: self.sessions,
             colliding,
             added: 0,
-            entries: Sorter::new(spill.clone(), MOST_OF_ENTRIES),
-            lines: Sorter::new(spill.clone(), MOST_OF_LINES),
-            not_found: Sorter::new(spill, MOST_OF_LINES),
+            entries: Sorter::new(spill.clone(), MOST),
+            lines: Sorter::new(spill.clone(), MOST),
+            not_found: Sorter::new(spill, MOST),
         })
     }
 }

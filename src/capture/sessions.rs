@@ -22,15 +22,51 @@ pub struct SessionRow {
 
 /// Where a session stands among the others in the order in which they became complete: the number of the commit that did
 /// it, and the session's own. Those that are not complete come last. Whatever becomes complete later stands later.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     settled: i64,
     session: i64,
 }
 
+/// A session, where it stands, and its ranges in the order of windows and days.
+#[derive(Debug, Clone)]
+pub struct PlacedSession {
+    pub row: SessionRow,
+    pub place: Place,
+    ranges: Vec<Range>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    id: i64,
+    pages: i64,
+}
+
+impl PlacedSession {
+    fn pages(&self) -> i64 {
+        self.ranges.iter().map(|range| range.pages).sum()
+    }
+}
+
 impl Place {
     /// Instead of the number of a commit.
     const INCOMPLETE: i64 = i64::MAX;
+}
+
+/// What is known of the sessions at these places, as one row: each is handed over by itself from SQLite's thread, which costs
+/// more than a small session is worth.
+macro_rules! placed {
+    ($places:literal) => {
+        concat!(
+            "SELECT json_group_array(json_array(p.settled, p.session, s.zoom_id, s.info,
+                (SELECT json_group_array(json_array(window, listed, state,
+                    (SELECT json_group_array(json_array(first_day, id, pages)) FROM ranges WHERE unit = u.id)))
+                 FROM units u WHERE u.session = p.session)))
+             FROM (",
+            $places,
+            ") p LEFT JOIN sessions s ON s.id = p.session"
+        )
+    };
 }
 
 impl Reader {
@@ -62,87 +98,103 @@ impl Reader {
         also_incomplete: bool,
         most: i64,
         most_pages: i64,
-    ) -> Result<Vec<Place>, CaptureError> {
-        // One row: each is handed over by itself from SQLite's thread, which costs more than it holds.
-        let mut sessions: String = sqlx::query_scalar(
-            "SELECT json_group_array(json_array(settled, session,
-                 (SELECT coalesce(sum(r.pages), 0) FROM units v CROSS JOIN ranges r ON r.unit = v.id
-                  WHERE v.session = c.session))) FROM (
-                 SELECT settled, session FROM units u INDEXED BY units_settled
-                 WHERE (settled, session) > (?1, ?2) AND settled IS NOT NULL
-                 AND NOT EXISTS (SELECT 1 FROM units v WHERE v.session = u.session
-                     AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
-                 ORDER BY settled, session LIMIT ?3) c",
-        )
-        .bind(after.settled)
-        .bind(after.session)
-        .bind(most)
-        .fetch_one(&mut self.connection)
-        .await?;
-        if also_incomplete && sessions == "[]" {
-            sessions = sqlx::query_scalar(
-                "SELECT json_group_array(json_array(?1, session,
-                     (SELECT coalesce(sum(r.pages), 0) FROM units v CROSS JOIN ranges r ON r.unit = v.id
-                      WHERE v.session = i.session))) FROM (
-                     SELECT DISTINCT session FROM units
-                     WHERE session > iif(?2 = ?1, ?3, 0) AND state IN ('pending', 'failed')
-                     ORDER BY session LIMIT ?4) i",
-            )
-            .bind(Place::INCOMPLETE)
+    ) -> Result<Vec<PlacedSession>, CaptureError> {
+        let complete = placed!(
+            "SELECT settled, session FROM units u INDEXED BY units_settled
+             WHERE (settled, session) > (?1, ?2) AND settled IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM units v WHERE v.session = u.session
+                 AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
+             ORDER BY settled, session LIMIT ?3"
+        );
+        let mut sessions = self.placed(complete, after, most).await?;
+        if also_incomplete && sessions.is_empty() {
+            let incomplete = placed!(
+                "SELECT DISTINCT ?4 AS settled, session FROM units
+                 WHERE session > iif(?1 = ?4, ?2, 0) AND state IN ('pending', 'failed')
+                 ORDER BY session LIMIT ?3"
+            );
+            sessions = self.placed(incomplete, after, most).await?;
+        }
+        sessions.truncate(fitting(sessions.iter().map(PlacedSession::pages), most_pages));
+        Ok(sessions)
+    }
+
+    async fn placed(
+        &mut self,
+        statement: &'static str,
+        after: Place,
+        most: i64,
+    ) -> Result<Vec<PlacedSession>, CaptureError> {
+        let sessions: String = sqlx::query_scalar(statement)
             .bind(after.settled)
             .bind(after.session)
             .bind(most)
+            .bind(Place::INCOMPLETE)
             .fetch_one(&mut self.connection)
             .await?;
-        }
-        let mut sessions: Vec<(i64, i64, i64)> = of_json(&sessions)?;
-        sessions.sort_unstable();
-        let mut all_pages = 0;
-        let fitting = sessions.iter().take_while(|(_, _, pages)| {
-            all_pages += pages;
-            all_pages <= most_pages
-        });
-        let fitting = fitting.count().max(1);
-        let places = sessions.into_iter().take(fitting);
-        Ok(places.map(|(settled, session, _)| Place { settled, session }).collect())
+        let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
+        let mut sessions: Vec<PlacedSession> = sessions.into_iter().map(PlacedSession::from).collect();
+        sessions.sort_unstable_by_key(|session| session.place);
+        Ok(sessions)
     }
 
-    /// These sessions, in the same order, each with where its stored segments are: in the order of kinds, windows, ranges,
-    /// pages. Small, also for a session of millions of messages.
-    pub async fn with_pages(
+    /// Where the stored segments of these sessions are: of each in the order of kinds, windows, ranges, pages. Small, also
+    /// for a session of millions of messages; so many pages are read at a time.
+    pub async fn pages_of(
         &mut self,
-        places: &[Place],
-    ) -> Result<Vec<(SessionRow, Vec<PageRef>)>, CaptureError> {
-        let ids: Vec<i64> = places.iter().map(|place| place.session).collect();
-        // One row: each is handed over by itself from SQLite's thread, which costs more than a small session is worth.
-        let sessions: String = sqlx::query_scalar(
-            "SELECT json_group_array(json_array(id, zoom_id, info,
-                (SELECT json_group_array(json_array(window, listed, state,
-                    (SELECT json_group_array(json_array(first_day, id,
-                        (SELECT json_group_array(json_array(seq, kind, items, raw_len, crc32, offset, length))
-                         FROM pages WHERE range = r.id)))
-                     FROM ranges r WHERE r.unit = u.id)))
-                 FROM units u WHERE u.session = s.id)))
-             FROM sessions s WHERE id IN (SELECT value FROM json_each(?))",
-        )
-        .bind(json!(ids).to_string())
-        .fetch_one(&mut self.connection)
-        .await?;
-        let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
-        let mut read = HashMap::with_capacity(sessions.len());
-        for ReadSession { id, zoom_id, info, units } in sessions {
-            let mut listed = units.iter().filter(|unit| unit.listed == 1).peekable();
-            let not_found = listed.peek().is_some() && listed.all(|unit| unit.state == "not_found");
-            read.insert(id, (SessionRow { id, zoom_id, info, not_found }, pages(units)?));
+        sessions: &[PlacedSession],
+        at_a_time: i64,
+    ) -> Result<Vec<Vec<PageRef>>, CaptureError> {
+        // Each with which of the sessions it belongs to, and its place there.
+        let ranges = sessions.iter().enumerate().flat_map(|(nth, session)| {
+            session.ranges.iter().enumerate().map(move |(order, range)| (range, (nth, order)))
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let mut found: Vec<Vec<(usize, i64, PageRef)>> = vec![Vec::new(); sessions.len()];
+        let mut rest = &ranges[..];
+        while !rest.is_empty() {
+            let (some, others) = rest.split_at(fitting(rest.iter().map(|(range, _)| range.pages), at_a_time));
+            rest = others;
+            let places: HashMap<i64, (usize, usize)> =
+                some.iter().map(|(range, place)| (range.id, *place)).collect();
+            let pages: String = sqlx::query_scalar(
+                "SELECT json_group_array(json_array(range, seq, kind, items, raw_len, crc32, offset, length))
+                 FROM pages WHERE range IN (SELECT value FROM json_each(?))",
+            )
+            .bind(json!(places.keys().collect::<Vec<_>>()).to_string())
+            .fetch_one(&mut self.connection)
+            .await?;
+            for page in of_json::<Vec<ReadPage>>(&pages)? {
+                let ReadPage { range, seq, kind, items, raw_len, crc32, offset, length } = page;
+                let gone =
+                    || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
+                let (nth, order) = *places.get(&range).ok_or_else(gone)?;
+                let page = PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length };
+                found[nth].push((order, seq, page));
+            }
         }
-        let gone = || CaptureError::Damaged("a session has a unit and is not there".to_owned());
-        ids.iter().map(|id| read.remove(id).ok_or_else(gone)).collect()
+        let in_order = |mut pages: Vec<(usize, i64, PageRef)>| {
+            pages.sort_unstable_by_key(|(order, seq, page)| (page.kind, *order, *seq));
+            pages.into_iter().map(|(.., page)| page).collect()
+        };
+        Ok(found.into_iter().map(in_order).collect())
     }
+}
+
+/// How many of the first of these make up so much at most; one, if it is more by itself.
+fn fitting(sizes: impl Iterator<Item = i64>, most: i64) -> usize {
+    let mut all = 0;
+    let fitting = sizes.take_while(|size| {
+        all += size;
+        all <= most
+    });
+    fitting.count().max(1)
 }
 
 /// A session as SQLite tells of it: arrays, in the order of these members.
 #[derive(Deserialize)]
 struct ReadSession<'a> {
+    settled: i64,
     id: i64,
     zoom_id: String,
     info: String,
@@ -163,12 +215,13 @@ struct ReadUnit<'a> {
 struct ReadRange<'a> {
     first_day: &'a str,
     id: i64,
-    pages: Vec<ReadPage>,
+    pages: i64,
 }
 
 /// What a page has of one kind.
 #[derive(Deserialize)]
 struct ReadPage {
+    range: i64,
     seq: i64,
     kind: i64,
     items: u64,
@@ -178,26 +231,26 @@ struct ReadPage {
     length: u64,
 }
 
-fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
-    serde_json::from_str(text).map_err(|error| CaptureError::Damaged(error.to_string()))
-}
-
-/// In the order of kinds, windows, ranges, pages. SQLite promises none, but walks the indexes in the order of the last
-/// three.
-fn pages(mut units: Vec<ReadUnit<'_>>) -> Result<Vec<PageRef>, CaptureError> {
-    units.sort_by_key(|unit| unit.window);
-    let mut all = Vec::new();
-    for ReadUnit { mut ranges, .. } in units {
-        ranges.sort_by_key(|range| (range.first_day, range.id));
-        for ReadRange { mut pages, .. } in ranges {
-            pages.sort_by_key(|page| page.seq);
-            for ReadPage { kind, items, raw_len, crc32, offset, length, .. } in pages {
-                all.push(PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length });
-            }
+impl From<ReadSession<'_>> for PlacedSession {
+    fn from(ReadSession { settled, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
+        let mut listed = units.iter().filter(|unit| unit.listed == 1).peekable();
+        let not_found = listed.peek().is_some() && listed.all(|unit| unit.state == "not_found");
+        units.sort_by_key(|unit| unit.window);
+        let ranges = units.into_iter().flat_map(|ReadUnit { mut ranges, .. }| {
+            ranges.sort_by_key(|range| (range.first_day, range.id));
+            ranges.into_iter().map(|ReadRange { id, pages, .. }| Range { id, pages })
+        });
+        let ranges = ranges.collect();
+        Self {
+            row: SessionRow { id, zoom_id, info, not_found },
+            place: Place { settled, session: id },
+            ranges,
         }
     }
-    all.sort_by_key(|page| page.kind);
-    Ok(all)
+}
+
+fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
+    serde_json::from_str(text).map_err(|error| CaptureError::Damaged(error.to_string()))
 }
 
 #[cfg(test)]
@@ -242,14 +295,17 @@ mod tests {
             (third, true, 9, 9, &[]),
         ] {
             let found = reader.sessions_after(after, also_incomplete, most, most_pages).await.unwrap();
+            let found: Vec<Place> = found.iter().map(|session| session.place).collect();
             assert_eq!(found, expected, "{after:?} {also_incomplete} {most} {most_pages}");
         }
-        let sessions = reader.with_pages(&[second, first, third]).await.unwrap();
-        let lengths = |pages: &[PageRef]| pages.iter().map(|page| page.raw_len).collect::<Vec<_>>();
-        let found: Vec<_> = sessions.iter().map(|(session, pages)| (session.id, lengths(pages))).collect();
-        let expected =
-            [(2, vec![200, 202]), (1, vec![400, 410, 420, 100, 402, 412, 422, 102]), (3, Vec::new())];
-        assert_eq!(found, expected);
+        let mut sessions = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
+        sessions.extend(reader.sessions_after(first, true, 9, 9).await.unwrap());
+        for at_a_time in 1..9 {
+            let pages = reader.pages_of(&sessions, at_a_time).await.unwrap();
+            let lengths: Vec<Vec<u64>> =
+                pages.iter().map(|pages| pages.iter().map(|page| page.raw_len).collect()).collect();
+            assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
+        }
         writer.close().await;
     }
 }

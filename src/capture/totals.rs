@@ -70,14 +70,13 @@ impl Reader {
                     (SELECT count(*) FROM sessions s WHERE NOT EXISTS
                         (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
                         AS sessions_done,
-                    (SELECT count(*) FROM units) AS units_total,
-                    (SELECT count(*) FROM units WHERE state IN ('done', 'not_found')) AS units_done,
-                    (SELECT count(*) FROM units WHERE state = 'failed') AS units_failed,
+                    u.*, p.*,
                     (SELECT count(*) FROM ranges WHERE state = 'failed') AS ranges_failed,
-                    (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 0) AS m0,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 1) AS m1,
-                    (SELECT coalesce(sum(items), 0) FROM pages WHERE kind = 2) AS m2",
+                    (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed
+             FROM (SELECT count(*) AS units_total, count(*) FILTER (WHERE state IN ('done', 'not_found')) AS units_done,
+                          count(*) FILTER (WHERE state = 'failed') AS units_failed FROM units) u,
+                  (SELECT sum(items) FILTER (WHERE kind = 0) AS m0, sum(items) FILTER (WHERE kind = 1) AS m1,
+                          sum(items) FILTER (WHERE kind = 2) AS m2 FROM pages) p",
         )
         .fetch_one(&mut self.connection)
         .await?;

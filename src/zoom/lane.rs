@@ -76,9 +76,10 @@ pub struct Lane {
 
 /// Without pacing the processors are the limit; this many pages a second is about what two of them read.
 const UNPACED: f64 = 1_500.0;
-/// Without pacing, answers under way have about so many bytes at most: more would only hold memory.
-const UNPACED_BYTES: u64 = 1 << 20;
-/// Without pacing, so many chains are followed for each request under way: the writer takes as many changes into one commit.
+/// Without pacing, answers of about so many bytes must be under way for the processors to have something to do.
+const UNPACED_BYTES: u64 = 768 << 10;
+/// Without pacing, so many chains are followed for each of those: while some wait for their commit others ask, and commits are
+/// the fuller. More would only hold memory.
 const UNPACED_CHAINS: usize = 3;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
 /// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
@@ -109,24 +110,17 @@ impl Lane {
     }
 
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly. Without a limit as many as a few megabytes hold, so that pages are committed by
-    /// the dozen.
+    /// over, since answers come unevenly. Without a limit as many as keep the processors busy.
     pub fn useful_requests(&self) -> usize {
         let useful = match self.account.budget.limit() {
             Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
-            None => self.answers_that_fit(),
+            None => ((UNPACED_BYTES / self.mean_answer()) as usize).max(4),
         };
         useful.min(self.account.settings.in_flight)
     }
 
-    /// How many answers may be under way without a limit.
-    fn answers_that_fit(&self) -> usize {
-        ((UNPACED_BYTES / self.mean_answer()) as usize).max(4)
-    }
-
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others. Without one more than may ask at once, if their answers
-    /// are small: the others wait for their commits meanwhile, which are the fuller.
+    /// chain is found to be long can then be preferred to the others. Without one as many as fill commits.
     pub fn useful_chains(&self) -> usize {
         match self.account.budget.limit() {
             Some(_) => {
@@ -134,7 +128,7 @@ impl Lane {
                 let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
                 self.useful_requests().max(chains as usize)
             }
-            None => self.answers_that_fit().min(self.account.settings.in_flight * UNPACED_CHAINS),
+            None => self.useful_requests() * UNPACED_CHAINS,
         }
     }
 
