@@ -300,6 +300,8 @@ mod tests {
         }
         let mut sessions = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
         sessions.extend(reader.sessions_after(first, true, 9, 9).await.unwrap());
+        let ids: Vec<i64> = sessions.iter().map(|session| session.row.id).collect();
+        assert_eq!(ids, [2, 1, 3]);
         for at_a_time in 1..9 {
             let pages = reader.pages_of(&sessions, at_a_time).await.unwrap();
             let lengths: Vec<Vec<u64>> =
