@@ -8,7 +8,7 @@ use super::apply::set_aside;
 use super::writer::{Effect, PageOf};
 use super::{CaptureError, Kind, PageRef, Segment, Tx};
 
-/// Rows in one statement: eight values each, and SQLite takes 32,766 of them.
+/// Rows in one statement: five values each, and SQLite takes 32,766 of them.
 const MOST_ROWS: usize = 1_000;
 
 /// A messages page as it stands in a group.
@@ -75,27 +75,24 @@ pub(super) async fn messages_pages(
 }
 
 pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<(), CaptureError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
     // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
     rows.sort_unstable_by_key(|row| (row.range, row.seq, row.page.kind));
-    for rows in rows.chunks(MOST_ROWS) {
-        // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
-        let mut insert = QueryBuilder::new(
-            "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length) SELECT * FROM (",
-        );
-        insert.push_values(rows, |mut values, Row { range, seq, page }| {
-            values
-                .push_bind(range)
-                .push_bind(seq)
-                .push_bind(page.kind as i64)
-                .push_bind(page.items as i64)
-                .push_bind(page.raw_len as i64)
-                .push_bind(i64::from(page.crc32))
-                .push_bind(page.offset as i64)
-                .push_bind(page.length as i64);
-        });
-        insert.push(") WHERE column1 IN (SELECT id FROM ranges)");
-        insert.build().persistent(false).execute(&mut **tx).await?;
-    }
+    let values = |Row { range, seq, page }: &Row| {
+        json!([range, seq, page.kind as i64, page.items, page.raw_len, page.crc32, page.offset, page.length])
+    };
+    // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
+    sqlx::query(
+        "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length)
+         SELECT p.value ->> 0, p.value ->> 1, p.value ->> 2, p.value ->> 3,
+                p.value ->> 4, p.value ->> 5, p.value ->> 6, p.value ->> 7
+         FROM json_each(?) AS p WHERE p.value ->> 0 IN (SELECT id FROM ranges)",
+    )
+    .bind(json!(rows.iter().map(values).collect::<Vec<_>>()).to_string())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 
