@@ -161,9 +161,10 @@ const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest delay is sixty times as long.
 const LONGEST_RETRY_BASE: Duration = Duration::from_mins(1);
 
-/// Reads `.env` of the working directory into the environment; what is set already stays.
+/// Reads `.env` of the working directory into the environment; what is set already stays. Not of a directory above it, where
+/// others may write.
 pub fn load_dotenv() -> Result<(), ConfigError> {
-    match dotenvy::dotenv() {
+    match dotenvy::from_path(".env") {
         Err(error) if !error.not_found() => {
             // The error quotes the line, which may hold a secret.
             let line = if matches!(error, dotenvy::Error::LineParse(..)) {
@@ -327,6 +328,12 @@ impl ServiceArgs {
             errors.push(error);
             Vec::new()
         });
+        if !cors_origins.is_empty() && errors.is_empty() && api_keys.is_empty() {
+            errors.push(
+                "CORS_ORIGINS needs API_KEYS: without keys no web page may call, wherever it comes from"
+                    .to_owned(),
+            );
+        }
         let zoom_settings = match zoom.settings() {
             Ok(settings) if errors.is_empty() => settings,
             Ok(_) => return Err(ConfigError(errors)),

@@ -8,10 +8,9 @@ fn main() -> ExitCode {
     zoom_chat_reports::cli::main()
 }
 
-/// Keeps glibc giving allocations of 128 kB and more a map of their own, which goes back to the system when they are freed. It
-/// begins like this, but raises that size with the first map that is freed, and then takes the buffers of large answers from
-/// the heaps of its threads, where they leave gaps. And keeps it to two heaps: with one for nearly every thread, as is usual, all
-/// of them have gaps.
+/// glibc gives allocations of 128 kB and more a mapping of their own, which goes back to the system when it is freed, but raises
+/// that threshold as soon as one is freed; then the buffers of large answers come from the heaps of its threads, where they
+/// leave gaps. Setting the threshold keeps it where it is. And two heaps instead of one for nearly every thread leave fewer gaps.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "glibc's allocator has no other settings that a program can make for itself")]
 fn leave_few_gaps_in_memory() {

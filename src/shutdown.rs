@@ -3,8 +3,8 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Returns a token that is cancelled at the first SIGTERM or SIGINT. What was received is on disk at any moment, so a
-/// second signal may end the process where it stands.
+/// Returns a token that is cancelled at the first SIGTERM or SIGINT. What was committed is on disk and the rest is fetched
+/// again, so a second signal may end the process where it stands.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

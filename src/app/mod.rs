@@ -84,8 +84,8 @@ impl App {
             api_keys: Arc::new(offer.api_keys.clone()),
             failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
             audit: Arc::new(audit),
-            event_streams: Arc::new(Semaphore::new(offer.max_event_streams)),
-            downloads: Arc::new(Semaphore::new(offer.max_downloads)),
+            event_streams: Arc::new(Semaphore::new(offer.max_event_streams.min(Semaphore::MAX_PERMITS))),
+            downloads: Arc::new(Semaphore::new(offer.max_downloads.min(Semaphore::MAX_PERMITS))),
             clock: clock.clone(),
             stopping: stopping.clone(),
         };

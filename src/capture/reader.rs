@@ -96,18 +96,22 @@ impl Reader {
         by_kind(&rows)
     }
 
-    /// Another session and the days of a window in which it was listed; one that was answered, if there is any.
+    /// Another session and the days of a window in which it was listed, that ends on `oldest` or later; one that was answered,
+    /// if there is any.
     pub async fn another_session(
         &mut self,
         zoom_id: &str,
+        oldest: Date,
     ) -> Result<Option<(String, Date, Date)>, CaptureError> {
         let row = sqlx::query(
             "WITH others AS (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
-                 JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window WHERE s.zoom_id <> ?)
+                 JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window
+                 WHERE s.zoom_id <> ? AND w.last_day >= ?)
              SELECT * FROM others WHERE state = 'done'
              UNION ALL SELECT * FROM others WHERE state = 'pending' LIMIT 1",
         )
         .bind(zoom_id)
+        .bind(oldest.to_string())
         .fetch_optional(&mut self.connection)
         .await?;
         let read =
@@ -115,16 +119,17 @@ impl Reader {
         row.as_ref().map(read).transpose()
     }
 
-    /// Days of a range's window in which its session has shown pages: those of another range that has some, or all of the window
-    /// if they are only remembered, or are its own. None if it has shown nothing there.
-    pub async fn shown_in(&mut self, range: i64) -> Result<Option<(Date, Date)>, CaptureError> {
+    /// Days of a range's window in which its session has shown pages: those of another range that has some and ends on `oldest`
+    /// or later, or all of the window if they are only remembered, or are its own. None if it has shown nothing there.
+    pub async fn shown_in(&mut self, range: i64, oldest: Date) -> Result<Option<(Date, Date)>, CaptureError> {
         let row = sqlx::query(
             "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day
              FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
-             LEFT JOIN ranges o ON o.unit = u.id AND o.id <> r.id AND o.pages > 0
-             WHERE r.id = ? AND (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) LIMIT 1",
+             LEFT JOIN ranges o ON o.unit = u.id AND o.id <> r.id AND o.pages > 0 AND o.last_day >= ?2
+             WHERE r.id = ?1 AND (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) LIMIT 1",
         )
         .bind(range)
+        .bind(oldest.to_string())
         .fetch_optional(&mut self.connection)
         .await?;
         row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()

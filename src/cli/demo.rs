@@ -1,4 +1,4 @@
-//! `demo`: a simulated account, the real service, one job over HTTP, a verified archive. No credentials needed.
+//! `demo`: a simulated account, the real service, one job over HTTP, its archive, checked. No credentials needed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -160,10 +160,11 @@ async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &Shared
     }
     let figure = |name: &str| job["progress"][name].as_u64().unwrap_or(0);
     let got = [figure("messages"), figure("edited_messages"), figure("deleted_messages")];
-    ensure!(got == truth, "the account holds {truth:?} items, the archive {got:?}");
+    ensure!(got == truth, "the account holds {truth:?} items, the job counted {got:?}");
     let [messages, edited, deleted] = got.map(grouped);
     say(format_args!(
-        "\nverified: {messages} messages, {edited} edited, {deleted} deleted: as many as the account holds; sha256 {hash}"
+        "\nverified: the job counted {messages} messages, {edited} edited, {deleted} deleted, as many as the account holds; \
+         the download has its archive's sha256 {hash}"
     ));
     say(format_args!("archive:  {}", archive.display()));
     say("\ntry next:");

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::windows;
 use crate::clock::SharedClock;
+use crate::zoom::auth::Token;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::outcome::Outcome;
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
@@ -43,6 +44,13 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
         clock.sleep(Duration::from_secs(1)).await;
         token = account.tokens().get().await;
     }
+    if let Ok(old) = &token
+        && missing_scopes(old).is_some()
+    {
+        // It may be older than what has been done about it.
+        account.tokens().give_up(old.generation);
+        token = account.tokens().get().await;
+    }
     let elapsed = clock.elapsed().saturating_sub(started);
     let token = match token {
         Ok(token) => token,
@@ -57,12 +65,8 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
     };
     steps.push(fine("token", elapsed, "Zoom gave an access token".to_owned()));
 
-    let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
-    let missing = |wanted: [&'static str; 2]| -> Vec<&str> {
-        wanted.into_iter().filter(|scope| !granted.contains(scope)).collect()
-    };
-    if !granted.is_empty() && !missing(CLASSIC).is_empty() && !missing(GRANULAR).is_empty() {
-        let detail = format!("the token has: {}; missing: {}", token.scopes, missing(GRANULAR).join(", "));
+    if let Some(missing) = missing_scopes(&token) {
+        let detail = format!("the token has: {}; missing: {}", token.scopes, missing.join(", "));
         let help = help_for(FailureKind::MissingScopes);
         steps.push(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help.to_owned()) });
         return steps;
@@ -118,6 +122,16 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
     steps
 }
 
+/// What the app must still be allowed, as far as the token tells.
+fn missing_scopes(token: &Token) -> Option<Vec<&'static str>> {
+    let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
+    let missing = |wanted: [&'static str; 2]| -> Vec<_> {
+        wanted.into_iter().filter(|scope| !granted.contains(scope)).collect()
+    };
+    let is_short = !granted.is_empty() && !missing(CLASSIC).is_empty();
+    Some(missing(GRANULAR)).filter(|missing| is_short && !missing.is_empty())
+}
+
 fn fine(name: &'static str, elapsed: Duration, detail: String) -> Step {
     Step { name, ok: true, elapsed_ms: elapsed.as_millis() as u64, detail, help: None }
 }
@@ -141,10 +155,7 @@ enum Unfit {
 impl Unfit {
     fn step(self, name: &'static str, elapsed: Duration) -> Step {
         match self {
-            Self::Ended(Ended::Failed(failure)) => failed(name, elapsed, &failure),
-            Self::Ended(Ended::Restart) => {
-                failed(name, elapsed, &super::listing::token_trouble(FailureKind::Rejected, 1))
-            }
+            Self::Ended(Ended::Failed(failure) | Ended::Restart(failure)) => failed(name, elapsed, &failure),
             Self::Paused(Waiting { until, reason }) => Step {
                 name,
                 ok: false,

@@ -19,7 +19,7 @@ use crate::zoom::{Call, Failure, FailureKind};
 
 /// Tries for a list that is a part of a window that failed as a whole.
 const ATTEMPTS_FOR_A_PART: u32 = 3;
-/// A list that has to begin again this often is given up.
+/// A chain of pages, of a list or of a range, that has to begin again this often without coming any further is given up.
 pub(super) const MAX_RESTARTS: u32 = 5;
 /// So many pages in a row that bring nothing new, and the chain is taken for endless.
 pub(super) const MAX_BARREN_PAGES: u32 = 200;
@@ -111,7 +111,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
     let mut seq = if token.is_some() { list.pages } else { 0 };
     let mut seen: HashSet<String> = token.iter().cloned().collect();
-    let (mut restarts, mut barren) = (0, 0);
+    let (mut restarts, mut broke_at, mut barren) = (0, 0, 0);
+    let mut previous = HashSet::new();
     let mut has_shown = list.pages > 0;
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
@@ -121,31 +122,36 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             .await
         {
             Ok(page) => page,
-            Err(Ended::Restart) if restarts < MAX_RESTARTS => {
+            Err(Ended::Restart(_)) if restarts < MAX_RESTARTS => {
                 restarts += 1;
+                broke_at = broke_at.max(seq);
                 (token, seq) = (None, 0);
                 seen.clear();
                 continue;
             }
-            Err(Ended::Restart) => return Ok(Err(token_trouble(FailureKind::Rejected, restarts))),
             // Zoom says 404 for "nothing there".
             Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && !has_shown => {
                 ListPage { sessions: Vec::new(), next: None, unknown: Vec::new() }
             }
-            Err(Ended::Failed(failure)) => return Ok(Err(failure)),
+            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
-        barren = if page.sessions.is_empty() { barren + 1 } else { 0 };
+        let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
+        barren = if ids.is_subset(&previous) { barren + 1 } else { 0 };
+        previous = ids;
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;
         commit_page(shared, list, seq, page).await?;
         has_shown = true;
         seq += 1;
+        if seq > broke_at {
+            restarts = 0;
+        }
         let Some(token) = &token else { return Ok(Ok(())) };
         if !seen.insert(token.clone()) {
-            return Ok(Err(token_trouble(FailureKind::PageTokenLoop, 1)));
+            return Ok(Err(paging_trouble(FailureKind::PageTokenLoop)));
         }
         if barren > MAX_BARREN_PAGES {
-            return Ok(Err(token_trouble(FailureKind::EndlessPages, 1)));
+            return Ok(Err(paging_trouble(FailureKind::EndlessPages)));
         }
     }
 }
@@ -186,11 +192,11 @@ async fn give_up(
     Ok(())
 }
 
-pub(super) fn token_trouble(kind: FailureKind, attempts: u32) -> Failure {
+/// Every answer was fine by itself.
+pub(super) fn paging_trouble(kind: FailureKind) -> Failure {
     let message = match kind {
         FailureKind::PageTokenLoop => "Zoom gave the same page token twice in one chain of pages",
-        FailureKind::EndlessPages => "Zoom gave page after page with nothing new in them",
-        _ => "Zoom refused the page token each time the chain of pages began again",
+        _ => "Zoom gave page after page with nothing new in them",
     };
-    Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts }
+    Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts: 1 }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::civil::Date;
 
 use super::kept;
-use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, token_trouble};
+use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, paging_trouble};
 use super::refused::{holds_nothing, is_alone, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
@@ -47,17 +47,11 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     let mut segments: [Option<Segment>; 3] = Default::default();
     let mut repeats = 0;
     for (kind, items) in page.arrays.iter().enumerate() {
-        let fresh: Vec<&str> = items
-            .iter()
-            .map(|item| item.get())
-            .filter(|item| {
-                let digest = kept::digest(item);
-                digests[kind].insert(digest);
-                let repeated = previous[kind].contains(&digest);
-                repeats += u64::from(repeated);
-                !repeated
-            })
-            .collect();
+        let own: Vec<u128> = items.iter().map(|item| kept::digest(item.get())).collect();
+        let fresh = items.iter().zip(&own).filter(|(_, digest)| !previous[kind].contains(digest));
+        let fresh: Vec<&str> = fresh.map(|(item, _)| item.get()).collect();
+        repeats += (items.len() - fresh.len()) as u64;
+        digests[kind] = own.into_iter().collect();
         segments[kind] = Segment::of_items(&fresh, level);
     }
     let ends =
@@ -128,7 +122,11 @@ async fn give_up(
     failure: &Failure,
     at_first_page: bool,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? {
+    if failure.kind == FailureKind::NotFound
+        // What was received of these days says that there is something.
+        && kept::of_failed(shared, &range).await?.is_empty()
+        && holds_nothing(shared, &range).await?
+    {
         let change = Change::RangeNotFound { range: range.chain.id };
         shared.count(&shared.writer.commit(change).await?);
         return Ok(Vec::new());
@@ -230,7 +228,9 @@ struct Pages {
     urgent: Option<u32>,
     previous: Arc<Digests>,
     seen: HashSet<String>,
+    /// How often it began again without coming further than before, and how far that was.
     restarts: u32,
+    broke_at: i64,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<split::Seen>,
     /// Pages in a row that brought nothing new.
@@ -249,6 +249,7 @@ impl Pages {
             previous: Arc::default(),
             seen: HashSet::new(),
             restarts: 0,
+            broke_at: 0,
             observed: Some(split::Seen::default()),
             barren: 0,
             counted: [0; 3],
@@ -296,14 +297,11 @@ impl Pages {
         let effort = run_effort(context.settings.max_attempts, self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart) if self.restarts < MAX_RESTARTS => {
+            Err(Ended::Restart(_)) if self.restarts < MAX_RESTARTS => {
                 self.restart();
                 return Ok(Step::More);
             }
-            Err(Ended::Restart) => {
-                return Ok(Step::Failed(token_trouble(FailureKind::Rejected, self.restarts)));
-            }
-            Err(Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
+            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };
         if let Some(observed) = &mut self.observed {
             observed.add(page.span);
@@ -314,11 +312,12 @@ impl Pages {
         } else {
             (self.barren > MAX_BARREN_PAGES).then_some(FailureKind::EndlessPages)
         };
-        // A later run would go on round the loop; and what a page repeated of the one before is not known to it.
+        // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, and from
+        // a page stored without its repeats it would not recognise them.
         let may_go_on = trouble.is_none() && page.repeats == 0;
         self.commit(shared, range, page, may_go_on.then(|| call.query())).await?;
         Ok(match trouble {
-            Some(kind) => Step::Failed(token_trouble(kind, 1)),
+            Some(kind) => Step::Failed(paging_trouble(kind)),
             None if self.token.is_some() => Step::More,
             None => Step::End,
         })
@@ -334,6 +333,7 @@ impl Pages {
     /// Begins again. What is stored stays until the new first page takes its place.
     fn restart(&mut self) {
         self.observed = Some(split::Seen::default());
+        self.broke_at = self.broke_at.max(self.seq);
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
@@ -369,6 +369,9 @@ impl Pages {
         }
         self.token = page.next;
         self.seq += 1;
+        if self.seq > self.broke_at {
+            self.restarts = 0;
+        }
         range.chain.pages = self.seq;
         self.previous = Arc::new(page.digests);
         Ok(())

@@ -13,7 +13,7 @@ use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// So many days later than ours Zoom's reach may begin: how long six months are is not documented to the day.
+/// Zoom's reach may begin up to so many days later than we compute: how long six months are is not documented to the day.
 const UNSURE_REACH: i64 = 6;
 
 /// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
@@ -47,7 +47,7 @@ fn is_answer(asked: &Result<(), Ended>) -> bool {
     match asked {
         Ok(()) => true,
         Err(Ended::Failed(failure)) => failure.kind == FailureKind::NotFound,
-        Err(Ended::Restart) => false,
+        Err(Ended::Restart(_)) => false,
     }
 }
 
@@ -61,11 +61,12 @@ pub(super) async fn is_alone(
         return Ok(false);
     }
     let (one_of_few, mut reader) = shared.reader().await?;
-    let another = reader.another_session(&range.session_id).await?;
+    let oldest = shared.oldest_reachable();
+    let another = reader.another_session(&range.session_id, oldest).await?;
     reader.close().await;
     drop(one_of_few);
     let Some((session_id, from, to)) = another else { return Ok(false) };
-    let from = from.max(shared.oldest_reachable());
+    let from = from.max(oldest);
     Ok(is_answer(&first_page(shared, &session_id, from, to).await))
 }
 
@@ -73,11 +74,12 @@ pub(super) async fn is_alone(
 /// Of a part of its days it may mean either, so days in which it has shown some are asked for.
 pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
     let (one_of_few, mut reader) = shared.reader().await?;
-    let shown_in = reader.shown_in(range.chain.id).await?;
+    let oldest = shared.oldest_reachable();
+    let shown_in = reader.shown_in(range.chain.id, oldest).await?;
     reader.close().await;
     drop(one_of_few);
     let Some((from, to)) = shown_in else { return Ok(true) };
-    let from = from.max(shared.oldest_reachable());
+    let from = from.max(oldest);
     let is_a_part = (range.chain.from, range.chain.to) != (from, to);
     Ok(range.chain.pages == 0 && is_a_part && first_page(shared, &range.session_id, from, to).await.is_ok())
 }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -21,6 +21,7 @@ use super::problem::Problem;
 use super::recent::Recent;
 use super::{AppState, REQUEST_ID};
 use crate::clock::SharedClock;
+use crate::jobs::JobId;
 
 /// The file in the data directory.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -105,7 +106,7 @@ fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     })
 }
 
-/// Writes a line for each request that does something, refused ones included. What changes something is done to its end, and
+/// Writes a line for each request of a caller who was let in, refused ones included. What changes something is done to its end, and
 /// its line is written, also when the caller hangs up meanwhile: his handler would be dropped wherever it stood.
 pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
@@ -134,20 +135,17 @@ async fn run_recorded(
     request: Request,
     next: Next,
 ) -> Response {
-    let id = request.uri().path().split('/').nth(3).map(str::to_owned);
+    let id =
+        request.uri().path().split('/').nth(3).filter(|id| id.parse::<JobId>().is_ok()).map(str::to_owned);
     let from = peer(&request).map(|peer| peer.ip().to_string());
     let headers = request.headers().clone();
     let response = next.run(request).await;
-    let caller = response.extensions().get::<Caller>().cloned();
-    if response.status() == StatusCode::UNAUTHORIZED || response.status() == StatusCode::TOO_MANY_REQUESTS {
-        // Counted and logged where keys are checked; a line each would let anybody fill the disk.
-        if caller.is_none() {
-            return response;
-        }
-    }
+    // Who was not let in did nothing. Wrong keys are counted and logged where keys are checked; a line for each such request
+    // would let anybody fill the disk.
+    let Some(caller) = response.extensions().get::<Caller>().cloned() else { return response };
     let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));
-    let name = caller.as_ref().and_then(|caller| caller.name.as_deref());
+    let name = caller.name.as_deref();
     if kind == Kind::Looks {
         let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
         if state.audit.seen_lately(look) {

@@ -75,8 +75,15 @@ pub enum SessionType {
 const MAX_LABEL: usize = 200;
 const MAX_FILTER: usize = 1_000;
 
+/// A body in which nothing is wrong, except perhaps that no new job can have its days today.
+#[derive(Debug)]
+pub struct Submitted {
+    pub request: ExtractRequest,
+    pub out_of_reach: Option<Problem>,
+}
+
 /// Reads and validates a body.
-pub fn read(body: &[u8], today: Date) -> Result<ExtractRequest, Problem> {
+pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
     let value: Value = serde_json::from_slice(body).map_err(|error| {
         Problem::new(
             StatusCode::BAD_REQUEST,
@@ -85,16 +92,19 @@ pub fn read(body: &[u8], today: Date) -> Result<ExtractRequest, Problem> {
             format!("at line {} column {}", error.line(), error.column()),
         )
     })?;
-    let mut reader = Reader { errors: Vec::new() };
+    let mut reader = Reader { errors: Vec::new(), of_days: 0 };
     let request = reader.request(value, today);
-    match request {
-        Some(request) if reader.errors.is_empty() => Ok(request),
-        _ => Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, reader.errors)),
-    }
+    let Reader { errors, of_days } = reader;
+    let only_days = errors.len() == of_days;
+    let problem = |errors| Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors);
+    let Some(request) = request.filter(|_| only_days) else { return Err(problem(errors)) };
+    Ok(Submitted { request, out_of_reach: (!errors.is_empty()).then(|| problem(errors)) })
 }
 
 struct Reader {
     errors: Vec<FieldError>,
+    /// How many of them are about days that no new job can have.
+    of_days: usize,
 }
 
 impl Reader {
@@ -111,6 +121,7 @@ impl Reader {
         let to = self.date(&mut members, "to");
         for (field, message) in validate(from, to, today) {
             self.wrong(field, message);
+            self.of_days += 1;
         }
         let include = self.include(members.remove("include"));
         let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
@@ -253,23 +264,58 @@ mod tests {
     #[test]
     fn defaults_and_all_fields_are_understood() {
         let today = date(2026, 11, 24);
-        let plain = read(br#"{"from":"2026-10-01","to":"2026-10-31"}"#, today).unwrap();
+        let read = |body: &[u8]| read(body, today).unwrap().request;
+        let plain = read(br#"{"from":"2026-10-01","to":"2026-10-31"}"#);
         assert_eq!((plain.include, plain.edits_by), (Include::default(), EditsBy::SentTime));
         let full = read(
             br#"{"from":"2026-10-01","to":"2026-10-31","include":{"edited":false},"edits_by":"modification_time",
                 "sessions":{"types":["1:1"],"ids":["a"],"channel_ids":["c"],"name_contains":"x"},"label":"l"}"#,
-            today,
-        )
-        .unwrap();
+        );
         assert!(!full.include.edited && full.include.deleted);
         assert_eq!(full.edits_by, EditsBy::ModificationTime);
         assert_eq!(full.sessions.ids, ["a"]);
     }
 
+    #[test]
+    fn days_out_of_reach_are_told_with_the_request_and_beside_other_errors_among_them() {
+        let today = date(2026, 11, 24);
+        let old = read(br#"{"from":"2026-01-01","to":"2026-10-31"}"#, today).unwrap();
+        assert_eq!(old.request.from, date(2026, 1, 1));
+        assert_eq!(old.out_of_reach.unwrap().errors[0].field, "from");
+        let fields: Vec<_> = errors(r#"{"from":"2026-01-01","to":"2026-11-25","label":1}"#);
+        let fields: Vec<_> = fields.iter().map(|(field, _)| &field[..]).collect();
+        assert_eq!(fields, ["from", "to", "label"]);
+    }
+
+    /// Values of every kind, nested, under names that mean something and others.
+    fn value() -> impl Strategy<Value = Value> {
+        let day = prop_oneof![Just("2026-10-01"), Just("2026-10-31"), Just("2026-02-30"), Just("9999-12-31")];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            day.prop_map(Value::from),
+            "[a-z1:_]{0,12}".prop_map(Value::from),
+            "\\PC{0,250}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 40, 6, |inner| {
+            let names = "from|to|include|edits_by|sessions|label|edited|deleted|bot_messages|types|ids|channel_ids|name_contains|[a-z]{1,4}";
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(names, inner, 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
     proptest! {
         #[test]
-        fn no_body_makes_the_reader_panic(body in ".{0,200}") {
-            let _ = read(body.as_bytes(), date(2026, 11, 24));
+        fn a_body_is_a_request_or_something_is_named(value in value(), text in "\\PC{0,40}") {
+            for body in [value.to_string(), text] {
+                if let Err(problem) = read(body.as_bytes(), date(2026, 11, 24)) {
+                    prop_assert!(problem.status == 400 || !problem.errors.is_empty());
+                }
+            }
         }
     }
 }

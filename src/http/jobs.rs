@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
 use super::auth::Caller;
-use super::body::{self, JobRequest};
+use super::body::{self, JobRequest, Submitted};
 use super::problem::{FieldError, Problem};
 use super::view::{JobView, State as JobStateView};
 use crate::archive::FailureLine;
@@ -62,6 +62,7 @@ fn accepted(job: &Job) -> Response {
         (status = 415, description = "The body is not declared as application/json", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Fields are missing, unknown or wrong; all are named", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many jobs are queued; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -74,7 +75,12 @@ pub(super) async fn create(
     require_json(&headers)?;
     let body = body.map_err(|rejection| refused_body(&rejection))?;
     let key = idempotency_key(&headers)?;
-    let request = body::read(&body, state.clock.today())?;
+    let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
+    if let Some(problem) = out_of_reach {
+        // A request that is repeated after midnight has made its job all the same.
+        let known = state.jobs.known(&request, caller.name.as_ref(), key.as_deref()).await?;
+        return known.map(|job| accepted(&job)).ok_or(problem);
+    }
     let created = state.jobs.create(request, caller.name, key.as_deref()).await?;
     Ok(accepted(&created.job))
 }
@@ -304,6 +310,7 @@ impl Shown {
         (status = 202, description = "The job stops", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job has ended already", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
@@ -321,6 +328,8 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is under way, or completed and its archive is there", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
@@ -337,6 +346,7 @@ pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> 
         (status = 204, description = "The job is gone"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn delete(State(state): State<AppState>, PathId(id): PathId) -> Result<StatusCode, Problem> {
@@ -426,7 +436,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cursors_come_back_and_anything_else_is_refused(number: i64, junk in "\\PC{0,40}") {
+        fn cursors_come_back_and_anything_else_is_refused(number: i64, junk in "[jf]?[+0-9a-fA-F]{0,18}") {
             prop_assert_eq!(parse_cursor('j', Some(&cursor_of('j', number))).unwrap(), Some(number));
             prop_assert!(parse_cursor('f', Some(&cursor_of('j', number))).is_err());
             if let Ok(Some(number)) = parse_cursor('j', Some(&junk)) {
@@ -435,8 +445,8 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_readers_of_parameters_panic(text in "\\PC{0,40}") {
-            let _ = (parse_wait(&text), page_size(Some(&text)));
+        fn no_text_makes_the_readers_of_parameters_panic(number in "[-+]?[0-9]{0,25}", unit in "(ms|s|m|\\PC{0,4})") {
+            let _ = (parse_wait(&(number.clone() + &unit)), page_size(Some(&(number + &unit))));
         }
     }
 

@@ -29,6 +29,7 @@ use axum::routing::get;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
+use tower::util::option_layer;
 use tower_http::ServiceBuilderExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
@@ -117,26 +118,26 @@ fn protected() -> OpenApiRouter<AppState> {
 }
 
 /// Offered here or on an address of its own.
-fn measured() -> OpenApiRouter<AppState> {
+fn metrics_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(system::metrics))
 }
 
 /// Routes open to everybody.
-fn open() -> OpenApiRouter<AppState> {
+fn open_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(system::healthz)).routes(routes!(system::readyz))
 }
 
 fn document() -> utoipa::openapi::OpenApi {
-    openapi::complete(protected().merge(measured()).merge(open()).to_openapi())
+    openapi::complete(protected().merge(metrics_routes()).merge(open_routes()).to_openapi())
 }
 
 /// The whole service as one router.
 pub fn router(state: AppState, settings: &HttpSettings) -> Router {
     let (mut protected, _) = protected().split_for_parts();
     if settings.metrics_listen.is_none() {
-        protected = protected.merge(measured().split_for_parts().0);
+        protected = protected.merge(metrics_routes().split_for_parts().0);
     }
-    let (open, _) = open().split_for_parts();
+    let (open, _) = open_routes().split_for_parts();
     let document = openapi::with_days_until(document(), state.clock.today());
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(
         Config::new(["/openapi.json"])
@@ -153,6 +154,21 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
     let protected = protected
         .layer(from_fn_with_state(state.clone(), auth::require_key))
         .layer(from_fn_with_state(state.clone(), audit::record));
+    let router = Router::new()
+        .merge(protected)
+        .merge(open)
+        .merge(docs)
+        .route("/", get(|| async { Redirect::to("/docs/") }));
+    finished(router, state, cors(settings))
+}
+
+/// The metrics alone, for an address that only the collector reaches.
+pub fn metrics_router(state: AppState) -> Router {
+    finished(metrics_routes().split_for_parts().0, state, None)
+}
+
+/// What every answer has, also that there is nothing here.
+fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) -> Router {
     let layers = ServiceBuilder::new()
         .map_request(without_strange_id)
         .set_request_id(REQUEST_ID, NewRequestId(state.clock.clone()))
@@ -163,11 +179,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .layer(set("x-frame-options", "DENY"))
         .layer(set("referrer-policy", "no-referrer"))
         .layer(set("content-security-policy", POLICY));
-    Router::new()
-        .merge(protected)
-        .merge(open)
-        .merge(docs)
-        .route("/", get(|| async { Redirect::to("/docs/") }))
+    router
         .fallback(|| async { nothing_here() })
         .method_not_allowed_fallback(|| async {
             Problem::new(
@@ -179,7 +191,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
-        .layer(cors(settings))
+        .layer(option_layer(cors))
         .layer(layers)
         .with_state(state)
 }
@@ -188,16 +200,12 @@ fn nothing_here() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", "see /docs for what there is")
 }
 
-/// The metrics alone, for an address that only the collector reaches.
-pub fn metrics_router(state: AppState) -> Router {
-    measured().split_for_parts().0.fallback(|| async { nothing_here() }).with_state(state)
-}
-
-fn cors(settings: &HttpSettings) -> CorsLayer {
+/// Answers OPTIONS by itself, so it is not there for nothing.
+fn cors(settings: &HttpSettings) -> Option<CorsLayer> {
     if settings.cors_origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(settings.cors_origins.clone())
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers([
@@ -216,7 +224,8 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
             header::RETRY_AFTER,
             HeaderName::from_static("repr-digest"),
             REQUEST_ID,
-        ])
+        ]);
+    Some(layer)
 }
 
 fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
@@ -251,12 +260,10 @@ fn span(request: &Request) -> tracing::Span {
 fn log_response<B>(response: &axum::http::Response<B>, latency: Duration, _: &tracing::Span) {
     let status = response.status();
     metrics::counter!("zcr_http_responses_total", "status" => status.as_str().to_owned()).increment(1);
-    let is_problem =
-        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/problem+json");
     let latency_ms = latency.as_millis() as u64;
     if status.is_server_error() {
         tracing::error!(status = status.as_u16(), latency_ms, "answered");
     } else {
-        tracing::debug!(status = status.as_u16(), latency_ms, is_problem, "answered");
+        tracing::debug!(status = status.as_u16(), latency_ms, "answered");
     }
 }

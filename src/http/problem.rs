@@ -71,7 +71,7 @@ impl Problem {
         )
     }
 
-    /// All places are taken, of something that lasts.
+    /// Every slot for a long-lived answer (a download, an event stream) is taken.
     pub fn too_many(what: &str, setting: &str) -> Self {
         Self {
             retry_after: Some(Duration::from_secs(10)),
@@ -152,6 +152,9 @@ impl From<JobsError> for Problem {
                 "The archive is gone",
                 "the job has expired and its files were removed; submit it again",
             ),
+            JobsError::DataDirectoryGone => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", detail)
+            }
             JobsError::Store(ref store) if store.is_disk_full() => {
                 tracing::error!(error = detail, "the disk is full");
                 Self::new(

@@ -5,9 +5,9 @@ use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Remembered at a time; what is new when there are so many is not.
+/// How many keys are remembered at once; when there are so many, a new one is not.
 const MOST: usize = 10_000;
-/// When there are so many, those that are over are looked for this often at most.
+/// When there are so many, those whose life is over are looked for this often at most.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Things seen within a while, each with something about it.

@@ -36,7 +36,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_HEAD: usize = 32 << 10;
 /// After trouble with accepting (no descriptors left, most likely) the next try is this much later.
 const ACCEPT_TROUBLE: Duration = Duration::from_millis(100);
-/// While every connection is busy, it is looked this often whether one is not.
+/// While all connections are busy, how often to look whether one has become idle.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
 
 /// Serves until `stop`, then lets answers under way end for as long as `drain` allows.

@@ -162,13 +162,13 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
             job.error = Some(error);
         }
     }
-    // One that was whole, or nearly, has told.
+    // Of a completed job they are known; of the others the capture tells.
     if matches!(job.state, JobState::Cancelled | JobState::Failed)
         && let Ok(failures) = extract::failures_in(&directory).await
     {
         job.failures_total = failures;
     }
-    // The one of an earlier run, perhaps; a crash may have come between a new file and its record.
+    // This may be the archive of an earlier run. After a crash the file may be newer than its record, so sizes are compared.
     let is_there = |archive: &ArchiveFile| {
         std::fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
     };

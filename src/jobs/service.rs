@@ -47,6 +47,8 @@ pub enum JobsError {
     ArchiveLost,
     #[error("the archive is gone")]
     ArchiveGone,
+    #[error("the data directory is gone; restart the service once it is back")]
+    DataDirectoryGone,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -131,8 +133,18 @@ impl Jobs {
         requester: ApiKeyName,
         idempotency_key: Option<&str>,
     ) -> Result<Created, JobsError> {
-        // Two keys' holders may use the same idempotency key for different things.
-        let scope = idempotency_key.map(|key| format!("{}\n{key}", requester.as_deref().unwrap_or_default()));
+        if !self.has_its_files() {
+            return Err(JobsError::DataDirectoryGone);
+        }
+        // A repeated request is answered even when no new one would be taken.
+        if let Some(job) = self.known(&request, requester.as_ref(), idempotency_key).await? {
+            return Ok(Created { job, is_new: false });
+        }
+        let queued = self.store.count(JobState::Queued).await?;
+        if queued >= self.settings.max_queued as u64 {
+            return Err(JobsError::QueueFull { queued });
+        }
+        let scope = scope(requester.as_ref(), idempotency_key);
         let job = Job {
             id: JobId::new(&*self.clock),
             state: JobState::Queued,
@@ -149,21 +161,7 @@ impl Jobs {
             cancel_requested: false,
             retry_failed: false,
         };
-        // A repeated request is answered even when no new one would be taken.
-        let known = match &scope {
-            Some(scope) => self.store.known(scope, &job.request).await?,
-            None => None,
-        };
-        let inserted = if let Some(known) = known {
-            known
-        } else {
-            let queued = self.store.count(JobState::Queued).await?;
-            if queued >= self.settings.max_queued as u64 {
-                return Err(JobsError::QueueFull { queued });
-            }
-            self.store.insert(&job, scope.as_deref()).await?
-        };
-        match inserted {
+        match self.store.insert(&job, scope.as_deref()).await? {
             Inserted::New => {
                 tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
                 self.registry.announce();
@@ -172,6 +170,21 @@ impl Jobs {
             }
             Inserted::Same(job) => Ok(Created { job: self.freshest(*job), is_new: false }),
             Inserted::Conflict => Err(JobsError::IdempotencyConflict),
+        }
+    }
+
+    /// The job that the same request has made before with this idempotency key.
+    pub async fn known(
+        &self,
+        request: &ExtractRequest,
+        requester: Option<&String>,
+        idempotency_key: Option<&str>,
+    ) -> Result<Option<Job>, JobsError> {
+        let Some(scope) = scope(requester, idempotency_key) else { return Ok(None) };
+        match self.store.known(&scope, request).await? {
+            Some(Inserted::Same(job)) => Ok(Some(self.freshest(*job))),
+            Some(_) => Err(JobsError::IdempotencyConflict),
+            None => Ok(None),
         }
     }
 
@@ -227,6 +240,9 @@ impl Jobs {
 
     /// Runs again what failed or is missing.
     pub async fn retry(&self, id: JobId) -> Result<Job, JobsError> {
+        if !self.has_its_files() {
+            return Err(JobsError::DataDirectoryGone);
+        }
         loop {
             let mut job = self.stored(id).await?;
             let state = job.state;
@@ -239,6 +255,7 @@ impl Jobs {
             job.cancel_requested = false;
             job.error = None;
             (job.finished_at, job.expires_at) = (None, None);
+            job.progress.percent = None;
             if self.store.replace(state, &job).await? {
                 self.registry.announce();
                 self.work.notify_one();
@@ -249,11 +266,15 @@ impl Jobs {
 
     /// Removes a job and its files.
     pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
-        // By its state alone: a record that cannot be read can be removed as well.
-        let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
-        if state == JobState::Running || !self.store.remove(id, state).await? {
+        // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
+        loop {
             let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
-            return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
+            if state == JobState::Running {
+                return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
+            }
+            if self.store.remove(id, state).await? {
+                break;
+            }
         }
         // The record is gone first: files without a record are swept, a record without files would be a lie.
         remove_files(self.directory(id)).await?;
@@ -301,11 +322,10 @@ impl Jobs {
         });
         match opened.await.map_err(std::io::Error::other)? {
             Ok((file, size)) if size == archive.size => Ok((archive, file)),
-            // A retry that has just ended publishes its archive a moment before its record.
-            Ok(_) if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
-            Ok(_) => Err(JobsError::ArchiveLost),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::ArchiveLost),
-            Err(error) => Err(error.into()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            // It is being made again, or a retry that has just ended has published it a moment before its record.
+            _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
+            _ => Err(JobsError::ArchiveLost),
         }
     }
 
@@ -332,6 +352,11 @@ impl Jobs {
     }
 }
 
+/// Within what an idempotency key is one key: holders of API keys with different names may use the same for different things.
+fn scope(requester: Option<&String>, idempotency_key: Option<&str>) -> Option<String> {
+    idempotency_key.map(|key| format!("{}\n{key}", requester.map_or("", String::as_str)))
+}
+
 /// Writes down what Zoom said of its daily limit, so that a restart does not ask in vain.
 async fn remember_pauses(jobs: Arc<Jobs>) {
     let mut pauses = jobs.account.budget().pauses();
@@ -344,15 +369,17 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
     }
 }
 
-/// The directories that have a job's id for a name. Anything else there somebody put there, or `recovery` set aside.
+/// The directories that have a job's id for a name, oldest job first. Anything else there somebody put there, or `recovery`
+/// set aside.
 pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, PathBuf)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(data_dir.join("jobs"))? {
         let entry = entry?;
-        if let Ok(id) = entry.file_name().to_string_lossy().parse() {
-            found.push((id, entry.path()));
-        }
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.parse().ok().filter(|id: &JobId| id.to_string() == name));
+        found.extend(id.map(|id| (id, entry.path())));
     }
+    found.sort_unstable_by_key(|(id, _)| id.0);
     Ok(found)
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Changing {
     pub counters: Counters,
     pub qps: u32,
     pub daily_limit: u64,
+    /// Of the tokens that are issued now.
+    pub scopes: Arc<[String]>,
     pub credentials_valid: bool,
     pub down: bool,
 }
@@ -90,6 +92,7 @@ impl Api {
             counters: Counters::default(),
             qps: settings.qps,
             daily_limit: settings.daily_limit,
+            scopes: settings.scopes.clone().into(),
             credentials_valid: true,
             down: false,
         };
@@ -106,7 +109,11 @@ impl Api {
 
     /// Answers a request; never waits.
     pub(super) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
-        if self.with(|changing| changing.down) {
+        let is_down = self.with(|changing| {
+            changing.counters.requests += u64::from(changing.down);
+            changing.down
+        });
+        if is_down {
             return plain(error(503, 503, "Service unavailable."));
         }
         if uri.path() == "/oauth/token" {
@@ -134,10 +141,8 @@ impl Api {
             .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
             .unwrap_or_default()
             .to_owned();
-        if !self.with(|changing| changing.tokens.is_good(&token)) {
-            return Err(error(401, 124, "Invalid access token."));
-        }
-        self.check_scopes(segment.is_some())?;
+        let scopes = self.with(|changing| changing.tokens.scopes_of(&token));
+        check_scopes(&scopes.ok_or_else(|| error(401, 124, "Invalid access token."))?, segment.is_some())?;
         let query = Query::read(uri.query().unwrap_or_default(), segment.is_some(), self.today())?;
         let session = segment.map(|segment| self.find_session(segment)).transpose()?;
         let key = format!("{segment:?} {}", query.bound);
@@ -221,16 +226,6 @@ impl Api {
                 }
             }
         })
-    }
-
-    fn check_scopes(&self, messages: bool) -> Result<(), Refused> {
-        let has = |scope: &str| self.settings.scopes.iter().any(|granted| granted == scope);
-        let granular = if messages { MESSAGES_SCOPE } else { LIST_SCOPE };
-        if has(granular) || CLASSIC_SCOPES.iter().all(|scope| has(scope)) {
-            return Ok(());
-        }
-        let message = format!("Invalid access token, does not contain scopes:[{granular}].");
-        Err(error(400, 4711, &message))
     }
 
     /// Once encoded, or twice where the id begins with a slash or holds two.
@@ -358,17 +353,30 @@ impl Api {
         if field("account_id") != settings.account_id {
             return plain(oauth_error("The account does not exist or is not enabled.", "invalid_request"));
         }
-        let token = self.with(|changing| changing.tokens.issue(settings.token_ttl));
+        let (token, scopes) = self.with(|changing| {
+            let scopes = changing.scopes.clone();
+            (changing.tokens.issue(settings.token_ttl, scopes.clone()), scopes)
+        });
         plain(json_body(
             200,
             format!(
                 "{{\"access_token\":\"{token}\",\"token_type\":\"bearer\",\"expires_in\":{},\"scope\":\"{}\",\
                  \"api_url\":\"https://api.zoom.us\"}}",
                 settings.token_ttl.as_secs(),
-                settings.scopes.join(" ")
+                scopes.join(" ")
             ),
         ))
     }
+}
+
+fn check_scopes(granted: &[String], messages: bool) -> Result<(), Refused> {
+    let has = |scope: &str| granted.iter().any(|granted| granted == scope);
+    let granular = if messages { MESSAGES_SCOPE } else { LIST_SCOPE };
+    if has(granular) || CLASSIC_SCOPES.iter().all(|scope| has(scope)) {
+        return Ok(());
+    }
+    let message = format!("Invalid access token, does not contain scopes:[{granular}].");
+    Err(error(400, 4711, &message))
 }
 
 /// A query of either endpoint, validated as the vendor does.
@@ -396,7 +404,7 @@ impl Query {
         if from > to {
             return Err(bad("from", "must not be after to"));
         }
-        if to > from.saturating_add(1.month()) {
+        if to >= from.saturating_add(1.month()) {
             return Err(bad("to", "the range must be within one month"));
         }
         if from < today.saturating_sub(6.months()) {

@@ -136,6 +136,12 @@ impl Simulator {
         self.api.with(|changing| changing.tokens.revoke_all());
     }
 
+    /// What the app is allowed; tokens that were issued before keep what they allow.
+    pub fn set_scopes(&self, scopes: &[&str]) {
+        let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        self.api.with(|changing| changing.scopes = scopes);
+    }
+
     /// Whether the client's id and secret are accepted.
     pub fn set_credentials_valid(&self, valid: bool) {
         self.api.with(|changing| changing.credentials_valid = valid);

@@ -4,6 +4,7 @@
 //! check of the exact query they belong to, so that an account of any size needs no memory for them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::calendar;
@@ -14,8 +15,8 @@ use super::noise::Noise;
 pub(super) struct AccessTokens {
     noise: Noise,
     issued: u64,
-    /// Token to the instant it ends at.
-    live: HashMap<String, i64>,
+    /// Each with the instant it ends at, and what it allows.
+    live: HashMap<String, (i64, Arc<[String]>)>,
     /// All that were ever issued, for tests that look for them where they must not be.
     pub(super) all: Vec<String>,
 }
@@ -25,9 +26,9 @@ impl AccessTokens {
         Self { noise, issued: 0, live: HashMap::new(), all: Vec::new() }
     }
 
-    pub(super) fn issue(&mut self, life: Duration) -> String {
+    pub(super) fn issue(&mut self, life: Duration, scopes: Arc<[String]>) -> String {
         let now = calendar::now_ms();
-        self.live.retain(|_, ends| *ends > now);
+        self.live.retain(|_, (ends, _)| *ends > now);
         self.issued += 1;
         let mut bytes = Vec::with_capacity(48);
         for part in 0..6 {
@@ -35,12 +36,13 @@ impl AccessTokens {
         }
         let token = format!("sim.{}", base64url_encode(&bytes));
         self.all.push(token.clone());
-        self.live.insert(token.clone(), now + life.as_millis() as i64);
+        self.live.insert(token.clone(), (now + life.as_millis() as i64, scopes));
         token
     }
 
-    pub(super) fn is_good(&self, token: &str) -> bool {
-        self.live.get(token).is_some_and(|ends| *ends > calendar::now_ms())
+    /// What a token allows that is good.
+    pub(super) fn scopes_of(&self, token: &str) -> Option<Arc<[String]>> {
+        self.live.get(token).filter(|(ends, _)| *ends > calendar::now_ms()).map(|(_, scopes)| scopes.clone())
     }
 
     pub(super) fn revoke(&mut self, token: &str) {
@@ -105,9 +107,12 @@ mod tests {
     #[test]
     fn access_tokens_live_and_can_be_revoked() {
         let mut tokens = AccessTokens::new(Noise::new(7));
-        let (one, two) = (tokens.issue(Duration::from_secs(9)), tokens.issue(Duration::ZERO));
-        assert!(tokens.is_good(&one) && !tokens.is_good(&two) && !tokens.is_good("x"));
+        let scopes: Arc<[String]> = Arc::new(["chat".to_owned()]);
+        let mut issue = |seconds| tokens.issue(Duration::from_secs(seconds), scopes.clone());
+        let (one, two) = (issue(9), issue(0));
+        assert_eq!(tokens.scopes_of(&one), Some(scopes.clone()));
+        assert!(tokens.scopes_of(&two).is_none() && tokens.scopes_of("x").is_none());
         tokens.revoke(&one);
-        assert!(!tokens.is_good(&one));
+        assert!(tokens.scopes_of(&one).is_none());
     }
 }

@@ -102,18 +102,11 @@ impl Tokens {
         Ok(self.keep(body, asked_at))
     }
 
-    /// Zoom refused a token of this generation: it is not handed out again. True for the first to tell, false when the
-    /// token was given up before; who comes later was only unlucky.
-    pub fn refused(&self, generation: u64) -> bool {
+    /// A token of this generation is of no use any more: it is not handed out again.
+    pub fn give_up(&self, generation: u64) {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        let still_used =
-            |cached: &&mut Cached| cached.token.generation == generation && !cached.renew_at.is_zero();
-        match cached.as_mut().filter(still_used) {
-            Some(current) => {
-                current.renew_at = Duration::ZERO;
-                true
-            }
-            None => false,
+        if let Some(cached) = cached.as_mut().filter(|cached| cached.token.generation == generation) {
+            cached.renew_at = Duration::ZERO;
         }
     }
 
@@ -161,13 +154,15 @@ impl Tokens {
 
 /// The token endpoint speaks of credentials where the API would speak of requests.
 fn of_the_token_endpoint(outcome: Outcome) -> Outcome {
+    // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy. So is a refusal that
+    // says nothing: it is a proxy's or a firewall's page, not Zoom's word about the credentials.
+    let is_of_credentials = |refusal: &Refusal| match refusal.status {
+        408 | 425 | 429 => false,
+        403 | 407 => !refusal.message.is_empty(),
+        status => (400..500).contains(&status),
+    };
     match outcome {
-        // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy.
-        Outcome::Refused(refusal)
-            if (400..500).contains(&refusal.status) && ![408, 425, 429].contains(&refusal.status) =>
-        {
-            Outcome::NoToken(refusal)
-        }
+        Outcome::Refused(refusal) if is_of_credentials(&refusal) => Outcome::NoToken(refusal),
         other => Outcome::NoAnswer(format!("could not get an access token: {}", other.describe())),
     }
 }

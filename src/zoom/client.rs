@@ -45,7 +45,8 @@ pub struct Account {
     pub(super) settings: ZoomSettings,
     pub(super) tokens: Tokens,
     pub(super) budget: Budget,
-    pub(super) outage: Outage,
+    /// Of the list, and of messages: one may be down while the other answers.
+    outages: [Outage; 2],
     /// What Zoom is asked to find out whether it answers.
     answered: Mutex<Answered>,
     /// Jobs under way.
@@ -67,10 +68,10 @@ impl Account {
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
         let readers = Readers::new(clock.clone());
-        let outage = Outage::new(settings.max_outage, clock.clone());
+        let outages = std::array::from_fn(|_| Outage::new(settings.max_outage, clock.clone()));
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
-        Ok(Arc::new(Self { http, settings, tokens, budget, outage, answered, lanes, readers, clock }))
+        Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
     }
 
     /// Where it points and how fast it may ask, without secrets.
@@ -98,7 +99,13 @@ impl Account {
 
     /// Why nothing is being asked at the moment, if so.
     pub fn waiting(&self) -> Option<Waiting> {
-        self.budget.waiting().or_else(|| self.outage.waiting())
+        self.budget.waiting().or_else(|| self.outages.iter().find_map(Outage::waiting))
+    }
+
+    /// Whether the endpoint of this call answers.
+    pub(super) fn outage(&self, call: &Call) -> &Outage {
+        let [list, messages] = &self.outages;
+        if call.subject().is_none() { list } else { messages }
     }
 
     pub fn tokens(&self) -> &Tokens {
@@ -106,7 +113,7 @@ impl Account {
     }
 
     pub(super) fn note_answer(&self, call: &Call) {
-        self.outage.answered();
+        self.outage(call).answered();
         if call.page_token().is_none() {
             self.answered.lock().unwrap_or_else(PoisonError::into_inner).note(call);
         }
@@ -118,11 +125,11 @@ impl Account {
     pub(super) fn probe_for(&self, call: &Call) -> Call {
         let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
         known.unwrap_or_else(|| {
-            if self.outage.failing() >= DIFFERENT {
-                return call.clone();
+            if call.subject().is_none() || self.outage(call).failing() < DIFFERENT {
+                let today = self.clock.today();
+                return Call::ListSessions { from: today, to: today, page_token: None };
             }
-            let today = self.clock.today();
-            Call::ListSessions { from: today, to: today, page_token: None }
+            call.clone()
         })
     }
 

@@ -18,10 +18,11 @@ use super::budget::Waiting;
 use super::call::Call;
 use super::client::Account;
 use super::line::{Line, Rank};
-use super::outcome::{Failure, LimitKind, Outcome, Refusal};
+use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
 use super::retry::{Decision, RetryPolicy};
 use super::transport::{collect, describe};
+use super::wire::{MESSAGES, Page, SESSIONS};
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +31,8 @@ pub struct Effort {
     pub attempts: u32,
     /// Wait for the end of an outage. A person who waits for an answer would rather know.
     pub sits_out_outages: bool,
-    /// `Some(n)`: the end of the job waits for this call and for `n` that can only come after it. It goes before others, and
-    /// before those with a smaller `n`.
+    /// `Some(n)`: the job cannot end before this call and about `n` more that must follow it, one by one. It goes before others,
+    /// and before those with a smaller `n`.
     pub urgent: Option<u32>,
 }
 
@@ -51,8 +52,8 @@ pub struct Traffic {
 /// What a call ended with when it did not end with an answer.
 #[derive(Debug)]
 pub enum Ended {
-    /// The page token is no longer good: begin the chain of pages again.
-    Restart,
+    /// The page token is no longer good: begin the chain of pages again. Or this is why it was given up.
+    Restart(Failure),
     Failed(Failure),
 }
 
@@ -194,12 +195,13 @@ impl Lane {
         // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
         // the credentials.
         let mut refusals = 1;
-        let mut sent = account.outage.mark();
+        let outage = account.outage(call);
+        let mut sent = outage.mark();
         loop {
-            if effort.sits_out_outages && account.outage.is_on() {
+            if effort.sits_out_outages && outage.is_on() {
                 self.sit_out(call).await.map_err(Ended::Failed)?;
             }
-            let before = std::mem::replace(&mut sent, account.outage.mark());
+            let before = std::mem::replace(&mut sent, outage.mark());
             if sent.saw_outage_since(before) {
                 (attempt, refusals) = (1, 1);
             }
@@ -215,16 +217,24 @@ impl Lane {
             let decision = policy.decide(&outcome, tries, now, account.clock.roll());
             tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
             if !outcome.looks_like_an_outage() {
-                account.outage.answered();
+                outage.answered();
             } else if effort.sits_out_outages
-                && account.outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
+                && outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
                 && self.sit_out(call).await.map_err(Ended::Failed)?
             {
                 continue;
             }
             match decision {
-                Decision::Fail(kind) => return Err(Ended::Failed(outcome.into_failure(kind, tries))),
-                Decision::Restart => return Err(Ended::Restart),
+                Decision::Fail(kind) => {
+                    if let (FailureKind::MissingScopes, Some(generation)) = (kind, generation) {
+                        // A new one has the scopes that are added now.
+                        account.tokens.give_up(generation);
+                    }
+                    return Err(Ended::Failed(outcome.into_failure(kind, tries)));
+                }
+                Decision::Restart => {
+                    return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, tries)));
+                }
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
                     metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
@@ -232,15 +242,15 @@ impl Lane {
                 }
                 Decision::Renew { after } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
-                    // Many requests are under way with one token; when it is refused, that is one event.
-                    if generation.is_some_and(|generation| account.tokens.refused(generation)) {
-                        refusals += 1;
-                        account.clock.sleep(after).await;
+                    if let Some(generation) = generation {
+                        account.tokens.give_up(generation);
                     }
+                    refusals += 1;
+                    account.clock.sleep(after).await;
                 }
-                Decision::Again { after, spends } => {
+                Decision::Again { after } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
-                    (attempt, refusals) = (attempt + u32::from(spends), 1);
+                    (attempt, refusals) = (attempt + 1, 1);
                     account.clock.sleep(after).await;
                 }
             }
@@ -251,11 +261,16 @@ impl Lane {
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
         account
-            .outage
+            .outage(call)
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                let read = |body: Bytes| {
-                    serde_json::from_slice::<serde::de::IgnoredAny>(&body).map_err(|_| "no JSON".to_owned())
+                let is_list = probe.subject().is_none();
+                let read = move |body: Bytes| {
+                    if is_list {
+                        Page::read(&body, SESSIONS).map(drop)
+                    } else {
+                        Page::read(&body, MESSAGES).map(drop)
+                    }
                 };
                 match self.send(&probe, Some(u32::MAX), read).await {
                     Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),

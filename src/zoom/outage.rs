@@ -1,7 +1,8 @@
-//! Whether Zoom answers at all: tells an outage from a request that fails on its own account.
+//! Whether one of Zoom's endpoints answers at all: tells an outage from a request that fails on its own account.
 //!
-//! Owns the suspicion, the one prober, and the pause. While an outage is on nobody asks but the prober, with growing
-//! delay, and nobody's attempts are spent. Knows no HTTP: callers say what happened and how to probe.
+//! Owns the suspicion, the one prober, and the pause. Whoever begins to ask during an outage waits, and nobody's attempts are
+//! spent; requests that stood in line before are still sent. One prober asks, with growing delay. Knows no HTTP: callers say
+//! what happened and how to probe.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::header::HeaderMap;
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-/// Why a call failed for good. The names are the stable codes of failures in the API and in `_metadata/failures.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// Why a call failed for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
     /// Zoom refuses the client id, the secret or the account id.
     Credentials,
@@ -41,7 +40,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// The kebab-case code.
+    /// The stable code of failures in the API and in `_metadata/failures.json`.
     pub fn code(self) -> &'static str {
         match self {
             Self::Credentials => "credentials",
@@ -183,25 +182,20 @@ impl Outcome {
     }
 }
 
-#[derive(Deserialize)]
-struct ErrorBody {
-    #[serde(alias = "errorCode")]
-    code: Option<serde_json::Value>,
-    #[serde(alias = "errorMessage", alias = "reason")]
-    message: Option<String>,
-}
-
 impl Refusal {
     /// Reads an error answer; the body may be JSON in one of several shapes, HTML, or nothing.
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8], page_token_sent: bool) -> Self {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let parsed: Option<ErrorBody> = serde_json::from_slice(body).ok();
-        let zoom_code = parsed.as_ref().and_then(|body| match body.code.as_ref()? {
-            serde_json::Value::Number(number) => number.as_i64(),
-            serde_json::Value::String(text) => text.parse().ok(),
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        // Under any of their names, several at once among them.
+        let number = |name: &str| match body.get(name)? {
+            Value::Number(number) => number.as_i64(),
+            Value::String(text) => text.parse().ok(),
             _ => None,
-        });
-        let message = parsed.and_then(|body| body.message).unwrap_or_default();
+        };
+        let text = |name: &str| body.get(name)?.as_str();
+        let zoom_code = ["code", "errorCode"].into_iter().find_map(number);
+        let message = ["message", "errorMessage", "reason"].into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
         let says_daily = header("x-ratelimit-type")
             .is_some_and(|kind| kind.eq_ignore_ascii_case("daily-limit"))
@@ -209,7 +203,7 @@ impl Refusal {
         Self {
             status,
             zoom_code,
-            message: sanitised(&message),
+            message: sanitised(message),
             retry_after,
             limit: if says_daily { LimitKind::Daily } else { LimitKind::PerSecond },
             page_token_sent,
@@ -264,7 +258,7 @@ mod tests {
 
     #[test]
     fn error_bodies_are_read_in_every_observed_variant() {
-        let table: [(&[u8], Option<i64>, &str); 6] = [
+        let table: [(&[u8], Option<i64>, &str); 9] = [
             (br#"{"code":124,"message":"Invalid access token."}"#, Some(124), "Invalid access token."),
             (br#"{"errorCode":401,"errorMessage":"no"}"#, Some(401), "no"),
             (br#"{"code":"300","message":"x"}"#, Some(300), "x"),
@@ -273,6 +267,9 @@ mod tests {
                 None,
                 "Invalid client_id or client_secret",
             ),
+            (br#"{"code":300,"errorCode":300,"message":"x","reason":"y"}"#, Some(300), "x"),
+            (br#"{"code":null,"errorCode":124,"message":{"en":"x"},"reason":"y"}"#, Some(124), "y"),
+            (br#"["code"]"#, None, ""),
             (b"<html>oops</html>", None, ""),
             (b"", None, ""),
         ];

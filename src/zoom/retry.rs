@@ -37,10 +37,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Repeat after a delay. `spends` says whether this try counts against the maximum.
+    /// Repeat after a delay; this try counts against the maximum.
     Again {
         after: Duration,
-        spends: bool,
     },
     /// The account is at a limit: slow down, or wait until the instant given; costs no attempt.
     Limited {
@@ -64,7 +63,7 @@ impl RetryPolicy {
             if attempt >= self.max_attempts {
                 Decision::Fail(kind)
             } else {
-                Decision::Again { after: backoff.max(at_least), spends: true }
+                Decision::Again { after: backoff.max(at_least) }
             }
         };
         match outcome {
@@ -231,8 +230,8 @@ mod tests {
             let policy = RetryPolicy::default();
             let outcome = refusal(status, code, sent);
             match policy.decide(&outcome, attempt, now(), roll) {
-                Decision::Again { after, spends } => {
-                    prop_assert!(spends && after <= policy.cap && attempt < policy.max_attempts);
+                Decision::Again { after } => {
+                    prop_assert!(after <= policy.cap && attempt < policy.max_attempts);
                 }
                 Decision::Renew { after } => prop_assert!(after <= policy.cap && attempt < policy.max_attempts),
                 Decision::Restart => prop_assert!(sent && code == Some(300)),
@@ -248,7 +247,7 @@ mod tests {
                 retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
                 limit: LimitKind::PerSecond, page_token_sent: false,
             });
-            let Decision::Again { after, .. } = RetryPolicy::default().decide(&outcome, 1, now(), roll) else {
+            let Decision::Again { after } = RetryPolicy::default().decide(&outcome, 1, now(), roll) else {
                 panic!("a 503 is repeated");
             };
             prop_assert!(after >= Duration::from_secs(seconds).min(LONGEST_DELAY));
