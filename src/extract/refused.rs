@@ -71,7 +71,8 @@ pub(super) async fn is_alone(
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
-/// Of a part of its days it may mean either, so days in which it has shown some are asked for.
+/// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
+/// for.
 pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
     let (one_of_few, mut reader) = shared.reader().await?;
     let oldest = shared.oldest_reachable();
@@ -80,8 +81,13 @@ pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Resu
     drop(one_of_few);
     let Some((from, to)) = shown_in else { return Ok(true) };
     let from = from.max(oldest);
-    let is_a_part = (range.chain.from, range.chain.to) != (from, to);
-    Ok(range.chain.pages == 0 && is_a_part && first_page(shared, &range.session_id, from, to).await.is_ok())
+    let own = (range.chain.from, range.chain.to);
+    if range.chain.pages > 0 || own == (from, to) {
+        return Ok(false);
+    }
+    let again = first_page(shared, &range.session_id, own.0, own.1).await;
+    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound)
+        && first_page(shared, &range.session_id, from, to).await.is_ok())
 }
 
 /// Asks for the first page of a session in these days only to see whether there is an answer.

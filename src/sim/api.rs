@@ -79,6 +79,18 @@ pub(super) enum Delivery {
     Never,
 }
 
+impl Delivery {
+    fn of(fault: Option<&FaultAnswer>) -> Self {
+        match fault {
+            Some(FaultAnswer::Reset) => Self::Reset,
+            Some(FaultAnswer::CutBody(after)) => Self::Cut(*after),
+            Some(FaultAnswer::Delay(by)) => Self::Late(*by),
+            Some(FaultAnswer::Hang) => Self::Never,
+            _ => Self::Plain,
+        }
+    }
+}
+
 type Refused = Response<Body>;
 
 impl Api {
@@ -167,7 +179,11 @@ impl Api {
             }
             Some(FaultAnswer::EndlessPages) => {
                 let number = self.with(|changing| changing.counters.requests);
-                let body = format!("{{\"messages\":[],\"next_page_token\":\"endless-{number}\"}}");
+                let items = match session {
+                    Some(_) => "\"messages\":[]".to_owned(),
+                    None => format!("\"sessions\":[{}]", self.data.info_json(0)),
+                };
+                let body = format!("{{{items},\"next_page_token\":\"endless-{number}\"}}");
                 return Ok(plain(json_body(200, body)));
             }
             Some(FaultAnswer::ExpiredToken) => {
@@ -200,14 +216,7 @@ impl Api {
             fields.insert("x-ratelimit-limit", HeaderValue::from(qps));
             fields.insert("x-ratelimit-remaining", HeaderValue::from(left));
         }
-        let delivery = match fault {
-            Some(FaultAnswer::Reset) => Delivery::Reset,
-            Some(FaultAnswer::CutBody(after)) => Delivery::Cut(after),
-            Some(FaultAnswer::Delay(by)) => Delivery::Late(by),
-            Some(FaultAnswer::Hang) => Delivery::Never,
-            _ => Delivery::Plain,
-        };
-        Ok(Answer { response, delivery })
+        Ok(Answer { response, delivery: Delivery::of(fault.as_ref()) })
     }
 
     fn admit(&self, messages: bool) -> Result<u32, Refused> {
@@ -324,12 +333,11 @@ impl Api {
             changing.counters.token_requests += 1;
             (changing.faults.strike(&Request::Token, &self.data), changing.credentials_valid)
         });
-        match fault {
-            Some(FaultAnswer::Status { status, headers, body }) => return plain(raw(status, &headers, body)),
-            Some(FaultAnswer::ReplaceBody(body)) => return plain(json_body(200, body)),
-            Some(FaultAnswer::Reset) => {
-                return Answer { response: error(500, 500, ""), delivery: Delivery::Reset };
+        match &fault {
+            Some(FaultAnswer::Status { status, headers, body }) => {
+                return plain(raw(*status, headers, body.clone()));
             }
+            Some(FaultAnswer::ReplaceBody(body)) => return plain(json_body(200, body.clone())),
             _ => {}
         }
         if method != Method::POST {
@@ -357,7 +365,7 @@ impl Api {
             let scopes = changing.scopes.clone();
             (changing.tokens.issue(settings.token_ttl, scopes.clone()), scopes)
         });
-        plain(json_body(
+        let response = json_body(
             200,
             format!(
                 "{{\"access_token\":\"{token}\",\"token_type\":\"bearer\",\"expires_in\":{},\"scope\":\"{}\",\
@@ -365,7 +373,8 @@ impl Api {
                 settings.token_ttl.as_secs(),
                 scopes.join(" ")
             ),
-        ))
+        );
+        Answer { response, delivery: Delivery::of(fault.as_ref()) }
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Match {
     /// Messages of the session with this index.
     Session(u32),
     WithPageToken,
-    /// The token endpoint.
+    /// The token endpoint; of answers it knows a status, a body, and how they are delivered.
     Token,
 }
 
@@ -62,7 +62,7 @@ pub enum FaultAnswer {
     },
     /// Status 200 and a body that never ends.
     Endless,
-    /// An empty page with a page token nobody has seen before.
+    /// A page without messages, or a list of the first session, with a page token nobody has seen before.
     EndlessPages,
     /// 401, and the token really is no longer good.
     ExpiredToken,

@@ -27,6 +27,8 @@ impl Default for RetryPolicy {
     }
 }
 
+/// Credentials that are refused so often are wrong.
+const TRIES_FOR_A_TOKEN: u32 = 3;
 /// At the daily limit also when the instant named has passed: clocks differ.
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
 /// A limit is asked about again after a day and a little, whatever instant was named.
@@ -70,7 +72,8 @@ impl RetryPolicy {
             Outcome::NoAnswer(_) => again_or(FailureKind::Connection, Duration::ZERO),
             Outcome::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
             Outcome::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
-            Outcome::NoToken(_) => Decision::Fail(FailureKind::Credentials),
+            Outcome::NoToken(_) if attempt >= TRIES_FOR_A_TOKEN => Decision::Fail(FailureKind::Credentials),
+            Outcome::NoToken(_) => again_or(FailureKind::Credentials, Duration::ZERO),
             Outcome::Refused(refusal) => {
                 let asked = refusal.retry_after.map_or(Duration::ZERO, |retry| retry.after(now));
                 match refusal.class() {

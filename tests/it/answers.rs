@@ -82,6 +82,7 @@ fn rows() -> Vec<Row> {
     use Match::{Any, List, Messages, Session, WithPageToken};
     let html = "<html><h1>Bad gateway</h1></html>";
     let too_fast = r#"{"code":429,"message":"You have reached the maximum per-second rate limit for this API. Try again later."}"#;
+    let bad_client = r#"{"reason":"Invalid client_id or client_secret","error":"invalid_client"}"#;
     let long_id = "x".repeat(10_000);
     vec![
         row(
@@ -220,6 +221,17 @@ fn rows() -> Vec<Row> {
             Failures("page-token-loop"),
         ),
         row("pages that never end", Session(0), ALWAYS, FaultAnswer::EndlessPages, Failures("endless-pages")),
+        row("a list that never ends", List, ALWAYS, FaultAnswer::EndlessPages, Failures("endless-pages")),
+        row("the token endpoint: 4xx, for a while", Match::Token, 2, status(401, bad_client), Whole),
+        row("the token endpoint: 4xx", Match::Token, ALWAYS, status(400, bad_client), Failed("credentials")),
+        row(
+            "the token endpoint: 403 without a word, for a while",
+            Match::Token,
+            SOME,
+            status(403, html),
+            Whole,
+        ),
+        row("the token endpoint: silence, once", Match::Token, 1, FaultAnswer::Hang, Whole),
         verbatim("a lone surrogate", r#"{"id":"1","message":"\ud800"}"#.to_owned()),
         verbatim(
             "a number beyond 64 bits",

@@ -224,6 +224,29 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
     assert!(failures.len() > 1, "it was split: {failures:?}");
 }
 
+/// A 404 means "nothing there" as well. Of a part of a session's days it is not believed at once: some of it may have been
+/// received before, and a second look may find it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
+    let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
+    let sim = SimSettings { latency: Duration::from_millis(20), ..sim };
+    for after in 1..4 {
+        let world = World::new(sim.clone()).await;
+        let gone = status(404, r#"{"code":5301,"message":"gone"}"#);
+        world.sim.script(fault(Match::Session(0), after, 1, gone));
+        let (body, days) = world.one_window();
+        let id = world.submit(&body).await;
+        let job = world.finished(&id).await;
+        assert_eq!(job["state"], "completed_with_failures", "{after}: {job:#}");
+        let failures = world.failures(&id).await;
+        assert!(failures.iter().all(|failure| failure["code"] == "not-found"), "{failures:?}");
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        assert_eq!(world.finished(&id).await["state"], "completed");
+        let (archive, data) = (world.archive(&id).await, world.sim.dataset().clone());
+        assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     for (forbidden, code) in [
@@ -305,6 +328,17 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert!(job["error"]["detail"].as_str().unwrap().contains("report:read:list_chat_sessions:admin"));
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["steps"].as_array().unwrap().last().unwrap()["name"], "scopes");
+    // The scopes are added: not only tokens of an hour later have them.
+    world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["ok"], true, "{check:#}");
+    world.sim.set_scopes(&["report_chat:read:admin"]);
+    world.sim.revoke_tokens();
+    let again = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&again).await["error"]["code"], "missing-scopes");
+    world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
+    assert_eq!(world.post(&format!("/v1/jobs/{again}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&again).await["state"], "completed");
 
     let world = World::new(account()).await;
     world.sim.script(fault(

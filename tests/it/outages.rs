@@ -65,14 +65,52 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
     world.sim.set_down(true);
     // The token endpoint is down as well, and needed when it comes back.
     world.sim.revoke_tokens();
+    let before = world.sim.stats().requests;
     ten_minutes(&world, &clock, &id).await;
-    let asked = world.sim.stats().requests;
+    let asked = world.sim.stats().requests - before;
+    // Those under way, those that stood in line, and a prober with a delay that grows to a minute.
+    assert!((10..300).contains(&asked), "{asked}");
     world.sim.set_down(false);
     clock.advance(Duration::from_secs(60));
     assert_completed(&world, &id).await;
-    assert!(world.sim.stats().requests > asked);
     let job = world.finished(&id).await;
     assert!(job["progress"]["retries"].as_u64().unwrap() < 100, "nobody hammers: {job:#}");
+}
+
+/// One endpoint is down for some minutes while the other answers: no list is cut and no session fails for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
+    let down = FaultAnswer::Status { status: 503, headers: Vec::new(), body: String::new() };
+    for (matches, after) in [(Match::List, 1), (Match::Messages, 3)] {
+        let clock = clock();
+        let sim = SimSettings { sessions: 700, messages: 7_000, months: 3, ..account() };
+        let world = World::with_clock(sim, clock.clone(), paced).await;
+        world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down.clone() });
+        let id = world.submit(&world.everything()).await;
+        for _ in 0..3 {
+            let until = world.wait_until(&id, is_waiting).await["progress"]["waiting_until"].clone();
+            clock.advance(Duration::from_secs(60));
+            world.wait_until(&id, |job| is_waiting(job) && job["progress"]["waiting_until"] != until).await;
+        }
+        world.sim.clear_script();
+        clock.advance(Duration::from_secs(60));
+        assert_completed(&world, &id).await;
+    }
+}
+
+/// A page of a gateway that happens to be JSON is no answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_that_speaks_json_is_one_as_well() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    let answer = FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned());
+    world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
+    ten_minutes(&world, &clock, &id).await;
+    world.sim.clear_script();
+    clock.advance(Duration::from_secs(60));
+    assert_completed(&world, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
