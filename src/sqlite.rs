@@ -19,14 +19,6 @@ pub fn files_of(database: &Path) -> [PathBuf; 3] {
     ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", database.display())))
 }
 
-/// What is not there need not be moved or removed.
-pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {
-    match done {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
 pub fn is_disk_full(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(13 | 4_874))

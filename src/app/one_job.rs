@@ -182,7 +182,6 @@ impl OneJob {
             }
         };
         let outcome = outcome?;
-        progress.load(&outcome.counts);
         let last = figures();
         report(&last);
         // Again: it may have been put there meanwhile.

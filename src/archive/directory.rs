@@ -13,6 +13,7 @@ use super::sink::{Entry, Fill, Sink, Text};
 use super::zip::Located;
 use super::{ArchiveError, ArchiveFile};
 use crate::capture::inflate;
+use crate::files::unless_absent;
 
 /// The top-level folders of an archive. The first says what is in the others: it comes last and goes first.
 pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
@@ -37,7 +38,7 @@ impl Drop for Staging {
 impl DirectorySink {
     /// Starts an empty staging directory for what will be in `target`.
     pub fn new(target: PathBuf, staging: PathBuf) -> Result<Self, ArchiveError> {
-        remove_if_there(&staging)?;
+        unless_absent(fs::remove_dir_all(&staging))?;
         for folder in FOLDERS {
             // Chats are for their owner only, whatever the directory is that they end in.
             fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
@@ -58,7 +59,7 @@ impl Sink for DirectorySink {
     fn publish(self: Box<Self>, _: Entries) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { staging: Staging(staging), target } = &*self;
         let old = staging.with_extension("old");
-        remove_if_there(&old)?;
+        unless_absent(fs::remove_dir_all(&old))?;
         fs::create_dir_all(&old)?;
         sync(staging)?;
         for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
@@ -68,8 +69,8 @@ impl Sink for DirectorySink {
             fs::rename(staging.join(folder), target.join(folder))?;
         }
         File::open(target)?.sync_all()?;
-        fs::remove_dir_all(&old)?;
-        fs::remove_dir_all(staging)?;
+        // Everything is in its place. Best effort, as of the staging directory: the next one begins with removing it.
+        let _ = fs::remove_dir_all(&old);
         Ok(None)
     }
 }
@@ -86,13 +87,6 @@ fn sync(staging: &Path) -> std::io::Result<()> {
         File::open(staging.join(folder))?.sync_all()?;
     }
     Ok(())
-}
-
-fn remove_if_there(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 impl Text for BufWriter<File> {

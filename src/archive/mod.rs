@@ -53,7 +53,7 @@ impl ArchiveError {
         match self {
             Self::NoRoom { .. } => true,
             Self::Capture(error) => error.is_disk_full(),
-            Self::Io(error) => error.kind() == std::io::ErrorKind::StorageFull,
+            Self::Io(error) => crate::files::is_full(error),
             Self::Cancelled => false,
         }
     }

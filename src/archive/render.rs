@@ -31,18 +31,18 @@ pub struct Facts {
 
 impl Facts {
     pub async fn read(reader: &mut Reader) -> Result<Self, ArchiveError> {
-        let damaged = || CaptureError::Damaged("the request is missing from the capture".to_owned());
+        let missing = |what| move || CaptureError::Damaged(format!("{what} is missing from the capture"));
         let request: Value = reader
             .meta("request")
             .await?
             .and_then(|text| serde_json::from_str(&text).ok())
-            .ok_or_else(damaged)?;
+            .ok_or_else(missing("the request"))?;
         let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
         let traffic = reader.meta("traffic").await?.and_then(|text| serde_json::from_str(&text).ok());
         Ok(Self {
             from: day("from"),
             to: day("to"),
-            started_at: reader.meta("started_at").await?.ok_or_else(damaged)?,
+            started_at: reader.meta("started_at").await?.ok_or_else(missing("when it was started"))?,
             captured_until: reader.meta("captured_until").await?,
             version: reader.meta("version").await?,
             requester: reader.meta("requester").await?,

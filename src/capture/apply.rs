@@ -119,8 +119,8 @@ pub(super) async fn apply(
                 .execute(&mut **tx)
                 .await?;
         }
-        Change::ProbeDays { window, from, to } => {
-            effect.new_units = listed::probe_days(tx, *window, *from, *to).await?;
+        Change::ProbeDays { window, days, sessions } => {
+            effect = listed::probe_days(tx, *window, *days, *sessions).await?;
         }
         Change::RefetchRanges(ranges) => {
             let statements = [
@@ -162,7 +162,8 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<(), Cap
     for statement in [
         "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
          SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length
-         FROM ranges r JOIN pages p ON p.range = r.id WHERE r.id IN (SELECT value FROM json_each(?))
+         FROM ranges r JOIN pages p ON p.range = r.id
+         WHERE r.id IN (SELECT value FROM json_each(?)) AND p.kind BETWEEN 0 AND 2
          ORDER BY p.range, p.seq, p.kind",
         "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
         "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",

@@ -121,12 +121,13 @@ async fn list_sessions(
         }
     }
     insert_new(tx, &new).await?;
-    let reopened = list_again(tx, window, &there).await?;
+    let (reopened_sessions, reopened_units) = list_again(tx, window, &there).await?;
     let ids: Vec<i64> = there.iter().chain(&new).map(|(id, _)| *id).collect();
     Ok(Effect {
         new_sessions: new.len() as u64,
         new_units: list_units(tx, window, &ids).await?,
-        reopened_sessions: reopened,
+        reopened_sessions,
+        reopened_units,
         ..Effect::default()
     })
 }
@@ -149,14 +150,14 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
 }
 
 /// Sessions that are there already. The info of the latest window that lists one wins; what loses, or is there as it is, is
-/// not written. Returns how many of them were done and get another unit.
+/// not written. Returns how many of them were done and get another unit, and how many of their units were done and begin again.
 async fn list_again(
     tx: &mut Tx<'_>,
     window: i64,
     there: &[(i64, &ListedSession)],
-) -> Result<u64, CaptureError> {
+) -> Result<(u64, u64), CaptureError> {
     if there.is_empty() {
-        return Ok(0);
+        return Ok((0, 0));
     }
     let mut update = QueryBuilder::new("UPDATE sessions SET info = listed.column2 FROM (");
     update.push_values(there, |mut row, (id, session)| {
@@ -169,16 +170,20 @@ async fn list_again(
     update.push_bind(window).push(")");
     update.build().persistent(false).execute(&mut **tx).await?;
     let ids: Vec<i64> = there.iter().map(|(id, _)| *id).collect();
-    let reopened: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM json_each(?) AS s
-         WHERE NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.state IN ('pending', 'failed'))
-         AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ? AND u.listed = 1)",
+    let (sessions, units): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE
+                    NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.state IN ('pending', 'failed'))
+                    AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ?2 AND u.listed)),
+                count(*) FILTER (WHERE EXISTS
+                    (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ?2 AND NOT u.listed
+                         AND u.state IN ('done', 'not_found')))
+         FROM json_each(?1) AS s",
     )
     .bind(json!(ids).to_string())
     .bind(window)
     .fetch_one(&mut **tx)
     .await?;
-    Ok(reopened as u64)
+    Ok((sessions as u64, units as u64))
 }
 
 /// A unit with its range for each of these sessions that has none in the window yet. Returns how many units are new.
@@ -226,31 +231,35 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     Ok((all.len() - probed.len()) as u64)
 }
 
-/// Asks sessions known from elsewhere for days that could not be listed. Returns how many units are new.
+/// Asks these sessions, known from elsewhere, for days that could not be listed.
 pub(super) async fn probe_days(
     tx: &mut Tx<'_>,
     window: i64,
-    from: Date,
-    to: Date,
-) -> Result<u64, CaptureError> {
+    (from, to): (Date, Date),
+    (first, last): (i64, i64),
+) -> Result<Effect, CaptureError> {
+    let before = done(tx, first, last).await?;
     let probed = sqlx::query(
-        "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE true
+        "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE id BETWEEN ? AND ?
          ON CONFLICT (session, window) DO NOTHING",
     )
     .bind(window)
+    .bind(first)
+    .bind(last)
     .execute(&mut **tx)
     .await?;
     // Days it holds already are not asked for twice: a session listed beside them has a range over the whole window,
     // and they may have been probed before, in one range or in parts. Most have none of them, or all in one.
     for statement in [
         "INSERT INTO ranges (unit, window, first_day, last_day)
-         SELECT u.id, u.window, ?2, ?3 FROM units u WHERE u.window = ?1 AND u.listed = 0
+         SELECT u.id, u.window, ?2, ?3 FROM units u
+         WHERE u.window = ?1 AND u.listed = 0 AND u.session BETWEEN ?4 AND ?5
          AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?3 AND r.last_day >= ?2)",
         "INSERT INTO ranges (unit, window, first_day, last_day)
          WITH RECURSIVE days(day) AS
              (SELECT ?2 UNION ALL SELECT date(day, '+1 day') FROM days WHERE day < ?3)
          SELECT u.id, u.window, day, day FROM units u CROSS JOIN days
-         WHERE u.window = ?1 AND u.listed = 0
+         WHERE u.window = ?1 AND u.listed = 0 AND u.session BETWEEN ?4 AND ?5
          AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= ?2 AND r.last_day >= ?3)
          AND NOT EXISTS (SELECT 1 FROM ranges r WHERE r.unit = u.id AND r.first_day <= day AND r.last_day >= day)",
     ] {
@@ -258,18 +267,42 @@ pub(super) async fn probe_days(
             .bind(window)
             .bind(from.to_string())
             .bind(to.to_string())
+            .bind(first)
+            .bind(last)
             .execute(&mut **tx)
             .await?;
     }
     // Units that were done may have got a range.
     sqlx::query(
-        "UPDATE units SET state = 'pending' WHERE window = ? AND listed = 0 AND state <> 'pending'
+        "UPDATE units SET state = 'pending'
+         WHERE window = ? AND listed = 0 AND session BETWEEN ? AND ? AND state <> 'pending'
          AND EXISTS (SELECT 1 FROM ranges r WHERE r.unit = units.id AND r.state = 'pending')",
     )
     .bind(window)
+    .bind(first)
+    .bind(last)
     .execute(&mut **tx)
     .await?;
-    Ok(probed.rows_affected())
+    let after = done(tx, first, last).await?;
+    Ok(Effect {
+        new_units: probed.rows_affected(),
+        reopened_sessions: (before.0 - after.0) as u64,
+        reopened_units: (before.1 - after.1) as u64,
+        ..Effect::default()
+    })
+}
+
+/// How many of these sessions are done, and how many of their units.
+async fn done(tx: &mut Tx<'_>, first: i64, last: i64) -> Result<(i64, i64), CaptureError> {
+    Ok(sqlx::query_as(
+        "SELECT (SELECT count(*) FROM sessions s WHERE s.id BETWEEN ?1 AND ?2 AND NOT EXISTS
+                     (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))),
+                (SELECT count(*) FROM units u WHERE u.session BETWEEN ?1 AND ?2 AND u.state IN ('done', 'not_found'))",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_one(&mut **tx)
+    .await?)
 }
 
 #[cfg(test)]
@@ -286,12 +319,20 @@ mod tests {
     /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
     #[tokio::test]
     async fn every_listed_session_has_a_unit_whatever_its_id() {
-        let (_directory, _, writer) = planned(&[days(3), days(4)]).await;
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let ids =
             ["a", "A", "7", "7.0", "null", "a\0b", "a\0c", "\0", "\"\\", "\u{7f}", "größe 漢😀", " a", "%"];
         for number in [2, 1] {
-            assert_eq!(writer.commit(list(number, &ids)).await.unwrap().new_units, ids.len() as u64);
+            let effect = writer.commit(list(number, &ids)).await.unwrap();
+            let new = if number == 2 { ids.len() as u64 } else { 0 };
+            assert_eq!((effect.new_sessions, effect.new_units), (new, ids.len() as u64));
         }
+        let mut reader = location.open_reader().await.unwrap();
+        let stored = reader.session_infos(0, 99).await.unwrap();
+        assert_eq!(stored.iter().map(|(_, id, _)| &id[..]).collect::<Vec<_>>(), ids);
+        let ranges = reader.pending_ranges(1, 0, 99).await.unwrap();
+        assert_eq!(ranges.iter().map(|range| &range.session_id[..]).collect::<Vec<_>>(), ids);
+        writer.close().await;
     }
 
     /// However it was listed before: in another window, on the same page, beside what could not be committed, by another
@@ -327,7 +368,7 @@ mod tests {
     async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let day = |day| date(2026, 4, day);
-        let probe = |from, to| Change::ProbeDays { window: 1, from: day(from), to: day(to) };
+        let probe = |from, to| Change::ProbeDays { window: 1, days: (day(from), day(to)), sessions: (1, 9) };
         let parts = vec![(day(3), day(11)), (day(12), day(20))];
         for change in [
             list(1, &["a"]),
@@ -353,13 +394,41 @@ mod tests {
         writer.close().await;
     }
 
+    /// What changes say they did adds up to what is there: progress is counted so.
+    #[tokio::test]
+    async fn what_is_done_and_begins_again_is_counted_once() {
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
+        let day = |day| date(2026, 4, day);
+        let probe = |from, to| Change::ProbeDays { window: 1, days: (day(from), day(to)), sessions: (1, 9) };
+        let mut reader = location.open_reader().await.unwrap();
+        let (mut sessions, mut units) = (0, 0);
+        for change in [
+            list(1, &["a", "b", "c"]),
+            empty_page(1),
+            empty_page(2),
+            probe(3, 3),
+            empty_page(4),
+            probe(3, 4),
+            empty_page(7),
+            list(2, &["a", "b"]),
+        ] {
+            let effect = writer.commit(change).await.unwrap();
+            sessions = sessions + effect.sessions_done - effect.reopened_sessions;
+            units = units + effect.units_done - effect.reopened_units;
+            let counts = reader.counts().await.unwrap();
+            assert_eq!((sessions, units), (counts.sessions_done, counts.units_done));
+        }
+        writer.close().await;
+    }
+
     /// A chain over a probed range may be under way while that is replaced: what it brings must not be taken for
     /// another range's.
     #[tokio::test]
     async fn ranges_that_replace_others_have_new_numbers() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let (from, to) = (date(2026, 4, 3), date(2026, 4, 3));
-        for change in [list(1, &["a"]), Change::ProbeDays { window: 1, from, to }] {
+        let probe = Change::ProbeDays { window: 1, days: (from, to), sessions: (1, 9) };
+        for change in [list(1, &["a"]), probe] {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();

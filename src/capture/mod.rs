@@ -27,6 +27,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
+use crate::files::{self, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
 pub use reader::{PageRef, Reader};
@@ -62,9 +63,11 @@ pub enum CaptureError {
     OtherVersion { found: i64 },
     #[error("the capture could not be used: {0}")]
     Database(#[source] sqlx::Error),
-    /// A group of changes was not committed; every caller in it is told.
-    #[error("the capture could not be written: {0}")]
-    Unwritable(String),
+    #[error("the capture's files could not be used: {0}")]
+    Io(String),
+    /// A group of changes was not committed; every caller in it is told why.
+    #[error("{0}")]
+    NotCommitted(String),
     #[error("the capture is damaged: {0}")]
     Damaged(String),
     #[error("the capture's writer has stopped")]
@@ -83,11 +86,7 @@ impl CaptureError {
 
 impl From<std::io::Error> for CaptureError {
     fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::StorageFull {
-            Self::DiskFull
-        } else {
-            Self::Unwritable(error.to_string())
-        }
+        if files::is_full(&error) { Self::DiskFull } else { Self::Io(error.to_string()) }
     }
 }
 
@@ -250,13 +249,21 @@ impl Location {
         checked.await.map_err(std::io::Error::other)?
     }
 
-    /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it.
-    pub fn set_aside(&self) -> std::io::Result<()> {
-        let aside = |path: &Path| PathBuf::from(format!("{}.damaged", path.display()));
-        sqlite::unless_absent(std::fs::rename(self.segments(), aside(&self.segments())))?;
+    /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
+    pub fn move_damaged_away(&self) -> std::io::Result<()> {
+        let aside = |path: &Path, number: u32| match number {
+            1 => PathBuf::from(format!("{}.damaged", path.display())),
+            _ => PathBuf::from(format!("{}.damaged-{number}", path.display())),
+        };
+        let mut number = 1;
+        while aside(&self.path, number).try_exists()? {
+            number += 1;
+        }
+        unless_absent(std::fs::rename(self.segments(), aside(&self.segments(), number)))?;
         // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
-        let files = sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&aside(&self.path)));
-        files.rev().try_for_each(|(from, to)| sqlite::unless_absent(std::fs::rename(from, to)))
+        let files =
+            sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&aside(&self.path, number)));
+        files.rev().try_for_each(|(from, to)| unless_absent(std::fs::rename(from, to)))
     }
 
     fn options(&self) -> SqliteConnectOptions {
@@ -272,7 +279,7 @@ impl Location {
             .pragma("wal_autocheckpoint", "128000")
             .pragma("cache_size", "-2000")
             // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
-            // no statement sorts what grows with the account.
+            // no statement sorts or puts aside what grows with the account.
             .pragma("temp_store", "memory")
             .pragma("journal_size_limit", "16777216")
             .disable_statement_logging()

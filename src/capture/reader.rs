@@ -87,6 +87,13 @@ impl Reader {
         Ok(units as u64)
     }
 
+    /// The highest number of a session.
+    pub async fn last_session(&mut self) -> Result<i64, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions")
+            .fetch_one(&mut self.connection)
+            .await?)
+    }
+
     /// Items held of a range, by kind.
     pub async fn range_items(&mut self, range: i64) -> Result<[u64; 3], CaptureError> {
         let rows = sqlx::query("SELECT kind, sum(items) AS items FROM pages WHERE range = ? GROUP BY kind")
@@ -263,7 +270,7 @@ impl Reader {
             let Some(last) = rows.last() else { break };
             after = (last.try_get("range")?, last.try_get("seq")?, last.try_get("kind")?);
             for row in &rows {
-                match self.segments.inflated(&page_ref(row)?) {
+                match page_ref(row).and_then(|page| self.segments.inflated(&page)) {
                     Err(error) if error.is_damaged() => damaged.push(row.try_get("range")?),
                     other => drop(other?),
                 }

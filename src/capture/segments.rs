@@ -95,6 +95,10 @@ impl SegmentReader {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(damaged("the file of segments ends too soon"))
             }
+            // What the disk cannot read any more is as lost as what it reads wrongly: a retry fetches it again.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                Err(damaged("the disk cannot read a segment any more"))
+            }
             Err(error) => Err(error.into()),
             Ok(()) => Ok(data),
         }

@@ -16,7 +16,7 @@ pub struct SessionRow {
     pub id: i64,
     pub zoom_id: String,
     pub info: String,
-    /// It was listed, and Zoom answered "not found" for all of it.
+    /// Zoom answered "not found" for all of it.
     pub not_found: bool,
 }
 
@@ -59,7 +59,7 @@ macro_rules! placed {
     ($places:literal) => {
         concat!(
             "SELECT json_group_array(json_array(p.settled, p.session, s.zoom_id, s.info,
-                (SELECT json_group_array(json_array(window, listed, state,
+                (SELECT json_group_array(json_array(window, state,
                     (SELECT json_group_array(json_array(first_day, id, pages)) FROM ranges WHERE unit = u.id)))
                  FROM units u WHERE u.session = p.session)))
              FROM (",
@@ -205,7 +205,6 @@ struct ReadSession<'a> {
 #[derive(Deserialize)]
 struct ReadUnit<'a> {
     window: i64,
-    listed: i64,
     state: &'a str,
     #[serde(borrow)]
     ranges: Vec<ReadRange<'a>>,
@@ -233,8 +232,7 @@ struct ReadPage {
 
 impl From<ReadSession<'_>> for PlacedSession {
     fn from(ReadSession { settled, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
-        let mut listed = units.iter().filter(|unit| unit.listed == 1).peekable();
-        let not_found = listed.peek().is_some() && listed.all(|unit| unit.state == "not_found");
+        let not_found = !units.is_empty() && units.iter().all(|unit| unit.state == "not_found");
         units.sort_by_key(|unit| unit.window);
         let ranges = units.into_iter().flat_map(|ReadUnit { mut ranges, .. }| {
             ranges.sort_by_key(|range| (range.first_day, range.id));

@@ -127,11 +127,11 @@ pub enum Change {
         /// How many pages its unit is taken to have: a hint for the session's other units.
         expected_pages: i64,
     },
-    /// Sessions known from elsewhere are asked for days that could not be listed.
+    /// Sessions of these numbers, known from elsewhere, are asked for days that could not be listed.
     ProbeDays {
         window: i64,
-        from: Date,
-        to: Date,
+        days: (Date, Date),
+        sessions: (i64, i64),
     },
     /// These ranges are fetched again from their beginning.
     RefetchRanges(Vec<i64>),
@@ -158,8 +158,9 @@ impl Change {
 pub struct Effect {
     pub new_sessions: u64,
     pub new_units: u64,
-    /// Sessions that were done until this brought them another unit.
+    /// Sessions and units that were done until this brought them something else to do.
     pub reopened_sessions: u64,
+    pub reopened_units: u64,
     /// The numbers of new ranges; only of a split. None when the range was there no more.
     pub new_ranges: Vec<i64>,
     /// Units it brought to their end, well or not.
@@ -231,7 +232,7 @@ async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Requ
                     let _ = reply.send(Err(match &error {
                         CaptureError::DiskFull => CaptureError::DiskFull,
                         CaptureError::Damaged(what) => CaptureError::Damaged(what.clone()),
-                        other => CaptureError::Unwritable(other.to_string()),
+                        other => CaptureError::NotCommitted(other.to_string()),
                     }));
                 }
             }

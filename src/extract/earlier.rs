@@ -26,7 +26,7 @@ pub(super) async fn find_sound(
     match damaged.await {
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is set aside, everything is fetched again");
-            location.set_aside()?;
+            location.move_damaged_away()?;
             Ok(Vec::new())
         }
         damaged => damaged.inspect(|damaged| {

@@ -24,6 +24,9 @@ pub(super) const MAX_RESTARTS: u32 = 5;
 /// So many pages in a row that bring nothing new, and the chain is taken for endless.
 pub(super) const MAX_BARREN_PAGES: u32 = 200;
 
+/// Sessions that are asked for days that could not be listed, in one change: pages wait for it.
+const PROBED_AT_A_TIME: i64 = 10_000;
+
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let mut reader = shared.location.open_reader().await?;
@@ -32,8 +35,13 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
         windows.into_iter().map(|(window, from, to)| list_window(shared, window, DateRange { from, to })),
     )
     .await?;
+    let last = reader.last_session().await?;
     for (window, from, to) in reader.days_not_listed().await? {
-        shared.count(&shared.writer.commit(Change::ProbeDays { window, from, to }).await?);
+        for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
+            let sessions = (first, first + PROBED_AT_A_TIME - 1);
+            let change = Change::ProbeDays { window, days: (from, to), sessions };
+            shared.count(&shared.writer.commit(change).await?);
+        }
     }
     reader.close().await;
     Ok(())

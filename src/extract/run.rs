@@ -153,6 +153,9 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
     let counts = reader.counts().await;
+    if let Ok(counts) = &counts {
+        shared.context.progress.load(counts);
+    }
     reader.close().await;
     if let Ok(shared) = Arc::try_unwrap(shared) {
         shared.writer.close().await;
@@ -333,6 +336,7 @@ impl Shared {
         progress.sessions_total.fetch_add(effect.new_sessions, Ordering::Relaxed);
         progress.units_total.fetch_add(effect.new_units, Ordering::Relaxed);
         progress.sessions_done.fetch_sub(effect.reopened_sessions, Ordering::Relaxed);
+        progress.units_done.fetch_sub(effect.reopened_units, Ordering::Relaxed);
         progress.units_done.fetch_add(effect.units_done, Ordering::Relaxed);
         progress.units_failed.fetch_add(effect.units_failed, Ordering::Relaxed);
         progress.sessions_done.fetch_add(effect.sessions_done, Ordering::Relaxed);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::store::{FILE_NAME, JobStore, StoreError, salvage};
-use crate::sqlite::{files_of, unless_absent};
+use crate::files::unless_absent;
+use crate::sqlite::files_of;
 
 /// There while a new table does not hold all that can be rebuilt yet.
 const MENDING: &str = "state.db.mending";

@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::model::JobState;
-use super::service::{Jobs, JobsError, job_directories, remove_directory, remove_files};
+use super::service::{Jobs, JobsError, job_directories, remove_files};
 use super::store::ListFilter;
+use crate::files::unless_absent;
 
 /// How often finished jobs are looked at.
 const EVERY: Duration = Duration::from_secs(60);
@@ -67,13 +68,10 @@ pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for (id, directory) in job_directories(&jobs.settings.data_dir)? {
         if known.contains(&id.to_string()) {
-            match std::fs::remove_file(directory.join("archive.zip.tmp")) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
+            unless_absent(std::fs::remove_file(directory.join("archive.zip.tmp")))?;
         } else {
             tracing::info!(directory = %id, "removing the files of a job that is gone");
-            remove_directory(&directory)?;
+            unless_absent(std::fs::remove_dir_all(&directory))?;
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ use super::service::Jobs;
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Progress, RunContext, Snapshot};
+use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -220,7 +221,6 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
         if jobs.stop.is_cancelled() { End::Interrupted } else { End::Cancelled }
     };
     let directory = context.directory.clone();
-    let progress = context.progress.clone();
     if let Err(error) = make_directory(&directory) {
         return End::Failed(error);
     }
@@ -233,7 +233,6 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return End::Failed(extract_trouble(&error)),
     };
-    progress.load(&outcome.counts);
     match archive::assemble(input, begun).await {
         Ok(archive) => End::Whole(archive, outcome.failures()),
         Err(ArchiveError::Cancelled) => stopped(),
@@ -261,11 +260,7 @@ fn make_directory(directory: &Path) -> Result<(), JobError> {
     match durable {
         Err(error) => {
             let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
-            Err(trouble(
-                if error.kind() == std::io::ErrorKind::StorageFull { "disk-full" } else { "data-directory" },
-                &error,
-                help,
-            ))
+            Err(trouble(if files::is_full(&error) { "disk-full" } else { "data-directory" }, &error, help))
         }
         Ok(()) => Ok(()),
     }

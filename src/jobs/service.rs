@@ -19,6 +19,7 @@ use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
+use crate::files::unless_absent;
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
@@ -385,15 +386,8 @@ pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, Pa
 
 /// A capture of many gigabytes takes a while to go.
 pub(super) async fn remove_files(directory: PathBuf) -> std::io::Result<()> {
-    let removed = tokio::task::spawn_blocking(move || remove_directory(&directory));
+    let removed = tokio::task::spawn_blocking(move || unless_absent(std::fs::remove_dir_all(&directory)));
     removed.await.map_err(std::io::Error::other)?
-}
-
-pub(super) fn remove_directory(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Follows one job through its life, whether it runs or not.
