@@ -5,7 +5,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -30,18 +30,21 @@ const STORE_TROUBLE: Duration = Duration::from_secs(5);
 /// Starts jobs until the service stops, then waits for them to stop.
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut running = JoinSet::new();
-    let mut interrupted = loop {
+    loop {
         match jobs.store.oldest(JobState::Running, usize::MAX >> 1).await {
-            Ok(interrupted) => break interrupted.into_iter(),
+            Ok(interrupted) => {
+                *jobs.interrupted.lock().unwrap_or_else(PoisonError::into_inner) = interrupted.into();
+                break;
+            }
             Err(error) => tracing::error!(%error, "interrupted jobs could not be read, trying again"),
         }
         if jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await.is_none() {
             return;
         }
-    };
+    }
     'starting: while !jobs.stop.is_cancelled() {
         while running.len() < jobs.settings.max_running {
-            let next = match interrupted.next() {
+            let next = match jobs.take_interrupted(|_| true) {
                 Some(job) => {
                     tracing::info!(job.id = %job.id, "taking up an interrupted job");
                     Ok(Some(job))
@@ -66,7 +69,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
         }
         tokio::select! {
             Some(ended) = running.join_next() => report_panic(ended),
-            () = jobs.work.notified() => {}
+            () = jobs.wake_runner.notified() => {}
             () = jobs.stop.cancelled() => {}
         }
     }

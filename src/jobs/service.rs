@@ -2,9 +2,10 @@
 //!
 //! Persists before it announces. Knows no HTTP; errors say what is wrong in the terms of jobs.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -73,8 +74,10 @@ pub struct Jobs {
     pub(super) registry: Registry,
     pub(super) account: Arc<Account>,
     pub(super) clock: SharedClock,
+    /// Jobs that an earlier process left running, and that wait for their turn to be taken up again.
+    pub(super) interrupted: Mutex<VecDeque<Job>>,
     /// Wakes the runner when there may be something to start.
-    pub(super) work: Notify,
+    pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -94,7 +97,8 @@ impl Jobs {
             registry: Registry::new(),
             account,
             clock,
-            work: Notify::new(),
+            interrupted: Mutex::default(),
+            wake_runner: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -166,7 +170,7 @@ impl Jobs {
             Inserted::New => {
                 tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
                 self.registry.announce();
-                self.work.notify_one();
+                self.wake_runner.notify_one();
                 Ok(Created { job, is_new: true })
             }
             Inserted::Same(job) => Ok(Created { job: self.freshest(*job), is_new: false }),
@@ -223,6 +227,10 @@ impl Jobs {
                     job.state = JobState::Cancelled;
                     self.finish(&mut job);
                 }
+                JobState::Running if self.take_interrupted(|job| job.id == id).is_some() => {
+                    job.state = JobState::Cancelled;
+                    self.finish(&mut job);
+                }
                 // Written down first: a crash between asking and stopping still ends in `cancelled`.
                 JobState::Running => job.cancel_requested = true,
                 JobState::Cancelled => return Ok(job),
@@ -259,7 +267,7 @@ impl Jobs {
             job.progress.percent = None;
             if self.store.replace(state, &job).await? {
                 self.registry.announce();
-                self.work.notify_one();
+                self.wake_runner.notify_one();
                 return Ok(job);
             }
         }
@@ -346,6 +354,12 @@ impl Jobs {
         let retention =
             jiff::SignedDuration::try_from(self.settings.retention).unwrap_or(jiff::SignedDuration::MAX);
         job.expires_at = now.checked_add(retention).ok();
+    }
+
+    /// Takes the first such job out of those that wait to be taken up again.
+    pub(super) fn take_interrupted(&self, is_wanted: impl Fn(&Job) -> bool) -> Option<Job> {
+        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        interrupted.iter().position(is_wanted).and_then(|place| interrupted.remove(place))
     }
 
     async fn stored(&self, id: JobId) -> Result<Job, JobsError> {

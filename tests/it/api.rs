@@ -96,6 +96,25 @@ async fn a_job_is_created_once_for_an_idempotency_key() {
     world.finished(first["id"].as_str().unwrap()).await;
 }
 
+/// The answer to a request shortly before midnight got lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_request_gets_its_job_also_when_its_days_have_left_the_six_months() {
+    let clock = ManualClock::starting_at("2026-11-24T23:59:58Z".parse().unwrap());
+    let today = Some(jiff::civil::date(2026, 11, 24));
+    let world = World::with_clock(SimSettings { today, ..account() }, clock.clone(), |_| {}).await;
+    let body = json!({ "from": "2026-05-24", "to": "2026-05-30" });
+    let post = |key: &'static str| {
+        world.client.post(world.url("/v1/jobs")).header("idempotency-key", key).json(&body).send()
+    };
+    let first: Value = post("k").await.unwrap().json().await.unwrap();
+    world.finished(first["id"].as_str().unwrap()).await;
+    clock.advance(Duration::from_secs(60));
+    let again = post("k").await.unwrap();
+    assert_eq!(again.status(), 202);
+    assert_eq!(again.json::<Value>().await.unwrap()["id"], first["id"]);
+    assert_eq!(problem(post("another").await.unwrap()).await, is(422, "invalid-request"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idempotency_key_outside_the_document_is_refused() {
     let world = World::new(account()).await;
@@ -248,6 +267,26 @@ async fn waiting_answers_at_a_change_and_304_without_one() {
     assert_eq!((unchanged.status().as_u16(), &unchanged.headers()["etag"]), (304, &etag));
     assert_eq!(wait(None).await.unwrap().status(), 200, "without a validator the wait ends with the job");
     assert_eq!(wait(Some("\"old\"".parse().unwrap())).await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_told_of_a_change_at_once() {
+    let world = World::with(account(), |settings| settings.jobs.max_running = 1).await;
+    world.sim.set_qps(1);
+    let running = world.submit(&world.everything()).await;
+    let queued = world.submit(&world.everything()).await;
+    let path = format!("/v1/jobs/{queued}");
+    let etag = world.get(&path).await.headers()["etag"].clone();
+    let wait = world.client.get(world.url(&format!("{path}?wait=60s"))).header("if-none-match", &etag).send();
+    let cancel = async {
+        tokio::task::yield_now().await;
+        world.post(&format!("{path}/cancel"), &Value::Null).await
+    };
+    let (waited, _) = tokio::join!(tokio::time::timeout(Duration::from_secs(10), wait), cancel);
+    let waited = waited.expect("not at the end of the minute").unwrap();
+    assert_ne!(waited.headers()["etag"], etag);
+    assert_eq!(waited.json::<Value>().await.unwrap()["state"], "cancelled");
+    world.post(&format!("/v1/jobs/{running}/cancel"), &Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

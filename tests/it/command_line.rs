@@ -210,6 +210,17 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     unset.arg("check").env("ZOOM_CLIENT_SECRET", " ");
     let (code, _, err) = run(unset).await;
     assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
+    // Somebody else's file, in a directory that others may write to.
+    std::fs::write(home.path().join(".env"), "no setting").unwrap();
+    std::fs::create_dir(home.path().join("own")).unwrap();
+    let mut below = connected(&sim, &home.path().join("own"));
+    below.arg("check");
+    assert_eq!(run(below).await.0, 0);
+    let mut beside = connected(&sim, home.path());
+    beside.arg("check");
+    let (code, _, err) = run(beside).await;
+    assert!(code == 2 && err.contains(".env: a line of it is malformed"), "{err}");
+    std::fs::remove_file(home.path().join(".env")).unwrap();
     let mut nowhere = extract(&sim, home.path());
     nowhere.args(["--output-dir", "/proc/nowhere"]);
     let (code, _, err) = run(nowhere).await;
@@ -255,6 +266,10 @@ async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_ref
     let (code, _, err) = run(serve("0.0.0.0:0")).await;
     assert_eq!(code, 2);
     assert!(err.contains("API_KEYS"), "{err}");
+    let mut for_pages = serve("127.0.0.1:0");
+    for_pages.env("CORS_ORIGINS", "https://tools.example.org");
+    let (code, _, err) = run(for_pages).await;
+    assert!(code == 2 && err.contains("CORS_ORIGINS needs API_KEYS"), "{err}");
     let mut first = serve("127.0.0.1:0").stderr(std::process::Stdio::null()).spawn().unwrap();
     while !home.path().join("data/state.db").exists() {
         tokio::task::yield_now().await;

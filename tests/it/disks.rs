@@ -205,8 +205,11 @@ async fn without_its_data_directory_the_service_says_so_and_promises_nothing() {
     let ready = service.client.get(service.url("/readyz")).send().await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("data directory is gone"));
+    let promise = service.post("/v1/jobs", &everything(&sim)).await;
+    assert_eq!(promise.status(), 503, "nothing would be left of it");
     let job = service.finished(&id).await;
     assert_eq!(job["state"], "failed", "{job:#}");
+    assert_eq!(service.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 503);
     assert!(!setup.data.join("jobs").exists(), "it does not come back half");
 }
 

@@ -112,6 +112,19 @@ async fn without_keys_a_web_page_cannot_reach_the_service() {
     assert_eq!(rebound.json::<Value>().await.unwrap()["code"], "not-this-machine");
     assert_eq!(with("origin", "https://page.example").await.unwrap().status(), 403);
     assert_eq!(with("accept", "*/*").await.unwrap().status(), 200);
+    // Nor fill its disk with what it was refused.
+    let path = format!("/v1/jobs/{}/cancel", "x".repeat(20_000));
+    for _ in 0..50 {
+        let refused =
+            world.client.post(world.url(&path)).header("origin", "https://page.example").send().await;
+        assert_eq!(refused.unwrap().status(), 403);
+    }
+    let trail = world.settings.jobs.data_dir.join("audit.jsonl");
+    assert!(std::fs::metadata(&trail).unwrap().len() < 1_000);
+    let strange = world.client.post(world.url(&path)).send().await.unwrap();
+    assert_eq!(strange.status(), 404);
+    let text = std::fs::read_to_string(&trail).unwrap();
+    assert!(text.len() < 2_000 && text.lines().last().unwrap().contains("\"job\":null"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,6 +147,7 @@ async fn no_page_may_call_unless_its_origin_is_configured() {
             .send()
             .await
             .unwrap();
+        assert_eq!(preflight.status(), if configured { 200 } else { 405 }, "nobody takes OPTIONS else");
         let allowed =
             preflight.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap());
         assert_eq!(allowed, configured.then_some(origin));
@@ -186,6 +200,10 @@ async fn metrics_can_have_an_address_of_their_own() {
     assert!(there.text().await.unwrap().contains("zcr_jobs_running"));
     let jobs = world.client.get(format!("http://{metrics}/v1/jobs")).send().await.unwrap();
     assert_eq!(jobs.status(), 404, "nothing else is offered there");
+    let posted = world.client.post(format!("http://{metrics}/metrics")).send().await.unwrap();
+    assert_eq!(posted.status(), 405);
+    assert_eq!(posted.headers()["content-type"], "application/problem+json");
+    assert!(posted.headers().contains_key("x-request-id"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
