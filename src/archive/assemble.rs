@@ -41,7 +41,7 @@ pub struct AssembleInput {
     pub cancel: CancellationToken,
 }
 
-/// Makes the archive, or what is left to be made of it. A zip is told of.
+/// Makes the archive, or what is left to be made of it. Returns size and hash of a zip; nothing of a directory.
 pub async fn assemble(input: AssembleInput, begun: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
     on_own_thread(move |runtime| {
         let mut assembly = match begun.0 {

@@ -8,7 +8,7 @@ use super::zip::Located;
 use super::{ArchiveError, check};
 use crate::capture::SegmentReader;
 
-/// Writes the files of these sessions, one after the other. Tells what the sink does of each.
+/// Writes the files of these sessions, one after the other. Returns what the sink returned for each.
 pub fn sessions(
     sessions: &[WholeSession],
     segments: &SegmentReader,

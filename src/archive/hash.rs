@@ -158,7 +158,7 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// Of each of its files. `next` gives its pages, in their order.
+/// The hashes of a session's files; `next` yields its pages, inflated, in their order.
 fn session(
     session: &WholeSession,
     next: &mut impl FnMut() -> Result<Vec<u8>, ArchiveError>,

@@ -279,7 +279,11 @@ pub async fn failures_page(
     after: Option<i64>,
     most: usize,
 ) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
-    let mut reader = Location::in_directory(directory).open_reader().await?;
+    let location = Location::in_directory(directory);
+    if !location.exists() {
+        return Ok((Vec::new(), None));
+    }
+    let mut reader = location.open_reader().await?;
     // A job that has only just begun has a capture without a plan.
     let begun = reader.has_plan().await?;
     let rows =

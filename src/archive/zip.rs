@@ -1,8 +1,8 @@
 //! The zip sink: entries made of ready deflate pieces, hashed as a whole while written.
 //!
 //! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). Entries come
-//! in any order, and what the archive's directory has to say of each is given away: only the directory, which comes
-//! last, has to be sorted, and for 400,000 entries it would be 50 MB of memory.
+//! in any order, and what the archive's directory will tell of each is returned to the caller, who keeps it sorted on disk:
+//! for 400,000 entries it would be 50 MB of memory.
 
 use std::io::{BufWriter, Write};
 

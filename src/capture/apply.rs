@@ -58,66 +58,10 @@ pub(super) async fn apply(
             effect = bulk::settle(tx, number, &[*range]).await?;
         }
         Change::CutRange { range, reachable_from, kept, failure, at } => {
-            let last_lost =
-                reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
-            let lost: Option<i64> = sqlx::query_scalar(
-                "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
-                 SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
-            )
-            .bind(last_lost.to_string())
-            .bind(note(failure))
-            .bind(at.to_string())
-            .bind(range)
-            .fetch_optional(&mut **tx)
-            .await?;
-            // It may have been replaced meanwhile.
-            let Some(lost) = lost else { return Ok(effect) };
-            keep(tx, lost, kept, offset).await?;
-            begin_again(tx, *range).await?;
-            sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
-                .bind(reachable_from.to_string())
-                .bind(range)
-                .execute(&mut **tx)
-                .await?;
+            cut_range(tx, *range, *reachable_from, (kept, offset), (failure, *at)).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
-            let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
-                .bind(range)
-                .fetch_one(&mut **tx)
-                .await?;
-            if !there {
-                // It has been replaced meanwhile.
-                return Ok(effect);
-            }
-            begin_again(tx, *range).await?;
-            sqlx::query(
-                "UPDATE units SET expected_pages = max(expected_pages, ?)
-                 WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
-            )
-            .bind(expected_pages)
-            .bind(range)
-            .execute(&mut **tx)
-            .await?;
-            let mut parts = parts.iter();
-            let Some(first) = parts.next() else { return Ok(effect) };
-            for (from, to) in parts {
-                let id = sqlx::query_scalar(
-                    "INSERT INTO ranges (unit, window, first_day, last_day)
-                     SELECT unit, window, ?, ? FROM ranges WHERE id = ? RETURNING id",
-                )
-                .bind(from.to_string())
-                .bind(to.to_string())
-                .bind(range)
-                .fetch_one(&mut **tx)
-                .await?;
-                effect.new_ranges.push(id);
-            }
-            sqlx::query("UPDATE ranges SET first_day = ?, last_day = ? WHERE id = ?")
-                .bind(first.0.to_string())
-                .bind(first.1.to_string())
-                .bind(range)
-                .execute(&mut **tx)
-                .await?;
+            effect.new_ranges = split_range(tx, *range, parts, *expected_pages).await?;
         }
         Change::ProbeDays { window, days, sessions } => {
             effect = listed::probe_days(tx, *window, *days, *sessions).await?;
@@ -143,6 +87,81 @@ pub(super) async fn apply(
         }
     }
     Ok(effect)
+}
+
+/// Makes the first days of a range, which are out of reach, a failed range of their own, with what is kept of them.
+async fn cut_range(
+    tx: &mut Tx<'_>,
+    range: i64,
+    reachable_from: Date,
+    (kept, offset): (&[Kept], u64),
+    (failure, at): (&FailureNote, Timestamp),
+) -> Result<(), CaptureError> {
+    let last_lost = reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
+    let lost: Option<i64> = sqlx::query_scalar(
+        "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
+         SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
+    )
+    .bind(last_lost.to_string())
+    .bind(note(failure))
+    .bind(at.to_string())
+    .bind(range)
+    .fetch_optional(&mut **tx)
+    .await?;
+    // It may have been replaced meanwhile.
+    let Some(lost) = lost else { return Ok(()) };
+    keep(tx, lost, kept, offset).await?;
+    begin_again(tx, range).await?;
+    sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
+        .bind(reachable_from.to_string())
+        .bind(range)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Cuts a range into parts, the first of which keeps its number. Returns the numbers of the others; none if the range has
+/// been replaced meanwhile.
+async fn split_range(
+    tx: &mut Tx<'_>,
+    range: i64,
+    parts: &[(Date, Date)],
+    expected_pages: i64,
+) -> Result<Vec<i64>, CaptureError> {
+    let mut new = Vec::new();
+    let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
+        .bind(range)
+        .fetch_one(&mut **tx)
+        .await?;
+    let Some(((first_day, last_day), others)) = parts.split_first().filter(|_| there) else { return Ok(new) };
+    begin_again(tx, range).await?;
+    sqlx::query(
+        "UPDATE units SET expected_pages = max(expected_pages, ?)
+         WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
+    )
+    .bind(expected_pages)
+    .bind(range)
+    .execute(&mut **tx)
+    .await?;
+    for (from, to) in others {
+        let id = sqlx::query_scalar(
+            "INSERT INTO ranges (unit, window, first_day, last_day)
+             SELECT unit, window, ?, ? FROM ranges WHERE id = ? RETURNING id",
+        )
+        .bind(from.to_string())
+        .bind(to.to_string())
+        .bind(range)
+        .fetch_one(&mut **tx)
+        .await?;
+        new.push(id);
+    }
+    sqlx::query("UPDATE ranges SET first_day = ?, last_day = ? WHERE id = ?")
+        .bind(first_day.to_string())
+        .bind(last_day.to_string())
+        .bind(range)
+        .execute(&mut **tx)
+        .await?;
+    Ok(new)
 }
 
 /// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered.

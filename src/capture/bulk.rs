@@ -2,14 +2,10 @@
 //! costs more than the writing.
 
 use serde_json::json;
-use sqlx::QueryBuilder;
 
 use super::apply::set_aside;
 use super::writer::{Effect, PageOf};
 use super::{CaptureError, Kind, PageRef, Segment, Tx};
-
-/// Rows in one statement: five values each, and SQLite takes 32,766 of them.
-const MOST_ROWS: usize = 1_000;
 
 /// A messages page as it stands in a group.
 #[derive(Debug, Clone, Copy)]
@@ -164,18 +160,23 @@ pub(super) enum Of {
 
 /// Members nobody told us of; seldom any, but then perhaps one in each page.
 pub(super) async fn unknown_members(tx: &mut Tx<'_>, of: Of, pages: &[&PageOf]) -> Result<(), CaptureError> {
-    let members = pages.iter().flat_map(|page| page.unknown.iter().map(move |member| (page, member)));
+    let members = pages.iter().flat_map(|page| {
+        let (list, range) = match of {
+            Of::Lists => (Some(page.chain), None),
+            Of::Ranges => (None, Some(page.chain)),
+        };
+        page.unknown.iter().map(move |(name, value)| json!([list, range, page.seq, name, value]))
+    });
     let members: Vec<_> = members.collect();
-    for members in members.chunks(MOST_ROWS) {
-        let mut insert = QueryBuilder::new("INSERT INTO unknown_members (list, range, seq, name, value) ");
-        insert.push_values(members, |mut row, (page, (name, value))| {
-            let (list, range) = match of {
-                Of::Lists => (Some(page.chain), None),
-                Of::Ranges => (None, Some(page.chain)),
-            };
-            row.push_bind(list).push_bind(range).push_bind(page.seq).push_bind(name).push_bind(value);
-        });
-        insert.build().persistent(false).execute(&mut **tx).await?;
+    if members.is_empty() {
+        return Ok(());
     }
+    sqlx::query(
+        "INSERT INTO unknown_members (list, range, seq, name, value)
+         SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m",
+    )
+    .bind(json!(members).to_string())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 
 use jiff::civil::Date;
 use serde_json::json;
-use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
@@ -35,7 +34,7 @@ impl KnownSessions {
         if self.ready {
             return Ok(());
         }
-        // Nothing is in it, wherever it comes from.
+        // It starts empty, also when a crash left one.
         std::fs::File::create(&self.path)?;
         let path = self.path.to_string_lossy().into_owned();
         sqlx::query("ATTACH ? AS known").bind(path).execute(&mut *connection).await?;
@@ -136,16 +135,15 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
     if new.is_empty() {
         return Ok(());
     }
-    let mut insert = QueryBuilder::new("INSERT INTO sessions (id, zoom_id, info) ");
-    insert.push_values(new, |mut row, (id, session)| {
-        row.push_bind(id).push_bind(&session.zoom_id).push_bind(&session.info);
-    });
-    insert.build().persistent(false).execute(&mut **tx).await?;
-    let mut insert = QueryBuilder::new("INSERT INTO known.sessions (zoom_id, id) ");
-    insert.push_values(new, |mut row, (id, session)| {
-        row.push_bind(&session.zoom_id).push_bind(id);
-    });
-    insert.build().persistent(false).execute(&mut **tx).await?;
+    let rows: Vec<_> = new.iter().map(|(id, session)| json!([id, session.zoom_id, session.info])).collect();
+    let rows = json!(rows).to_string();
+    for statement in [
+        "INSERT INTO sessions (id, zoom_id, info)
+         SELECT s.value ->> 0, s.value ->> 1, s.value ->> 2 FROM json_each(?) AS s",
+        "INSERT INTO known.sessions (id, zoom_id) SELECT s.value ->> 0, s.value ->> 1 FROM json_each(?) AS s",
+    ] {
+        sqlx::query(statement).bind(&rows).execute(&mut **tx).await?;
+    }
     Ok(())
 }
 
@@ -159,16 +157,16 @@ async fn list_again(
     if there.is_empty() {
         return Ok((0, 0));
     }
-    let mut update = QueryBuilder::new("UPDATE sessions SET info = listed.column2 FROM (");
-    update.push_values(there, |mut row, (id, session)| {
-        row.push_bind(id).push_bind(&session.info);
-    });
-    update.push(
-        ") AS listed WHERE sessions.id = listed.column1 AND sessions.info <> listed.column2
-          AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = sessions.id AND u.listed AND u.window > ",
-    );
-    update.push_bind(window).push(")");
-    update.build().persistent(false).execute(&mut **tx).await?;
+    let infos: Vec<_> = there.iter().map(|(id, session)| json!([id, session.info])).collect();
+    sqlx::query(
+        "UPDATE sessions SET info = listed.value ->> 1 FROM json_each(?) AS listed
+         WHERE sessions.id = listed.value ->> 0 AND sessions.info <> listed.value ->> 1
+         AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = sessions.id AND u.listed AND u.window > ?)",
+    )
+    .bind(json!(infos).to_string())
+    .bind(window)
+    .execute(&mut **tx)
+    .await?;
     let ids: Vec<i64> = there.iter().map(|(id, _)| *id).collect();
     let (sessions, units): (i64, i64) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE

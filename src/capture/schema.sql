@@ -16,7 +16,7 @@ CREATE TABLE lists (
 
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
-    zoom_id TEXT NOT NULL,                          -- unique; whether one is there is looked up elsewhere
+    zoom_id TEXT NOT NULL,                          -- unique, by known.sessions (listed.rs), not by an index
     info TEXT NOT NULL                              -- as received, from the latest window that lists it
 ) STRICT;
 

@@ -58,7 +58,7 @@ impl Appender {
     }
 }
 
-/// A segment that is longer is looked for before there is room made for it: it may be damage that says so.
+/// Before there is room made for more than this, the file must hold it: it may be a damaged index that says so.
 const USUAL: u64 = 4 << 20;
 
 /// A reader's end of the file.

@@ -145,7 +145,7 @@ impl Reader {
         sessions: &[PlacedSession],
         at_a_time: i64,
     ) -> Result<Vec<Vec<PageRef>>, CaptureError> {
-        // Each with which of the sessions it belongs to, and its place there.
+        // Each range with the index of its session, and its own within that session.
         let ranges = sessions.iter().enumerate().flat_map(|(nth, session)| {
             session.ranges.iter().enumerate().map(move |(order, range)| (range, (nth, order)))
         });

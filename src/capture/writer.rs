@@ -260,7 +260,7 @@ async fn commit(
     commit_group(store, group).await
 }
 
-/// Whoever is about to send a change sends it first: a commit costs about as much for many changes as for one.
+/// Lets every task that is ready send its change before the commit, which costs about as much for many changes as for one.
 async fn gather(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>) {
     let mut before = 0;
     while before < group.len() && group.len() < GROUP {

@@ -1,4 +1,4 @@
-//! What was received stays: whatever becomes of a chain, all that ever came of its days is kept of them.
+//! When days fail for good, every item that was ever received of them is kept, also from pages that had been set aside.
 //!
 //! Pages are taken off a range when its chain begins again or is cut, and set aside in the capture. Should those days fail
 //! after all, what the pages hold of them is added to what is there.
@@ -23,7 +23,7 @@ static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
     SipHasher13::new_with_keys(key(), key())
 });
 
-/// The same for byte-identical items, in this process.
+/// A digest of an item's bytes. To be compared within this process only: its keys are random.
 pub(super) fn digest(item: &str) -> u128 {
     DIGEST.hash(item.as_bytes()).as_u128()
 }
@@ -31,7 +31,7 @@ pub(super) fn digest(item: &str) -> u128 {
 /// Before a link to a file. It carries a token that is another one each time.
 const LINK: &str = "\"download_url\"";
 
-/// The same for an item however often it was fetched.
+/// A digest that leaves out the tokens of links, which are others with each fetch.
 fn digest_of_content(item: &str) -> u128 {
     let (mut content, mut rest) = (String::new(), item);
     while let Some((before, link)) = rest.split_once(LINK) {

@@ -29,7 +29,7 @@ const TRUSTED_UNPACED: f64 = 400.0;
 /// A chain that would take this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
-/// Fewer pages show nothing.
+/// A chain is not judged before it has shown this many pages.
 const SHOWN: u32 = 8;
 /// Splitting may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (16.0, 0.015);

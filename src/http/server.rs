@@ -119,12 +119,12 @@ async fn connection(
     let mut stream = TimeoutStream::new(socket);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let room_needed = CancellationToken::new();
-    let waiting = Waiting::new(idle, room_needed.clone());
+    let place = Connection::new(idle, room_needed.clone());
     // Dropped after the connection and its answers, so that nothing is left of it.
-    let _over = Over(waiting.clone());
+    let _over = Over(place.clone());
     let service = service_fn({
-        let waiting = waiting.clone();
-        move |request| answer(request, peer, router.clone(), waiting.clone())
+        let place = place.clone();
+        move |request| answer(request, peer, router.clone(), place.clone())
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -147,13 +147,13 @@ async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     router: Router,
-    waiting: Arc<Waiting>,
+    place: Arc<Connection>,
 ) -> Result<Response<Body>, Infallible> {
-    waiting.leave(Place::Busy);
+    place.leave(Place::Busy);
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(Peer(peer));
     let response = router.oneshot(request).await?;
-    let busy = Busy(waiting);
+    let busy = Busy(place);
     // The guard goes with the body: the connection waits for a request again once the answer is out.
     Ok(response.map(|body| {
         Body::new(body.map_frame(move |frame| {
@@ -165,20 +165,39 @@ async fn answer(
 
 /// Connections that wait for a request, by how long they have.
 #[derive(Debug, Default)]
-struct Idle(Mutex<(u64, BTreeMap<u64, CancellationToken>)>);
+struct Idle(Mutex<ByAge>);
+
+#[derive(Debug, Default)]
+struct ByAge {
+    /// The number of the one that began to wait last.
+    last: u64,
+    waiting: BTreeMap<u64, CancellationToken>,
+}
 
 impl Idle {
+    fn enter(&self, close: CancellationToken) -> u64 {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.last += 1;
+        let number = idle.last;
+        idle.waiting.insert(number, close);
+        number
+    }
+
+    fn leave(&self, number: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&number);
+    }
+
     fn close_oldest(&self) {
-        let oldest = self.0.lock().unwrap_or_else(PoisonError::into_inner).1.pop_first();
+        let oldest = self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_first();
         if let Some((_, token)) = oldest {
             token.cancel();
         }
     }
 }
 
-/// One connection's place among those that wait.
+/// Whether a connection waits for a request, and its place among those that do.
 #[derive(Debug)]
-struct Waiting {
+struct Connection {
     idle: Arc<Idle>,
     close: CancellationToken,
     place: Mutex<Place>,
@@ -191,34 +210,30 @@ enum Place {
     Over,
 }
 
-impl Waiting {
+impl Connection {
     fn new(idle: Arc<Idle>, close: CancellationToken) -> Arc<Self> {
-        let waiting = Arc::new(Self { idle, close, place: Mutex::new(Place::Busy) });
-        waiting.enter();
-        waiting
+        let connection = Arc::new(Self { idle, close, place: Mutex::new(Place::Busy) });
+        connection.enter();
+        connection
     }
 
     fn enter(&self) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Place::Busy = *place {
-            let mut idle = self.idle.0.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.0 += 1;
-            let number = idle.0;
-            idle.1.insert(number, self.close.clone());
-            *place = Place::Waiting(number);
+            *place = Place::Waiting(self.idle.enter(self.close.clone()));
         }
     }
 
     fn leave(&self, next: Place) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if let Place::Waiting(number) = std::mem::replace(&mut *place, next) {
-            self.idle.0.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number);
+            self.idle.leave(number);
         }
     }
 }
 
 /// The end of a connection, however it comes.
-struct Over(Arc<Waiting>);
+struct Over(Arc<Connection>);
 
 impl Drop for Over {
     fn drop(&mut self) {
@@ -227,7 +242,7 @@ impl Drop for Over {
 }
 
 /// Held while an answer is on its way.
-struct Busy(Arc<Waiting>);
+struct Busy(Arc<Connection>);
 
 impl Drop for Busy {
     fn drop(&mut self) {

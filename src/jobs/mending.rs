@@ -19,8 +19,8 @@ const MENDED: &str = "state.db.mended";
 #[derive(Debug)]
 pub(super) enum Opened {
     Sound(JobStore),
-    /// There was none, or one that was not [`whole`] yet.
-    New(JobStore),
+    /// There was none, or one that is not [`finish`]ed yet.
+    Incomplete(JobStore),
     /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
     Replaced {
         store: JobStore,
@@ -42,10 +42,10 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             remove_all(&path)?;
             move_all(&mended, &path)?;
         }
-        return Ok(Opened::New(JobStore::connect(&path).await?));
+        return Ok(Opened::Incomplete(JobStore::connect(&path).await?));
     }
     match JobStore::connect_checked(&path).await {
-        Ok(store) if mending.exists() => Ok(Opened::New(store)),
+        Ok(store) if mending.exists() => Ok(Opened::Incomplete(store)),
         Ok(store) => Ok(Opened::Sound(store)),
         Err(error) if error.is_damage() => {
             begin_mending()?;
@@ -71,8 +71,8 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
     }
 }
 
-/// Everything that a new table can know is in it.
-pub(super) fn whole(directory: &Path) -> std::io::Result<()> {
+/// Everything that a new table can know is in it: it is as sound as any other.
+pub(super) fn finish(directory: &Path) -> std::io::Result<()> {
     remove_all(&directory.join(MENDED))?;
     unless_absent(std::fs::remove_file(directory.join(MENDING)))
 }
@@ -100,12 +100,12 @@ mod tests {
     #[tokio::test]
     async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
         let directory = tempfile::tempdir().unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is new") };
+        let Opened::Incomplete(store) = open(directory.path()).await else { panic!("it is new") };
         let queued = job(JobState::Queued);
         store.insert(&queued, Some("key")).await.unwrap();
         store.close().await;
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
-        let Opened::New(store) = open(directory.path()).await else { panic!("it is not whole yet") };
+        let Opened::Incomplete(store) = open(directory.path()).await else { panic!("it is not whole yet") };
         let known = store.known("key", &queued.request).await.unwrap();
         assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
     }
@@ -115,9 +115,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let open = async || open(directory.path()).await;
         for _ in 0..2 {
-            assert!(matches!(open().await, Opened::New(_)), "nothing must be swept yet");
+            assert!(matches!(open().await, Opened::Incomplete(_)), "nothing must be swept yet");
         }
-        whole(directory.path()).unwrap();
+        finish(directory.path()).unwrap();
         assert!(matches!(open().await, Opened::Sound(_)));
     }
 }

@@ -13,7 +13,7 @@ use crate::extract::{self, Captured, ExtractError, Snapshot};
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
     let (store, salvaged) = match mending::open(data_dir, clock.now()).await? {
         Opened::Sound(store) => return Ok(store),
-        Opened::New(store) => (store, 0),
+        Opened::Incomplete(store) => (store, 0),
         Opened::Replaced { store, salvaged, set_aside } => {
             tracing::error!(
                 set_aside = %set_aside.display(), salvaged,
@@ -47,7 +47,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
             }
         }
     }
-    mending::whole(data_dir)?;
+    mending::finish(data_dir)?;
     if rebuilt > 0 {
         tracing::warn!(salvaged, rebuilt, "jobs were rebuilt from their captures");
     }

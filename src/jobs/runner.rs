@@ -98,8 +98,6 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
 /// How the work on a job ended, before it is written down.
 enum End {
     Whole(Option<ArchiveFile>, u64),
-    /// The service stops; the job goes on later.
-    Interrupted,
     Cancelled,
     Failed(JobError),
 }
@@ -138,7 +136,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         tokio::pin!(work);
         loop {
             tokio::select! {
-                end = &mut work => break end.unwrap_or_else(|_| End::Failed(extract_trouble(&ExtractError::Panicked))),
+                end = &mut work => break end.unwrap_or_else(|_| Some(End::Failed(extract_trouble(&ExtractError::Panicked)))),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
                     jobs.registry.publish(Job { progress: figures(), ..job.clone() });
                 }
@@ -146,29 +144,35 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         }
     };
     job.progress = figures();
-    job.progress.waiting = None;
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
+    if let Some(end) = end {
+        settle(&jobs, &mut job, end, &directory).await;
+        log_end(&job, elapsed_ms);
+        write_down(&jobs, &job).await;
+    } else {
+        tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
+    }
+    jobs.registry.leave(&entered);
+}
+
+/// What is to be written down of a job that has ended.
+async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
     match end {
-        End::Interrupted => {
-            tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
-            jobs.registry.leave(&entered);
-            return;
-        }
         End::Whole(archive, failures) => {
             job.state = if failures == 0 { JobState::Completed } else { JobState::CompletedWithFailures };
             job.failures_total = failures;
             job.archive = archive;
-            (job.progress.percent, job.progress.eta_seconds) = (Some(100.0), None);
+            job.progress.percent = Some(100.0);
         }
-        End::Cancelled => job.state = JobState::Cancelled,
         End::Failed(error) => {
             job.state = JobState::Failed;
             job.error = Some(error);
         }
+        End::Cancelled => job.state = JobState::Cancelled,
     }
     // Of a completed job they are known; of the others the capture tells.
     if matches!(job.state, JobState::Cancelled | JobState::Failed)
-        && let Ok(failures) = extract::failures_in(&directory).await
+        && let Ok(failures) = extract::failures_in(directory).await
     {
         job.failures_total = failures;
     }
@@ -176,12 +180,15 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     let is_there = |archive: &ArchiveFile| {
         std::fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
     };
-    job.archive = job.archive.filter(is_there);
+    job.archive = job.archive.take().filter(is_there);
     // Taken back only now: a crash before this line retries once more, which loses nothing.
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
-    jobs.finish(&mut job);
-    metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
+    job.progress.waiting = None;
+    jobs.finish(job);
+}
+
+fn log_end(job: &Job, elapsed_ms: u64) {
     tracing::info!(
         state = job.state.as_str(),
         sessions = job.progress.sessions_total,
@@ -194,8 +201,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"
     );
+}
+
+/// Writes down how a job ended, unless the service stops before it can.
+async fn write_down(jobs: &Jobs, job: &Job) {
     loop {
-        match jobs.store.replace(JobState::Running, &job).await {
+        match jobs.store.replace(JobState::Running, job).await {
             Ok(_) => break,
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be written down, trying again");
@@ -208,7 +219,6 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
             }
         }
     }
-    jobs.registry.leave(&entered);
 }
 
 fn facts(job: &Job) -> Vec<(&'static str, String)> {
@@ -219,13 +229,12 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
     facts
 }
 
-async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> End {
-    let stopped = || {
-        if jobs.stop.is_cancelled() { End::Interrupted } else { End::Cancelled }
-    };
+/// Extracts and assembles. `None` when the service stops: the job goes on later.
+async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> Option<End> {
+    let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
     let directory = context.directory.clone();
     if let Err(error) = make_directory(&directory) {
-        return End::Failed(error);
+        return Some(End::Failed(error));
     }
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
     let input = archive::AssembleInput { directory, target, cancel: cancel.clone() };
@@ -234,18 +243,18 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> E
     let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(ExtractError::Cancelled) => return stopped(),
-        Err(error) => return End::Failed(extract_trouble(&error)),
+        Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
     match archive::assemble(input, begun).await {
-        Ok(archive) => End::Whole(archive, outcome.failures()),
+        Ok(archive) => Some(End::Whole(archive, outcome.failures())),
         Err(ArchiveError::Cancelled) => stopped(),
-        Err(error) => End::Failed(if error.is_disk_full() {
+        Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
         } else if error.is_damaged_capture() {
             trouble("capture-damaged", &error, Some(REFETCH))
         } else {
             trouble("archive", &error, Some("see the log, then retry the job; nothing is fetched again"))
-        }),
+        })),
     }
 }
 

@@ -303,11 +303,7 @@ impl Jobs {
         if job.state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
-        let directory = self.directory(id);
-        if !directory.join("capture.db").exists() {
-            return Ok((Vec::new(), None));
-        }
-        Ok(failures_page(&directory, after, most).await?)
+        Ok(failures_page(&self.directory(id), after, most).await?)
     }
 
     /// The archive's file, if there is one, and what it should be.
@@ -347,8 +343,9 @@ impl Jobs {
         self.settings.data_dir.join("jobs").join(id.to_string())
     }
 
-    /// Stamps the end of a job.
+    /// Stamps and counts the end of a job.
     pub(super) fn finish(&self, job: &mut Job) {
+        metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
         let now = self.clock.now();
         job.finished_at = Some(now);
         let retention =

@@ -28,9 +28,9 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(1_002);
 const CREEP: Duration = Duration::from_millis(1);
 /// The same when the window is hardly longer than one that was too short.
 const SLOW_CREEP: Duration = Duration::from_micros(30);
-/// A 429 with none for so long before it stands alone.
+/// A 429 stands alone if there was no other this long before it.
 const QUIET: Duration = Duration::from_secs(5);
-/// By how much at most a window was too short that led to a 429 that stands alone.
+/// A 429 that stands alone makes the window longer by this much.
 const TOO_SHORT: Duration = Duration::from_millis(3);
 /// What each 429 within a window leaves of the share, in turn; further ones there do not count. The first may be jitter, and
 /// counts little; not while the share is below 1, when another app is known to be there.
@@ -79,7 +79,7 @@ struct Pace {
     /// When the last requests left, at most as many as the limit allows in one window.
     recent: VecDeque<Duration>,
     last_slow_down: Option<Duration>,
-    /// Which step comes next of those in the window since then.
+    /// Which of [`SLOW_DOWN`] the next 429 in the window since then costs.
     step: usize,
     last_change: Duration,
     waiting: Option<Waiting>,
