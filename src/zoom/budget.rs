@@ -42,6 +42,8 @@ const HOLD: Duration = Duration::from_millis(250);
 const RECOVERY: f64 = 0.0015;
 /// The share never falls below this.
 const FLOOR: f64 = 0.05;
+/// Nothing but 429s for so long, and it is another limit than that of a second.
+const HOPELESS: Duration = Duration::from_secs(60);
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
 const PAUSE_SLICE: Duration = Duration::from_secs(20);
 
@@ -79,6 +81,8 @@ struct Pace {
     /// When the last requests left, at most as many as the limit allows in one window.
     recent: VecDeque<Duration>,
     last_slow_down: Option<Duration>,
+    /// When the first of the 429s came since which nothing has been answered.
+    refused_since: Option<Duration>,
     /// Which of [`SLOW_DOWN`] the next 429 in the window since then costs.
     step: usize,
     last_change: Duration,
@@ -101,6 +105,7 @@ impl Budget {
             next: Duration::ZERO,
             recent: VecDeque::new(),
             last_slow_down: None,
+            refused_since: None,
             step: 0,
             last_change: Duration::ZERO,
             waiting: None,
@@ -131,11 +136,21 @@ impl Budget {
         }
     }
 
-    /// A per-second 429 was seen: slow down, and ask nothing for as long as it says.
-    pub fn slow_down(&self, asked: Duration) {
+    /// A per-second 429 was seen: slow down, and ask nothing for as long as it says. True when nothing else has come for a
+    /// while: it is no matter of pace.
+    pub fn slow_down(&self, asked: Duration) -> bool {
         let now = self.clock.elapsed();
-        self.with_pace(|pace| pace.slow_down(now, asked));
+        let refused_since = self.with_pace(|pace| {
+            pace.slow_down(now, asked);
+            *pace.refused_since.get_or_insert(now)
+        });
         self.changed.notify_waiters();
+        now.saturating_sub(refused_since) >= HOPELESS
+    }
+
+    /// Something was answered.
+    pub fn accepted(&self) {
+        self.with_pace(|pace| pace.refused_since = None);
     }
 
     /// Nothing is asked before the pause is over. A shorter pause than the one in force changes nothing.

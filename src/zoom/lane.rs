@@ -89,6 +89,8 @@ const CHAINS: f64 = 8.0;
 const MOST_CHAINS: f64 = 512.0;
 /// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
 const SHORT_WAIT: Duration = Duration::from_secs(10);
+/// How long to wait when it does not say for how long it refuses everything.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 
@@ -207,6 +209,7 @@ impl Lane {
             }
             let Tried { outcome, generation } = match self.send(call, effort.urgent, read.clone()).await {
                 Ok(answer) => {
+                    account.budget.accepted();
                     account.note_answer(call);
                     return Ok(answer);
                 }
@@ -301,10 +304,15 @@ impl Lane {
 
     fn limited(&self, kind: LimitKind, after: Duration, now: Timestamp) {
         let budget = &self.account.budget;
-        let reason = match kind {
-            LimitKind::PerSecond if after <= SHORT_WAIT => return budget.slow_down(after),
-            LimitKind::PerSecond => "Zoom asked for a pause",
-            LimitKind::Daily => "Zoom's daily request limit is reached",
+        let (reason, after) = match kind {
+            LimitKind::PerSecond if after <= SHORT_WAIT => {
+                if !budget.slow_down(after) {
+                    return;
+                }
+                ("Zoom refuses every request as one too many", REFUSED_PAUSE)
+            }
+            LimitKind::PerSecond => ("Zoom asked for a pause", after),
+            LimitKind::Daily => ("Zoom's daily request limit is reached", after),
         };
         let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
         let until = now.checked_add(after).unwrap_or(Timestamp::MAX);

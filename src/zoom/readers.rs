@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::clock::SharedClock;
 
-/// The answers of all jobs that are held at the same time have so many KiB at most. At 60 usual pages a second each may take
-/// two seconds to arrive.
+/// The answers of all jobs that are held at the same time have about so many KiB at most: one whose length is not known (it is
+/// compressed, perhaps) is taken for an average one. At 60 usual pages a second each may take two seconds to arrive.
 const ROOM_KIB: u32 = 8 << 10;
 /// Pages up to this size are read where they arrive, in half a millisecond or less: moving them to another thread costs
 /// about as much. Larger ones would hold up the threads that serve sockets.

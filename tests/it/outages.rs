@@ -221,6 +221,29 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
     assert_completed(&world, &two).await;
 }
 
+/// A limit that names neither itself nor its end: the job says that it waits, a check does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_everything_for_a_minute_are_a_pause() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    let answer = FaultAnswer::Status { status: 429, headers: Vec::new(), body: String::new() };
+    world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
+    let refused = |job: &Value| job["progress"]["rate_limited"].as_u64().unwrap() > 3;
+    world.wait_until(&id, refused).await;
+    clock.advance(Duration::from_secs(61));
+    let paused = |job: &Value| {
+        job["progress"]["waiting_reason"].as_str().is_some_and(|reason| reason.contains("every request"))
+    };
+    world.wait_until(&id, paused).await;
+    let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
+    assert_eq!(check["ok"], false, "{check:#}");
+    world.sim.clear_script();
+    clock.advance(Duration::from_secs(61));
+    assert_completed(&world, &id).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
     let world = World::with_clock(account(), clock(), paced).await;
