@@ -4,7 +4,6 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 COPY src src
-COPY README.md ./
 RUN cargo build --release --locked --bin zoom-chat-reports
 
 # Run: the binary, CA certificates, nobody's rights.
@@ -17,7 +16,7 @@ RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin zoom
 COPY --from=build /build/target/release/zoom-chat-reports /usr/local/bin/zoom-chat-reports
 USER 10001:10001
 # The root may be read-only: everything that is written goes to DATA_DIR.
-ENV DATA_DIR=/data LISTEN_ADDR=0.0.0.0:8080 LOG_FORMAT=json MALLOC_ARENA_MAX=2
+ENV DATA_DIR=/data LISTEN_ADDR=0.0.0.0:8080 LOG_FORMAT=json
 VOLUME /data
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["zoom-chat-reports", "health"]

@@ -53,13 +53,13 @@ pub struct ZoomArgs {
     /// Client ID of the app
     #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID")]
     pub zoom_client_id: Option<String>,
-    /// Client secret of the app; better set in the environment than as a flag, which others can see
+    /// Client secret of the app; set it in the environment: others can see flags
     #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub zoom_client_secret: Option<SecretString>,
     /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
     #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro")]
     pub zoom_plan: Plan,
-    /// The part of the limit this service may use; leave some for other apps of the account
+    /// Share of the limit this service may use; leave some for other apps of the account
     #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0)]
     pub zoom_rate_share: f64,
     /// Requests a second, instead of plan and share; 0 asks without pacing (for measurements)
@@ -77,22 +77,22 @@ pub struct ZoomArgs {
     /// The longest to wait for a connection
     #[arg(long, env = "CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
-    /// The longest an answer may pause
+    /// Longest pause within an answer
     #[arg(long, env = "IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub idle_timeout: Duration,
     /// The largest answer to accept, in bytes
     #[arg(long, env = "MAX_ANSWER_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     pub max_answer_bytes: usize,
-    /// Tries for one request, the first included (at least 8 against the real API)
+    /// Tries for one request, including the first (at least 8 against the real API)
     #[arg(long, env = "RETRY_ATTEMPTS", value_name = "N", default_value_t = 8)]
     pub retry_attempts: u32,
-    /// The first delay before a repetition; it doubles up to 60 times itself
+    /// First delay before a retry; it doubles, up to 60 times this
     #[arg(long, env = "RETRY_BASE", value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub retry_base: Duration,
     /// How long to wait for Zoom to answer again before a job fails (it can be retried)
     #[arg(long, env = "MAX_OUTAGE", value_name = "TIME", default_value = "12h", value_parser = duration)]
     pub max_outage: Duration,
-    /// Requests that may be under way at the same time, for each job
+    /// Concurrent requests, for each job
     #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64)]
     pub in_flight: usize,
 }
@@ -101,7 +101,7 @@ pub struct ZoomArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Service")]
 pub struct ServiceArgs {
-    /// Where to listen; another address than loopback needs API_KEYS
+    /// Where to listen; any address but loopback needs API_KEYS
     #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen_addr: SocketAddr,
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
@@ -110,7 +110,7 @@ pub struct ServiceArgs {
     /// Keys that may look and download but change nothing; in the same form
     #[arg(long, env = "READ_ONLY_API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub read_only_api_keys: Option<SecretString>,
-    /// A file with more keys: one a line, `key` or `name:key`, after `read-only ` for one that changes nothing
+    /// A file of more keys: one a line, `key` or `name:key`, after `read-only ` for one that changes nothing
     #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
     pub api_keys_file: Option<PathBuf>,
     /// Where to offer /metrics, without a key, instead of at LISTEN_ADDR
@@ -128,7 +128,7 @@ pub struct ServiceArgs {
     /// Downloads at the same time
     #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = 256)]
     pub max_downloads: usize,
-    /// How long downloads under way may take to end when the service is told to stop
+    /// Time for running downloads to finish when the service is told to stop
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
     pub shutdown_grace: Duration,
     /// Where jobs and archives are kept
@@ -149,7 +149,7 @@ pub struct ServiceArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogArgs {
-    /// Form of log lines; by default text on a terminal and JSON elsewhere
+    /// Log format; by default text on a terminal and JSON elsewhere
     #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
 }

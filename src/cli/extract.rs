@@ -19,7 +19,7 @@ use crate::shutdown;
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
-#[command(after_help = "The same command continues an interrupted run; parts that failed are tried again.\n\
+#[command(after_help = "The same command resumes an interrupted run and retries what failed.\n\
     Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
 pub(super) struct ExtractArgs {
     /// First day, UTC, yyyy-mm-dd; at most six months back

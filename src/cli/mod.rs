@@ -49,7 +49,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Extract a date range into a directory or a zip, without a service
     Extract(Box<extract::ExtractArgs>),
-    /// Is the account ready? One line a step, exit code 1 when not
+    /// Is the account ready? One line per step, exit code 1 if not
     Check(Box<check::CheckArgs>),
     /// Watch a whole extraction from a simulated account, no credentials needed
     Demo(demo::DemoArgs),
@@ -62,7 +62,7 @@ enum Command {
 }
 
 impl Command {
-    /// Commands with output of their own for a person log warnings only.
+    /// Commands with output of their own for a person log errors only.
     fn log_level(&self) -> &'static str {
         match self {
             Self::Serve(_) | Self::Simulate(_) => "info",

@@ -38,13 +38,13 @@ pub(super) struct SimulateArgs {
     /// Milliseconds by which that varies
     #[arg(long, default_value_t = 0)]
     jitter_ms: u64,
-    /// What goes wrong by itself
+    /// Level of random faults
     #[arg(long, value_enum, default_value_t = FaultLevel::None)]
     faults: FaultLevel,
     /// Everything that looks random follows from this number
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Seconds until an access token ends
+    /// Lifetime of an access token in seconds
     #[arg(long, default_value_t = 3_600)]
     token_ttl: u64,
     /// Share of all messages that the largest chat holds
@@ -53,7 +53,7 @@ pub(super) struct SimulateArgs {
     /// How many times longer than usual messages are
     #[arg(long, default_value_t = 1)]
     text_scale: u32,
-    /// Answer 404 instead of an empty page for days of a chat without messages
+    /// Answer 404, not an empty page, for days of a chat without messages
     #[arg(long)]
     empty_not_found: bool,
 }

@@ -213,7 +213,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
             "Zoom, or the way to it, was down; try again when it answers: what was received is kept"
         }
         FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
-            "Zoom's paging is at fault; run `retry` on the job later"
+            "Zoom's paging is at fault; try again later"
         }
         FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",
     }

@@ -396,7 +396,7 @@ pub(super) fn out_of_reach(oldest: Date) -> FailureNote {
         status: None,
         zoom_code: None,
         message: format!(
-            "these days left the six months Zoom keeps before they were fetched (now from {oldest})"
+            "these days left the six months Zoom reports on before they were fetched (now from {oldest})"
         ),
         attempts: 0,
     }

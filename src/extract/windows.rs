@@ -59,7 +59,9 @@ pub fn validate_from(
         }
         (Some(from), _) if from < oldest => errors.push((
             "from",
-            format!("{from} is older than the six months Zoom keeps; the oldest possible date is {oldest}"),
+            format!(
+                "{from} is older than the six months Zoom reports on; the oldest possible date is {oldest}"
+            ),
         )),
         _ => {}
     }

@@ -49,7 +49,7 @@ pub enum EditsByRequest {
     ModificationTime,
 }
 
-/// Which sessions: those that meet every filter given; without any, all. Filters save requests.
+/// Which sessions: those that match every filter given; all, if there is none. Filters save requests.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionsRequest {
@@ -60,7 +60,7 @@ pub struct SessionsRequest {
     pub ids: Option<Vec<String>>,
     #[schema(max_items = 1000)]
     pub channel_ids: Option<Vec<String>>,
-    /// Part of the name, in any case of letters.
+    /// Part of the name, case-insensitive.
     pub name_contains: Option<String>,
 }
 

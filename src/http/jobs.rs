@@ -48,7 +48,7 @@ fn accepted(job: &Job) -> Response {
 /// Submit a job
 ///
 /// Stores the job and returns at once; it runs in the background. With an `Idempotency-Key`, repeating the same request
-/// gives the same job instead of a second one.
+/// returns the same job, not a second one.
 #[utoipa::path(
     post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$",
@@ -135,7 +135,7 @@ pub(super) struct ListQuery {
     /// Only jobs in this state.
     #[param(value_type = Option<JobStateView>)]
     state: Option<String>,
-    /// 1 to 200, else the nearest of these; 50 by default.
+    /// 1 to 200, clamped; 50 by default.
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
@@ -211,7 +211,7 @@ pub(super) async fn list(
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
-    /// changed already, 304 if it has not changed at the end; without it, at once when the job has ended. For example `30s`.
+    /// changed already, 304 if it is still unchanged at the end; without it, at once if the job has ended. For example `30s`.
     #[param(pattern = "^[0-9]{1,19}(ms|s|m)?$")]
     wait: Option<String>,
 }
@@ -319,8 +319,8 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
 
 /// Retry a job
 ///
-/// Runs only what failed or is missing of a failed, cancelled or incomplete job and makes the archive anew; the old one
-/// stays until the new one is there. Also of a completed one whose archive got lost.
+/// Runs only the failed or missing parts of a failed, cancelled or incomplete job and makes the archive again; the old one
+/// stays until then. Also for a completed job whose archive got lost.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
@@ -357,7 +357,7 @@ pub(super) async fn delete(State(state): State<AppState>, PathId(id): PathId) ->
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FailuresQuery {
-    /// 1 to 200, else the nearest of these; 50 by default.
+    /// 1 to 200, clamped; 50 by default.
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
     /// `next_cursor` of the page before.
@@ -406,7 +406,7 @@ pub(super) struct FailureView {
 
 /// What is missing
 ///
-/// Every part that could not be had, with Zoom's answer; a page at a time. Empty when nothing is missing.
+/// Every part that is missing, with Zoom's answer; a page at a time. Empty when nothing is missing.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/failures", tag = "jobs", operation_id = "list_failures",
     params(("id" = uuid::Uuid, Path, description = "The job's id"), FailuresQuery),

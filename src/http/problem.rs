@@ -19,7 +19,7 @@ pub struct FieldError {
     #[schema(example = "from")]
     pub field: String,
     #[schema(
-        example = "2025-01-01 is older than the six months Zoom keeps; the oldest possible date is 2026-05-24"
+        example = "2025-01-01 is older than the six months Zoom reports on; the oldest possible date is 2026-05-24"
     )]
     pub message: String,
 }

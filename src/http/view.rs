@@ -53,11 +53,11 @@ pub struct JobView {
     pub started_at: Option<Timestamp>,
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
-    /// From when on the files of a finished job are removed, within a minute or so.
+    /// A finished job's files are removed within a minute or so after this.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// What was missing when the job ended last; see `/v1/jobs/{id}/failures`, which also grows while it runs.
+    /// Parts missing when the job last ended; see `/v1/jobs/{id}/failures`, which also grows while it runs.
     pub failures_total: u64,
     /// Why it failed; null otherwise.
     pub error: Option<ErrorView>,
