@@ -220,6 +220,12 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     beside.arg("check");
     let (code, _, err) = run(beside).await;
     assert!(code == 2 && err.contains(".env: a line of it is malformed"), "{err}");
+    // What it holds counts, but for what is set already.
+    std::fs::write(home.path().join(".env"), "ZOOM_CLIENT_SECRET='sim-secret'\nZOOM_ACCOUNT_ID=wrong\n")
+        .unwrap();
+    let mut told = connected(&sim, home.path());
+    told.arg("check").env_remove("ZOOM_CLIENT_SECRET");
+    assert_eq!(run(told).await.0, 0);
     std::fs::remove_file(home.path().join(".env")).unwrap();
     let mut nowhere = extract(&sim, home.path());
     nowhere.args(["--output-dir", "/proc/nowhere"]);
