@@ -20,7 +20,7 @@ use crate::zoom::{Call, Failure, FailureKind};
 /// Tries for a list that is a part of a window that failed as a whole.
 const ATTEMPTS_FOR_A_PART: u32 = 3;
 /// A chain of pages, of a list or of a range, that has to begin again this often without coming any further is given up.
-pub(super) const MAX_RESTARTS: u32 = 5;
+const MAX_RESTARTS: u32 = 5;
 /// So many pages in a row that bring nothing new, and the chain is taken for endless.
 pub(super) const MAX_BARREN_PAGES: u32 = 200;
 
@@ -119,7 +119,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
     let mut seq = if token.is_some() { list.pages } else { 0 };
     let mut seen: HashSet<String> = token.iter().cloned().collect();
-    let (mut restarts, mut broke_at, mut barren) = (0, 0, 0);
+    let (mut restarts, mut barren) = (Restarts::default(), 0);
     let mut previous = HashSet::new();
     let mut has_shown = list.pages > 0;
     loop {
@@ -130,9 +130,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             .await
         {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if restarts < MAX_RESTARTS => {
-                restarts += 1;
-                broke_at = broke_at.max(seq);
+            Err(Ended::Restart(_)) if restarts.may_begin_again(seq) => {
                 (token, seq) = (None, 0);
                 seen.clear();
                 continue;
@@ -151,9 +149,6 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         commit_page(shared, list, seq, page).await?;
         has_shown = true;
         seq += 1;
-        if seq > broke_at {
-            restarts = 0;
-        }
         let Some(token) = &token else { return Ok(Ok(())) };
         if !seen.insert(token.clone()) {
             return Ok(Err(paging_trouble(FailureKind::PageTokenLoop)));
@@ -198,6 +193,24 @@ async fn give_up(
     };
     shared.writer.commit(change).await?;
     Ok(())
+}
+
+/// How often a chain of pages has begun again without coming any further, and how far it came.
+#[derive(Debug, Default)]
+pub(super) struct Restarts {
+    in_vain: u32,
+    furthest: i64,
+}
+
+impl Restarts {
+    /// The chain broke after so many pages.
+    pub(super) fn may_begin_again(&mut self, pages: i64) -> bool {
+        if pages > self.furthest {
+            *self = Self { in_vain: 0, furthest: pages };
+        }
+        self.in_vain += 1;
+        self.in_vain <= MAX_RESTARTS
+    }
 }
 
 /// Every answer was fine by itself.

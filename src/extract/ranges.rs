@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::civil::Date;
 
 use super::kept;
-use super::listing::{MAX_BARREN_PAGES, MAX_RESTARTS, paging_trouble};
+use super::listing::{MAX_BARREN_PAGES, Restarts, paging_trouble};
 use super::refused::{holds_nothing, is_alone, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
@@ -122,11 +122,7 @@ async fn give_up(
     failure: &Failure,
     at_first_page: bool,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    if failure.kind == FailureKind::NotFound
-        // What was received of these days says that there is something.
-        && kept::of_failed(shared, &range).await?.is_empty()
-        && holds_nothing(shared, &range).await?
-    {
+    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? {
         let change = Change::RangeNotFound { range: range.chain.id };
         shared.count(&shared.writer.commit(change).await?);
         return Ok(Vec::new());
@@ -228,9 +224,7 @@ struct Pages {
     urgent: Option<u32>,
     previous: Arc<Digests>,
     seen: HashSet<String>,
-    /// How often it began again without coming further than before, and how far that was.
-    restarts: u32,
-    broke_at: i64,
+    restarts: Restarts,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<split::Seen>,
     /// Pages in a row that brought nothing new.
@@ -248,8 +242,7 @@ impl Pages {
             urgent: None,
             previous: Arc::default(),
             seen: HashSet::new(),
-            restarts: 0,
-            broke_at: 0,
+            restarts: Restarts::default(),
             observed: Some(split::Seen::default()),
             barren: 0,
             counted: [0; 3],
@@ -297,7 +290,7 @@ impl Pages {
         let effort = run_effort(context.settings.max_attempts, self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if self.restarts < MAX_RESTARTS => {
+            Err(Ended::Restart(_)) if self.restarts.may_begin_again(self.seq) => {
                 self.restart();
                 return Ok(Step::More);
             }
@@ -333,12 +326,10 @@ impl Pages {
     /// Begins again. What is stored stays until the new first page takes its place.
     fn restart(&mut self) {
         self.observed = Some(split::Seen::default());
-        self.broke_at = self.broke_at.max(self.seq);
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
         self.seen.clear();
-        self.restarts += 1;
     }
 
     async fn commit(
@@ -369,9 +360,6 @@ impl Pages {
         }
         self.token = page.next;
         self.seq += 1;
-        if self.seq > self.broke_at {
-            self.restarts = 0;
-        }
         range.chain.pages = self.seq;
         self.previous = Arc::new(page.digests);
         Ok(())

@@ -5,6 +5,7 @@
 use jiff::ToSpan;
 use jiff::civil::Date;
 
+use super::kept;
 use super::ranges::days_of;
 use super::run::{ExtractError, Shared, run_effort};
 use super::windows::{self, DateRange};
@@ -74,6 +75,10 @@ pub(super) async fn is_alone(
 /// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
 /// for.
 pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+    if !kept::of_failed(shared, range).await?.is_empty() {
+        // What was received of these days says that there is something.
+        return Ok(false);
+    }
     let (one_of_few, mut reader) = shared.reader().await?;
     let oldest = shared.oldest_reachable();
     let shown_in = reader.shown_in(range.chain.id, oldest).await?;

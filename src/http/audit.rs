@@ -106,8 +106,8 @@ fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     })
 }
 
-/// Writes a line for each request of a caller who was let in, refused ones included. What changes something is done to its end, and
-/// its line is written, also when the caller hangs up meanwhile: his handler would be dropped wherever it stood.
+/// Writes a line for each request of a caller who was let in, refused ones included. What changes something is done to its
+/// end, and its line is written, also when the caller hangs up meanwhile: his handler would be dropped wherever it stood.
 pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let action = matched.as_deref().and_then(|path| action_of(request.method(), path));

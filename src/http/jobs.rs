@@ -78,7 +78,7 @@ pub(super) async fn create(
     let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
     if let Some(problem) = out_of_reach {
         // A request that is repeated after midnight has made its job all the same.
-        let known = state.jobs.known(&request, caller.name.as_ref(), key.as_deref()).await?;
+        let known = state.jobs.known(&request, caller.name.as_deref(), key.as_deref()).await?;
         return known.map(|job| accepted(&job)).ok_or(problem);
     }
     let created = state.jobs.create(request, caller.name, key.as_deref()).await?;
@@ -436,7 +436,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cursors_come_back_and_anything_else_is_refused(number: i64, junk in "[jf]?[+0-9a-fA-F]{0,18}") {
+        fn cursors_come_back_and_anything_else_is_refused(number: i64, junk in "[jf]?[+0-9a-fA-F]{0,18}|\\PC{0,40}") {
             prop_assert_eq!(parse_cursor('j', Some(&cursor_of('j', number))).unwrap(), Some(number));
             prop_assert!(parse_cursor('f', Some(&cursor_of('j', number))).is_err());
             if let Ok(Some(number)) = parse_cursor('j', Some(&junk)) {
@@ -445,7 +445,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_readers_of_parameters_panic(number in "[-+]?[0-9]{0,25}", unit in "(ms|s|m|\\PC{0,4})") {
+        fn no_text_makes_the_readers_of_parameters_panic(number in "[-+]?[0-9]{0,25}", unit in "(ms|s|m|\\PC{0,40})") {
             let _ = (parse_wait(&(number.clone() + &unit)), page_size(Some(&(number + &unit))));
         }
     }

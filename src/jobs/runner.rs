@@ -16,7 +16,7 @@ use tracing::Instrument;
 use super::ARCHIVE_NAME;
 use super::model::{Job, JobError, JobState};
 use super::registry::Entered;
-use super::service::Jobs;
+use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Progress, RunContext, Snapshot};
@@ -147,6 +147,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
     if let Some(end) = end {
         settle(&jobs, &mut job, end, &directory).await;
+        count_end(&job);
         log_end(&job, elapsed_ms);
         write_down(&jobs, &job).await;
     } else {

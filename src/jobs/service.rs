@@ -142,14 +142,14 @@ impl Jobs {
             return Err(JobsError::DataDirectoryGone);
         }
         // A repeated request is answered even when no new one would be taken.
-        if let Some(job) = self.known(&request, requester.as_ref(), idempotency_key).await? {
+        if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
             return Ok(Created { job, is_new: false });
         }
         let queued = self.store.count(JobState::Queued).await?;
         if queued >= self.settings.max_queued as u64 {
             return Err(JobsError::QueueFull { queued });
         }
-        let scope = scope(requester.as_ref(), idempotency_key);
+        let scope = scope(requester.as_deref(), idempotency_key);
         let job = Job {
             id: JobId::new(&*self.clock),
             state: JobState::Queued,
@@ -182,7 +182,7 @@ impl Jobs {
     pub async fn known(
         &self,
         request: &ExtractRequest,
-        requester: Option<&String>,
+        requester: Option<&str>,
         idempotency_key: Option<&str>,
     ) -> Result<Option<Job>, JobsError> {
         let Some(scope) = scope(requester, idempotency_key) else { return Ok(None) };
@@ -222,23 +222,31 @@ impl Jobs {
         loop {
             let mut job = self.stored(id).await?;
             let state = job.state;
-            match state {
-                JobState::Queued => {
-                    job.state = JobState::Cancelled;
-                    self.finish(&mut job);
-                }
-                JobState::Running if self.take_interrupted(|job| job.id == id).is_some() => {
-                    job.state = JobState::Cancelled;
-                    self.finish(&mut job);
-                }
-                // Written down first: a crash between asking and stopping still ends in `cancelled`.
-                JobState::Running => job.cancel_requested = true,
+            let waiting = match state {
+                JobState::Running => self.take_interrupted(|job| job.id == id),
+                JobState::Queued => None,
                 JobState::Cancelled => return Ok(job),
                 _ => {
                     return Err(JobsError::WrongState { state, action: "cancelled" });
                 }
+            };
+            let ends_now = state == JobState::Queued || waiting.is_some();
+            if ends_now {
+                job.state = JobState::Cancelled;
+                self.finish(&mut job);
+            } else {
+                // Written down first: a crash between asking and stopping still ends in `cancelled`.
+                job.cancel_requested = true;
             }
-            if self.store.replace(state, &job).await? {
+            let replaced = self.store.replace(state, &job).await.inspect_err(|_| {
+                // It goes on waiting for its turn.
+                self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+                self.wake_runner.notify_one();
+            })?;
+            if replaced {
+                if ends_now {
+                    count_end(&job);
+                }
                 tracing::info!(job.id = %id, "cancelling");
                 self.registry.cancel(id);
                 self.registry.announce();
@@ -343,9 +351,8 @@ impl Jobs {
         self.settings.data_dir.join("jobs").join(id.to_string())
     }
 
-    /// Stamps and counts the end of a job.
+    /// Stamps the end of a job.
     pub(super) fn finish(&self, job: &mut Job) {
-        metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
         let now = self.clock.now();
         job.finished_at = Some(now);
         let retention =
@@ -364,9 +371,13 @@ impl Jobs {
     }
 }
 
+pub(super) fn count_end(job: &Job) {
+    metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
+}
+
 /// Within what an idempotency key is one key: holders of API keys with different names may use the same for different things.
-fn scope(requester: Option<&String>, idempotency_key: Option<&str>) -> Option<String> {
-    idempotency_key.map(|key| format!("{}\n{key}", requester.map_or("", String::as_str)))
+fn scope(requester: Option<&str>, idempotency_key: Option<&str>) -> Option<String> {
+    idempotency_key.map(|key| format!("{}\n{key}", requester.unwrap_or_default()))
 }
 
 /// Writes down what Zoom said of its daily limit, so that a restart does not ask in vain.

@@ -32,8 +32,8 @@ fn everything(sim: &Simulator) -> Value {
     json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
 }
 
-/// To start the service in a mount namespace of its own, after these commands. `None` where the machine allows none, and whoever runs
-/// the tests has said that he knows.
+/// To start the service in a mount namespace of its own, after these commands. `None` where the machine allows none, and
+/// whoever runs the tests has said that he knows.
 fn with_mounts(setup: &Setup, commands: &str) -> Option<Setup> {
     let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
     let allowed = Command::new(namespace[0]).args(&namespace[1..]).arg("true").status();

@@ -46,9 +46,9 @@ async fn assert_completed(world: &World, id: &str) {
     assert_whole(&world.archive(id).await, &data, days, ItemOptions::default(), &Missing::default());
 }
 
-/// Lets ten minutes pass, a minute at a time, each seen by the prober.
-async fn ten_minutes(world: &World, clock: &ManualClock, id: &str) {
-    for _ in 0..10 {
+/// Lets minutes pass, one at a time, each seen by the prober.
+async fn minutes(count: u32, world: &World, clock: &ManualClock, id: &str) {
+    for _ in 0..count {
         let job = world.wait_until(id, is_waiting).await;
         let until = job["progress"]["waiting_until"].clone();
         clock.advance(Duration::from_secs(60));
@@ -66,13 +66,14 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
     // The token endpoint is down as well, and needed when it comes back.
     world.sim.revoke_tokens();
     let before = world.sim.stats().requests;
-    ten_minutes(&world, &clock, &id).await;
+    minutes(10, &world, &clock, &id).await;
     let asked = world.sim.stats().requests - before;
     // Those under way, those that stood in line, and a prober with a delay that grows to a minute.
     assert!((10..300).contains(&asked), "{asked}");
     world.sim.set_down(false);
     clock.advance(Duration::from_secs(60));
     assert_completed(&world, &id).await;
+    assert!(world.sim.stats().requests - before > asked);
     let job = world.finished(&id).await;
     assert!(job["progress"]["retries"].as_u64().unwrap() < 100, "nobody hammers: {job:#}");
 }
@@ -87,11 +88,7 @@ async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
         let world = World::with_clock(sim, clock.clone(), paced).await;
         world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down.clone() });
         let id = world.submit(&world.everything()).await;
-        for _ in 0..3 {
-            let until = world.wait_until(&id, is_waiting).await["progress"]["waiting_until"].clone();
-            clock.advance(Duration::from_secs(60));
-            world.wait_until(&id, |job| is_waiting(job) && job["progress"]["waiting_until"] != until).await;
-        }
+        minutes(3, &world, &clock, &id).await;
         world.sim.clear_script();
         clock.advance(Duration::from_secs(60));
         assert_completed(&world, &id).await;
@@ -107,7 +104,7 @@ async fn an_outage_that_speaks_json_is_one_as_well() {
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     let answer = FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned());
     world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
-    ten_minutes(&world, &clock, &id).await;
+    minutes(10, &world, &clock, &id).await;
     world.sim.clear_script();
     clock.advance(Duration::from_secs(60));
     assert_completed(&world, &id).await;
