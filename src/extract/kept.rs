@@ -32,7 +32,7 @@ pub(super) fn digest(item: &str) -> u128 {
 const LINK: &str = "\"download_url\"";
 
 /// A digest that leaves out the tokens of links, which are others with each fetch.
-fn digest_of_content(item: &str) -> u128 {
+pub(super) fn digest_of_content(item: &str) -> u128 {
     let (mut content, mut rest) = (String::new(), item);
     while let Some((before, link)) = rest.split_once(LINK) {
         let mut quotes = link.match_indices('"').map(|(at, _)| at);

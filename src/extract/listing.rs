@@ -10,6 +10,8 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use jiff::civil::Date;
 
+use super::kept;
+use super::paging::Paging;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
@@ -19,11 +21,6 @@ use crate::zoom::{Call, Failure, FailureKind};
 
 /// Tries for a list that is a part of a window that failed as a whole.
 const ATTEMPTS_FOR_A_PART: u32 = 3;
-/// A chain of pages, of a list or of a range, that has to begin again this often without coming any further is given up.
-const MAX_RESTARTS: u32 = 5;
-/// So many pages in a row that bring nothing new, and the chain is taken for endless.
-pub(super) const MAX_BARREN_PAGES: u32 = 200;
-
 /// Sessions that are asked for days that could not be listed, in one change: pages wait for it.
 const PROBED_AT_A_TIME: i64 = 10_000;
 
@@ -118,8 +115,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     };
     let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
     let mut seq = if token.is_some() { list.pages } else { 0 };
-    let mut seen: HashSet<String> = token.iter().cloned().collect();
-    let (mut restarts, mut barren) = (Restarts::default(), 0);
+    let mut paging = token.as_deref().map(Paging::taken_up).unwrap_or_default();
     let mut previous = HashSet::new();
     let mut has_shown = list.pages > 0;
     loop {
@@ -130,9 +126,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             .await
         {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if restarts.may_begin_again(seq) => {
+            Err(Ended::Restart(_)) if paging.may_begin_again(seq) => {
                 (token, seq) = (None, 0);
-                seen.clear();
                 continue;
             }
             // Zoom says 404 for "nothing there".
@@ -142,19 +137,20 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
-        barren = if ids.is_subset(&previous) { barren + 1 } else { 0 };
+        let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));
+        let trouble =
+            paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| kept::digest(&head.id)));
         previous = ids;
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;
         commit_page(shared, list, seq, page).await?;
         has_shown = true;
         seq += 1;
-        let Some(token) = &token else { return Ok(Ok(())) };
-        if !seen.insert(token.clone()) {
-            return Ok(Err(paging_trouble(FailureKind::PageTokenLoop)));
+        if let Some(trouble) = trouble {
+            return Ok(Err(trouble));
         }
-        if barren > MAX_BARREN_PAGES {
-            return Ok(Err(paging_trouble(FailureKind::EndlessPages)));
+        if token.is_none() {
+            return Ok(Ok(()));
         }
     }
 }
@@ -193,31 +189,4 @@ async fn give_up(
     };
     shared.writer.commit(change).await?;
     Ok(())
-}
-
-/// How often a chain of pages has begun again without coming any further, and how far it came.
-#[derive(Debug, Default)]
-pub(super) struct Restarts {
-    in_vain: u32,
-    furthest: i64,
-}
-
-impl Restarts {
-    /// The chain broke after so many pages.
-    pub(super) fn may_begin_again(&mut self, pages: i64) -> bool {
-        if pages > self.furthest {
-            *self = Self { in_vain: 0, furthest: pages };
-        }
-        self.in_vain += 1;
-        self.in_vain <= MAX_RESTARTS
-    }
-}
-
-/// Every answer was fine by itself.
-pub(super) fn paging_trouble(kind: FailureKind) -> Failure {
-    let message = match kind {
-        FailureKind::PageTokenLoop => "Zoom gave the same page token twice in one chain of pages",
-        _ => "Zoom gave page after page with nothing new in them",
-    };
-    Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts: 1 }
 }

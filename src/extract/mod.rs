@@ -8,6 +8,7 @@ mod earlier;
 mod feed;
 mod kept;
 mod listing;
+mod paging;
 pub mod progress;
 mod ranges;
 mod refused;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::civil::Date;
 
 use super::kept;
-use super::listing::{MAX_BARREN_PAGES, Restarts, paging_trouble};
+use super::paging::Paging;
 use super::refused::{holds_nothing, is_alone, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
@@ -35,6 +35,8 @@ struct MessagesPage {
     segments: [Option<Segment>; 3],
     digests: Digests,
     repeats: u64,
+    /// Its first item, if any of them is new.
+    recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
     /// When its first and its last message were sent, the earlier of the two first.
@@ -54,10 +56,14 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
         digests[kind] = own.into_iter().collect();
         segments[kind] = Segment::of_items(&fresh, level);
     }
+    let first = page.arrays.iter().find_map(|items| items.first());
+    let first = first.filter(|_| segments.iter().any(Option::is_some));
+    let recognised_by = first.map(|item| kept::digest_of_content(item.get()));
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
     let span = ends[0].zip(ends[1]).map(|(first, last)| (first.min(last), first.max(last)));
-    Ok(MessagesPage { segments, digests, repeats, unknown: page.unknown, next: page.next_page_token, span })
+    let (next, unknown) = (page.next_page_token, page.unknown);
+    Ok(MessagesPage { segments, digests, repeats, recognised_by, next, unknown, span })
 }
 
 /// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
@@ -223,12 +229,9 @@ struct Pages {
     /// The run would wait for the rest of it, which is about so many pages.
     urgent: Option<u32>,
     previous: Arc<Digests>,
-    seen: HashSet<String>,
-    restarts: Restarts,
+    paging: Paging,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<split::Seen>,
-    /// Pages in a row that brought nothing new.
-    barren: u32,
     /// What is stored for this range: counted until something takes its place.
     counted: [u64; 3],
 }
@@ -241,10 +244,8 @@ impl Pages {
             seq: 0,
             urgent: None,
             previous: Arc::default(),
-            seen: HashSet::new(),
-            restarts: Restarts::default(),
+            paging: Paging::default(),
             observed: Some(split::Seen::default()),
-            barren: 0,
             counted: [0; 3],
         };
         if range.chain.pages == 0 {
@@ -262,7 +263,7 @@ impl Pages {
             pages.previous = Arc::new(stored.map(|items| kept::digests_of(&items)));
             pages.observed = None;
             pages.token = Some(resume.token.clone());
-            pages.seen.insert(resume.token.clone());
+            pages.paging = Paging::taken_up(&resume.token);
             pages.seq = range.chain.pages;
         }
         reader.close().await;
@@ -290,7 +291,7 @@ impl Pages {
         let effort = run_effort(context.settings.max_attempts, self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if self.restarts.may_begin_again(self.seq) => {
+            Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
                 self.restart();
                 return Ok(Step::More);
             }
@@ -299,18 +300,13 @@ impl Pages {
         if let Some(observed) = &mut self.observed {
             observed.add(page.span);
         }
-        self.barren = if page.segments.iter().any(Option::is_some) { 0 } else { self.barren + 1 };
-        let trouble = if page.next.as_ref().is_some_and(|next| !self.seen.insert(next.clone())) {
-            Some(FailureKind::PageTokenLoop)
-        } else {
-            (self.barren > MAX_BARREN_PAGES).then_some(FailureKind::EndlessPages)
-        };
+        let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, and from
         // a page stored without its repeats it would not recognise them.
         let may_go_on = trouble.is_none() && page.repeats == 0;
         self.commit(shared, range, page, may_go_on.then(|| call.query())).await?;
         Ok(match trouble {
-            Some(kind) => Step::Failed(paging_trouble(kind)),
+            Some(failure) => Step::Failed(failure),
             None if self.token.is_some() => Step::More,
             None => Step::End,
         })
@@ -329,7 +325,6 @@ impl Pages {
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
-        self.seen.clear();
     }
 
     async fn commit(

@@ -192,19 +192,24 @@ impl Api {
             }
             _ => {}
         }
-        let repeat = matches!(fault, Some(FaultAnswer::RepeatPageToken))
-            .then(|| query.page_token.clone().unwrap_or_else(|| "loop".to_owned()));
+        let asked_with = || query.page_token.clone().unwrap_or_else(|| "loop".to_owned());
+        let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
         let cursor = match &query.page_token {
-            Some(token) if repeat.as_deref() != Some(token) => {
+            Some(token) if !is_repeated => {
                 Some(tokens::open(self.noise, &key, token, self.settings.page_token_ttl).ok_or_else(
                     || error(400, 300, "The next page token is either invalid or has expired."),
                 )?)
             }
             _ => None,
         };
+        let turn = |next: Option<String>| match &fault {
+            Some(FaultAnswer::RepeatPageToken) => Some(asked_with()),
+            Some(FaultAnswer::Circle) => next.or_else(|| Some(tokens::seal(self.noise, &key, &[]))),
+            _ => next,
+        };
         let body = match session {
-            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, repeat)?,
-            None => self.list_page(&query, cursor.as_deref(), &key, repeat),
+            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, turn)?,
+            None => self.list_page(&query, cursor.as_deref(), &key, turn),
         };
         self.with(|changing| changing.counters.pages_served += 1);
         let mut response = json_body(200, body);
@@ -250,7 +255,14 @@ impl Api {
         self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
-    fn list_page(&self, query: &Query, cursor: Option<&[u64]>, key: &str, repeat: Option<String>) -> String {
+    /// `turn` makes of the next page's token what the answer has.
+    fn list_page(
+        &self,
+        query: &Query,
+        cursor: Option<&[u64]>,
+        key: &str,
+        turn: impl Fn(Option<String>) -> Option<String>,
+    ) -> String {
         let (from, to) = query.days;
         let mut index = cursor.and_then(|cursor| cursor.first().copied()).unwrap_or(0) as u32;
         let mut listed = String::new();
@@ -270,7 +282,7 @@ impl Api {
             index += 1;
         }
         let mut out = String::with_capacity(listed.len() + 300);
-        push_head(&mut out, query, repeat.or(next));
+        push_head(&mut out, query, turn(next));
         if self.noise.with(200).with_text(key).one_in(5) {
             out.push_str(",\"x_sim_note\":{\"a\" : 1.50}");
         }
@@ -286,7 +298,7 @@ impl Api {
         query: &Query,
         cursor: Option<&[u64]>,
         key: &str,
-        repeat: Option<String>,
+        turn: impl Fn(Option<String>) -> Option<String>,
     ) -> Result<String, Refused> {
         let is_first = cursor.is_none();
         let cursor = cursor.and_then(|cursor| match cursor {
@@ -307,7 +319,7 @@ impl Api {
         }
         let [messages, edited, deleted] = arrays;
         let mut out = String::with_capacity(messages.len() + edited.len() + deleted.len() + 400);
-        push_head(&mut out, query, repeat.or(next));
+        push_head(&mut out, query, turn(next));
         if self.noise.with(201).with_text(key).one_in(9) {
             out.push_str(",\"x_sim_note\":[1,2 ,3]");
         }

@@ -68,6 +68,8 @@ pub enum FaultAnswer {
     ExpiredToken,
     /// The real page, but its next token is the one it was asked with (or `loop`).
     RepeatPageToken,
+    /// The real page; after the last one comes the first again.
+    Circle,
 }
 
 /// A request as faults see it.

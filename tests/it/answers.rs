@@ -221,6 +221,13 @@ fn rows() -> Vec<Row> {
             Failures("page-token-loop"),
         ),
         row("pages that never end", Session(0), ALWAYS, FaultAnswer::EndlessPages, Failures("endless-pages")),
+        row(
+            "pages that go round in a circle",
+            Session(0),
+            ALWAYS,
+            FaultAnswer::Circle,
+            Failures("endless-pages"),
+        ),
         row("a list that never ends, once", List, 202, FaultAnswer::EndlessPages, Whole),
         row("the token endpoint: 4xx, for a while", Match::Token, 2, status(401, bad_client), Whole),
         row("the token endpoint: 4xx", Match::Token, ALWAYS, status(400, bad_client), Failed("credentials")),
