@@ -83,8 +83,8 @@ pub async fn ready() -> Value {
             SqliteConnectOptions::new().filename(data.path().join("state.db")).connect().await.unwrap();
         sqlx::query(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
-             INSERT INTO jobs (id, state, finished_at, request, job)
-             SELECT printf('0199f8d0-0000-7000-8000-%012d', i), state, finished_at, request,
+             INSERT INTO jobs (id, state, request, job)
+             SELECT printf('0199f8d0-0000-7000-8000-%012d', i), state, request,
                     replace(job, id, printf('0199f8d0-0000-7000-8000-%012d', i)) FROM jobs, n WHERE ? > 0",
         )
         .bind(old)

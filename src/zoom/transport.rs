@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::client::ZoomSettings;
 use super::outcome::Outcome;
 
-/// The one way to make an HTTP client: with timeouts, without following redirects.
+/// The one way to make an HTTP client: with timeouts, without following redirects, a connection for each answer.
 pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
@@ -14,6 +14,9 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, re
         .read_timeout(settings.idle_timeout)
         // A redirect would carry the bearer token to a host that may not be Zoom's.
         .redirect(reqwest::redirect::Policy::none())
+        // HTTP/2 would put all answers on one connection and under one window, where those that wait until there is room for
+        // them hold up those that are being read (hyperium/hyper#2899), and a break ends all of them.
+        .http1_only()
         .tcp_nodelay(true)
         .build()
 }

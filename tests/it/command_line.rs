@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -11,37 +11,10 @@ use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
 
-fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zoom-chat-reports"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ZOOM_")) {
-        command.env_remove(name);
-    }
-    command
-}
+use crate::process::{binary, connected, run};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 30, messages: 2_000, ..SimSettings::default() }
-}
-
-fn connected(sim: &Simulator, directory: &Path) -> Command {
-    let defaults = SimSettings::default();
-    let mut command = binary();
-    command
-        .current_dir(directory)
-        .env("ZOOM_ACCOUNT_ID", defaults.account_id)
-        .env("ZOOM_CLIENT_ID", defaults.client_id)
-        .env("ZOOM_CLIENT_SECRET", defaults.client_secret)
-        .env("ZOOM_API_BASE_URL", sim.api_base_url())
-        .env("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url())
-        .env("ZOOM_RATE_LIMIT", "0")
-        .env("RETRY_BASE", "5ms");
-    command
-}
-
-async fn run(mut command: Command) -> (i32, String, String) {
-    let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
 fn extract(sim: &Simulator, directory: &Path) -> Command {

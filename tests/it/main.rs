@@ -19,4 +19,5 @@ mod reach;
 mod resume;
 mod security;
 mod shutdown;
+mod way;
 mod wholeness;

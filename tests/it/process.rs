@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -21,6 +21,38 @@ pub fn free_port() -> u16 {
     let first = 10_000 + (std::process::id() % 200) as u16 * 100;
     let mut ports = (0..100).map(|_| first + TAKEN.fetch_add(1, Ordering::Relaxed) % 100);
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
+
+/// Without settings of whoever runs the tests.
+pub fn binary() -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ZOOM_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Set up to use a simulator.
+pub fn connected(sim: &Simulator, directory: &Path) -> Command {
+    let defaults = SimSettings::default();
+    let mut command = binary();
+    command
+        .current_dir(directory)
+        .env("ZOOM_ACCOUNT_ID", defaults.account_id)
+        .env("ZOOM_CLIENT_ID", defaults.client_id)
+        .env("ZOOM_CLIENT_SECRET", defaults.client_secret)
+        .env("ZOOM_API_BASE_URL", sim.api_base_url())
+        .env("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url())
+        .env("ZOOM_RATE_LIMIT", "0")
+        .env("RETRY_BASE", "5ms");
+    command
+}
+
+/// Its exit code, and what it printed.
+pub async fn run(mut command: Command) -> (i32, String, String) {
+    let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
 /// How to start it.
