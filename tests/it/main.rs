@@ -19,5 +19,5 @@ mod reach;
 mod resume;
 mod security;
 mod shutdown;
-mod way;
+mod transport;
 mod wholeness;
