@@ -13,7 +13,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::clock::Clock;
-use zoom_chat_reports::sim::{ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings, Simulator};
 
 use crate::harness::{Missing, World, assert_whole};
 use crate::process::{Service, Setup, is_final};
@@ -218,11 +218,15 @@ fn spoil(file: &Path, from: u64, bytes: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+    // Neither ends before it is stopped.
+    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
+    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     let (torn, sound) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
     for id in [&torn, &sound] {
         world.wait_until(id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
     }
     world.stop().await;
+    world.sim.clear_script();
     let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
     spoil(&capture, 8_192, 40_000);
     world.restart().await;
