@@ -4,45 +4,17 @@
 //! after all, what the pages hold of them is added to what is there.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use jiff::civil::Date;
 use serde_json::value::RawValue;
-use siphasher::sip128::SipHasher13;
 
+use super::digest::{digest, digest_of_content};
 use super::ranges::{DENSE, days_of};
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
 use crate::zoom::wire::{modified_at, sent_at};
-
-/// With keys that nobody knows, so that no two items can be made to look the same.
-static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
-    let key = || RandomState::new().hash_one(());
-    SipHasher13::new_with_keys(key(), key())
-});
-
-/// A digest of an item's bytes. To be compared within this process only: its keys are random.
-pub(super) fn digest(item: &str) -> u128 {
-    DIGEST.hash(item.as_bytes()).as_u128()
-}
-
-/// Before a link to a file. It carries a token that is another one each time.
-const LINK: &str = "\"download_url\"";
-
-/// A digest that leaves out the tokens of links, which are others with each fetch.
-pub(super) fn digest_of_content(item: &str) -> u128 {
-    let (mut content, mut rest) = (String::new(), item);
-    while let Some((before, link)) = rest.split_once(LINK) {
-        let mut quotes = link.match_indices('"').map(|(at, _)| at);
-        let (Some(begin), Some(end)) = (quotes.next(), quotes.next()) else { break };
-        let address = link[begin..end].split('?').next().unwrap_or_default();
-        content.extend([before, LINK, &link[..begin], address]);
-        rest = &link[end..];
-    }
-    digest(&(content + rest))
-}
 
 /// The digests of a stored page's items.
 pub(super) fn digests_of(page: &[u8]) -> HashSet<u128> {
@@ -184,27 +156,6 @@ impl Wanted {
 mod tests {
     use super::*;
     use jiff::civil::date;
-
-    #[test]
-    fn an_item_is_the_same_whatever_the_tokens_of_its_links_are() {
-        let item = |first: &str, second: &str| {
-            let file =
-                |token| format!(r#"{{"file_id":"x","download_url" : "https://z/f?jwt={token}","size":1}}"#);
-            format!(
-                r#"{{"message":"\"download_url\"?","files":[{},{}],"id":"m?{first}"}}"#,
-                file("a"),
-                file(second)
-            )
-        };
-        let digest = |first, second| digest_of_content(&item(first, second));
-        assert_eq!(digest("1", "b"), digest("1", "c"));
-        assert_ne!(digest("1", "b"), digest("2", "b"), "all else counts");
-        let plain = r#"{"id":"m"}"#;
-        assert_eq!(digest_of_content(plain), super::digest(plain));
-        for odd in [r#"["download_url"]"#, r#"{"download_url":null}"#, r#"{"download_url":"x"}"#] {
-            assert_ne!(digest_of_content(odd), digest_of_content(plain));
-        }
-    }
 
     #[test]
     fn an_item_is_of_the_days_by_which_it_was_selected() {

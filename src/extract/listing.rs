@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use jiff::civil::Date;
 
-use super::kept;
+use super::digest::digest;
 use super::paging::Paging;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
@@ -138,8 +138,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         };
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
         let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));
-        let trouble =
-            paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| kept::digest(&head.id)));
+        let trouble = paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
         previous = ids;
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;

@@ -4,6 +4,7 @@
 //! Knows nothing of jobs, of HTTP towards users, or of what is made of the capture afterwards.
 
 pub mod check;
+mod digest;
 mod earlier;
 mod feed;
 mod kept;

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use jiff::civil::Date;
 
+use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
 use super::refused::{holds_nothing, is_alone, reach_begins_later};
@@ -49,7 +50,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     let mut segments: [Option<Segment>; 3] = Default::default();
     let mut repeats = 0;
     for (kind, items) in page.arrays.iter().enumerate() {
-        let own: Vec<u128> = items.iter().map(|item| kept::digest(item.get())).collect();
+        let own: Vec<u128> = items.iter().map(|item| digest(item.get())).collect();
         let fresh = items.iter().zip(&own).filter(|(_, digest)| !previous[kind].contains(digest));
         let fresh: Vec<&str> = fresh.map(|(item, _)| item.get()).collect();
         repeats += (items.len() - fresh.len()) as u64;
@@ -58,7 +59,7 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     }
     let first = page.arrays.iter().find_map(|items| items.first());
     let first = first.filter(|_| segments.iter().any(Option::is_some));
-    let recognised_by = first.map(|item| kept::digest_of_content(item.get()));
+    let recognised_by = first.map(|item| digest_of_content(item.get()));
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
     let span = ends[0].zip(ends[1]).map(|(first, last)| (first.min(last), first.max(last)));

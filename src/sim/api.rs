@@ -192,7 +192,6 @@ impl Api {
             }
             _ => {}
         }
-        let asked_with = || query.page_token.clone().unwrap_or_else(|| "loop".to_owned());
         let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
         let cursor = match &query.page_token {
             Some(token) if !is_repeated => {
@@ -203,7 +202,9 @@ impl Api {
             _ => None,
         };
         let turn = |next: Option<String>| match &fault {
-            Some(FaultAnswer::RepeatPageToken) => Some(asked_with()),
+            Some(FaultAnswer::RepeatPageToken) => {
+                query.page_token.clone().or_else(|| Some("loop".to_owned()))
+            }
             Some(FaultAnswer::Circle) => next.or_else(|| Some(tokens::seal(self.noise, &key, &[]))),
             _ => next,
         };

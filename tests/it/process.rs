@@ -23,28 +23,38 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// Without settings of whoever runs the tests.
-pub fn binary() -> Command {
-    let mut command = Command::new(BINARY);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ZOOM_")) {
+/// Without settings and proxies of whoever runs the tests.
+fn command(program: &str) -> Command {
+    let is_setting = |name: &str| name.starts_with("ZOOM_") || name.to_ascii_uppercase().ends_with("_PROXY");
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars().filter(|(name, _)| is_setting(name)) {
         command.env_remove(name);
     }
     command
 }
 
+pub fn binary() -> Command {
+    command(BINARY)
+}
+
+/// What lets it use a simulator, at this rate.
+fn account(sim: &Simulator, rate_limit: &str) -> [(&'static str, String); 7] {
+    let defaults = SimSettings::default();
+    [
+        ("ZOOM_ACCOUNT_ID", defaults.account_id),
+        ("ZOOM_CLIENT_ID", defaults.client_id),
+        ("ZOOM_CLIENT_SECRET", defaults.client_secret),
+        ("ZOOM_API_BASE_URL", sim.api_base_url()),
+        ("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url()),
+        ("ZOOM_RATE_LIMIT", rate_limit.to_owned()),
+        ("RETRY_BASE", "5ms".to_owned()),
+    ]
+}
+
 /// Set up to use a simulator.
 pub fn connected(sim: &Simulator, directory: &Path) -> Command {
-    let defaults = SimSettings::default();
     let mut command = binary();
-    command
-        .current_dir(directory)
-        .env("ZOOM_ACCOUNT_ID", defaults.account_id)
-        .env("ZOOM_CLIENT_ID", defaults.client_id)
-        .env("ZOOM_CLIENT_SECRET", defaults.client_secret)
-        .env("ZOOM_API_BASE_URL", sim.api_base_url())
-        .env("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url())
-        .env("ZOOM_RATE_LIMIT", "0")
-        .env("RETRY_BASE", "5ms");
+    command.current_dir(directory).envs(account(sim, "0"));
     command
 }
 
@@ -69,21 +79,11 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(sim: &Simulator, directory: &Path) -> Self {
-        let defaults = SimSettings::default();
-        let env = [
-            ("ZOOM_ACCOUNT_ID", defaults.account_id),
-            ("ZOOM_CLIENT_ID", defaults.client_id),
-            ("ZOOM_CLIENT_SECRET", defaults.client_secret),
-            ("ZOOM_API_BASE_URL", sim.api_base_url()),
-            ("ZOOM_OAUTH_BASE_URL", sim.oauth_base_url()),
-            ("ZOOM_RATE_LIMIT", "400".to_owned()),
-            ("RETRY_BASE", "5ms".to_owned()),
-        ];
         Self {
             data: directory.join("data"),
             log: directory.join("log"),
             port: free_port(),
-            env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            env: account(sim, "400").map(|(name, value)| (name.to_owned(), value)).into(),
             wrapper: Vec::new(),
             client: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap(),
         }
@@ -99,7 +99,7 @@ impl Setup {
         let mut words: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
         words.extend([BINARY, "serve"]);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(words[0])
+        let child = command(words[0])
             .args(&words[1..])
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("DATA_DIR", &self.data)
