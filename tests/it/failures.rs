@@ -207,8 +207,8 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
 async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
     let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     let faults = vec![
-        fault(Match::Session(0), 3, 1, status(400, expired)),
-        fault(Match::Session(0), 5, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
+        fault(Match::Session(0), 3, 2, status(400, expired)),
+        fault(Match::Session(0), 6, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
     ];
     let sim = SimSettings { messages: 4_000, months: 1, ..account() };
     whatever_came_is_kept(sim, faults, 300).await;
