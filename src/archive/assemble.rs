@@ -5,6 +5,7 @@
 //! In that order, and not in that of names, because whatever becomes complete later stands later: what is there can be
 //! written while the rest is still being fetched, and the same capture gives the same bytes, however much was.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 
@@ -20,6 +21,7 @@ use super::sink::{self, Sink, Target, Text};
 use super::zip::Located;
 use super::{ArchiveError, ArchiveFile, check, copy, joined, layout};
 use crate::capture::{Location, Place, Reader, SEPARATOR};
+use crate::files::free_space;
 
 /// Sessions taken from the database at a time.
 const AT_A_TIME: i64 = 250;
@@ -126,8 +128,7 @@ impl Assembly {
             Target::Directory { .. } => self.runtime.block_on(self.reader.raw_bytes())?,
         };
         let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
-        let stat = rustix::fs::statvfs(&self.input.directory).map_err(std::io::Error::from)?;
-        let free = stat.f_bavail * stat.f_frsize;
+        let free = free_space(&File::open(&self.input.directory)?)?;
         if free < needed {
             return Err(ArchiveError::NoRoom { needed, free, path: self.input.directory.clone() });
         }

@@ -229,8 +229,10 @@ impl Location {
     /// are looked at when they are used.
     pub async fn check(&self) -> Result<(), CaptureError> {
         let mut connection = self.options().connect().await?;
-        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
+        let verdict = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await;
+        // In any case: one that is dropped closes later, and removes the log by its name, be it another's by then.
         connection.close().await?;
+        let verdict: String = verdict?;
         if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
     }
 

@@ -234,7 +234,7 @@ impl Reader {
     pub async fn last_page(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
             "SELECT kind, items, raw_len, crc32, offset, length FROM pages WHERE range = ?1
-             AND seq = (SELECT max(seq) FROM pages WHERE range = ?1)",
+             AND seq = (SELECT pages - 1 FROM ranges WHERE id = ?1)",
         )
         .bind(range)
         .fetch_all(&mut self.connection)

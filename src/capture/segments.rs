@@ -10,7 +10,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{CaptureError, PageRef};
+use crate::files::free_space;
 
+/// Left free: on a disk that is nearly full the service must still be able to write down how a job ended, or that one is deleted.
+const KEEP_FREE: u64 = 4 << 20;
 /// Written at a time, of segments that are smaller.
 const AT_A_TIME: usize = 64 << 10;
 
@@ -35,6 +38,11 @@ impl Appender {
             File::open(directory)?.sync_all()?;
         }
         Ok(Self { file: Arc::new(file), end })
+    }
+
+    /// An error unless there is room for so many bytes more.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), CaptureError> {
+        if free_space(&self.file)? < bytes + KEEP_FREE { Err(CaptureError::DiskFull) } else { Ok(()) }
     }
 
     /// Writes and syncs; returns where the bytes begin. They count only once [`keep`](Self::keep) is called.

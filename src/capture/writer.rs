@@ -282,6 +282,7 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let data: Vec<Bytes> =
         group.iter().flat_map(|(change, _)| change.segments()).map(|segment| segment.data.clone()).collect();
     let appended = data.iter().map(|data| data.len() as u64).sum();
+    segments.check_room(appended)?;
     let mut offset = if data.is_empty() { 0 } else { segments.append(data).await? };
     if group.iter().any(|(change, _)| matches!(change, Change::ListPage { .. })) {
         known.make_ready(connection).await?;

@@ -199,6 +199,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::NoPermission => {
             "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports"
         }
+        FailureKind::UnknownEndpoint => "check ZOOM_API_BASE_URL; it ends in /v2",
         FailureKind::NotFound | FailureKind::Rejected => {
             "Zoom refused the request; check ZOOM_API_BASE_URL and the dates (at most six months back)"
         }

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use jiff::civil::Date;
 
 use super::digest::digest;
-use super::paging::{Paging, Refused};
+use super::paging::Paging;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
@@ -126,19 +126,15 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             .await
         {
             Ok(page) => page,
-            Err(Ended::Restart(failure)) => match paging.token_refused(seq) {
-                Refused::AskAgain => continue,
-                Refused::BeginAgain => {
-                    (token, seq, previous) = (None, 0, HashSet::new());
-                    continue;
-                }
-                Refused::GiveUp => return Ok(Err(failure)),
-            },
+            Err(Ended::Restart(_)) if paging.may_begin_again(seq) => {
+                (token, seq, previous) = (None, 0, HashSet::new());
+                continue;
+            }
             // Zoom says 404 for "nothing there".
-            Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound && !has_shown => {
+            Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
                 ListPage { sessions: Vec::new(), next: None, unknown: Vec::new() }
             }
-            Err(Ended::Failed(failure)) => return Ok(Err(failure)),
+            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
         let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));

@@ -17,17 +17,8 @@ pub(super) struct Paging {
     /// What pages were recognised by.
     pages: HashSet<u128>,
     barren: u32,
-    asked_again: bool,
     restarts_in_vain: u32,
     furthest: i64,
-}
-
-/// What to do about a page token that Zoom refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    AskAgain,
-    BeginAgain,
-    GiveUp,
 }
 
 impl Paging {
@@ -36,22 +27,17 @@ impl Paging {
         Self { tokens: HashSet::from([token.to_owned()]), ..Self::default() }
     }
 
-    /// The token of the page after so many was refused. If the chain begins again it is watched from its first page on.
-    pub fn token_refused(&mut self, pages: i64) -> Refused {
-        // A good one may be refused in passing; to ask once more costs less than to fetch those pages again.
-        if pages > 1 && !std::mem::replace(&mut self.asked_again, true) {
-            return Refused::AskAgain;
-        }
+    /// The chain broke after so many pages. If it may begin again it is watched from its first page on.
+    pub fn may_begin_again(&mut self, pages: i64) -> bool {
         let (restarts, furthest) =
             if pages > self.furthest { (1, pages) } else { (self.restarts_in_vain + 1, self.furthest) };
         *self = Self { restarts_in_vain: restarts, furthest, ..Self::default() };
-        if restarts <= MAX_RESTARTS { Refused::BeginAgain } else { Refused::GiveUp }
+        restarts <= MAX_RESTARTS
     }
 
     /// What is wrong after a page with this `next` token. `recognised_by` is the same for pages with the same beginning, and
     /// absent for one with nothing that the page before did not have.
     pub fn trouble_after(&mut self, next: Option<&str>, recognised_by: Option<u128>) -> Option<Failure> {
-        self.asked_again = false;
         let next = next?;
         let is_new = recognised_by.is_some_and(|page| self.pages.insert(page));
         self.barren = if is_new { 0 } else { self.barren + 1 };
@@ -102,7 +88,7 @@ mod tests {
         let mut paging = Paging::taken_up("a");
         assert!(paging.trouble_after(Some("b"), Some(1)).is_none());
         assert_eq!(paging.trouble_after(Some("a"), Some(2)).unwrap().kind, FailureKind::PageTokenLoop);
-        assert_eq!(paging.token_refused(1), Refused::BeginAgain);
+        assert!(paging.may_begin_again(2));
         for (token, page) in [("a", 1), ("b", 2)] {
             assert!(paging.trouble_after(Some(token), Some(page)).is_none());
         }
@@ -110,24 +96,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_token_is_shown_once_more_if_that_may_save_pages() {
-        let mut paging = Paging::default();
-        assert_eq!(paging.token_refused(1), Refused::BeginAgain);
-        assert_eq!(paging.token_refused(2), Refused::AskAgain);
-        assert!(paging.trouble_after(Some("a"), Some(1)).is_none(), "it was good");
-        assert_eq!(paging.token_refused(3), Refused::AskAgain);
-        assert_eq!(paging.token_refused(3), Refused::BeginAgain);
-    }
-
-    #[test]
     fn a_chain_begins_again_as_long_as_it_comes_further() {
         let mut paging = Paging::default();
-        let mut insists = |pages| match paging.token_refused(pages) {
-            Refused::AskAgain => paging.token_refused(pages),
-            other => other,
-        };
-        assert!((1..50).all(|pages| insists(pages) == Refused::BeginAgain));
-        assert!((1..MAX_RESTARTS).all(|_| insists(49) == Refused::BeginAgain));
-        assert_eq!(insists(49), Refused::GiveUp);
+        assert!((1..50).all(|pages| paging.may_begin_again(pages)));
+        assert!((1..MAX_RESTARTS).all(|_| paging.may_begin_again(49)));
+        assert!(!paging.may_begin_again(49));
     }
 }

@@ -12,7 +12,7 @@ use jiff::civil::Date;
 
 use super::digest::{digest, digest_of_content};
 use super::kept;
-use super::paging::{Paging, Refused};
+use super::paging::Paging;
 use super::refused::{holds_nothing, is_alone, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
@@ -129,7 +129,7 @@ async fn give_up(
     failure: &Failure,
     at_first_page: bool,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range).await? {
+    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range, failure).await? {
         let change = Change::RangeNotFound { range: range.chain.id };
         shared.count(&shared.writer.commit(change).await?);
         return Ok(Vec::new());
@@ -292,15 +292,11 @@ impl Pages {
         let effort = run_effort(context.settings.max_attempts, self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart(failure)) => match self.paging.token_refused(self.seq) {
-                Refused::AskAgain => return Ok(Step::More),
-                Refused::BeginAgain => {
-                    self.restart();
-                    return Ok(Step::More);
-                }
-                Refused::GiveUp => return Ok(Step::Failed(failure)),
-            },
-            Err(Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
+            Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
+                self.restart();
+                return Ok(Step::More);
+            }
+            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };
         if let Some(observed) = &mut self.observed {
             observed.add(page.span);

@@ -47,7 +47,7 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
 fn is_answer(asked: &Result<(), Ended>) -> bool {
     match asked {
         Ok(()) => true,
-        Err(Ended::Failed(failure)) => failure.kind == FailureKind::NotFound,
+        Err(Ended::Failed(failure)) => failure.is_not_found_by_zoom(),
         Err(Ended::Restart(_)) => false,
     }
 }
@@ -73,8 +73,15 @@ pub(super) async fn is_alone(
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
 /// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
-/// for.
-pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+/// for. Where Zoom itself has not said it, another session must be answered meanwhile.
+pub(super) async fn holds_nothing(
+    shared: &Shared,
+    range: &PendingRange,
+    failure: &Failure,
+) -> Result<bool, ExtractError> {
+    if !failure.is_not_found_by_zoom() && !is_alone(shared, range, failure).await? {
+        return Ok(false);
+    }
     if !kept::of_failed(shared, range).await?.is_empty() {
         // What was received of these days says that there is something.
         return Ok(false);
@@ -91,7 +98,7 @@ pub(super) async fn holds_nothing(shared: &Shared, range: &PendingRange) -> Resu
         return Ok(false);
     }
     let again = first_page(shared, &range.session_id, own.0, own.1).await;
-    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.kind == FailureKind::NotFound)
+    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
         && first_page(shared, &range.session_id, from, to).await.is_ok())
 }
 

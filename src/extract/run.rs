@@ -179,11 +179,12 @@ impl Shared {
             if listed.is_ok() {
                 self.context.all_listed.cancel();
                 self.found.notify_one();
+            } else {
+                stop.cancel();
             }
-            end_both_unless_ok(listed, &stop)
+            listed
         };
-        let fetching = async { end_both_unless_ok(self.fetch_all(reader, &stop).await, &stop) };
-        let (listed, fetched) = tokio::join!(listing, fetching);
+        let (listed, fetched) = tokio::join!(listing, self.fetch_all(reader, &stop));
         stop.cancel();
         bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
         match listed {
@@ -195,6 +196,11 @@ impl Shared {
 
     /// Plans a new capture, or takes up the figures of one that is there.
     async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
+        // Before anything may fail: what is left behind adds to it.
+        if let Some(totals) = reader.meta("traffic").await? {
+            let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
+            *self.context.progress.earlier.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+        }
         if reader.meta("request").await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();
@@ -211,10 +217,6 @@ impl Shared {
         }
         if self.context.retry_failed {
             self.writer.commit(Change::RetryFailed).await?;
-        }
-        if let Some(totals) = reader.meta("traffic").await? {
-            let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
-            *self.context.progress.earlier.lock().unwrap_or_else(PoisonError::into_inner) = totals;
         }
         self.context.progress.load(&reader.counts().await?);
         Ok(())
@@ -362,16 +364,6 @@ impl Shared {
     pub(super) fn now(&self) -> Timestamp {
         self.context.clock.now()
     }
-}
-
-fn end_both_unless_ok(
-    result: Result<(), ExtractError>,
-    stop: &CancellationToken,
-) -> Result<(), ExtractError> {
-    if result.is_err() {
-        stop.cancel();
-    }
-    result
 }
 
 /// A run waits for Zoom as long as it must.

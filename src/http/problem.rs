@@ -155,7 +155,7 @@ impl From<JobsError> for Problem {
             JobsError::DataDirectoryGone => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", detail)
             }
-            JobsError::Store(ref store) if store.is_disk_full() => {
+            ref full if full.is_disk_full() => {
                 tracing::error!(error = detail, "the disk is full");
                 Self::new(
                     StatusCode::INSUFFICIENT_STORAGE,
@@ -164,7 +164,13 @@ impl From<JobsError> for Problem {
                     "make room on the disk of DATA_DIR, then try again",
                 )
             }
-            JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
+            JobsError::Archive(ref archive) if archive.is_damaged_capture() => {
+                Self::new(StatusCode::CONFLICT, "capture-damaged", "The capture is damaged", format!("{detail}; POST the job's retry"))
+            }
+            JobsError::Store(_)
+            | JobsError::Archive(_)
+            | JobsError::Io(_)
+            | JobsError::Unrecovered { .. } => {
                 tracing::error!(error = detail, "a request could not be served");
                 Self::internal()
             }

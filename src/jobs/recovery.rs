@@ -33,8 +33,9 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
                 rebuilt += 1;
             }
             Ok(None) => {}
-            Err(ExtractError::Capture(error)) if error.is_disk_full() => {
-                return Err(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+            // Whatever else is in the way may be gone at the next start, which rebuilds the rest.
+            Err(error) if !matches!(&error, ExtractError::Capture(inner) if inner.is_damaged()) => {
+                return Err(JobsError::Unrecovered { directory, error });
             }
             Err(error) => {
                 // Not a job's name any more, so the sweep leaves it to a person.

@@ -67,11 +67,15 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
 pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for (id, directory) in job_directories(&jobs.settings.data_dir)? {
-        if known.contains(&id.to_string()) {
-            unless_absent(std::fs::remove_file(directory.join("archive.zip.tmp")))?;
+        let removed = if known.contains(&id.to_string()) {
+            unless_absent(std::fs::remove_file(directory.join("archive.zip.tmp")))
         } else {
             tracing::info!(directory = %id, "removing the files of a job that is gone");
-            unless_absent(std::fs::remove_dir_all(&directory))?;
+            unless_absent(std::fs::remove_dir_all(&directory))
+        };
+        if let Err(error) = removed {
+            // It takes room, and holds nothing else up.
+            tracing::error!(%error, directory = %directory.display(), "could not be cleaned up; the next start tries again");
         }
     }
     Ok(())

@@ -19,8 +19,8 @@ use super::store::{Inserted, JobStore, ListFilter, Listed, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
-use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
-use crate::files::unless_absent;
+use crate::extract::{Account, ExtractError, ExtractRequest, ExtractSettings, Snapshot};
+use crate::files::{is_full, unless_absent};
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
@@ -55,8 +55,21 @@ pub enum JobsError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error("the job in {} could not be taken up: {error}", directory.display())]
+    Unrecovered { directory: PathBuf, error: ExtractError },
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+impl JobsError {
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_disk_full(),
+            Self::Archive(error) => error.is_disk_full(),
+            Self::Io(error) => is_full(error),
+            _ => false,
+        }
+    }
 }
 
 /// A job, and whether this call made it.

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
+use super::retry::LONGEST_PAUSE;
 use crate::clock::SharedClock;
 
 /// The longest window: Zoom's one second and a little more, because jitter on the way bunches requests that left evenly
@@ -52,6 +53,14 @@ const PAUSE_SLICE: Duration = Duration::from_secs(20);
 pub struct Waiting {
     pub until: Timestamp,
     pub reason: String,
+}
+
+impl Waiting {
+    /// How long it lasts; `None` when it is over. One that is longer than any was made while the clock was wrong.
+    fn left(&self, now: Timestamp) -> Option<Duration> {
+        let left = Duration::try_from(self.until.duration_since(now)).ok()?;
+        (!left.is_zero() && left <= LONGEST_PAUSE).then_some(left)
+    }
 }
 
 /// One account's budget, shared by all its jobs.
@@ -148,7 +157,7 @@ impl Budget {
         now.saturating_sub(refused_since) >= HOPELESS
     }
 
-    /// Something was answered.
+    /// Something else than a 429 was answered.
     pub fn accepted(&self) {
         self.with_pace(|pace| pace.refused_since = None);
     }
@@ -196,7 +205,7 @@ impl Budget {
     /// The pause in force, if any.
     pub fn waiting(&self) -> Option<Waiting> {
         let now = self.clock.now();
-        self.with_pace(|pace| pace.waiting.clone().filter(|waiting| waiting.until > now))
+        self.with_pace(|pace| pace.waiting.clone().filter(|waiting| waiting.left(now).is_some()))
     }
 
     fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
@@ -208,8 +217,7 @@ impl Budget {
 impl Pace {
     fn slot(&mut self, now: Duration, wall: Timestamp) -> Slot {
         if let Some(waiting) = &self.waiting {
-            let left = Duration::try_from(waiting.until.duration_since(wall)).unwrap_or(Duration::ZERO);
-            if !left.is_zero() {
+            if let Some(left) = waiting.left(wall) {
                 return Slot::Wait(left.min(PAUSE_SLICE));
             }
             self.waiting = None;
@@ -464,9 +472,13 @@ mod tests {
         let until = "2026-05-31T00:00:00Z".parse().unwrap();
         budget.pause(Waiting { until, reason: "daily limit".to_owned() });
         assert_eq!(budget.waiting().map(|waiting| waiting.until), Some(until));
-        let all = grants(budget.clone(), clock, 3, 1).await;
+        let all = grants(budget.clone(), clock.clone(), 3, 1).await;
         assert!(all[0].1 >= Duration::from_secs(6 * 3600));
         assert_eq!(budget.waiting(), None);
+        let until = "2026-06-08T00:00:00Z".parse().unwrap();
+        budget.pause(Waiting { until, reason: "made by a clock a week ahead".to_owned() });
+        assert_eq!(budget.waiting(), None);
+        assert_eq!(grants(budget, clock, 1, 1).await.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

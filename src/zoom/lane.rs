@@ -209,15 +209,20 @@ impl Lane {
             }
             let Tried { outcome, generation } = match self.send(call, effort.urgent, read.clone()).await {
                 Ok(answer) => {
-                    account.budget.accepted();
                     account.note_answer(call);
                     return Ok(answer);
                 }
                 Err(tried) => tried,
             };
             let tries = if outcome.is_token_refusal() { refusals } else { attempt };
-            let now = account.clock.now();
-            let decision = policy.decide(&outcome, tries, now, account.clock.roll());
+            let (now, roll) = (account.clock.now(), account.clock.roll());
+            let mut decision = policy.decide(&outcome, tries, now, roll);
+            if effort.sits_out_outages
+                && matches!(decision, Decision::Fail(kind) if kind.concerns_the_account())
+            {
+                // Fewer tries are for what fails alone, not for what a whole run would end with.
+                decision = account.settings.retry.decide(&outcome, tries, now, roll);
+            }
             tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
             if !outcome.looks_like_an_outage() {
                 outage.answered();
@@ -358,6 +363,9 @@ impl Lane {
         let body = collect(response, account.settings.max_answer_bytes).await?;
         self.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
+        if status != 429 {
+            account.budget.accepted();
+        }
         if status != 200 {
             let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
             return Err(Outcome::Refused(refusal));

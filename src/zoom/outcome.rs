@@ -17,8 +17,10 @@ pub enum FailureKind {
     MissingScopes,
     /// The account's plan or role does not allow the report.
     NoPermission,
-    /// Zoom says that the thing does not exist.
+    /// Zoom says that the thing does not exist; or, without a code of Zoom's, something on the way does.
     NotFound,
+    /// Zoom does not know the path of the request.
+    UnknownEndpoint,
     /// Zoom refuses the request (any other 4xx).
     Rejected,
     /// Zoom kept answering with a server error.
@@ -47,6 +49,7 @@ impl FailureKind {
             Self::MissingScopes => "missing-scopes",
             Self::NoPermission => "no-permission",
             Self::NotFound => "not-found",
+            Self::UnknownEndpoint => "unknown-endpoint",
             Self::Rejected => "rejected",
             Self::ServerError => "server-error",
             Self::Connection => "connection",
@@ -61,7 +64,14 @@ impl FailureKind {
 
     /// True when every other call of the account would fail the same way, so that going on is pointless.
     pub fn concerns_the_account(self) -> bool {
-        matches!(self, Self::Credentials | Self::MissingScopes | Self::NoPermission | Self::Unreachable)
+        matches!(
+            self,
+            Self::Credentials
+                | Self::MissingScopes
+                | Self::NoPermission
+                | Self::UnknownEndpoint
+                | Self::Unreachable
+        )
     }
 }
 
@@ -77,6 +87,13 @@ pub struct Failure {
     pub message: String,
     /// How often it was tried.
     pub attempts: u32,
+}
+
+impl Failure {
+    /// Zoom's own word that what was asked for does not exist.
+    pub fn is_not_found_by_zoom(&self) -> bool {
+        self.kind == FailureKind::NotFound && self.zoom_code.is_some()
+    }
 }
 
 /// A `Retry-After`, in any of the three forms seen.

@@ -32,7 +32,7 @@ const TRIES_FOR_A_TOKEN: u32 = 3;
 /// At the daily limit also when the instant named has passed: clocks differ.
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
 /// A limit is asked about again after a day and a little, whatever instant was named.
-const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);
 /// After a server error longer than this is not waited, whatever was asked for: one chain's waiting shows nowhere.
 const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
@@ -133,10 +133,13 @@ impl Refusal {
             (400, Some(300)) if self.page_token_sent => Class::PageToken,
             (400 | 403, Some(104 | 4700 | 4711)) => Class::Final(FailureKind::MissingScopes),
             (400 | 403, Some(200)) => Class::Final(FailureKind::NoPermission),
-            (404, _) => Class::Final(FailureKind::NotFound),
+            // Observed when the path is wrong (zoom/rivet-javascript, issue 12): it says nothing of what was asked for.
+            (404, Some(2300)) => Class::Final(FailureKind::UnknownEndpoint),
+            (404, Some(_)) => Class::Final(FailureKind::NotFound),
             (408 | 425 | 500..=599, _) => Class::Passing(FailureKind::ServerError),
-            // A 403 without one of Zoom's codes comes from a proxy or firewall and is often gone in a moment.
+            // Without one of Zoom's codes these come from a proxy or firewall and are often gone in a moment.
             (403, None) => Class::Passing(FailureKind::NoPermission),
+            (404, None) => Class::Passing(FailureKind::NotFound),
             // Redirects are not followed on API calls; 2xx other than 200 and 1xx have no meaning here.
             _ => Class::Final(FailureKind::Rejected),
         }
@@ -175,7 +178,7 @@ mod tests {
     fn every_status_and_code_has_its_place() {
         let policy = RetryPolicy::default();
         let mut table = String::new();
-        let codes = [None, Some(104), Some(124), Some(200), Some(300), Some(4700), Some(4711)];
+        let codes = [None, Some(104), Some(124), Some(200), Some(300), Some(2300), Some(4700), Some(4711)];
         for code in codes {
             for page_token_sent in [false, true] {
                 let mut previous = String::new();

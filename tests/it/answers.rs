@@ -146,6 +146,21 @@ fn rows() -> Vec<Row> {
             status(404, r#"{"code":5301,"message":"gone"}"#),
             Ends::Items(Vec::new()),
         ),
+        row("404 without a code, for a while", Any, SOME, status(404, html), Whole),
+        row(
+            "404 without a code to one session for good",
+            Session(0),
+            ALWAYS,
+            status(404, html),
+            Ends::Items(Vec::new()),
+        ),
+        row(
+            "404 code 2300",
+            Any,
+            ALWAYS,
+            status(404, r#"{"code":2300,"message":"This API endpoint is not recognized."}"#),
+            Failed("unknown-endpoint"),
+        ),
         row("404 in mid-chain", WithPageToken, ALWAYS, status(404, ""), Failures("not-found")),
         row("408 or 425, for a while", Session(0), SOME, status(408, ""), Whole),
         row("any other 4xx", Session(0), ALWAYS, status(418, ""), Failures("rejected")),
@@ -265,7 +280,14 @@ fn rows() -> Vec<Row> {
             FaultAnswer::ReplaceBody(r#"{"sessions":[{"name":"n"}]}"#.to_owned()),
             Failures("unreadable-answer"),
         ),
-        row("a list that answers 404", List, ALWAYS, status(404, ""), Ends::Items(Vec::new())),
+        row(
+            "a list that answers 404",
+            List,
+            ALWAYS,
+            status(404, r#"{"code":5301,"message":"nothing"}"#),
+            Ends::Items(Vec::new()),
+        ),
+        row("a list that answers 404 without a code", List, ALWAYS, status(404, html), Failures("not-found")),
     ]
 }
 

@@ -207,8 +207,8 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
 async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
     let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     let faults = vec![
-        fault(Match::Session(0), 3, 2, status(400, expired)),
-        fault(Match::Session(0), 6, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
+        fault(Match::Session(0), 3, 1, status(400, expired)),
+        fault(Match::Session(0), 5, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
     ];
     let sim = SimSettings { messages: 4_000, months: 1, ..account() };
     whatever_came_is_kept(sim, faults, 300).await;
@@ -291,7 +291,7 @@ async fn an_answer_larger_than_the_limit_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_answers_404_is_an_empty_window() {
     let world = World::new(account()).await;
-    world.sim.script(fault(Match::List, 0, u32::MAX, status(404, "")));
+    world.sim.script(fault(Match::List, 0, u32::MAX, status(404, r#"{"code":5301,"message":"nothing"}"#)));
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(
         (job["state"].as_str(), job["progress"]["sessions_total"].as_u64()),

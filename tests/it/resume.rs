@@ -57,7 +57,7 @@ async fn a_page_token_that_grew_old_begins_the_chain_again_without_loss_or_doubl
     let world = World::new(account(0)).await;
     let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     let answer = FaultAnswer::Status { status: 400, headers: Vec::new(), body: expired.to_owned() };
-    world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 5, times: 24, answer });
+    world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 5, times: 12, answer });
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed");
     assert_eq!(archive.comparable(), expected.comparable());
