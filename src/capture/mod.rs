@@ -228,9 +228,10 @@ impl Location {
     /// Reads the whole index and finds what a torn write or a bad disk did to it. Segments have their own checksums, and
     /// are looked at when they are used.
     pub async fn check(&self) -> Result<(), CaptureError> {
-        let mut connection = self.options().connect().await?;
+        // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
+        // later, and then removes the log by its name, be it another's by then.
+        let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
         let verdict = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await;
-        // In any case: one that is dropped closes later, and removes the log by its name, be it another's by then.
         connection.close().await?;
         let verdict: String = verdict?;
         if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
@@ -303,6 +304,31 @@ mod tests {
     use super::*;
     use jiff::civil::date;
     use testing::{empty_page, list, planned};
+
+    /// Damaged ones are moved away after that, and another is made in their place.
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn nobody_has_a_capture_open_once_it_has_been_checked() {
+        let (directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
+        writer.close().await;
+        let sound = std::fs::read(location.path()).unwrap();
+        let open = || {
+            let files = std::fs::read_dir("/proc/self/fd").unwrap();
+            files
+                .filter_map(|file| file.unwrap().path().read_link().ok())
+                .any(|file| file.starts_with(directory.path()))
+        };
+        let mut damaged = 0;
+        for page in 0..sound.len() / 1_024 {
+            let mut bytes = sound.clone();
+            bytes[page * 1_024..][..1_024].fill(0xa5);
+            std::fs::write(location.path(), &bytes).unwrap();
+            damaged += u32::from(location.check().await.is_err_and(|error| error.is_damaged()));
+            assert!(!open(), "page {page}");
+        }
+        assert!(damaged > 10);
+    }
 
     #[tokio::test]
     async fn a_capture_of_a_version_before_is_taken_up_and_others_are_refused() {

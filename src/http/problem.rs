@@ -164,9 +164,12 @@ impl From<JobsError> for Problem {
                     "make room on the disk of DATA_DIR, then try again",
                 )
             }
-            JobsError::Archive(ref archive) if archive.is_damaged_capture() => {
-                Self::new(StatusCode::CONFLICT, "capture-damaged", "The capture is damaged", format!("{detail}; POST the job's retry"))
-            }
+            JobsError::Archive(ref archive) if archive.is_damaged_capture() => Self::new(
+                StatusCode::CONFLICT,
+                "capture-damaged",
+                "The capture is damaged",
+                format!("{detail}; POST the job's retry"),
+            ),
             JobsError::Store(_)
             | JobsError::Archive(_)
             | JobsError::Io(_)
