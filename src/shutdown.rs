@@ -1,27 +1,35 @@
-//! Signals to cancellation: the first asks for an orderly stop, the second ends the process at once.
+//! Signals to cancellation: the first asks for an orderly stop, another ends the process at once.
+
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::SharedClock;
+
+/// A signal so soon after the first is the same once more: `timeout` and terminals send it to a process and to its group.
+const ECHO: Duration = Duration::from_millis(500);
+
 /// Returns a token that is cancelled at the first SIGTERM or SIGINT. What was committed is on disk and the rest is fetched
-/// again, so a second signal may end the process where it stands.
-pub fn on_signal() -> std::io::Result<CancellationToken> {
+/// again, so a later signal may end the process where it stands.
+pub fn on_signal(clock: SharedClock) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
     let cancelled = token.clone();
     tokio::spawn(async move {
-        let mut signals = 0;
+        let mut first = None;
         loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            signals += 1;
-            if signals == 1 {
+            let now = clock.elapsed();
+            let since = now - *first.get_or_insert(now);
+            if !cancelled.is_cancelled() {
                 tracing::info!("stopping; a second signal ends it at once");
                 cancelled.cancel();
-            } else {
+            } else if since > ECHO {
                 std::process::exit(130);
             }
         }

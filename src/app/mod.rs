@@ -90,7 +90,15 @@ impl App {
             stopping: stopping.clone(),
         };
         let servers = TaskTracker::new();
-        let most = offer.max_connections.min(raise_descriptors() / 4 * 3);
+        let descriptors = raise_descriptors();
+        let most = offer.max_connections.min(descriptors / 4 * 3);
+        if most < offer.max_connections {
+            tracing::warn!(
+                most,
+                descriptors,
+                "fewer connections than MAX_CONNECTIONS: this process may open no more files"
+            );
+        }
         let serve = |listener, router| {
             http::server::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };

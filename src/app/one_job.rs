@@ -20,6 +20,7 @@ use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
     Snapshot,
 };
+use crate::files::unless_absent;
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -131,13 +132,14 @@ impl OneJob {
         let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
         let directory = output.working_directory();
         let continues = output.is_begun();
+        finish_removal(&output, &directory)?;
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         if continues {
             check_same(&request, &output, &directory).await?;
-        } else if directory.join(PUBLISHING).exists() {
-            // Of a run that was whole, and killed while it removed its capture.
-            std::fs::remove_file(directory.join(PUBLISHING))?;
+        } else {
+            // Of a run that was whole, and killed while it removed its capture; its zip has been moved away since.
+            unless_absent(std::fs::remove_file(directory.join(PUBLISHING)))?;
         }
         Ok(Self { account, clock, request, settings, output, directory, continues, _lock: lock })
     }
@@ -197,6 +199,16 @@ impl OneJob {
         }
         Ok(Report { outcome, last, failures })
     }
+}
+
+/// A run that was whole may have been killed while it removed its capture: what is left says nothing any more.
+fn finish_removal(output: &Output, directory: &Path) -> Result<(), OneJobError> {
+    let Output::Zip(zip) = output else { return Ok(()) };
+    if zip.exists() && directory.join(PUBLISHING).exists() && !output.is_begun() {
+        let _lock = lock(directory, output.setting())?;
+        std::fs::remove_dir_all(directory)?;
+    }
+    Ok(())
 }
 
 /// What is in the place of the files is ours only once we have begun to put them there, and as long as there is the capture that

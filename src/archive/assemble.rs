@@ -97,7 +97,7 @@ impl Assembly {
             }
         }
         let scratch = names.settle()?;
-        let sink = sink::open(input.target.clone(), facts.started())?;
+        let sink = sink::open(&input.directory, input.target.clone(), facts.started())?;
         Ok(Self { input, runtime, reader, scratch, sink, facts, last: Place::default(), copied: 0 })
     }
 

@@ -26,7 +26,7 @@ pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble};
 pub use directory::FOLDERS;
 pub use render::{FailureLine, failures_page};
-pub use sink::Target;
+pub use sink::{TEMPORARY, Target};
 
 use tokio_util::sync::CancellationToken;
 

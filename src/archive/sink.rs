@@ -1,7 +1,7 @@
 //! Where entries go, one after the other: a zip or a directory.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
@@ -11,10 +11,13 @@ use super::write_behind::WriteBehind;
 use super::zip::{Located, ZipSink};
 use super::{ArchiveError, ArchiveFile};
 
+/// A zip in a job's directory that is not whole yet.
+pub const TEMPORARY: &str = "archive.zip.tmp";
+
 /// What an archive becomes.
 #[derive(Debug, Clone)]
 pub enum Target {
-    /// This file, written beside it under a temporary name, synced, renamed.
+    /// This file; until it is whole it is [`TEMPORARY`] in the job's directory.
     Zip(PathBuf),
     /// These folders in this directory; until they are whole they are in `staging`.
     Directory { target: PathBuf, staging: PathBuf },
@@ -43,9 +46,11 @@ pub trait Entry: Text {
 }
 
 /// Every entry of a zip carries the time `modified`.
-pub fn open(target: Target, modified: Timestamp) -> Result<Box<dyn Sink>, ArchiveError> {
+pub fn open(directory: &Path, target: Target, modified: Timestamp) -> Result<Box<dyn Sink>, ArchiveError> {
     Ok(match target {
-        Target::Zip(target) => Box::new(ZipSink::new(WriteBehind::create(target)?, modified)),
+        Target::Zip(target) => {
+            Box::new(ZipSink::new(WriteBehind::create(directory.join(TEMPORARY), target)?, modified))
+        }
         Target::Directory { target, staging } => Box::new(DirectorySink::new(target, staging)?),
     })
 }

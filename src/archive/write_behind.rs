@@ -17,7 +17,7 @@ pub struct WriteBehind {
     file: Arc<File>,
     unsynced: usize,
     wake: SyncSender<()>,
-    /// A failed sync is told to one caller only, so this one must be heard.
+    /// The system tells of a failed sync once, so what this one came to must be looked at.
     syncing: JoinHandle<io::Result<()>>,
     temporary: Temporary,
     target: PathBuf,
@@ -35,11 +35,9 @@ impl Drop for Temporary {
 }
 
 impl WriteBehind {
-    /// Begins what will be the file `target`.
-    pub fn create(target: PathBuf) -> io::Result<Self> {
-        let mut temporary = target.clone().into_os_string();
-        temporary.push(".tmp");
-        let temporary = Temporary(temporary.into());
+    /// Begins what will be the file `target`, as `temporary` on the same disk.
+    pub fn create(temporary: PathBuf, target: PathBuf) -> io::Result<Self> {
+        let temporary = Temporary(temporary);
         // For nobody else to read.
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary.0)?;
         let file = Arc::new(file);
@@ -89,21 +87,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_archives_in_one_place_do_not_meet() {
+    fn a_file_is_in_its_place_once_it_is_published_and_nothing_else_is_left() {
         let directory = tempfile::tempdir().unwrap();
-        let targets = ["chats.may", "chats.june", "chats"].map(|name| directory.path().join(name));
-        let begun = targets.clone().map(|target| (WriteBehind::create(target.clone()).unwrap(), target));
-        for (mut file, target) in begun {
-            file.write_all(target.as_os_str().as_encoded_bytes()).unwrap();
-            file.publish().unwrap();
+        let [temporary, target] = ["temporary", "target"].map(|name| directory.path().join(name));
+        for publish in [false, true] {
+            let mut file = WriteBehind::create(temporary.clone(), target.clone()).unwrap();
+            file.write_all(b"text").unwrap();
+            assert!(temporary.exists() && !target.exists());
+            if publish {
+                file.publish().unwrap();
+            } else {
+                drop(file);
+            }
+            assert!(!temporary.exists() && target.exists() == publish);
         }
-        for target in &targets {
-            assert_eq!(std::fs::read(target).unwrap(), target.as_os_str().as_encoded_bytes());
-        }
-        assert_eq!(
-            std::fs::read_dir(directory.path()).unwrap().count(),
-            targets.len(),
-            "nothing else is left"
-        );
+        assert_eq!(std::fs::read(&target).unwrap(), b"text");
     }
 }

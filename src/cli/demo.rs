@@ -10,11 +10,13 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
 use super::{WHOLE, WrongUse, grouped, say};
 use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::extract::ExtractSettings;
+use crate::files::unless_absent;
 use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
 use crate::shutdown;
@@ -48,7 +50,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         return Err(WrongUse(format!("--archive: there is no directory {}", directory.display())).into());
     }
     let clock = SystemClock::shared();
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(clock.clone())?;
     let simulator = Simulator::start(SimSettings {
         sessions: 120,
         messages: 25_000,
@@ -60,12 +62,27 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     })
     .await?;
     let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
-    let app = App::start(settings(args, &simulator, &data_dir), clock.clone()).await?;
+    let shown = serve(args, &simulator, &data_dir, &clock, &stop).await;
+    simulator.shutdown().await;
+    unless_absent(std::fs::remove_file(unfinished(&args.archive)))?;
+    unless_absent(std::fs::remove_dir_all(&data_dir)).context("the demo's data could not be removed")?;
+    shown.map(|()| WHOLE)
+}
+
+/// Starts the service and shows it; none of it runs when this returns.
+async fn serve(
+    args: &DemoArgs,
+    simulator: &Simulator,
+    data_dir: &Path,
+    clock: &SharedClock,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let app = App::start(settings(args, simulator, data_dir), clock.clone()).await?;
     let base = format!("http://{}", app.address);
     say(format_args!("simulated Zoom account: {} ({LIMIT} requests/s)", simulator.api_base_url()));
     say(format_args!("service:                {base}"));
     let shown = tokio::select! {
-        shown = show(&base, &simulator, args, &clock) => shown,
+        shown = show(&base, simulator, args, clock) => shown,
         () = stop.cancelled() => Err(anyhow::anyhow!("stopped")),
     };
     if shown.is_ok() && args.keep {
@@ -73,9 +90,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         stop.cancelled().await;
     }
     app.shut_down().await;
-    simulator.shutdown().await;
-    std::fs::remove_dir_all(&data_dir).context("the demo's data could not be removed")?;
-    shown.map(|()| WHOLE)
+    shown
 }
 
 fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSettings {
@@ -180,10 +195,15 @@ async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &Shared
     Ok(())
 }
 
+/// Where an archive is until it is whole.
+fn unfinished(archive: &Path) -> PathBuf {
+    archive.with_extension("zip.part")
+}
+
 /// Writes to a temporary name first: a broken download leaves no archive behind.
 async fn download(client: &reqwest::Client, url: &str, target: &Path) -> anyhow::Result<String> {
     let mut response = client.get(url).send().await?.error_for_status()?;
-    let temporary = target.with_extension("zip.part");
+    let temporary = unfinished(target);
     let mut file = tokio::fs::File::create(&temporary).await?;
     let mut hash = Sha256::new();
     while let Some(chunk) = response.chunk().await? {

@@ -52,6 +52,9 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
+    if args.zip.as_ref().is_some_and(|zip| zip.as_os_str().as_encoded_bytes().ends_with(b"/")) {
+        return Err(WrongUse("--zip must name a file, not a directory".to_owned()).into());
+    }
     let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
     let today = clock.today();
     // What was begun goes on also when its first days have left Zoom's reach meanwhile.
@@ -77,7 +80,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     if job.continues {
         eprintln!("going on with what {} holds already", output.path().display());
     }
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());
     let ended = job.run(stop, |snapshot| reporter.show(snapshot, clock.elapsed())).await;
     reporter.clear();

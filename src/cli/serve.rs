@@ -18,7 +18,7 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(args: &ServeArgs) -> anyhow::Result<u8> {
     let settings = args.service.settings(&args.zoom)?;
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(SystemClock::shared())?;
     let app = App::start(settings, SystemClock::shared()).await?;
     tracing::info!("documentation at http://{}/docs/", app.address);
     stop.cancelled().await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{WHOLE, say};
+use crate::clock::SystemClock;
 use crate::shutdown;
 use crate::sim::{FaultLevel, SimSettings, Simulator};
 
@@ -76,7 +77,7 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         empty_is_not_found: args.empty_not_found,
         ..SimSettings::default()
     };
-    let stop = shutdown::on_signal()?;
+    let stop = shutdown::on_signal(SystemClock::shared())?;
     let credentials = [&settings.account_id, &settings.client_id, &settings.client_secret].map(String::clone);
     let address = settings.listen;
     let simulator = Simulator::start(settings).await;

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::TryStreamExt;
 use utoipa::ToSchema;
 
 use super::AppState;
@@ -23,13 +24,14 @@ pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>
 
 /// Download the archive
 ///
-/// One zip with everything. Supports ranges (`Range`, `If-Range`) and conditions (`If-None-Match`); the ETag is strong.
+/// One zip with everything. Supports ranges (`Range`, `If-Range`) and conditions (`If-Match`, `If-None-Match`); the ETag is strong.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/archive", tag = "archive", operation_id = "download_archive",
     params(("id" = uuid::Uuid, Path, description = "The job's id"),
         ("Range" = Option<String>, Header, description = "One range of bytes"),
         ("If-Range" = Option<String>, Header, description = "Use the range only if the ETag is still this"),
-        ("If-None-Match" = Option<String>, Header, description = "The ETag of a copy you have")),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of a copy you have"),
+        ("If-Match" = Option<String>, Header, description = "Answer only if the ETag is still this")),
     responses(
         (status = 200, description = "The archive", body = Zip, content_type = "application/zip", headers(
             ("ETag" = String, description = "The archive's SHA-256"), ("Repr-Digest" = String, description = "RFC 9530"),
@@ -41,6 +43,7 @@ pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The archive is not ready, or got lost; the detail says what to do", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 412, description = "The archive is another than `If-Match` says", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many downloads at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
     )
@@ -53,6 +56,14 @@ pub(super) async fn download(
 ) -> Result<Response, Problem> {
     let (job, archive, file) = state.jobs.archive(id).await?;
     let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
+    if headers.get(header::IF_MATCH).is_some_and(|wanted| !is_listed(wanted, &etag, |item| item)) {
+        return Err(Problem::new(
+            StatusCode::PRECONDITION_FAILED,
+            "precondition-failed",
+            "The archive has changed",
+            format!("its ETag is {}", etag.to_str().unwrap_or_default()),
+        ));
+    }
     if headers.get(header::IF_NONE_MATCH).is_some_and(|known| etag_matches(known, &etag)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
@@ -69,7 +80,8 @@ pub(super) async fn download(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        Body::from_stream(file::stream(file, from, length, place))
+        let log = move |error: &std::io::Error| tracing::error!(%error, job.id = %id, "a download broke off");
+        Body::from_stream(file::stream(file, from, length, place).inspect_err(log))
     };
     let request = &job.request;
     let name = format!("zoom-chat-reports_{}_{}_{}.zip", request.from, request.to, job.id);
@@ -111,10 +123,14 @@ fn base64_of_hex(text: &str) -> String {
 
 /// Weak comparison, as `If-None-Match` asks for (RFC 9110, 13.1.2).
 pub(super) fn etag_matches(if_none_match: &HeaderValue, etag: &HeaderValue) -> bool {
-    let (Ok(list), Ok(etag)) = (if_none_match.to_str(), etag.to_str()) else {
+    is_listed(if_none_match, etag, |item| item.strip_prefix("W/").unwrap_or(item))
+}
+
+fn is_listed(list: &HeaderValue, etag: &HeaderValue, compared: fn(&str) -> &str) -> bool {
+    let (Ok(list), Ok(etag)) = (list.to_str(), etag.to_str()) else {
         return false;
     };
-    list.split(',').map(str::trim).any(|item| item == "*" || item.strip_prefix("W/").unwrap_or(item) == etag)
+    list.split(',').map(str::trim).any(|item| item == "*" || compared(item) == etag)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

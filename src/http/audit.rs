@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::RequestExt;
+use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -94,10 +95,10 @@ fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     Some(match (method.as_str(), path) {
         ("POST", "/v1/jobs") => ("create", Kind::Changes),
         ("GET" | "HEAD", "/v1/jobs") => ("list", Kind::Looks),
-        ("GET" | "HEAD", "/v1/jobs/{id}") => ("read", Kind::Looks),
+        ("GET" | "HEAD", "/v1/jobs/{id}") | ("HEAD", "/v1/jobs/{id}/archive") => ("read", Kind::Looks),
         ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", Kind::Looks),
         ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", Kind::Looks),
-        ("GET" | "HEAD", "/v1/jobs/{id}/archive") => ("download", Kind::Takes),
+        ("GET", "/v1/jobs/{id}/archive") => ("download", Kind::Takes),
         ("DELETE", "/v1/jobs/{id}") => ("delete", Kind::Changes),
         ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Kind::Changes),
         ("POST", "/v1/jobs/{id}/retry") => ("retry", Kind::Changes),
@@ -132,11 +133,13 @@ async fn run_recorded(
     state: AppState,
     action: &'static str,
     kind: Kind,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    let id =
-        request.uri().path().split('/').nth(3).filter(|id| id.parse::<JobId>().is_ok()).map(str::to_owned);
+    // As the handler reads it: an id can be written in many ways, and escaped.
+    let params = request.extract_parts::<RawPathParams>().await.ok();
+    let id = params.and_then(|params| params.iter().find_map(|(_, id)| id.parse::<JobId>().ok()));
+    let id = id.map(|id| id.to_string());
     let from = peer(&request).map(|peer| peer.ip().to_string());
     let headers = request.headers().clone();
     let response = next.run(request).await;

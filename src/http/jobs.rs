@@ -414,6 +414,7 @@ pub(super) struct FailureView {
         (status = 200, description = "A page of failures", body = FailurePage),
         (status = 400, description = "A parameter is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The capture is damaged; retry fetches again what is", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired", body = Problem, content_type = "application/problem+json"),
     )
 )]

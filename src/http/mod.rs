@@ -139,12 +139,9 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
     }
     let (open, _) = open_routes().split_for_parts();
     let document = openapi::with_days_until(document(), state.clock.today());
-    let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(
-        Config::new(["/openapi.json"])
-            .try_it_out_enabled(true)
-            .persist_authorization(true)
-            .display_request_duration(true),
-    );
+    let docs = SwaggerUi::new("/docs")
+        .url("/openapi.json", document)
+        .config(Config::new(["/openapi.json"]).try_it_out_enabled(true).display_request_duration(true));
     let docs = Router::from(docs)
         .layer(map_response(|answer: Response| async {
             let is_nothing = [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status());
@@ -200,7 +197,7 @@ fn nothing_here() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", "see /docs for what there is")
 }
 
-/// Answers OPTIONS by itself, so it is not there for nothing.
+/// None without origins: the layer would answer every OPTIONS, which is to be 405 then.
 fn cors(settings: &HttpSettings) -> Option<CorsLayer> {
     if settings.cors_origins.is_empty() {
         return None;
@@ -211,6 +208,7 @@ fn cors(settings: &HttpSettings) -> Option<CorsLayer> {
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
+            header::IF_MATCH,
             header::IF_NONE_MATCH,
             header::IF_RANGE,
             header::RANGE,

@@ -61,6 +61,9 @@ impl JobState {
         Self::Expired,
     ];
 
+    /// How a job ends.
+    pub const ENDS: [Self; 4] = [Self::Completed, Self::CompletedWithFailures, Self::Failed, Self::Cancelled];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",

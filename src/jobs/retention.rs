@@ -8,12 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::model::JobState;
 use super::service::{Jobs, JobsError, job_directories, remove_files};
 use super::store::ListFilter;
+use crate::archive::TEMPORARY;
 use crate::files::unless_absent;
 
 /// How often finished jobs are looked at.
 const EVERY: Duration = Duration::from_secs(60);
-const FINAL: [JobState; 4] =
-    [JobState::Completed, JobState::CompletedWithFailures, JobState::Failed, JobState::Cancelled];
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let (started, started_at) = (jobs.clock.elapsed(), jobs.clock.now());
@@ -34,7 +33,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
 /// Takes the files of jobs whose time is over. The state changes first: an expired job without files is the promise,
 /// a completed one without files would be a lie.
 async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
-    for state in FINAL {
+    for state in JobState::ENDS {
         let mut before = None;
         loop {
             let page = jobs.store.list(ListFilter { state: Some(state), before, limit: 200 }).await?;
@@ -68,7 +67,7 @@ pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
     let known = jobs.store.ids_with_files().await?;
     for (id, directory) in job_directories(&jobs.settings.data_dir)? {
         let removed = if known.contains(&id.to_string()) {
-            unless_absent(std::fs::remove_file(directory.join("archive.zip.tmp")))
+            unless_absent(std::fs::remove_file(directory.join(TEMPORARY)))
         } else {
             tracing::info!(directory = %id, "removing the files of a job that is gone");
             unless_absent(std::fs::remove_dir_all(&directory))

@@ -115,6 +115,9 @@ impl Jobs {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
+        for state in JobState::ENDS {
+            ended(state).increment(0);
+        }
         retention::sweep(&jobs).await?;
         if let Some(pause) = jobs.store.pause().await? {
             jobs.account.budget().pause(pause);
@@ -385,7 +388,11 @@ impl Jobs {
 }
 
 pub(super) fn count_end(job: &Job) {
-    metrics::counter!("zcr_jobs_ended_total", "state" => job.state.as_str()).increment(1);
+    ended(job.state).increment(1);
+}
+
+fn ended(state: JobState) -> metrics::Counter {
+    metrics::counter!("zcr_jobs_ended_total", "state" => state.as_str())
 }
 
 /// Within what an idempotency key is one key: holders of API keys with different names may use the same for different things.

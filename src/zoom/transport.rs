@@ -1,5 +1,7 @@
 //! HTTP as every call to Zoom uses it: the client, bodies of a bounded size, errors in words that tell no secrets.
 
+use std::net::Ipv4Addr;
+
 use bytes::{Bytes, BytesMut};
 
 use super::client::ZoomSettings;
@@ -7,7 +9,11 @@ use super::outcome::Outcome;
 
 /// The one way to make an HTTP client: with timeouts, without following redirects, a connection for each answer.
 pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder();
+    let bases = [&settings.api_base, &settings.oauth_base];
+    // A simulator on this machine is not behind anybody's proxy.
+    let builder = if bases.into_iter().all(|base| is_local(base)) { builder.no_proxy() } else { builder };
+    builder
         .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(settings.connect_timeout)
         .timeout(settings.request_timeout)
@@ -19,6 +25,14 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, re
         .http1_only()
         .tcp_nodelay(true)
         .build()
+}
+
+fn is_local(base: &str) -> bool {
+    reqwest::Url::parse(base).is_ok_and(|url| match url.host_str() {
+        Some("localhost" | "[::1]") => true,
+        Some(host) => host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback()),
+        None => false,
+    })
 }
 
 /// A body of at most so many bytes.

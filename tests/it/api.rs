@@ -198,6 +198,11 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
     let get = |name: &'static str, value: String| world.client.get(&url).header(name, value).send();
     assert_eq!(get("if-none-match", etag.clone()).await.unwrap().status(), 304);
     assert_eq!(get("if-none-match", "\"other\"".to_owned()).await.unwrap().status(), 200);
+    assert_eq!(get("if-match", etag.clone()).await.unwrap().status(), 200);
+    let other = world.client.get(&url).header("if-match", "\"other\"").header("range", "bytes=10-19");
+    assert_eq!(problem(other.send().await.unwrap()).await, is(412, "precondition-failed"));
+    let weak = get("if-match", format!("W/{etag}")).await.unwrap();
+    assert_eq!(weak.status(), 412, "it must be the same byte for byte");
     let part = get("range", "bytes=10-19".to_owned()).await.unwrap();
     assert_eq!(part.status(), 206);
     assert_eq!(

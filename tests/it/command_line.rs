@@ -110,6 +110,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let sim =
         Simulator::start(SimSettings { latency: Duration::from_millis(40), ..account() }).await.unwrap();
     let home = TempDir::new().unwrap();
+    std::fs::write(home.path().join("out.zip.tmp"), "another's").unwrap();
     let mut command = extract(&sim, home.path());
     command
         .args(["--zip", "out.zip"])
@@ -128,6 +129,8 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(code, 0, "{out}{err}");
     assert!(err.contains("going on with"), "{err}");
     assert!(out.contains("2,000 messages"), "{out}");
+    assert_eq!(std::fs::read(home.path().join("out.zip.tmp")).unwrap(), b"another's");
+    std::fs::remove_file(home.path().join("out.zip.tmp")).unwrap();
     let names: Vec<_> =
         std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["out.zip"], "nothing but the zip is left");
@@ -140,6 +143,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let (code, _, err) = run(command).await;
     assert!(code == 1 && err.contains("exists already"), "{code} {err}");
     assert!(std::fs::read(home.path().join("out.zip")).unwrap() == whole);
+    assert!(!home.path().join("out.zip.capture").exists(), "nothing says any more that it is incomplete");
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
     assert!(tested.status.success());
 }
@@ -165,6 +169,11 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let (code, _, err) = run(wrong).await;
     assert_eq!(code, 1);
     assert!(err.contains("ZOOM_CLIENT_SECRET") && !err.contains("not-this-one"), "{err}");
+
+    let mut directory = extract(&empty, home.path());
+    directory.args(["--zip", "out/"]);
+    let (code, _, err) = run(directory).await;
+    assert!(code == 2 && err.contains("--zip must name a file"), "{code} {err}");
 
     let old = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC).date().saturating_add(1.day());
     let home = TempDir::new().unwrap();
@@ -268,6 +277,8 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
     let home = TempDir::new().unwrap();
     let mut demo = binary();
     demo.current_dir(home.path()).arg("demo");
+    // Nobody's proxy leads to a simulator on this machine.
+    demo.env("HTTP_PROXY", "http://127.0.0.1:9").env("TMPDIR", home.path());
     let (code, out, err) = run(demo).await;
     assert_eq!(code, 0, "{out}{err}");
     for words in ["verified:", "zoom-chat-reports-demo.zip", "unzip -l", "demo --keep"] {
@@ -279,4 +290,13 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
         .output()
         .unwrap();
     assert!(tested.status.success());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut demo = binary();
+    demo.current_dir(home.path()).env("TMPDIR", home.path()).arg("demo");
+    demo.args(["--listen-addr", &taken.local_addr().unwrap().to_string()]);
+    let (code, _, err) = run(demo).await;
+    assert!(code == 1 && err.contains("cannot be used"), "{code} {err}");
+    let left: Vec<_> =
+        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["zoom-chat-reports-demo.zip"]);
 }

@@ -228,6 +228,9 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     world.sim.clear_script();
     let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
     spoil(&capture, 8_192, 40_000);
+    // Something that looks like a job's directory and cannot be removed as one holds nothing up.
+    std::fs::write(world.settings.jobs.data_dir.join("jobs/018f2f5e-7c1a-7000-8000-000000000000"), "")
+        .unwrap();
     world.restart().await;
     let job = world.finished(&torn).await;
     assert_eq!(
@@ -235,6 +238,9 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
         (Some("failed"), Some("capture-damaged")),
         "{job:#}"
     );
+    let failures = world.get(&format!("/v1/jobs/{torn}/failures")).await;
+    assert_eq!(failures.status(), 409);
+    assert_eq!(failures.json::<Value>().await.unwrap()["code"], "capture-damaged");
     assert_eq!(world.finished(&sound).await["state"], "completed");
     assert_eq!(world.post(&format!("/v1/jobs/{torn}/retry"), &Value::Null).await.status(), 202);
     assert_eq!(world.finished(&torn).await["state"], "completed");

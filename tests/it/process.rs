@@ -159,7 +159,9 @@ impl Service {
 
     /// Asks for an orderly stop and waits for it.
     pub async fn terminate(mut self) -> ExitStatus {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let id = self.child.id().to_string();
+        // Twice, as from `timeout`, which tells a process and its group.
+        Command::new("kill").args(["-TERM", &id, &id]).status().unwrap();
         for _ in 0..600 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -325,7 +325,13 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
     for _ in 0..5 {
         send(reqwest::Method::GET, format!("/v1/jobs/{id}"), VIEWER).await.unwrap();
     }
-    send(reqwest::Method::GET, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
+    send(reqwest::Method::HEAD, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
+    // However the job is named.
+    let escaped = format!("%{:02x}{}", id.as_bytes()[0], &id[1..]);
+    for name in [id.clone(), escaped, id.to_uppercase().replace('-', "")] {
+        let answer = send(reqwest::Method::GET, format!("/v1/jobs/{name}/archive"), VIEWER).await.unwrap();
+        assert_eq!(answer.status(), 200, "{name}");
+    }
     send(reqwest::Method::POST, format!("/v1/jobs/{id}/cancel"), VIEWER).await.unwrap();
     send(reqwest::Method::POST, format!("/v1/jobs/{id}/cancel"), KEY).await.unwrap();
     send(reqwest::Method::DELETE, format!("/v1/jobs/{id}"), KEY).await.unwrap();
@@ -348,6 +354,8 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
     let expected = [
         ("ops", "create", 202),
         ("viewer", "read", 200),
+        ("viewer", "download", 200),
+        ("viewer", "download", 200),
         ("viewer", "download", 200),
         ("viewer", "cancel", 403),
         ("ops", "cancel", 409),
