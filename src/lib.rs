@@ -12,7 +12,7 @@
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> all but
 //! cli`, `cli -> app, sim, config` and value types. `sim` imports nothing of ours. `clock`, `files`, `json`, `sqlite` and
-//! `telemetry` are leaves, which everybody may import. A test walks `src/` and fails on an edge that is not in its table.
+//! `telemetry` are leaves, which everybody may import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is not in its table.
 //!
 //! # What is deliberately absent
 //! No unsafe code, no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to

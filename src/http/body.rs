@@ -26,7 +26,7 @@ pub struct JobRequest {
     #[schema(value_type = Option<EditsByRequest>)]
     pub edits_by: Option<String>,
     pub sessions: Option<SessionsRequest>,
-    /// A note of yours, at most 200 characters.
+    /// A note of yours.
     #[schema(max_length = 200)]
     pub label: Option<String>,
 }
@@ -61,6 +61,7 @@ pub struct SessionsRequest {
     #[schema(max_items = 1000)]
     pub channel_ids: Option<Vec<String>>,
     /// Part of the name, case-insensitive.
+    #[schema(max_length = 200)]
     pub name_contains: Option<String>,
 }
 
@@ -72,8 +73,11 @@ pub enum SessionType {
     Group,
 }
 
-const MAX_LABEL: usize = 200;
+/// Of a label or a name.
+const MAX_CHARACTERS: usize = 200;
 const MAX_FILTER: usize = 1_000;
+/// So many unknown fields are named.
+const MAX_UNKNOWN: usize = 100;
 
 /// A body in which nothing is wrong, except perhaps that no new job can have its days today.
 #[derive(Debug)]
@@ -133,10 +137,7 @@ impl Reader {
             }
         };
         let sessions = self.sessions(members.remove("sessions"));
-        let label = self.text(members.remove("label"), "label");
-        if label.as_ref().is_some_and(|label| label.chars().count() > MAX_LABEL) {
-            self.wrong("label", format!("must have at most {MAX_LABEL} characters"));
-        }
+        let label = self.short_text(members.remove("label"), "label");
         self.nothing_else("", &members, "from, to, include, edits_by, sessions, label");
         Some(ExtractRequest { from: from?, to: to?, include, edits_by, sessions, label })
     }
@@ -185,7 +186,7 @@ impl Reader {
             types,
             ids: self.texts(members.remove("ids"), "sessions.ids"),
             channel_ids: self.texts(members.remove("channel_ids"), "sessions.channel_ids"),
-            name_contains: self.text(members.remove("name_contains"), "sessions.name_contains"),
+            name_contains: self.short_text(members.remove("name_contains"), "sessions.name_contains"),
         };
         self.nothing_else("sessions.", &members, "types, ids, channel_ids, name_contains");
         filter
@@ -213,6 +214,14 @@ impl Reader {
         }
     }
 
+    fn short_text(&mut self, value: Option<Value>, field: &str) -> Option<String> {
+        let text = self.text(value, field);
+        if text.as_ref().is_some_and(|text| text.chars().count() > MAX_CHARACTERS) {
+            self.wrong(field, format!("must have at most {MAX_CHARACTERS} characters"));
+        }
+        text
+    }
+
     fn texts(&mut self, value: Option<Value>, field: &str) -> Vec<String> {
         let items = match value {
             None | Some(Value::Null) => return Vec::new(),
@@ -237,8 +246,12 @@ impl Reader {
     }
 
     fn nothing_else(&mut self, prefix: &str, members: &Map<String, Value>, known: &str) {
-        for name in members.keys() {
+        for name in members.keys().take(MAX_UNKNOWN) {
             self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known are {known}"));
+        }
+        if members.len() > MAX_UNKNOWN {
+            let more = members.len() - MAX_UNKNOWN;
+            self.wrong(prefix.strip_suffix('.').unwrap_or("body"), format!("has {more} more unknown fields"));
         }
     }
 }
@@ -259,6 +272,20 @@ mod tests {
         let body = r#"{"from":"2026-13-01","to":7,"include":{"edited":"yes","x":1},"edits_by":"whim",
             "sessions":{"types":["dm"],"ids":"a","name_contains":[]},"label":3,"colour":"red"}"#;
         insta::assert_json_snapshot!("every_wrong_field", errors(body));
+    }
+
+    #[test]
+    fn an_answer_names_no_more_than_somebody_can_read() {
+        let days = r#""from":"2026-10-01","to":"2026-10-31""#;
+        let unknown: String = (0..1_000).map(|number| format!(",\"x{number}\":1")).collect();
+        let of_many = errors(&format!("{{{days}{unknown}}}"));
+        assert_eq!(of_many.len(), MAX_UNKNOWN + 1);
+        assert_eq!(of_many[MAX_UNKNOWN], ("body".to_owned(), "has 900 more unknown fields".to_owned()));
+        let long = "x".repeat(MAX_CHARACTERS + 1);
+        let of_long =
+            errors(&format!(r#"{{{days},"label":"{long}","sessions":{{"name_contains":"{long}"}}}}"#));
+        let fields: Vec<_> = of_long.iter().map(|(field, _)| &field[..]).collect();
+        assert_eq!(fields, ["sessions.name_contains", "label"]);
     }
 
     #[test]
