@@ -14,11 +14,10 @@ use super::{AppError, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
-use crate::capture::{CaptureError, Location};
+use crate::capture::{CaptureError, Counts, Location};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
-    Snapshot,
+    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
 };
 use crate::files::unless_absent;
 use crate::zoom::ZoomSettings;
@@ -94,7 +93,8 @@ pub enum OneJobError {
 /// How it ended.
 #[derive(Debug)]
 pub struct Report {
-    pub outcome: Outcome,
+    /// What the capture holds.
+    pub counts: Counts,
     pub last: Snapshot,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
@@ -172,7 +172,7 @@ impl OneJob {
             Output::Zip(target) => Target::Zip(target.clone()),
         };
         let input = AssembleInput { directory: self.directory.clone(), target, cancel };
-        let (outcome, begun) = {
+        let (counts, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
             let running = alongside(extract::run(context), &input, all_listed, &self.clock);
             tokio::pin!(running);
@@ -183,7 +183,7 @@ impl OneJob {
                 }
             }
         };
-        let outcome = outcome?;
+        let counts = counts?;
         let last = figures();
         report(&last);
         // Again: it may have been put there meanwhile.
@@ -191,13 +191,13 @@ impl OneJob {
         File::create(self.directory.join(PUBLISHING))?;
         assemble(input, begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
-        if matches!(self.output, Output::Zip(_)) && outcome.failures() == 0 {
+        if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds. What says that there is a
             // capture goes first: half of one would be fetched again.
             std::fs::remove_file(Location::in_directory(&self.directory).path())?;
             std::fs::remove_dir_all(&self.directory)?;
         }
-        Ok(Report { outcome, last, failures })
+        Ok(Report { counts, last, failures })
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     reporter.clear();
     let report = ended.map_err(|error| explain(&error, &output))?;
     tell(&report, &output);
-    Ok(if report.outcome.failures() == 0 { WHOLE } else { WITH_FAILURES })
+    Ok(if report.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
 /// Everything that is wrong with the two days is told at once.
@@ -117,13 +117,13 @@ fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
 }
 
 fn tell(report: &Report, output: &Output) {
-    let [messages, edited, deleted] = report.outcome.counts.items;
-    if report.outcome.counts.sessions_total == 0 {
+    let [messages, edited, deleted] = report.counts.items;
+    if report.counts.sessions_total == 0 {
         say("there were no sessions in this range");
     }
     say(format_args!(
         "{}, {}, {} edited, {} deleted; {} in all, {} repeated -> {}",
-        counted(report.outcome.counts.sessions_total, "session"),
+        counted(report.counts.sessions_total, "session"),
         counted(messages, "message"),
         grouped(edited),
         grouped(deleted),
@@ -131,7 +131,7 @@ fn tell(report: &Report, output: &Output) {
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
-    let failures = report.outcome.failures();
+    let failures = report.counts.failures();
     if failures > 0 {
         say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));
         for failure in &report.failures {

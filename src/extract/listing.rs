@@ -15,7 +15,7 @@ use super::paging::Paging;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
-use crate::zoom::lane::Ended;
+use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
 
@@ -122,7 +122,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context
             .lane
-            .fetch(&call, run_effort(attempts, Some(u32::MAX)), |body| read_page(&body))
+            .fetch(&call, run_effort(attempts, Effort::MOST_URGENT), |body| read_page(&body))
             .await
         {
             Ok(page) => page,

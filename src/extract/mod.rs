@@ -22,4 +22,4 @@ pub use crate::zoom::{Account, Waiting};
 pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
-pub use run::{ExtractError, ExtractSettings, Outcome, RunContext, run};
+pub use run::{ExtractError, ExtractSettings, RunContext, run};

@@ -110,7 +110,7 @@ async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> 
 }
 
 fn effort(shared: &Shared) -> Effort {
-    run_effort(shared.context.settings.max_attempts, Some(u32::MAX))
+    run_effort(shared.context.settings.max_attempts, Effort::MOST_URGENT)
 }
 
 fn answer<const N: usize>(body: &[u8], names: [&'static str; N]) -> Result<(), String> {

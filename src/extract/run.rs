@@ -62,19 +62,6 @@ pub enum ExtractError {
     Panicked,
 }
 
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome {
-    pub counts: Counts,
-}
-
-impl Outcome {
-    /// Ranges and listings that failed for good.
-    pub fn failures(&self) -> u64 {
-        self.counts.failures()
-    }
-}
-
 /// All that a run needs.
 #[derive(Debug)]
 pub struct RunContext {
@@ -116,8 +103,8 @@ pub(super) struct Shared {
     readers: Semaphore,
 }
 
-/// Runs until everything is fetched or failed for good, or until cancelled.
-pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
+/// Runs until everything is fetched or failed for good, or until cancelled. Returns what the capture then holds.
+pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     let location = Location::in_directory(&context.directory);
     let damaged = find_sound(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
@@ -162,7 +149,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     }
     result?;
     left?;
-    Ok(Outcome { counts: counts? })
+    Ok(counts?)
 }
 
 impl Shared {

@@ -33,7 +33,7 @@ const SAME_LOOK: Duration = Duration::from_secs(60);
 pub struct Audit {
     clock: SharedClock,
     file: Mutex<File>,
-    looks: Recent<String, u32>,
+    looks: Recent<String>,
 }
 
 /// One line of the trail.
@@ -62,8 +62,7 @@ impl Audit {
 
     /// True when the same look was written down within the last minute.
     fn seen_lately(&self, look: String) -> bool {
-        let looks = self.looks.update(look, self.clock.elapsed(), |looks| *looks = looks.saturating_add(1));
-        looks.is_some_and(|(_, looks)| looks > 1)
+        self.looks.count(look, self.clock.elapsed()).is_some_and(|(_, looks)| looks > 1)
     }
 
     /// Appends in one write, before the caller gets its answer: what was answered is in the trail.

@@ -113,7 +113,7 @@ const A_MINUTE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct FailedAttempts {
     clock: SharedClock,
-    counts: Recent<IpAddr, u32>,
+    counts: Recent<IpAddr>,
 }
 
 impl FailedAttempts {
@@ -123,8 +123,7 @@ impl FailedAttempts {
 
     /// Counts one. How long the address is to wait, if it has had its share of this minute.
     fn add(&self, address: IpAddr) -> Option<Duration> {
-        let one_more = |count: &mut u32| *count = count.saturating_add(1);
-        let (left, count) = self.counts.update(network(address), self.clock.elapsed(), one_more)?;
+        let (left, count) = self.counts.count(network(address), self.clock.elapsed())?;
         // Enough to see it, not enough to fill a disk.
         if count == 1 || count == MOST_FAILURES {
             tracing::warn!(%address, attempts_this_minute = count, "refused a caller without a valid key");

@@ -81,8 +81,8 @@ pub(super) async fn create(
         let known = state.jobs.known(&request, caller.name.as_deref(), key.as_deref()).await?;
         return known.map(|job| accepted(&job)).ok_or(problem);
     }
-    let created = state.jobs.create(request, caller.name, key.as_deref()).await?;
-    Ok(accepted(&created.job))
+    let job = state.jobs.create(request, caller.name, key.as_deref()).await?;
+    Ok(accepted(&job))
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {

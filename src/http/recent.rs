@@ -10,28 +10,28 @@ const MOST: usize = 10_000;
 /// When there are so many, those whose life is over are looked for this often at most.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Things seen within a while, each with something about it.
+/// Things seen within a while, and how often.
 #[derive(Debug)]
-pub struct Recent<K, V> {
+pub struct Recent<K> {
     life: Duration,
-    seen: Mutex<Seen<K, V>>,
+    seen: Mutex<Seen<K>>,
 }
 
 #[derive(Debug)]
-struct Seen<K, V> {
+struct Seen<K> {
     /// Each with when it was seen first.
-    since: HashMap<K, (Duration, V)>,
+    since: HashMap<K, (Duration, u32)>,
     swept: Duration,
 }
 
-impl<K: Eq + Hash, V: Copy + Default> Recent<K, V> {
+impl<K: Eq + Hash> Recent<K> {
     pub fn new(life: Duration) -> Self {
         Self { life, seen: Mutex::new(Seen { since: HashMap::new(), swept: Duration::ZERO }) }
     }
 
-    /// Changes what is known of this key, and returns it with the time that is left of its life; `None` when there is no room
-    /// for it.
-    pub fn update(&self, key: K, now: Duration, change: impl FnOnce(&mut V)) -> Option<(Duration, V)> {
+    /// Counts this key once more, and returns how often it was seen, with the time that is left of its life; `None` when there is
+    /// no room for it.
+    pub fn count(&self, key: K, now: Duration) -> Option<(Duration, u32)> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = &mut *seen;
         let age = |since: Duration| now.saturating_sub(since);
@@ -44,11 +44,11 @@ impl<K: Eq + Hash, V: Copy + Default> Recent<K, V> {
                 return None;
             }
         }
-        let entry = seen.since.entry(key).or_insert((now, V::default()));
+        let entry = seen.since.entry(key).or_insert((now, 0));
         if age(entry.0) >= self.life {
-            *entry = (now, V::default());
+            *entry = (now, 0);
         }
-        change(&mut entry.1);
+        entry.1 = entry.1.saturating_add(1);
         Some((self.life.saturating_sub(age(entry.0)), entry.1))
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     fn memory_is_bounded_and_time_may_come_out_of_order() {
         let seconds = Duration::from_secs;
         let recent = Recent::new(seconds(60));
-        let count = |key: usize, now| recent.update(key, seconds(now), |count: &mut u32| *count += 1);
+        let count = |key: usize, now| recent.count(key, seconds(now));
         assert_eq!(count(0, 10), Some((seconds(60), 1)));
         assert_eq!(count(0, 30), Some((seconds(40), 2)));
         assert_eq!(count(0, 9), Some((seconds(60), 3)), "another thread looked at the clock before");

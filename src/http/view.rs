@@ -11,6 +11,7 @@ use crate::jobs::{Job, JobState};
 /// as `expired` when the retention is over.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only describes")]
 pub enum State {
     Queued,
     Running,
@@ -21,27 +22,14 @@ pub enum State {
     Expired,
 }
 
-impl From<JobState> for State {
-    fn from(state: JobState) -> Self {
-        match state {
-            JobState::Queued => Self::Queued,
-            JobState::Running => Self::Running,
-            JobState::Completed => Self::Completed,
-            JobState::CompletedWithFailures => Self::CompletedWithFailures,
-            JobState::Failed => Self::Failed,
-            JobState::Cancelled => Self::Cancelled,
-            JobState::Expired => Self::Expired,
-        }
-    }
-}
-
 /// One extraction and where it stands.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     /// UUID of version 7.
     #[schema(value_type = uuid::Uuid, example = "0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d")]
     pub id: String,
-    pub state: State,
+    #[schema(value_type = State)]
+    pub state: JobState,
     /// The request with every default filled in.
     #[schema(value_type = super::body::JobRequest)]
     pub request: ExtractRequest,
@@ -136,7 +124,7 @@ impl From<&Job> for JobView {
         let progress = &job.progress;
         Self {
             id: job.id.to_string(),
-            state: job.state.into(),
+            state: job.state,
             request: job.request.clone(),
             requester: job.requester.clone(),
             created_at: job.created_at,

@@ -15,8 +15,8 @@ mod store;
 #[cfg(test)]
 mod testing;
 
-pub use model::{ApiKeyName, Job, JobError, JobId, JobState};
-pub use service::{Created, Follower, JobSettings, Jobs, JobsError};
+pub use model::{Job, JobError, JobId, JobState};
+pub use service::{Follower, JobSettings, Jobs, JobsError};
 pub use store::{ListFilter, Listed};
 
 /// The archive's name in a job's directory.

@@ -35,9 +35,6 @@ impl FromStr for JobId {
     }
 }
 
-/// Who asked, by the name of the API key; never the key.
-pub type ApiKeyName = Option<String>;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -117,7 +114,8 @@ pub struct Job {
     pub id: JobId,
     pub state: JobState,
     pub request: ExtractRequest,
-    pub requester: ApiKeyName,
+    /// Who asked, by the name of the API key; never the key.
+    pub requester: Option<String>,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,

@@ -31,7 +31,7 @@ const STORE_TROUBLE: Duration = Duration::from_secs(5);
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut running = JoinSet::new();
     loop {
-        match jobs.store.oldest(JobState::Running, usize::MAX >> 1).await {
+        match jobs.store.oldest(JobState::Running, usize::MAX).await {
             Ok(interrupted) => {
                 *jobs.interrupted.lock().unwrap_or_else(PoisonError::into_inner) = interrupted.into();
                 break;
@@ -240,14 +240,14 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> O
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
     let input = archive::AssembleInput { directory, target, cancel: cancel.clone() };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
-    let (outcome, begun) = archive::alongside(extract::run(context), &input, all_listed, &jobs.clock).await;
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
+    let (counts, begun) = archive::alongside(extract::run(context), &input, all_listed, &jobs.clock).await;
+    let counts = match counts {
+        Ok(counts) => counts,
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
     match archive::assemble(input, begun).await {
-        Ok(archive) => Some(End::Whole(archive, outcome.failures())),
+        Ok(archive) => Some(End::Whole(archive, counts.failures())),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::model::{ApiKeyName, Job, JobId, JobState};
+use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{Inserted, JobStore, ListFilter, Listed, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
@@ -70,13 +70,6 @@ impl JobsError {
             _ => false,
         }
     }
-}
-
-/// A job, and whether this call made it.
-#[derive(Debug)]
-pub struct Created {
-    pub job: Job,
-    pub is_new: bool,
 }
 
 /// All jobs of one data directory.
@@ -151,15 +144,15 @@ impl Jobs {
     pub async fn create(
         &self,
         request: ExtractRequest,
-        requester: ApiKeyName,
+        requester: Option<String>,
         idempotency_key: Option<&str>,
-    ) -> Result<Created, JobsError> {
+    ) -> Result<Job, JobsError> {
         if !self.has_its_files() {
             return Err(JobsError::DataDirectoryGone);
         }
         // A repeated request is answered even when no new one would be taken.
         if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
-            return Ok(Created { job, is_new: false });
+            return Ok(job);
         }
         let queued = self.store.count(JobState::Queued).await?;
         if queued >= self.settings.max_queued as u64 {
@@ -187,9 +180,9 @@ impl Jobs {
                 tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
                 self.registry.announce();
                 self.wake_runner.notify_one();
-                Ok(Created { job, is_new: true })
+                Ok(job)
             }
-            Inserted::Same(job) => Ok(Created { job: self.freshest(*job), is_new: false }),
+            Inserted::Same(job) => Ok(self.freshest(*job)),
             Inserted::Conflict => Err(JobsError::IdempotencyConflict),
         }
     }

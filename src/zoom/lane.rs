@@ -36,6 +36,11 @@ pub struct Effort {
     pub urgent: Option<u32>,
 }
 
+impl Effort {
+    /// Everything else waits for this call.
+    pub const MOST_URGENT: Option<u32> = Some(u32::MAX);
+}
+
 /// What one job has asked of Zoom. Counters only grow.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -280,7 +285,7 @@ impl Lane {
                         Page::read(&body, MESSAGES).map(drop)
                     }
                 };
-                match self.send(&probe, Some(u32::MAX), read).await {
+                match self.send(&probe, Effort::MOST_URGENT, read).await {
                     Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),
                 }

@@ -288,6 +288,19 @@ async fn an_answer_larger_than_the_limit_is_refused() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "answer-too-large"));
 }
 
+/// Parts of a month that could not be listed get fewer tries, but not before a whole job is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_refused_while_a_part_of_a_month_is_listed_does_not_end_the_job() {
+    let world = World::new(SimSettings { months: 1, ..account() }).await;
+    world.sim.script(fault(Match::List, 0, 1, status(400, r#"{"code":300,"message":"Invalid parameter."}"#)));
+    let refused = r#"{"code":124,"message":"Invalid access token."}"#;
+    world.sim.script(fault(Match::List, 1, 5, status(401, refused)));
+    let (body, days) = world.one_window();
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert_whole(&archive, &world.sim.dataset().clone(), days, ItemOptions::default(), &Missing::default());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_answers_404_is_an_empty_window() {
     let world = World::new(account()).await;
