@@ -94,7 +94,7 @@ pub fn sessions(
     threads: usize,
 ) -> Result<Vec<Hashed>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
-    // All of them inflate on so many threads together.
+    // Threads that inflate for each share, so that there are about as many in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
     std::thread::scope(|scope| {
         let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of, segments, cancel, each)));

@@ -46,13 +46,13 @@ const SEGMENTS: &str = "capture.segments";
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 4;
 
-/// What version 2 had not: the order in which units came to their ends. The index comes first: made of all units at once it
+/// Added by version 3: the order in which units came to their ends. The index comes first: made of all units at once it
 /// would sort them in memory.
 const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
      CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
      UPDATE units SET settled = 1 WHERE state <> 'pending';";
 
-/// What version 3 had not: pages that are set aside.
+/// Added by version 4: pages that are set aside.
 const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
 
 #[derive(Debug, thiserror::Error)]
