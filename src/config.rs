@@ -226,10 +226,16 @@ impl ZoomArgs {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                     errors.push(format!("{name} must not hold a user name or password"));
                 }
-                Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => {}
+                Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                    errors.push(format!("{name} must not have a query or fragment"));
+                }
+                Ok(url) if is_http(&url) => {}
                 _ => errors.push(format!("{name} must be an http or https URL, not {url}")),
             }
         }
+        errors.extend(
+            ways().filter_map(|(name, value)| Some(format!("{name} {}", trouble_with(name, &value)?))),
+        );
         if self.retry_attempts == 0 {
             errors.push("RETRY_ATTEMPTS must be at least 1".to_owned());
         }
@@ -275,6 +281,35 @@ impl ZoomArgs {
     }
 }
 
+fn is_http(url: &reqwest::Url) -> bool {
+    ["http", "https"].contains(&url.scheme()) && url.has_host()
+}
+
+/// What the HTTP client reads by itself, and passes over if it makes no sense.
+fn ways() -> impl Iterator<Item = (&'static str, String)> {
+    let names =
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
+    names
+        .into_iter()
+        .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
+}
+
+fn trouble_with(name: &str, value: &str) -> Option<String> {
+    if name == "SSL_CERT_FILE" {
+        return match std::fs::read(value) {
+            Ok(file) if file.windows(b"BEGIN CERTIFICATE".len()).any(|some| some == b"BEGIN CERTIFICATE") => {
+                None
+            }
+            Ok(_) => Some(format!("{value} holds no certificate in PEM")),
+            Err(error) => Some(format!("{value} cannot be read: {error}")),
+        };
+    }
+    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    // Without the value: it may hold a password.
+    let is_proxy = reqwest::Url::parse(&url).is_ok_and(|url| is_http(&url));
+    (!is_proxy).then(|| "must be the http or https URL of a proxy".to_owned())
+}
+
 impl ServiceArgs {
     /// The keys of all three sources.
     fn keys(&self, errors: &mut Vec<String>) -> ApiKeys {
@@ -285,7 +320,8 @@ impl ServiceArgs {
             ApiKeys::parse_file(&text)
         });
         let parsed = |text: &Option<SecretString>, read_only| {
-            text.as_ref().map(|text| ApiKeys::parse(text.expose_secret(), read_only))
+            let text = text.as_ref().map(ExposeSecret::expose_secret).filter(|text| !text.trim().is_empty());
+            text.map(|text| ApiKeys::parse(text, read_only))
         };
         for (name, source) in [
             ("API_KEYS", parsed(&self.api_keys, false)),
@@ -293,6 +329,8 @@ impl ServiceArgs {
             ("API_KEYS_FILE", file),
         ] {
             match source {
+                // Whoever names keys wants them asked for.
+                Some(Ok(more)) if more.is_empty() => errors.push(format!("{name} holds no key")),
                 Some(Ok(more)) => keys.add(more),
                 Some(Err(error)) => errors.push(format!("{name}: {error}")),
                 None => {}
@@ -439,10 +477,27 @@ mod tests {
             ("--idle-timeout 0s", "IDLE_TIMEOUT"),
             ("--retry-base 7d", "RETRY_BASE"),
             ("--zoom-api-base-url ftp://x", "ZOOM_API_BASE_URL"),
+            ("--zoom-api-base-url https://x/v2?a=b", "ZOOM_API_BASE_URL"),
             ("--api-keys short", "API_KEYS"),
+            ("--api-keys ,", "API_KEYS"),
+            ("--api-keys-file /dev/null", "API_KEYS_FILE"),
         ] {
             let error = settings(&format!("{ACCOUNT} {line}")).unwrap_err();
             assert!(error.contains(name), "{name} in: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_http_client_would_pass_over_is_named() {
+        for (name, value, is_fine) in [
+            ("HTTPS_PROXY", "http://user:pass@proxy:3128", true),
+            ("HTTPS_PROXY", "proxy:3128", true),
+            ("HTTPS_PROXY", "ht!tp://x y", false),
+            ("all_proxy", "socks5://proxy", false),
+            ("SSL_CERT_FILE", "/nowhere", false),
+            ("SSL_CERT_FILE", "/dev/null", false),
+        ] {
+            assert_eq!(trouble_with(name, value).is_none(), is_fine, "{name} {value}");
         }
     }
 

@@ -28,6 +28,8 @@ pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String
         EnvFilter::try_new(&wanted).map_err(|error| format!("RUST_LOG must be {example}: {error}"))?
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Its own errors it would print to where the log cannot be written either, and panic.
+    let builder = builder.log_internal_errors(false);
     let _ = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),

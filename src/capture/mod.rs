@@ -180,6 +180,11 @@ impl Location {
         self.path.exists()
     }
 
+    /// Whether messages are there and the index is not.
+    pub fn has_lost_its_index(&self) -> bool {
+        !self.exists() && std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

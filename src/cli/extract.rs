@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::civil::Date;
 
-use super::{WHOLE, WITH_FAILURES, WrongUse, grouped, say};
+use super::{WHOLE, WITH_FAILURES, WrongUse, grouped, remark, say};
 use crate::app::one_job::{OneJob, OneJobError, Output, Report};
 use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
@@ -78,7 +78,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let job =
         OneJob::prepare(args.zoom.settings()?, settings, request, output.clone(), clock.clone()).await?;
     if job.continues {
-        eprintln!("going on with what {} holds already", output.path().display());
+        remark(format_args!("going on with what {} holds already", output.path().display()));
     }
     let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());
@@ -180,7 +180,7 @@ impl Reporter {
             bar.set_message(text);
         } else if now.saturating_sub(self.last_line) >= LINE_EVERY {
             self.last_line = now;
-            eprintln!("{:.1} %  {text}", snapshot.percent.unwrap_or(0.0));
+            remark(format_args!("{:.1} %  {text}", snapshot.percent.unwrap_or(0.0)));
         }
     }
 

@@ -85,7 +85,9 @@ pub fn main() -> ExitCode {
             if let Some(setting) = setting {
                 let is_empty = std::env::var_os(&setting).is_some_and(|value| value.is_empty());
                 let hint = if is_empty { " It is set but empty: leave it out for the default." } else { "" };
-                eprintln!("\nThe value comes from {setting}, in the environment or in .env.{hint}");
+                remark(format_args!(
+                    "\nThe value comes from {setting}, in the environment or in .env.{hint}"
+                ));
             }
             return ExitCode::from(error.exit_code() as u8);
         }
@@ -121,7 +123,7 @@ fn wrong_setting(error: &clap::Error) -> Option<String> {
 
 fn complain(error: &anyhow::Error) -> ExitCode {
     for line in error.to_string().lines() {
-        eprintln!("error: {line}");
+        remark(format_args!("error: {line}"));
     }
     let wrong_use = error.is::<ConfigError>() || error.is::<WrongUse>();
     ExitCode::from(if wrong_use { WRONG_USE } else { FAILED })
@@ -140,7 +142,8 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Demo(args) => demo::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
         Command::Openapi => {
-            say(crate::http::openapi::document().trim_end());
+            use std::io::Write as _;
+            writeln!(std::io::stdout(), "{}", crate::http::openapi::document().trim_end())?;
             Ok(WHOLE)
         }
         Command::Health(args) => health::run(&args).await,
@@ -151,6 +154,12 @@ async fn run(command: Command) -> anyhow::Result<u8> {
 fn say(line: impl std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// For people, beside the results.
+fn remark(line: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// `12345678` as `12,345,678`.

@@ -17,6 +17,8 @@ use super::file;
 use super::jobs::PathId;
 use super::problem::Problem;
 
+const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
+
 /// Bytes of a zip.
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, format = Binary)]
@@ -64,8 +66,9 @@ pub(super) async fn download(
             format!("its ETag is {}", etag.to_str().unwrap_or_default()),
         ));
     }
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| etag_matches(known, &etag)) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| etag_matches(known, &etag)) {
+        let fields = [(header::ETAG, etag), (header::CACHE_CONTROL, CACHE)];
+        return Ok((StatusCode::NOT_MODIFIED, fields).into_response());
     }
     // A range is for GET only (RFC 9110, 14.2).
     let range =
@@ -94,7 +97,7 @@ pub(super) async fn download(
     fields.insert(header::ETAG, etag);
     fields.insert(header::CONTENT_DISPOSITION, text(format!("attachment; filename=\"{name}\"")));
     fields.insert("repr-digest", text(format!("sha-256=:{}:", base64_of_hex(&archive.sha256))));
-    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    fields.insert(header::CACHE_CONTROL, CACHE);
     if status == StatusCode::PARTIAL_CONTENT {
         fields.insert(
             header::CONTENT_RANGE,

@@ -1,7 +1,6 @@
 //! The file of the table of jobs: made where there is none, and mended where it is damaged: what can be read of it goes into
 //! a new one, which takes its place, and it is set aside.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -10,8 +9,6 @@ use super::store::{FILE_NAME, JobStore, StoreError, salvage};
 use crate::files::unless_absent;
 use crate::sqlite::files_of;
 
-/// There while a new table does not hold all that can be rebuilt yet.
-const MENDING: &str = "state.db.mending";
 /// What could be read of a damaged table, until it takes its place.
 const MENDED: &str = "state.db.mended";
 
@@ -19,8 +16,6 @@ const MENDED: &str = "state.db.mended";
 #[derive(Debug)]
 pub(super) enum Opened {
     Sound(JobStore),
-    /// There was none, or one that is not [`finish`]ed yet.
-    Incomplete(JobStore),
     /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
     Replaced {
         store: JobStore,
@@ -32,23 +27,21 @@ pub(super) enum Opened {
 /// Opens the table in a directory, or makes it.
 pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
     let path = directory.join(FILE_NAME);
-    let mending = directory.join(MENDING);
-    let begin_mending = || File::create(&mending).and_then(|_| File::open(directory)?.sync_all());
     let mended = directory.join(MENDED);
     if !path.exists() {
-        begin_mending()?;
         if mended.exists() {
             // A crash came when the damaged one had been moved; its log perhaps not yet.
             remove_all(&path)?;
             move_all(&mended, &path)?;
         }
-        return Ok(Opened::Incomplete(JobStore::connect(&path).await?));
+        return Ok(Opened::Sound(JobStore::connect(&path).await?));
     }
     match JobStore::connect_checked(&path).await {
-        Ok(store) if mending.exists() => Ok(Opened::Incomplete(store)),
-        Ok(store) => Ok(Opened::Sound(store)),
+        Ok(store) => {
+            remove_all(&mended)?;
+            Ok(Opened::Sound(store))
+        }
         Err(error) if error.is_damage() => {
-            begin_mending()?;
             let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
             let (records, pause) = salvage(&path).await;
             // The new table is there before the other is moved.
@@ -69,12 +62,6 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
         }
         Err(error) => Err(error),
     }
-}
-
-/// Everything that a new table can know is in it: it is as sound as any other.
-pub(super) fn finish(directory: &Path) -> std::io::Result<()> {
-    remove_all(&directory.join(MENDED))?;
-    unless_absent(std::fs::remove_file(directory.join(MENDING)))
 }
 
 fn move_all(table: &Path, to: &Path) -> std::io::Result<()> {
@@ -100,24 +87,13 @@ mod tests {
     #[tokio::test]
     async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
         let directory = tempfile::tempdir().unwrap();
-        let Opened::Incomplete(store) = open(directory.path()).await else { panic!("it is new") };
+        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is new") };
         let queued = job(JobState::Queued);
         store.insert(&queued, Some("key")).await.unwrap();
         store.close().await;
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
-        let Opened::Incomplete(store) = open(directory.path()).await else { panic!("it is not whole yet") };
+        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is mended") };
         let known = store.known("key", &queued.request).await.unwrap();
         assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
-    }
-
-    #[tokio::test]
-    async fn a_new_table_is_new_until_it_is_whole() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = async || open(directory.path()).await;
-        for _ in 0..2 {
-            assert!(matches!(open().await, Opened::Incomplete(_)), "nothing must be swept yet");
-        }
-        finish(directory.path()).unwrap();
-        assert!(matches!(open().await, Opened::Sound(_)));
     }
 }

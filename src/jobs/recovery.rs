@@ -1,58 +1,86 @@
-//! When the table of jobs was damaged or gone: what it lost is rebuilt from the captures, which know their own requests.
+//! At start: the table of jobs and what is on disk are brought together. The captures are the truth: they know their own
+//! requests, so a job that the table does not know is rebuilt. Nothing goes but what somebody deleted, or what has expired.
 
 use std::path::Path;
 
+use super::ARCHIVE_NAME;
 use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
-use super::service::{JobsError, job_directories};
+use super::service::{DELETED, JobsError, job_directories};
 use super::store::JobStore;
+use crate::archive::TEMPORARY;
 use crate::clock::Clock;
 use crate::extract::{self, Captured, ExtractError, Snapshot};
+use crate::files::unless_absent;
 
-/// Opens the table, mending what a damaged or missing file has lost.
+/// Opens the table, mending it if it is damaged, and rebuilds what it has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
-    let (store, salvaged) = match mending::open(data_dir, clock.now()).await? {
-        Opened::Sound(store) => return Ok(store),
-        Opened::Incomplete(store) => (store, 0),
+    let store = match mending::open(data_dir, clock.now()).await? {
+        Opened::Sound(store) => store,
         Opened::Replaced { store, salvaged, set_aside } => {
             tracing::error!(
                 set_aside = %set_aside.display(), salvaged,
                 "the table of jobs is damaged; it was set aside and what could be read of it was kept"
             );
-            (store, salvaged)
+            store
         }
     };
+    let known = store.ids_with_files().await?;
     let mut rebuilt = 0_u32;
     for (id, directory) in job_directories(data_dir)? {
-        if store.get(id).await?.is_some() {
-            continue;
-        }
-        match rebuild(id, &directory, clock).await {
-            Ok(Some(job)) => {
-                store.insert(&job, None).await?;
-                rebuilt += 1;
+        let settled = if known.contains(&id.to_string()) {
+            // What is left of an archive, or of a deletion that came to nothing.
+            let remove = |name| unless_absent(std::fs::remove_file(directory.join(name)));
+            remove(TEMPORARY).and_then(|()| remove(DELETED)).map_err(JobsError::from)
+        } else {
+            match settle(&store, id, &directory, clock).await {
+                Ok(was_rebuilt) => {
+                    rebuilt += u32::from(was_rebuilt);
+                    Ok(())
+                }
+                Err(error) => Err(error),
             }
-            Ok(None) => {}
-            // Whatever else is in the way may be gone at the next start, which rebuilds the rest.
-            Err(error) if !matches!(&error, ExtractError::Capture(inner) if inner.is_damaged()) => {
-                return Err(JobsError::Unrecovered { directory, error });
-            }
-            Err(error) => {
-                // Not a job's name any more, so the sweep leaves it to a person.
-                let set_aside = directory.with_extension("damaged");
-                std::fs::rename(&directory, &set_aside)?;
-                tracing::error!(
-                    %error, job.id = %id, set_aside = %set_aside.display(),
-                    "a capture without a record cannot be read; it was set aside"
-                );
-            }
+        };
+        if let Err(error) = settled {
+            // It takes room, and holds nothing else up.
+            tracing::error!(%error, directory = %directory.display(), "could not be put in order; the next start tries again");
         }
     }
-    mending::finish(data_dir)?;
     if rebuilt > 0 {
-        tracing::warn!(salvaged, rebuilt, "jobs were rebuilt from their captures");
+        tracing::warn!(rebuilt, "jobs that the table had lost were rebuilt from their captures");
     }
     Ok(store)
+}
+
+/// What becomes of a directory that no job with files is known to have. True if its job is there again.
+async fn settle(store: &JobStore, id: JobId, directory: &Path, clock: &dyn Clock) -> Result<bool, JobsError> {
+    let is_over = directory.join(DELETED).exists() || store.state(id).await? == Some(JobState::Expired);
+    if !is_over {
+        let lost = match rebuild(id, directory, clock).await {
+            Ok(Some(job)) => {
+                store.insert(&job, None).await?;
+                return Ok(true);
+            }
+            Ok(None) => {
+                directory.join(ARCHIVE_NAME).exists().then(|| "it has an archive and no capture".to_owned())
+            }
+            Err(ExtractError::Capture(error)) if error.is_damaged() => Some(error.to_string()),
+            Err(error) => return Err(JobsError::Unrecovered(error)),
+        };
+        if let Some(reason) = lost {
+            // Not a job's name any more, so it is left to a person.
+            let set_aside = directory.with_extension("damaged");
+            std::fs::rename(directory, &set_aside)?;
+            tracing::error!(
+                reason, job.id = %id, set_aside = %set_aside.display(),
+                "a job without a record cannot be rebuilt; it was set aside"
+            );
+            return Ok(false);
+        }
+    }
+    tracing::info!(directory = %id, "removing the files of a job that is gone");
+    unless_absent(std::fs::remove_dir_all(directory))?;
+    Ok(false)
 }
 
 /// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a

@@ -1,4 +1,4 @@
-//! The end of jobs: files go when the retention is over, the record stays; what no record knows is swept at start.
+//! The end of jobs: files go when the retention is over, the record stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,10 +6,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::model::JobState;
-use super::service::{Jobs, JobsError, job_directories, remove_files};
+use super::service::{Jobs, JobsError, remove_files};
 use super::store::ListFilter;
-use crate::archive::TEMPORARY;
-use crate::files::unless_absent;
 
 /// How often finished jobs are looked at.
 const EVERY: Duration = Duration::from_secs(60);
@@ -57,24 +55,6 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
             if before.is_none() {
                 break;
             }
-        }
-    }
-    Ok(())
-}
-
-/// At start: directories that no living record knows, and what is left of an archive that was cut short.
-pub(super) async fn sweep(jobs: &Jobs) -> Result<(), JobsError> {
-    let known = jobs.store.ids_with_files().await?;
-    for (id, directory) in job_directories(&jobs.settings.data_dir)? {
-        let removed = if known.contains(&id.to_string()) {
-            unless_absent(std::fs::remove_file(directory.join(TEMPORARY)))
-        } else {
-            tracing::info!(directory = %id, "removing the files of a job that is gone");
-            unless_absent(std::fs::remove_dir_all(&directory))
-        };
-        if let Err(error) = removed {
-            // It takes room, and holds nothing else up.
-            tracing::error!(%error, directory = %directory.display(), "could not be cleaned up; the next start tries again");
         }
     }
     Ok(())

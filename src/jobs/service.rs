@@ -22,6 +22,9 @@ use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractError, ExtractRequest, ExtractSettings, Snapshot};
 use crate::files::{is_full, unless_absent};
 
+/// In the directory of a job that is being deleted.
+pub(super) const DELETED: &str = "deleted";
+
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
@@ -55,8 +58,8 @@ pub enum JobsError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    #[error("the job in {} could not be taken up: {error}", directory.display())]
-    Unrecovered { directory: PathBuf, error: ExtractError },
+    #[error("a job could not be rebuilt: {0}")]
+    Unrecovered(ExtractError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
@@ -89,7 +92,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// Opens the store, sweeps what a crash left behind, takes up interrupted jobs and starts the background tasks.
+    /// Opens the store, puts in order what a crash left behind, takes up interrupted jobs and starts the background tasks.
     pub async fn start(
         settings: JobSettings,
         account: Arc<Account>,
@@ -111,7 +114,6 @@ impl Jobs {
         for state in JobState::ENDS {
             ended(state).increment(0);
         }
-        retention::sweep(&jobs).await?;
         if let Some(pause) = jobs.store.pause().await? {
             jobs.account.budget().pause(pause);
         }
@@ -292,6 +294,26 @@ impl Jobs {
 
     /// Removes a job and its files.
     pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
+        if !self.has_its_files() {
+            return Err(JobsError::DataDirectoryGone);
+        }
+        let directory = self.directory(id);
+        // Before its record goes: what has neither a record nor this mark is a job that the table has lost.
+        let marked = directory.join(DELETED);
+        unless_absent(std::fs::File::create(&marked).map(drop))?;
+        let removed = self.remove_record(id).await;
+        if let Err(error) = removed {
+            unless_absent(std::fs::remove_file(&marked))?;
+            return Err(error);
+        }
+        // The record is gone first: a record without files would be a lie.
+        remove_files(directory).await?;
+        tracing::info!(job.id = %id, "job deleted");
+        self.registry.announce();
+        Ok(())
+    }
+
+    async fn remove_record(&self, id: JobId) -> Result<(), JobsError> {
         // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
         loop {
             let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
@@ -299,14 +321,9 @@ impl Jobs {
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
             if self.store.remove(id, state).await? {
-                break;
+                return Ok(());
             }
         }
-        // The record is gone first: files without a record are swept, a record without files would be a lie.
-        remove_files(self.directory(id)).await?;
-        tracing::info!(job.id = %id, "job deleted");
-        self.registry.announce();
-        Ok(())
     }
 
     /// What is missing and why, a page at a time.

@@ -324,7 +324,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
-    for damage in ["overwritten", "torn", "removed"] {
+    for damage in ["overwritten", "torn", "removed", "emptied", "without rows"] {
         let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
         let done = world.submit(&world.everything()).await;
         world.finished(&done).await;
@@ -339,6 +339,8 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
         match damage {
             "overwritten" => spoil(&table, 0, 64),
             "torn" => spoil(&table, 12_288, 4_096),
+            "emptied" => File::create(&table).map(drop).unwrap(),
+            "without rows" => forget(&table, "%").await,
             _ => std::fs::remove_file(&table).unwrap(),
         }
         world.restart().await;
@@ -361,6 +363,47 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
         assert_eq!(world.finished(&interrupted).await["state"], "completed", "{damage}");
         assert_eq!(world.archive(&interrupted).await.comparable(), expected.comparable(), "{damage}");
     }
+}
+
+/// Removes the records of jobs with such ids.
+async fn forget(table: &Path, like: &str) {
+    let options = SqliteConnectOptions::new().filename(table);
+    let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("DELETE FROM jobs WHERE id LIKE ?").bind(like).execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+}
+
+/// A crash may come at any point of a deletion. What nobody deleted comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_files_of_a_job_without_a_record_go_only_if_it_was_being_deleted() {
+    let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(world.submit(&world.everything()).await);
+        world.finished(ids.last().unwrap()).await;
+    }
+    let [forgotten, bare, half_deleted, asked_for] = &ids[..] else { unreachable!() };
+    let data = world.settings.jobs.data_dir.clone();
+    let directory = |id: &str| data.join("jobs").join(id);
+    world.stop().await;
+    for id in [forgotten, bare, half_deleted] {
+        forget(&data.join("state.db"), id).await;
+    }
+    for file in ["capture.db", "capture.segments"] {
+        std::fs::remove_file(directory(bare).join(file)).unwrap();
+    }
+    for id in [half_deleted, asked_for] {
+        File::create(directory(id).join("deleted")).unwrap();
+    }
+    world.restart().await;
+    assert_eq!(world.finished(forgotten).await["state"], "completed");
+    assert!(directory(&format!("{bare}.damaged")).join("archive.zip").exists());
+    assert!(!directory(half_deleted).exists());
+    for id in [bare, half_deleted] {
+        assert_eq!(world.get(&format!("/v1/jobs/{id}")).await.status(), 404);
+    }
+    assert_eq!(world.archive(asked_for).await.comparable(), world.archive(forgotten).await.comparable());
+    assert!(!directory(asked_for).join("deleted").exists(), "it was not deleted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

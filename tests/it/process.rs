@@ -96,15 +96,19 @@ impl Setup {
 
     /// Starts it and does not wait.
     pub fn spawn(&self) -> Service {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        self.spawn_logging_to(log.into())
+    }
+
+    pub fn spawn_logging_to(&self, log: Stdio) -> Service {
         let mut words: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
         words.extend([BINARY, "serve"]);
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let child = command(words[0])
             .args(&words[1..])
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("DATA_DIR", &self.data)
             .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))
-            .stdout(log.try_clone().unwrap())
+            .stdout(Stdio::null())
             .stderr(log)
             .stdin(Stdio::null())
             .spawn()
@@ -118,7 +122,10 @@ impl Setup {
     }
 
     pub async fn start(&self) -> Service {
-        let mut service = self.spawn();
+        self.ready(self.spawn()).await
+    }
+
+    pub async fn ready(&self, mut service: Service) -> Service {
         for _ in 0..400 {
             let ready = service.client.get(service.url("/readyz")).send().await;
             if ready.is_ok_and(|answer| answer.status() == 200) {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -127,6 +128,19 @@ fn begin_download(service: &Service, id: &str) -> (TcpStream, Vec<u8>) {
 fn body_of(answer: &[u8]) -> &[u8] {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
     &answer[end + 4..]
+}
+
+/// Whoever reads the log may go away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_written_holds_nothing_up() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let mut service = setup.ready(setup.spawn_logging_to(Stdio::piped())).await;
+    drop(service.child.stderr.take());
+    let id = service.submit(&everything(&sim)).await;
+    assert_eq!(service.finished(&id).await["state"], "completed");
+    stopped(service).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
