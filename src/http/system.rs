@@ -32,7 +32,7 @@ pub(super) async fn healthz() -> Json<Health> {
 
 /// Ready
 ///
-/// Can take jobs: the table of jobs answers. Does not depend on Zoom.
+/// Can take jobs: the table of jobs answers, and there is room for more. Does not depend on Zoom.
 #[utoipa::path(get, path = "/readyz", tag = "service", operation_id = "ready", security(()),
     responses((status = 200, description = "Ready", body = Health),
         (status = 503, description = "Not ready", body = Problem, content_type = "application/problem+json")))]
@@ -46,6 +46,9 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
     if !state.jobs.has_its_files() {
         tracing::error!("the table of jobs is no longer in DATA_DIR");
         return Err(refused("its data directory is gone; restart it once the directory is back"));
+    }
+    if !state.jobs.has_room() {
+        return Err(refused("its disk is full"));
     }
     match state.jobs.count(JobState::Queued).await {
         Ok(_) => Ok(Json(OK)),

@@ -20,8 +20,10 @@ use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractError, ExtractRequest, ExtractSettings, Snapshot};
-use crate::files::{is_full, unless_absent};
+use crate::files::{free_space, is_full, unless_absent};
 
+/// Free space that it takes to write down a job.
+const ROOM_FOR_A_JOB: u64 = 1 << 20;
 /// In the directory of a job that is being deleted.
 pub(super) const DELETED: &str = "deleted";
 
@@ -371,6 +373,12 @@ impl Jobs {
     /// False when somebody has removed the data directory, or the table in it, under our feet.
     pub fn has_its_files(&self) -> bool {
         self.settings.data_dir.join(super::store::FILE_NAME).exists()
+    }
+
+    /// Whether the table can take another job. Captures leave more than that.
+    pub fn has_room(&self) -> bool {
+        let free = File::open(&self.settings.data_dir).and_then(|directory| free_space(&directory));
+        free.is_ok_and(|free| free >= ROOM_FOR_A_JOB)
     }
 
     pub(super) fn directory(&self, id: JobId) -> PathBuf {

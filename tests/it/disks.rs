@@ -116,7 +116,14 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         assert_eq!(deleted.status(), 204);
         assert_eq!(service.post(&retry, &Value::Null).await.status(), 202);
         assert_eq!(service.finished(&id).await["error"]["code"], "disk-full");
+        let ready =
+            async || service.client.get(service.url("/readyz")).send().await.unwrap().status().as_u16();
+        assert_eq!(ready().await, 200, "it takes jobs");
+        // And when somebody else takes the rest:
+        disk.fill(0);
+        assert_eq!(ready().await, 503);
         disk.make_room();
+        assert_eq!(ready().await, 200);
         assert_eq!(service.post(&retry, &Value::Null).await.status(), 202);
         let before = sim.stats().requests;
         let job = service.wait_until(&id, |job| job["state"] == "completed").await;
