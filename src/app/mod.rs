@@ -75,7 +75,13 @@ impl App {
         let audit = Audit::open(&data_dir, clock.clone())
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::audit::FILE_NAME), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
-        let jobs = Jobs::start(settings.jobs, account.clone(), clock.clone()).await?;
+        let jobs =
+            Jobs::start(settings.jobs, account.clone(), clock.clone()).await.map_err(
+                |error| match error {
+                    JobsError::Io(error) => unusable(DATA_DIR, &data_dir.join("jobs"), error),
+                    other => other.into(),
+                },
+            )?;
         let stopping = CancellationToken::new();
         let offer = &settings.http;
         let state = AppState {
@@ -152,12 +158,13 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let unusable = |error| unusable(setting, directory, error);
     // For nobody else to read, whatever the umask: chats go there.
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
+    let path = directory.join("lock");
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(directory.join("lock"))
-        .map_err(unusable)?;
+        .open(&path)
+        .map_err(|error| self::unusable(setting, &path, error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {

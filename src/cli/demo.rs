@@ -204,13 +204,16 @@ fn unfinished(archive: &Path) -> PathBuf {
 async fn download(client: &reqwest::Client, url: &str, target: &Path) -> anyhow::Result<String> {
     let mut response = client.get(url).send().await?.error_for_status()?;
     let temporary = unfinished(target);
-    let mut file = tokio::fs::File::create(&temporary).await?;
+    let file = tokio::fs::File::create(&temporary).await;
+    let mut file =
+        file.map_err(|error| anyhow::anyhow!("{} cannot be written: {error}", temporary.display()))?;
     let mut hash = Sha256::new();
     while let Some(chunk) = response.chunk().await? {
         hash.update(&chunk);
         file.write_all(&chunk).await?;
     }
     file.sync_all().await?;
-    tokio::fs::rename(&temporary, target).await?;
+    let renamed = tokio::fs::rename(&temporary, target).await;
+    renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", target.display()))?;
     Ok(hex::encode(hash.finalize()))
 }

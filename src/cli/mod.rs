@@ -122,9 +122,8 @@ fn wrong_setting(error: &clap::Error) -> Option<String> {
 }
 
 fn complain(error: &anyhow::Error) -> ExitCode {
-    for line in error.to_string().lines() {
-        remark(format_args!("error: {line}"));
-    }
+    // What follows the first line belongs to it.
+    remark(format_args!("error: {}", error.to_string().replace('\n', "\n       ")));
     let wrong_use = error.is::<ConfigError>() || error.is::<WrongUse>();
     ExitCode::from(if wrong_use { WRONG_USE } else { FAILED })
 }

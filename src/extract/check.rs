@@ -190,7 +190,8 @@ pub fn help_for(kind: FailureKind) -> &'static str {
     match kind {
         FailureKind::Credentials => {
             "check ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET against the app's page \"App Credentials\" in \
-             the Zoom App Marketplace; the app must be of type Server-to-Server OAuth and activated"
+             the Zoom App Marketplace; the app must be of type Server-to-Server OAuth and activated; ZOOM_OAUTH_BASE_URL, if \
+             it is set, must be where Zoom gives tokens"
         }
         FailureKind::MissingScopes => {
             "add the scopes report:read:list_chat_sessions:admin and report:read:chat_session:admin (or the classic pair \
