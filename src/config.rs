@@ -234,7 +234,8 @@ impl ZoomArgs {
             }
         }
         errors.extend(
-            ways().filter_map(|(name, value)| Some(format!("{name} {}", trouble_with(name, &value)?))),
+            settings_of_the_client()
+                .filter_map(|(name, value)| Some(format!("{name} {}", trouble_with(name, &value)?))),
         );
         if self.retry_attempts == 0 {
             errors.push("RETRY_ATTEMPTS must be at least 1".to_owned());
@@ -286,7 +287,7 @@ fn is_http(url: &reqwest::Url) -> bool {
 }
 
 /// What the HTTP client reads by itself, and passes over if it makes no sense.
-fn ways() -> impl Iterator<Item = (&'static str, String)> {
+fn settings_of_the_client() -> impl Iterator<Item = (&'static str, String)> {
     let names =
         ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
     names

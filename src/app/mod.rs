@@ -75,13 +75,11 @@ impl App {
         let audit = Audit::open(&data_dir, clock.clone())
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::audit::FILE_NAME), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
-        let jobs =
-            Jobs::start(settings.jobs, account.clone(), clock.clone()).await.map_err(
-                |error| match error {
-                    JobsError::Io(error) => unusable(DATA_DIR, &data_dir.join("jobs"), error),
-                    other => other.into(),
-                },
-            )?;
+        let started = Jobs::start(settings.jobs, account.clone(), clock.clone()).await;
+        let jobs = started.map_err(|error| match error {
+            JobsError::Io(error) => unusable(DATA_DIR, &data_dir.join("jobs"), error),
+            other => other.into(),
+        })?;
         let stopping = CancellationToken::new();
         let offer = &settings.http;
         let state = AppState {

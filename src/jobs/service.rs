@@ -300,32 +300,24 @@ impl Jobs {
             return Err(JobsError::DataDirectoryGone);
         }
         let directory = self.directory(id);
-        // Before its record goes: what has neither a record nor this mark is a job that the table has lost.
-        let marked = directory.join(DELETED);
-        unless_absent(std::fs::File::create(&marked).map(drop))?;
-        let removed = self.remove_record(id).await;
-        if let Err(error) = removed {
-            unless_absent(std::fs::remove_file(&marked))?;
-            return Err(error);
+        // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
+        loop {
+            let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
+            if state == JobState::Running {
+                unless_absent(std::fs::remove_file(directory.join(DELETED)))?;
+                return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
+            }
+            // Before the record goes: what has neither that nor this mark is a job that the table has lost.
+            unless_absent(mark_deleted(&directory))?;
+            if self.store.remove(id, state).await? {
+                break;
+            }
         }
         // The record is gone first: a record without files would be a lie.
         remove_files(directory).await?;
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
         Ok(())
-    }
-
-    async fn remove_record(&self, id: JobId) -> Result<(), JobsError> {
-        // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
-        loop {
-            let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
-            if state == JobState::Running {
-                return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
-            }
-            if self.store.remove(id, state).await? {
-                return Ok(());
-            }
-        }
     }
 
     /// What is missing and why, a page at a time.
@@ -442,6 +434,11 @@ pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, Pa
     }
     found.sort_unstable_by_key(|(id, _)| id.0);
     Ok(found)
+}
+
+fn mark_deleted(directory: &Path) -> std::io::Result<()> {
+    File::create(directory.join(DELETED))?;
+    File::open(directory)?.sync_all()
 }
 
 /// A capture of many gigabytes takes a while to go.
