@@ -92,8 +92,9 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
         Problem::new(
             StatusCode::BAD_REQUEST,
             "malformed-json",
-            "The body is not JSON",
-            format!("at line {} column {}", error.line(), error.column()),
+            "The body cannot be read as JSON",
+            // Says what and where, and quotes nothing.
+            error.to_string(),
         )
     })?;
     let mut reader = Reader { errors: Vec::new(), of_days: 0 };

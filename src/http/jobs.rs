@@ -56,7 +56,7 @@ fn accepted(job: &Job) -> Response {
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
         (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
-        (status = 400, description = "The body is not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The body cannot be read as JSON", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The idempotency key was used with another request", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as application/json", body = Problem, content_type = "application/problem+json"),
