@@ -16,9 +16,9 @@ use crate::extract::ExtractSettings;
 use crate::http::{ApiKeys, HttpSettings};
 use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
-use crate::zoom::ZoomSettings;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
+use crate::zoom::{ZoomSettings, is_http, wrong_environment};
 
 /// What is wrong with the settings; names each of them.
 #[derive(Debug, thiserror::Error)]
@@ -233,10 +233,7 @@ impl ZoomArgs {
                 _ => errors.push(format!("{name} must be an http or https URL, not {url}")),
             }
         }
-        errors.extend(
-            settings_of_the_client()
-                .filter_map(|(name, value)| Some(format!("{name} {}", trouble_with(name, &value)?))),
-        );
+        errors.extend(wrong_environment());
         if self.retry_attempts == 0 {
             errors.push("RETRY_ATTEMPTS must be at least 1".to_owned());
         }
@@ -280,35 +277,6 @@ impl ZoomArgs {
     pub fn extract_settings(&self) -> ExtractSettings {
         ExtractSettings { max_attempts: self.retry_attempts, ..ExtractSettings::default() }
     }
-}
-
-fn is_http(url: &reqwest::Url) -> bool {
-    ["http", "https"].contains(&url.scheme()) && url.has_host()
-}
-
-/// What the HTTP client reads by itself, and passes over if it makes no sense.
-fn settings_of_the_client() -> impl Iterator<Item = (&'static str, String)> {
-    let names =
-        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
-    names
-        .into_iter()
-        .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
-}
-
-fn trouble_with(name: &str, value: &str) -> Option<String> {
-    if name == "SSL_CERT_FILE" {
-        return match std::fs::read(value) {
-            Ok(file) if file.windows(b"BEGIN CERTIFICATE".len()).any(|some| some == b"BEGIN CERTIFICATE") => {
-                None
-            }
-            Ok(_) => Some(format!("{value} holds no certificate in PEM")),
-            Err(error) => Some(format!("{value} cannot be read: {error}")),
-        };
-    }
-    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
-    // Without the value: it may hold a password.
-    let is_proxy = reqwest::Url::parse(&url).is_ok_and(|url| is_http(&url));
-    (!is_proxy).then(|| "must be the http or https URL of a proxy".to_owned())
 }
 
 impl ServiceArgs {
@@ -485,20 +453,6 @@ mod tests {
         ] {
             let error = settings(&format!("{ACCOUNT} {line}")).unwrap_err();
             assert!(error.contains(name), "{name} in: {error}");
-        }
-    }
-
-    #[test]
-    fn what_the_http_client_would_pass_over_is_named() {
-        for (name, value, is_fine) in [
-            ("HTTPS_PROXY", "http://user:pass@proxy:3128", true),
-            ("HTTPS_PROXY", "proxy:3128", true),
-            ("HTTPS_PROXY", "ht!tp://x y", false),
-            ("all_proxy", "socks5://proxy", false),
-            ("SSL_CERT_FILE", "/nowhere", false),
-            ("SSL_CERT_FILE", "/dev/null", false),
-        ] {
-            assert_eq!(trouble_with(name, value).is_none(), is_fine, "{name} {value}");
         }
     }
 

@@ -25,12 +25,14 @@ pub fn on_signal(clock: SharedClock) -> std::io::Result<CancellationToken> {
                 _ = interrupt.recv() => {}
             }
             let now = clock.elapsed();
-            let since = now - *first.get_or_insert(now);
-            if !cancelled.is_cancelled() {
-                tracing::info!("stopping; a second signal ends it at once");
-                cancelled.cancel();
-            } else if since > ECHO {
-                std::process::exit(130);
+            match first {
+                None => {
+                    first = Some(now);
+                    tracing::info!("stopping; a second signal ends it at once");
+                    cancelled.cancel();
+                }
+                Some(first) if now - first <= ECHO => {}
+                Some(_) => std::process::exit(130),
             }
         }
     });

@@ -57,12 +57,14 @@ fn describe() {
     describe_gauge!("zcr_jobs_queued", "Jobs that wait for their turn");
     describe_counter!("zcr_jobs_ended_total", "Jobs that ended, by the state they ended in");
     describe_gauge!("zcr_waiting", "1 while nothing is asked of Zoom: a daily limit, an outage");
-    describe_counter!("zcr_zoom_requests_total", "Requests sent to Zoom");
-    describe_counter!("zcr_zoom_rate_limited_total", "Answers of Zoom with status 429");
     describe_counter!("zcr_http_responses_total", "Answers of this service, by status");
-    describe_counter!("zcr_audit_failures_total", "Lines that the audit trail could not take");
-    // There from the start: an alarm on the first increase needs to have seen zero.
-    for counter in ["zcr_zoom_requests_total", "zcr_zoom_rate_limited_total", "zcr_audit_failures_total"] {
+    for (counter, what) in [
+        ("zcr_zoom_requests_total", "Requests sent to Zoom"),
+        ("zcr_zoom_rate_limited_total", "Answers of Zoom with status 429"),
+        ("zcr_audit_failures_total", "Lines that the audit trail could not take"),
+    ] {
+        describe_counter!(counter, what);
+        // There from the start: an alarm on the first increase needs to have seen zero.
         metrics::counter!(counter).increment(0);
     }
 }

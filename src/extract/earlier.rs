@@ -63,10 +63,10 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
-pub async fn captured(directory: &Path) -> Result<Option<Captured>, ExtractError> {
+pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
     let location = Location::in_directory(directory);
     if location.has_lost_its_index() {
-        return Err(CaptureError::Damaged("its index is gone".to_owned()).into());
+        return Err(CaptureError::Damaged("its index is gone".to_owned()));
     }
     if !location.exists() {
         return Ok(None);

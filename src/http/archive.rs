@@ -5,7 +5,7 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -58,7 +58,7 @@ pub(super) async fn download(
 ) -> Result<Response, Problem> {
     let (job, archive, file) = state.jobs.archive(id).await?;
     let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
-    if headers.get(header::IF_MATCH).is_some_and(|wanted| !is_listed(wanted, &etag, |item| item)) {
+    if headers.contains_key(header::IF_MATCH) && !is_listed(&headers, header::IF_MATCH, &etag, |item| item) {
         return Err(Problem::new(
             StatusCode::PRECONDITION_FAILED,
             "precondition-failed",
@@ -66,7 +66,7 @@ pub(super) async fn download(
             format!("its ETag is {}", etag.to_str().unwrap_or_default()),
         ));
     }
-    if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| etag_matches(known, &etag)) {
+    if is_known(&headers, &etag) {
         let fields = [(header::ETAG, etag), (header::CACHE_CONTROL, CACHE)];
         return Ok((StatusCode::NOT_MODIFIED, fields).into_response());
     }
@@ -125,15 +125,15 @@ fn base64_of_hex(text: &str) -> String {
 }
 
 /// Weak comparison, as `If-None-Match` asks for (RFC 9110, 13.1.2).
-pub(super) fn etag_matches(if_none_match: &HeaderValue, etag: &HeaderValue) -> bool {
-    is_listed(if_none_match, etag, |item| item.strip_prefix("W/").unwrap_or(item))
+pub(super) fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
+    is_listed(headers, header::IF_NONE_MATCH, etag, |item| item.strip_prefix("W/").unwrap_or(item))
 }
 
-fn is_listed(list: &HeaderValue, etag: &HeaderValue, compared: fn(&str) -> &str) -> bool {
-    let (Ok(list), Ok(etag)) = (list.to_str(), etag.to_str()) else {
-        return false;
-    };
-    list.split(',').map(str::trim).any(|item| item == "*" || compared(item) == etag)
+/// Whether an ETag is on the list of this header, which may have several lines.
+fn is_listed(headers: &HeaderMap, name: HeaderName, etag: &HeaderValue, compared: fn(&str) -> &str) -> bool {
+    let lists = headers.get_all(name).into_iter().filter_map(|list| list.to_str().ok());
+    let mut items = lists.flat_map(|list| list.split(',')).map(str::trim);
+    items.any(|item| item == "*" || compared(item) == etag)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
+use super::archive::is_known;
 use super::auth::Caller;
 use super::body::{self, JobRequest, Submitted};
 use super::problem::{FieldError, Problem};
@@ -253,10 +254,9 @@ pub(super) async fn get(
     let wait = query.wait.as_deref().map(parse_wait).transpose()?;
     let mut follower = state.jobs.follow(id);
     let mut shown = Shown::of(&state.jobs.get(id).await?);
-    let known = headers.get(header::IF_NONE_MATCH).cloned();
-    let is_known = |shown: &Shown| known.as_ref().is_some_and(|known| shown.matches(known));
+    let brings_none = !headers.contains_key(header::IF_NONE_MATCH);
     if let Some(wait) = wait
-        && (is_known(&shown) || known.is_none() && !shown.is_final)
+        && (is_known(&headers, &shown.etag) || brings_none && !shown.is_final)
     {
         let seen = shown.etag.clone();
         let deadline = state.clock.sleep(wait);
@@ -269,7 +269,7 @@ pub(super) async fn get(
             }
         }
     }
-    if is_known(&shown) {
+    if is_known(&headers, &shown.etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, shown.etag)]).into_response());
     }
     let json = HeaderValue::from_static("application/json");
@@ -293,10 +293,6 @@ impl Shown {
             etag: HeaderValue::from_str(&format!("\"{digits}\"")).expect("hex digits are plain ASCII"),
             is_final: job.state.is_final(),
         }
-    }
-
-    fn matches(&self, if_none_match: &HeaderValue) -> bool {
-        super::archive::etag_matches(if_none_match, &self.etag)
     }
 }
 

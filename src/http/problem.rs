@@ -170,10 +170,7 @@ impl From<JobsError> for Problem {
                 "The capture is damaged",
                 format!("{detail}; POST the job's retry"),
             ),
-            JobsError::Store(_)
-            | JobsError::Archive(_)
-            | JobsError::Io(_)
-            | JobsError::Unrecovered { .. } => {
+            JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
                 tracing::error!(error = detail, "a request could not be served");
                 Self::internal()
             }

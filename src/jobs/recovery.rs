@@ -8,9 +8,9 @@ use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
 use super::service::{DELETED, JobsError, job_directories};
 use super::store::JobStore;
-use crate::archive::TEMPORARY;
+use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
-use crate::extract::{self, Captured, ExtractError, Snapshot};
+use crate::extract::{self, Captured, Snapshot};
 use crate::files::unless_absent;
 
 /// Opens the table, mending it if it is damaged, and rebuilds what it has lost.
@@ -28,22 +28,18 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     let known = store.ids_with_files().await?;
     let mut rebuilt = 0_u32;
     for (id, directory) in job_directories(data_dir)? {
-        let settled = if known.contains(&id.to_string()) {
-            // What is left of an archive, or of a deletion that came to nothing.
-            let remove = |name| unless_absent(std::fs::remove_file(directory.join(name)));
-            remove(TEMPORARY).and_then(|()| remove(DELETED)).map_err(JobsError::from)
+        let in_order = if known.contains(&id.to_string()) {
+            remove_leftovers(&directory).map(|()| false)
         } else {
-            match settle(&store, id, &directory, clock).await {
-                Ok(was_rebuilt) => {
-                    rebuilt += u32::from(was_rebuilt);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            }
+            bring_back_or_remove(&store, id, &directory, clock).await
         };
-        if let Err(error) = settled {
+        match in_order {
+            Ok(was_rebuilt) => rebuilt += u32::from(was_rebuilt),
             // It takes room, and holds nothing else up.
-            tracing::error!(%error, directory = %directory.display(), "could not be put in order; the next start tries again");
+            Err(error) => tracing::error!(
+                %error, directory = %directory.display(),
+                "could not be put in order; the next start tries again"
+            ),
         }
     }
     if rebuilt > 0 {
@@ -52,8 +48,21 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     Ok(store)
 }
 
+/// What there is of an archive that was not finished, or of a deletion that came to nothing.
+fn remove_leftovers(directory: &Path) -> Result<(), JobsError> {
+    for name in [TEMPORARY, DELETED] {
+        unless_absent(std::fs::remove_file(directory.join(name)))?;
+    }
+    Ok(())
+}
+
 /// What becomes of a directory that no job with files is known to have. True if its job is there again.
-async fn settle(store: &JobStore, id: JobId, directory: &Path, clock: &dyn Clock) -> Result<bool, JobsError> {
+async fn bring_back_or_remove(
+    store: &JobStore,
+    id: JobId,
+    directory: &Path,
+    clock: &dyn Clock,
+) -> Result<bool, JobsError> {
     let is_over = directory.join(DELETED).exists() || store.state(id).await? == Some(JobState::Expired);
     if !is_over {
         let lost = match rebuild(id, directory, clock).await {
@@ -64,8 +73,8 @@ async fn settle(store: &JobStore, id: JobId, directory: &Path, clock: &dyn Clock
             Ok(None) => {
                 directory.join(ARCHIVE_NAME).exists().then(|| "it has an archive and no capture".to_owned())
             }
-            Err(ExtractError::Capture(error)) if error.is_damaged() => Some(error.to_string()),
-            Err(error) => return Err(JobsError::Unrecovered(error)),
+            Err(error) if error.is_damaged_capture() => Some(error.to_string()),
+            Err(error) => return Err(error.into()),
         };
         if let Some(reason) = lost {
             // Not a job's name any more, so it is left to a person.
@@ -86,7 +95,7 @@ async fn settle(store: &JobStore, id: JobId, directory: &Path, clock: &dyn Clock
 /// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a
 /// request to Zoom. One that does not waits for somebody to say `retry`.
 /// Nothing when the directory holds no capture, or one that has not begun.
-async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Option<Job>, ExtractError> {
+async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Option<Job>, ArchiveError> {
     let Some(captured) = extract::captured(directory).await? else { return Ok(None) };
     let Captured { request, started_at, requester, complete } = captured;
     let started_at = started_at.unwrap_or_else(|| clock.now());

@@ -19,7 +19,7 @@ use super::store::{Inserted, JobStore, ListFilter, Listed, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
-use crate::extract::{Account, ExtractError, ExtractRequest, ExtractSettings, Snapshot};
+use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
 use crate::files::{free_space, is_full, unless_absent};
 
 /// Free space that it takes to write down a job.
@@ -60,8 +60,6 @@ pub enum JobsError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    #[error("a job could not be rebuilt: {0}")]
-    Unrecovered(ExtractError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
@@ -308,7 +306,7 @@ impl Jobs {
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
             // Before the record goes: what has neither that nor this mark is a job that the table has lost.
-            unless_absent(mark_deleted(&directory))?;
+            mark_deleted(&directory).await?;
             if self.store.remove(id, state).await? {
                 break;
             }
@@ -436,9 +434,15 @@ pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, Pa
     Ok(found)
 }
 
-fn mark_deleted(directory: &Path) -> std::io::Result<()> {
-    File::create(directory.join(DELETED))?;
-    File::open(directory)?.sync_all()
+/// A job that never ran has no directory, and nothing to be marked.
+async fn mark_deleted(directory: &Path) -> std::io::Result<()> {
+    let directory = directory.to_owned();
+    let mark = move || {
+        File::create(directory.join(DELETED))?;
+        File::open(&directory)?.sync_all()
+    };
+    let marked = tokio::task::spawn_blocking(move || unless_absent(mark()));
+    marked.await.map_err(std::io::Error::other)?
 }
 
 /// A capture of many gigabytes takes a while to go.

@@ -21,3 +21,4 @@ pub use call::{Call, ItemChoice};
 pub use client::{Account, ZoomSettings};
 pub use lane::{Lane, Traffic};
 pub use outcome::{Failure, FailureKind};
+pub use transport::{is_http, wrong_environment};

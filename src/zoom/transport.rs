@@ -1,4 +1,5 @@
-//! HTTP as every call to Zoom uses it: the client, bodies of a bounded size, errors in words that tell no secrets.
+//! HTTP as every call to Zoom uses it: the client and what it takes from the environment, bodies of a bounded size, errors in
+//! words that tell no secrets.
 
 use std::net::Ipv4Addr;
 
@@ -25,6 +26,36 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, re
         .http1_only()
         .tcp_nodelay(true)
         .build()
+}
+
+pub fn is_http(url: &reqwest::Url) -> bool {
+    ["http", "https"].contains(&url.scheme()) && url.has_host()
+}
+
+/// What is wrong with the settings that the client reads by itself, and would pass over.
+pub fn wrong_environment() -> impl Iterator<Item = String> {
+    let names =
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
+    names.into_iter().filter_map(|name| {
+        let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+        Some(format!("{name} {}", trouble_with(name, &value)?))
+    })
+}
+
+fn trouble_with(name: &str, value: &str) -> Option<String> {
+    if name == "SSL_CERT_FILE" {
+        return match std::fs::read(value) {
+            Ok(file) if file.windows(b"BEGIN CERTIFICATE".len()).any(|some| some == b"BEGIN CERTIFICATE") => {
+                None
+            }
+            Ok(_) => Some(format!("{value} holds no certificate in PEM")),
+            Err(error) => Some(format!("{value} cannot be read: {error}")),
+        };
+    }
+    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    // Without the value: it may hold a password.
+    let is_proxy = reqwest::Url::parse(&url).is_ok_and(|url| is_http(&url));
+    (!is_proxy).then(|| "must be the http or https URL of a proxy".to_owned())
 }
 
 fn is_local(base: &str) -> bool {
@@ -68,4 +99,23 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
         source = inner.source();
     }
     deepest.map_or_else(|| what.to_owned(), |deepest| format!("{what}: {deepest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_http_client_would_pass_over_is_named() {
+        for (name, value, is_fine) in [
+            ("HTTPS_PROXY", "http://user:pass@proxy:3128", true),
+            ("HTTPS_PROXY", "proxy:3128", true),
+            ("HTTPS_PROXY", "ht!tp://x y", false),
+            ("all_proxy", "socks5://proxy", false),
+            ("SSL_CERT_FILE", "/nowhere", false),
+            ("SSL_CERT_FILE", "/dev/null", false),
+        ] {
+            assert_eq!(trouble_with(name, value).is_none(), is_fine, "{name} {value}");
+        }
+    }
 }

@@ -186,8 +186,7 @@ impl World {
 
     /// The whole of the simulator's days.
     pub fn everything(&self) -> Value {
-        let data = self.sim.dataset();
-        json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
+        everything(&self.sim)
     }
 
     /// The last three weeks: one window, whatever day it is.
@@ -210,6 +209,12 @@ impl World {
         assert!(job["archive"].is_object(), "{job:#}");
         (job, self.archive(&id).await)
     }
+}
+
+/// A request for all that the account holds.
+pub fn everything(sim: &Simulator) -> Value {
+    let data = sim.dataset();
+    json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
 }
 
 /// Waits until `path` is gone: a job is called expired first, its files go right after.

@@ -9,6 +9,7 @@ mod answers;
 mod api;
 mod command_line;
 mod crashes;
+mod damage;
 mod disks;
 mod documents;
 mod failures;

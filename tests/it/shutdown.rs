@@ -5,11 +5,12 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
+use crate::harness::everything;
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -19,11 +20,6 @@ fn account() -> SimSettings {
         latency: Duration::from_millis(5),
         ..SimSettings::default()
     }
-}
-
-fn everything(sim: &Simulator) -> Value {
-    let data = sim.dataset();
-    json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
 }
 
 /// Stops the service and tells how long that took.

@@ -1,0 +1,313 @@
+//! Files that a bad disk, a crash or somebody has torn, emptied, cut or taken away: what is sound stays, `retry` mends the rest.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use serde_json::Value;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnectOptions;
+use tempfile::TempDir;
+use zoom_chat_reports::capture::Location;
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+
+use crate::disks::account;
+use crate::harness::{World, everything};
+use crate::process::{Setup, is_final};
+
+/// Overwrites a part of a file.
+fn spoil(file: &Path, from: u64, bytes: usize) {
+    let mut file = File::options().write(true).open(file).unwrap();
+    file.seek(SeekFrom::Start(from)).unwrap();
+    file.write_all(&vec![0x5a; bytes]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
+    let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+    // Neither ends before it is stopped.
+    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
+    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    let (torn, sound) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
+    for id in [&torn, &sound] {
+        world.wait_until(id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
+    }
+    world.stop().await;
+    world.sim.clear_script();
+    let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
+    spoil(&capture, 8_192, 40_000);
+    // Something that looks like a job's directory and cannot be removed as one holds nothing up.
+    std::fs::write(world.settings.jobs.data_dir.join("jobs/018f2f5e-7c1a-7000-8000-000000000000"), "")
+        .unwrap();
+    world.restart().await;
+    let job = world.finished(&torn).await;
+    assert_eq!(
+        (job["state"].as_str(), job["error"]["code"].as_str()),
+        (Some("failed"), Some("capture-damaged")),
+        "{job:#}"
+    );
+    let failures = world.get(&format!("/v1/jobs/{torn}/failures")).await;
+    assert_eq!(failures.status(), 409);
+    assert_eq!(failures.json::<Value>().await.unwrap()["code"], "capture-damaged");
+    assert_eq!(world.finished(&sound).await["state"], "completed");
+    assert_eq!(world.post(&format!("/v1/jobs/{torn}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&torn).await["state"], "completed");
+    assert_eq!(world.archive(&torn).await.comparable(), world.archive(&sound).await.comparable());
+    assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
+}
+
+/// A crash or a full disk may come before the plan is written down.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
+    let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
+    world.settings.zoom.credentials.client_id = "nobody".to_owned();
+    world.restart().await;
+    let ids = [world.submit(&world.everything()).await, world.submit(&world.everything()).await];
+    for id in &ids {
+        assert_eq!(world.finished(id).await["error"]["code"], "credentials");
+    }
+    world.stop().await;
+    let [empty, planless] = ids.clone().map(|id| world.settings.jobs.data_dir.join("jobs").join(id));
+    for directory in [&empty, &planless] {
+        for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
+            let _ = std::fs::remove_file(directory.join(file));
+        }
+    }
+    File::create(empty.join("capture.db")).unwrap();
+    Location::in_directory(&planless).open_writer().await.unwrap().close().await;
+    world.settings.zoom.credentials.client_id = "sim-client".to_owned();
+    world.restart().await;
+    for id in &ids {
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        assert_eq!(world.finished(id).await["state"], "completed");
+    }
+}
+
+/// What the index says may be wrong without its being torn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
+    for wrong in ["kind = 7", "length = 35184372088832", "offset = -1", "offset = 9223372036854775807"] {
+        let world = World::new(SimSettings { sessions: 5, messages: 400, ..account() }).await;
+        let (job, expected) = world.run(&world.everything()).await;
+        let id = job["id"].as_str().unwrap();
+        let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+        let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
+        let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        let statement = format!("UPDATE pages SET {wrong} WHERE range = 1 AND seq = 0 AND kind = 0");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut capture).await.unwrap();
+        capture.close().await.unwrap();
+        std::fs::remove_file(directory.join("archive.zip")).unwrap();
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        let job = world.finished(id).await;
+        assert_eq!(job["state"], "completed", "{wrong}: {job:#}");
+        assert_eq!(world.archive(id).await.comparable(), expected.comparable(), "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetched_again() {
+    let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+    let (job, expected) = world.run(&world.everything()).await;
+    let whole = job["progress"]["requests"].as_u64().unwrap();
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 12_000).await;
+    world.stop().await;
+    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    spoil(&directory.join("capture.segments"), 200_000, 10);
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(
+        (job["state"].as_str(), job["error"]["code"].as_str()),
+        (Some("failed"), Some("capture-damaged")),
+        "{job:#}"
+    );
+    assert!(!directory.join("archive.zip").exists() && !directory.join("archive.zip.tmp").exists());
+    let before = world.sim.stats().requests;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.archive(&id).await.comparable(), expected.comparable());
+    let again = world.sim.stats().requests - before;
+    assert!(again > 0 && again < whole / 2, "one chain of pages, not everything: {again} of {whole}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
+    for damage in ["overwritten", "torn", "removed", "emptied", "without rows"] {
+        let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+        let done = world.submit(&world.everything()).await;
+        world.finished(&done).await;
+        let expected = world.archive(&done).await;
+        let interrupted = world.submit(&world.everything()).await;
+        world.wait_until(&interrupted, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
+        world.stop().await;
+        let table = world.settings.jobs.data_dir.join("state.db");
+        for suffix in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", table.display()));
+        }
+        match damage {
+            "overwritten" => spoil(&table, 0, 64),
+            "torn" => spoil(&table, 12_288, 4_096),
+            "emptied" => File::create(&table).map(drop).unwrap(),
+            "without rows" => forget(&table, "%").await,
+            _ => std::fs::remove_file(&table).unwrap(),
+        }
+        world.restart().await;
+        let asked = world.sim.stats().requests;
+        let job = world.finished(&done).await;
+        assert_eq!(job["state"], "completed", "{damage}: {job:#}");
+        assert_eq!(world.archive(&done).await.comparable(), expected.comparable(), "{damage}");
+        let job = world.wait_until(&interrupted, is_final).await;
+        if job["error"]["code"] == "record-lost" {
+            assert_eq!(
+                world.sim.stats().requests,
+                asked,
+                "{damage}: Zoom is asked only when somebody says so"
+            );
+            assert_eq!(
+                world.post(&format!("/v1/jobs/{interrupted}/retry"), &Value::Null).await.status(),
+                202
+            );
+        }
+        assert_eq!(world.finished(&interrupted).await["state"], "completed", "{damage}");
+        assert_eq!(world.archive(&interrupted).await.comparable(), expected.comparable(), "{damage}");
+    }
+}
+
+/// Removes the records of jobs with such ids.
+async fn forget(table: &Path, like: &str) {
+    let options = SqliteConnectOptions::new().filename(table);
+    let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("DELETE FROM jobs WHERE id LIKE ?").bind(like).execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+}
+
+/// A crash may come at any point of a deletion. What nobody deleted comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_files_of_a_job_without_a_record_go_only_if_it_was_being_deleted() {
+    let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(world.submit(&world.everything()).await);
+        world.finished(ids.last().unwrap()).await;
+    }
+    let [forgotten, bare, half_deleted, asked_for] = &ids[..] else { unreachable!() };
+    let data = world.settings.jobs.data_dir.clone();
+    let directory = |id: &str| data.join("jobs").join(id);
+    world.stop().await;
+    for id in [forgotten, bare, half_deleted] {
+        forget(&data.join("state.db"), id).await;
+    }
+    for file in ["capture.db", "capture.segments"] {
+        std::fs::remove_file(directory(bare).join(file)).unwrap();
+    }
+    for id in [half_deleted, asked_for] {
+        File::create(directory(id).join("deleted")).unwrap();
+    }
+    world.restart().await;
+    assert_eq!(world.finished(forgotten).await["state"], "completed");
+    assert!(directory(&format!("{bare}.damaged")).join("archive.zip").exists());
+    assert!(!directory(half_deleted).exists());
+    for id in [bare, half_deleted] {
+        assert_eq!(world.get(&format!("/v1/jobs/{id}")).await.status(), 404);
+    }
+    assert_eq!(world.archive(asked_for).await.comparable(), world.archive(forgotten).await.comparable());
+    assert!(!directory(asked_for).join("deleted").exists(), "it was not deleted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_that_nobody_can_read_any_more_is_left_for_a_person() {
+    let mut world = World::new(account()).await;
+    let done = world.submit(&world.everything()).await;
+    world.finished(&done).await;
+    world.stop().await;
+    let data = world.settings.jobs.data_dir.clone();
+    std::fs::remove_file(data.join("state.db")).unwrap();
+    spoil(&data.join("jobs").join(&done).join("capture.db"), 0, 4_096);
+    for start in 0..2 {
+        world.restart().await;
+        assert_eq!(world.get(&format!("/v1/jobs/{done}")).await.status(), 404);
+        let left = data.join("jobs").join(format!("{done}.damaged"));
+        assert!(left.join("archive.zip").exists() && left.join("capture.segments").exists(), "start {start}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_the_log_by_its_request() {
+    let sim = Simulator::start(SimSettings { sessions: 5, messages: 100, ..account() }).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let mut service = setup.start().await;
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(service.submit(&everything(&sim)).await);
+        service.finished(jobs.last().unwrap()).await;
+    }
+    let mut table = sqlx::SqliteConnection::connect_with(
+        &SqliteConnectOptions::new().filename(setup.data.join("state.db")),
+    )
+    .await
+    .unwrap();
+    sqlx::query("UPDATE jobs SET job = '{\"of\":\"another version\"}' WHERE id = ?")
+        .bind(&jobs[1])
+        .execute(&mut table)
+        .await
+        .unwrap();
+    for start in 0..2 {
+        if start > 0 {
+            assert!(service.terminate().await.success());
+            service = setup.start().await;
+        }
+        let answer = service.client.get(service.url(&format!("/v1/jobs/{}", jobs[1]))).send().await.unwrap();
+        assert_eq!(answer.status(), 500);
+        let request = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+        let log = setup.log();
+        let line = log.lines().find(|line| line.contains(&request) && line.contains("cannot be read"));
+        assert!(line.is_some(), "{request}: {log}");
+        let about_a_job = log.lines().find(|line| line.contains("window listed") && line.contains(&jobs[0]));
+        assert!(about_a_job.is_some(), "what a job does is found by its id: {log}");
+        let page: Value =
+            service.client.get(service.url("/v1/jobs")).send().await.unwrap().json().await.unwrap();
+        let listed: Vec<_> = page["items"].as_array().unwrap().iter().map(|job| &job["id"]).collect();
+        let mut others: Vec<_> = jobs.iter().filter(|id| **id != jobs[1]).collect();
+        others.reverse();
+        assert_eq!(listed, others, "newest first");
+        jobs.push(service.submit(&everything(&sim)).await);
+        assert_eq!(service.finished(jobs.last().unwrap()).await["state"], "completed");
+    }
+    let its_files = setup.data.join("jobs").join(&jobs[1]);
+    assert!(its_files.join("archive.zip").exists(), "its files stay");
+    let deleted = service.client.delete(service.url(&format!("/v1/jobs/{}", jobs[1]))).send().await.unwrap();
+    assert_eq!((deleted.status().as_u16(), its_files.exists()), (204, false));
+}
+
+/// What a user takes away can be made again without asking Zoom again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_got_lost_is_made_again_by_a_retry() {
+    let world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    let expected = world.archive(&id).await;
+    let path = format!("/v1/jobs/{id}/archive");
+    let retry = async || world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await;
+    assert_eq!(retry().await.status(), 409, "nothing is missing");
+    let job_directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let file = job_directory.join("archive.zip");
+    for damage in ["removed", "cut short", "everything removed"] {
+        match damage {
+            "removed" => std::fs::remove_file(&file).unwrap(),
+            "cut short" => File::options().write(true).open(&file).unwrap().set_len(1_000).unwrap(),
+            _ => std::fs::remove_dir_all(&job_directory).unwrap(),
+        }
+        for answer in [world.client.head(world.url(&path)), world.client.get(world.url(&path))] {
+            assert_eq!(answer.send().await.unwrap().status(), 409, "{damage}");
+        }
+        let told: Value = world.get(&path).await.json().await.unwrap();
+        assert_eq!(told["code"], "archive-lost", "{told}");
+        let asked = world.sim.stats().requests;
+        assert_eq!(retry().await.status(), 202, "{damage}");
+        assert_eq!(world.finished(&id).await["state"], "completed", "{damage}");
+        assert_eq!(world.archive(&id).await.comparable(), expected.comparable(), "{damage}");
+        let again = world.sim.stats().requests - asked;
+        assert_eq!(again > 0, damage == "everything removed", "{damage}: {again}");
+    }
+}
