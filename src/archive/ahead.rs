@@ -120,7 +120,7 @@ mod tests {
         match end {
             End::Items | End::Empty => {
                 let segments = [segment, None, None];
-                Change::MessagesPage { page, query: None, segments, repeats: 0 }
+                Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: false }
             }
             End::NotFound => Change::RangeNotFound { range },
             End::Failed => {

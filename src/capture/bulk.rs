@@ -16,6 +16,7 @@ pub(super) struct MessagesPage<'a> {
     /// Where the first of them stands.
     pub offset: u64,
     pub repeats: u64,
+    pub newest_first: bool,
 }
 
 /// The items of one kind of a page, as the table of pages has them.
@@ -47,11 +48,12 @@ pub(super) async fn messages_pages(
     unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages
         .iter()
-        .map(|MessagesPage { page, query, repeats, .. }| {
+        .map(|MessagesPage { page, query, repeats, newest_first, .. }| {
             let next = page.next.as_ref();
             json!({
                 "range": page.chain, "pages": page.seq + 1, "token": next.map(|next| &next.token),
                 "at": next.map(|next| next.at.to_string()), "query": next.and(*query), "repeats": repeats,
+                "newest_first": newest_first,
             })
         })
         .collect();
@@ -59,6 +61,7 @@ pub(super) async fn messages_pages(
         "UPDATE ranges SET pages = p.value ->> 'pages', next_token = p.value ->> 'token', token_at = p.value ->> 'at',
              query = p.value ->> 'query',
              repeats = iif(p.value ->> 'pages' = 1, 0, repeats) + (p.value ->> 'repeats'),
+             newest_first = max(newest_first, p.value ->> 'newest_first'),
              state = iif(p.value ->> 'token' IS NULL, 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )

@@ -44,7 +44,7 @@ pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// Added by version 3: the order in which units came to their ends. The index comes first: made of all units at once it
 /// would sort them in memory.
@@ -54,6 +54,9 @@ const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
 
 /// Added by version 4: pages that are set aside.
 const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
+
+/// Added by version 5: in which order a range's messages came.
+const FROM_VERSION_4: &str = "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -200,8 +203,9 @@ impl Location {
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
             0 => set_up(&mut connection, &[include_str!("schema.sql"), SINCE_VERSION_4]).await?,
-            2 => set_up(&mut connection, &[FROM_VERSION_2, SINCE_VERSION_4]).await?,
-            3 => set_up(&mut connection, &[SINCE_VERSION_4]).await?,
+            2 => set_up(&mut connection, &[FROM_VERSION_2, SINCE_VERSION_4, FROM_VERSION_4]).await?,
+            3 => set_up(&mut connection, &[SINCE_VERSION_4, FROM_VERSION_4]).await?,
+            4 => set_up(&mut connection, &[FROM_VERSION_4]).await?,
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
@@ -299,7 +303,7 @@ async fn set_up(connection: &mut SqliteConnection, scripts: &[&'static str]) -> 
     for script in scripts {
         sqlx::raw_sql(*script).execute(&mut *transaction).await?;
     }
-    sqlx::raw_sql("PRAGMA user_version = 4").execute(&mut *transaction).await?;
+    sqlx::raw_sql("PRAGMA user_version = 5").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }
@@ -351,6 +355,7 @@ mod tests {
         made(
             "DROP TABLE set_aside; DROP INDEX unknown_members_of_list; DROP INDEX unknown_members_of_range;
              DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
+             ALTER TABLE ranges DROP COLUMN newest_first;
              PRAGMA user_version = 2",
         )
         .await;

@@ -42,7 +42,8 @@ CREATE TABLE ranges (
     next_token TEXT, token_at TEXT, query TEXT,
     pages INTEGER NOT NULL DEFAULT 0,
     repeats INTEGER NOT NULL DEFAULT 0,             -- items dropped because the page before held them already
-    failure TEXT, failed_at TEXT
+    failure TEXT, failed_at TEXT,
+    newest_first INTEGER NOT NULL DEFAULT 0         -- whether messages came in that order
 ) STRICT;
 CREATE INDEX ranges_of_unit ON ranges(unit, first_day);
 CREATE INDEX ranges_pending ON ranges(window, id) WHERE state = 'pending';

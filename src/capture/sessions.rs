@@ -60,7 +60,7 @@ macro_rules! placed {
         concat!(
             "SELECT json_group_array(json_array(p.settled, p.session, s.zoom_id, s.info,
                 (SELECT json_group_array(json_array(window, state,
-                    (SELECT json_group_array(json_array(first_day, id, pages)) FROM ranges WHERE unit = u.id)))
+                    (SELECT json_group_array(json_array(first_day, id, pages, newest_first)) FROM ranges WHERE unit = u.id)))
                  FROM units u WHERE u.session = p.session)))
              FROM (",
             $places,
@@ -215,6 +215,7 @@ struct ReadRange<'a> {
     first_day: &'a str,
     id: i64,
     pages: i64,
+    newest_first: i64,
 }
 
 /// What a page has of one kind.
@@ -236,6 +237,10 @@ impl From<ReadSession<'_>> for PlacedSession {
         units.sort_by_key(|unit| unit.window);
         let ranges = units.into_iter().flat_map(|ReadUnit { mut ranges, .. }| {
             ranges.sort_by_key(|range| (range.first_day, range.id));
+            // As they would stand if the unit had not been split.
+            if ranges.iter().any(|range| range.newest_first == 1) {
+                ranges.reverse();
+            }
             ranges.into_iter().map(|ReadRange { id, pages, .. }| Range { id, pages })
         });
         let ranges = ranges.collect();
@@ -275,6 +280,7 @@ mod tests {
                 query: None,
                 segments: [segment(0), None, segment(2)],
                 repeats: 0,
+                newest_first: false,
             };
             writer.commit(change).await.unwrap();
         }
@@ -307,5 +313,32 @@ mod tests {
             assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
         }
         writer.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_parts_of_a_unit_come_in_the_order_of_its_messages() {
+        for newest_first in [false, true] {
+            let days = |month, from, to| (date(2026, month, from), date(2026, month, to));
+            let (_directory, location, writer) = planned(&[days(3, 1, 31), days(4, 1, 30)]).await;
+            for number in [1, 2] {
+                writer.commit(list(number, &["a"])).await.unwrap();
+            }
+            let parts = vec![days(3, 1, 10), days(3, 11, 20), days(3, 21, 31)];
+            writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
+            // Of a part with one message nobody can tell the order.
+            for (range, newest_first) in [(1, false), (2, false), (3, newest_first), (4, false)] {
+                let segments = [Segment::of_items(&["x".repeat(range).as_str()], 1), None, None];
+                let page = last_page(range as i64, 0);
+                let change = Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first };
+                writer.commit(change).await.unwrap();
+            }
+            let mut reader = location.open_reader().await.unwrap();
+            let sessions = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
+            let pages = reader.pages_of(&sessions, 9).await.unwrap();
+            let lengths: Vec<u64> = pages[0].iter().map(|page| page.raw_len).collect();
+            assert_eq!(lengths, if newest_first { [4, 3, 1, 2] } else { [1, 3, 4, 2] });
+            reader.close().await;
+            writer.close().await;
+        }
     }
 }

@@ -99,6 +99,8 @@ pub enum Change {
         query: Option<String>,
         segments: [Option<Segment>; 3],
         repeats: u64,
+        /// Whether its first message is newer than its last.
+        newest_first: bool,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
@@ -291,8 +293,9 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let mut effects = Vec::with_capacity(group.len());
     let mut pages = Vec::new();
     for (change, _) in group {
-        if let Change::MessagesPage { page, query, segments, repeats } = change {
-            pages.push(MessagesPage { page, query: query.as_deref(), segments, offset, repeats: *repeats });
+        if let Change::MessagesPage { page, query, segments, repeats, newest_first } = change {
+            let (query, repeats, newest_first) = (query.as_deref(), *repeats, *newest_first);
+            pages.push(MessagesPage { page, query, segments, offset, repeats, newest_first });
             effects.push(Effect::default());
         } else {
             effects.push(apply(&mut transaction, number, change, offset).await?);

@@ -57,6 +57,9 @@ pub(super) struct SimulateArgs {
     /// Answer 404, not an empty page, for days of a chat without messages
     #[arg(long)]
     empty_not_found: bool,
+    /// Serve the messages of a chat newest first
+    #[arg(long)]
+    newest_first: bool,
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
@@ -75,6 +78,7 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         heaviest_share: args.heaviest_share.clamp(0.0, 1.0),
         text_scale: args.text_scale.clamp(1, 1_000),
         empty_is_not_found: args.empty_not_found,
+        newest_first: args.newest_first,
         ..SimSettings::default()
     };
     let stop = shutdown::on_signal(SystemClock::shared())?;

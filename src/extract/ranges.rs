@@ -40,8 +40,8 @@ struct MessagesPage {
     recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
-    /// When its first and its last message were sent, the earlier of the two first.
-    span: Option<(i64, i64)>,
+    /// When its first and its last message were sent.
+    ends: Option<(i64, i64)>,
 }
 
 fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPage, String> {
@@ -62,9 +62,8 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     let recognised_by = first.map(|item| digest_of_content(item.get()));
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
-    let span = ends[0].zip(ends[1]).map(|(first, last)| (first.min(last), first.max(last)));
     let (next, unknown) = (page.next_page_token, page.unknown);
-    Ok(MessagesPage { segments, digests, repeats, recognised_by, next, unknown, span })
+    Ok(MessagesPage { segments, digests, repeats, recognised_by, next, unknown, ends: ends[0].zip(ends[1]) })
 }
 
 /// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
@@ -299,7 +298,7 @@ impl Pages {
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };
         if let Some(observed) = &mut self.observed {
-            observed.add(page.span);
+            observed.add(page.ends);
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, and from
@@ -342,7 +341,9 @@ impl Pages {
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
-        let change = Change::MessagesPage { page: of, query, segments: page.segments, repeats: page.repeats };
+        let MessagesPage { segments, repeats, .. } = page;
+        let newest_first = page.ends.is_some_and(|(first, last)| first > last);
+        let change = Change::MessagesPage { page: of, query, segments, repeats, newest_first };
         if self.urgent.is_none() {
             shared.wait_for_others(page.next.is_none()).await;
         }

@@ -92,8 +92,10 @@ pub struct Seen {
 }
 
 impl Seen {
-    pub fn add(&mut self, span: Option<(i64, i64)>) {
+    /// Another page, and when its first and its last message were sent.
+    pub fn add(&mut self, ends: Option<(i64, i64)>) {
         self.pages += 1;
+        let span = ends.map(|(first, last)| (first.min(last), first.max(last)));
         self.span = match (self.span, span) {
             (Some(old), Some(new)) => Some((old.0.min(new.0), old.1.max(new.1))),
             (old, new) => old.or(new),

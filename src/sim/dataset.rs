@@ -76,6 +76,7 @@ struct Inner {
     account: Noise,
     hostile: bool,
     text_scale: u32,
+    newest_first: bool,
     first_day: Date,
     last_day: Date,
     sizes: Vec<SessionSize>,
@@ -103,6 +104,7 @@ impl Dataset {
             account,
             hostile: settings.hostile,
             text_scale: settings.text_scale,
+            newest_first: settings.newest_first,
             first_day,
             last_day,
             sizes,
@@ -395,6 +397,7 @@ impl Inner {
             edited: options.edited,
             deleted: options.deleted,
             by_action_time: options.all_modifications,
+            newest_first: self.newest_first,
         };
         Feed::new(self.plan(session), query)
     }

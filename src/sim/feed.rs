@@ -156,9 +156,12 @@ pub(super) struct FeedQuery {
     pub deleted: bool,
     /// Modifications are chosen by their own time instead of the time at which their message was sent.
     pub by_action_time: bool,
+    /// From the last slot to the first; not by action time.
+    pub newest_first: bool,
 }
 
-/// How far a feed has got: the next slot to look at for messages and for each class of modifications.
+/// How far a feed has got: the next slot to look at for messages, counted from the other end if the newest come first, and
+/// for each class of modifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub message_slot: u64,
@@ -180,6 +183,7 @@ pub(super) struct Feed {
     plan: SlotPlan,
     query: FeedQuery,
     cursor: Cursor,
+    message_first: u64,
     message_end: u64,
     class_ends: [u64; CLASSES],
 }
@@ -194,8 +198,10 @@ impl Feed {
                     plan.slots_acted_on(class, query.from_ms, query.until_ms);
             }
         }
-        let cursor = Cursor { message_slot: plan.first_slot_at(query.from_ms), class_slots };
-        Self { plan, query, cursor, message_end: plan.first_slot_at(query.until_ms), class_ends }
+        let (message_first, message_end) =
+            (plan.first_slot_at(query.from_ms), plan.first_slot_at(query.until_ms));
+        let cursor = Cursor { message_slot: message_first, class_slots };
+        Self { plan, query, cursor, message_first, message_end, class_ends }
     }
 
     /// Goes on where a page ended; a cursor that lies before the range's start is moved there.
@@ -226,14 +232,16 @@ impl Feed {
 
     pub(super) fn take(&mut self, step: &Step) {
         match step.source {
-            None => self.cursor.message_slot = step.slot + 1,
+            None => self.cursor.message_slot += 1,
             Some(class) => self.cursor.class_slots[class] = step.slot + 1,
         }
     }
 
     fn peek_by_slot(&mut self) -> Option<Step> {
         while self.cursor.message_slot < self.message_end {
-            let slot = self.cursor.message_slot;
+            let nth = self.cursor.message_slot;
+            let slot =
+                if self.query.newest_first { self.message_first + self.message_end - 1 - nth } else { nth };
             let modification = self.plan.modification(slot);
             let message = modification.is_none_or(|modification| modification.kind != ItemKind::Deleted);
             let modification = modification.filter(|modification| self.wants(modification.kind));

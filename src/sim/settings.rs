@@ -45,6 +45,9 @@ pub struct SimSettings {
     /// Whether days of a session without anything in them answer 404 instead of an empty page; which of the two Zoom does
     /// is not documented.
     pub empty_is_not_found: bool,
+    /// Whether a session's messages are served newest first; in which order Zoom serves them is not documented either.
+    /// Modifications that are chosen by their own time keep the order of time.
+    pub newest_first: bool,
 }
 
 impl Default for SimSettings {
@@ -71,6 +74,7 @@ impl Default for SimSettings {
             text_scale: 1,
             hostile: true,
             empty_is_not_found: false,
+            newest_first: false,
         }
     }
 }
