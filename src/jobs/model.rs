@@ -124,6 +124,9 @@ pub struct Job {
     pub failures_total: u64,
     pub error: Option<JobError>,
     pub archive: Option<ArchiveFile>,
+    /// How many messages, edited and deleted ones the archive holds.
+    #[serde(default)]
+    pub items_in_archive: u64,
     /// The user asked to stop it while it was running.
     pub cancel_requested: bool,
     /// What failed is to be tried again when it runs next.

@@ -119,6 +119,7 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
         failures_total: 0,
         error,
         archive: None,
+        items_in_archive: 0,
         cancel_requested: false,
         retry_failed: false,
     }))

@@ -2,6 +2,7 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -13,11 +14,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::ARCHIVE_NAME;
 use super::model::{Job, JobError, JobState};
 use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
+use super::{ARCHIVE_NAME, FULLER_ARCHIVE};
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Progress, RunContext, Snapshot};
 use crate::files;
@@ -132,7 +133,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     };
     let end = {
         // A job that panics must not stay `running` for ever.
-        let work = AssertUnwindSafe(work(&jobs, context, &cancel)).catch_unwind();
+        let held = job.archive.as_ref().map_or(0, |_| job.items_in_archive);
+        let work = AssertUnwindSafe(work(&jobs, context, held, &cancel)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -163,6 +165,8 @@ async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
             job.state = if failures == 0 { JobState::Completed } else { JobState::CompletedWithFailures };
             job.failures_total = failures;
             job.archive = archive;
+            let Snapshot { messages, edited_messages, deleted_messages, .. } = job.progress;
+            job.items_in_archive = messages + edited_messages + deleted_messages;
             job.progress.percent = Some(100.0);
         }
         End::Failed(error) => {
@@ -231,7 +235,8 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
 }
 
 /// Extracts and assembles. `None` when the service stops: the job goes on later.
-async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> Option<End> {
+/// An archive that holds more items than what there is now, so many, stays beside the new one.
+async fn work(jobs: &Jobs, context: RunContext, held: u64, cancel: &CancellationToken) -> Option<End> {
     let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
     let directory = context.directory.clone();
     if let Err(error) = make_directory(&directory) {
@@ -246,6 +251,13 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> O
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
+    if counts.items.iter().sum::<u64>() < held
+        && let Err(error) = keep_archive(&input.directory)
+    {
+        let help =
+            "the new archive would hold less than the one there is: move that away, then retry the job";
+        return Some(End::Failed(trouble("archive", &error, Some(help))));
+    }
     match archive::assemble(input, begun).await {
         Ok(archive) => Some(End::Whole(archive, counts.failures())),
         Err(ArchiveError::Cancelled) => stopped(),
@@ -259,10 +271,25 @@ async fn work(jobs: &Jobs, context: RunContext, cancel: &CancellationToken) -> O
     }
 }
 
+/// Gives the archive a second name, which the next one does not take over.
+fn keep_archive(directory: &Path) -> io::Result<()> {
+    match std::fs::hard_link(directory.join(ARCHIVE_NAME), directory.join(FULLER_ARCHIVE)) {
+        Ok(()) => {
+            tracing::warn!(
+                "the new archive holds less than the one before, which is kept as {FULLER_ARCHIVE}"
+            );
+            Ok(())
+        }
+        // Kept already, or lost.
+        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
 fn make_directory(directory: &Path) -> Result<(), JobError> {
     let made = match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     };
     let durable = made.and_then(|()| match directory.parent() {

@@ -174,6 +174,7 @@ impl Jobs {
             failures_total: 0,
             error: None,
             archive: None,
+            items_in_archive: 0,
             cancel_requested: false,
             retry_failed: false,
         };

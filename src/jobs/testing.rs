@@ -26,6 +26,7 @@ pub(crate) fn job(state: JobState) -> Job {
         failures_total: 0,
         error: None,
         archive: None,
+        items_in_archive: 0,
         cancel_requested: false,
         retry_failed: false,
     }

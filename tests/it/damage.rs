@@ -130,6 +130,46 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
     assert!(again > 0 && again < whole / 2, "one chain of pages, not everything: {again} of {whole}");
 }
 
+/// What the disk has lost may be out of Zoom's reach by the time it is found: then an earlier archive has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
+    let world = World::new(account()).await;
+    let script = |matches, status, body: &str| {
+        let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
+        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    };
+    script(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
+    let (job, held) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let id = job["id"].as_str().unwrap();
+    let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+    let (archive, before) = (directory.join("archive.zip"), directory.join("archive.before.zip"));
+    let retry = async || {
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        world.finished(id).await
+    };
+    // Of a retry that loses nothing nothing is kept.
+    assert_eq!(retry().await["progress"]["messages"], job["progress"]["messages"]);
+    assert!(!before.exists());
+    let bytes = std::fs::read(&archive).unwrap();
+    let first_day = world.sim.dataset().first_day();
+    script(
+        Match::MessagesTouching(first_day),
+        400,
+        r#"{"code":300,"message":"The date is more than six months ago."}"#,
+    );
+    spoil(&directory.join("capture.segments"), 0, 20_000);
+    let retried = retry().await;
+    assert_eq!(retried["state"], "completed_with_failures", "{retried:#}");
+    assert!(retried["progress"]["messages"].as_u64() < job["progress"]["messages"].as_u64(), "{retried:#}");
+    assert_ne!(world.archive(id).await.comparable(), held.comparable());
+    assert!(std::fs::read(&before).unwrap() == bytes, "what was lost is in the archive of before");
+    retry().await;
+    assert!(std::fs::read(&before).unwrap() == bytes, "and stays there");
+    let deleted = world.client.delete(world.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
+    assert_eq!((deleted.status().as_u16(), directory.exists()), (204, false));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
     for damage in ["overwritten", "torn", "removed", "emptied", "without rows"] {
