@@ -31,6 +31,7 @@ pub enum Plan {
     /// 20 requests a second.
     Pro,
     /// Business, Education, Enterprise, Partners: 60 requests a second.
+    #[value(aliases = ["education", "enterprise", "partners"])]
     Business,
 }
 
@@ -57,7 +58,7 @@ pub struct ZoomArgs {
     #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub zoom_client_secret: Option<SecretString>,
     /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
-    #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro")]
+    #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro", ignore_case = true)]
     pub zoom_plan: Plan,
     /// Share of the limit this service may use; leave some for other apps of the account
     #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0)]
@@ -167,12 +168,12 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
     match dotenvy::from_path(".env") {
         Err(error) if !error.not_found() => {
             // The error quotes the line, which may hold a secret.
-            let line = if matches!(error, dotenvy::Error::LineParse(..)) {
-                "a line of it is malformed; a value with spaces, quotes, # or $ needs single quotes"
-            } else {
-                "it cannot be read"
+            let wrong = match error {
+                dotenvy::Error::Io(error) => format!("it cannot be read: {error}"),
+                _ => "a line of it is malformed; a value with spaces, quotes, # or $ needs single quotes"
+                    .to_owned(),
             };
-            Err(ConfigError(vec![format!(".env: {line}")]))
+            Err(ConfigError(vec![format!(".env: {wrong}")]))
         }
         _ => Ok(()),
     }
@@ -199,8 +200,7 @@ impl ZoomArgs {
         });
         if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
             errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());
-        }
-        if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
+        } else if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
             errors.push("ZOOM_RATE_LIMIT must be from 0 (no pacing) to 10000 requests a second".to_owned());
         } else if self.limit().is_some_and(|limit| limit < LEAST_LIMIT) {
             let name = if self.zoom_rate_limit.is_some() { "ZOOM_RATE_LIMIT" } else { "ZOOM_RATE_SHARE" };
@@ -300,8 +300,11 @@ impl ServiceArgs {
             match source {
                 // Whoever names keys wants them asked for.
                 Some(Ok(more)) if more.is_empty() => errors.push(format!("{name} holds no key")),
-                Some(Ok(more)) => keys.add(more),
-                Some(Err(error)) => errors.push(format!("{name}: {error}")),
+                Some(read) => {
+                    if let Err(error) = read.and_then(|more| keys.add(more)) {
+                        errors.push(format!("{name}: {error}"));
+                    }
+                }
                 None => {}
             }
         }
@@ -316,6 +319,10 @@ impl ServiceArgs {
                 "LISTEN_ADDR {} can be reached from other machines: set API_KEYS, or listen on 127.0.0.1",
                 self.listen_addr
             ));
+        }
+        if self.metrics_addr == Some(self.listen_addr) {
+            errors
+                .push("METRICS_ADDR must not be LISTEN_ADDR; left out, /metrics is offered there".to_owned());
         }
         if self.max_running_jobs == 0 {
             errors.push("MAX_RUNNING_JOBS must be at least 1".to_owned());
@@ -387,7 +394,7 @@ fn secret(text: &str) -> Result<SecretString, String> {
     Ok(text.trim().into())
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080".to_owned())
 }
 
@@ -449,6 +456,13 @@ mod tests {
             ("--zoom-api-base-url https://x/v2?a=b", "ZOOM_API_BASE_URL"),
             ("--api-keys short", "API_KEYS"),
             ("--api-keys ,", "API_KEYS"),
+            ("--api-keys '0123456789abcdef'", "without spaces and quotes"),
+            ("--api-keys a:0123456789abcdef,b:0123456789abcdef", "API_KEYS: a key is named twice"),
+            (
+                "--api-keys 0123456789abcdef --read-only-api-keys b:0123456789abcdef",
+                "READ_ONLY_API_KEYS: a key is named twice",
+            ),
+            ("--metrics-addr 127.0.0.1:8080", "METRICS_ADDR"),
             ("--api-keys-file /dev/null", "API_KEYS_FILE"),
         ] {
             let error = settings(&format!("{ACCOUNT} {line}")).unwrap_err();
@@ -461,6 +475,7 @@ mod tests {
         let limit = |line: &str| settings(&format!("{ACCOUNT} {line}")).unwrap().zoom.limit;
         assert_eq!(limit(""), Some(20.0));
         assert_eq!(limit("--zoom-plan business --zoom-rate-share 0.5"), Some(30.0));
+        assert_eq!(limit("--zoom-plan Enterprise"), Some(60.0));
         assert_eq!(limit("--zoom-rate-limit 7"), Some(7.0));
         assert_eq!(limit("--zoom-rate-limit 0"), None);
     }

@@ -74,11 +74,11 @@ pub enum OneJobError {
     #[error(transparent)]
     App(#[from] AppError),
     #[error(
-        "{} holds an extraction of {there}; choose another place, or remove {} and what was made of it to begin anew",
-        place.display(), capture.display()
+        "{} holds an extraction of {there}; choose another place, or remove it and what was made of it to begin anew",
+        capture.display()
     )]
     OtherRequest { place: PathBuf, capture: PathBuf, there: String },
-    #[error("{} exists already; choose another place or remove it", path.display())]
+    #[error("{} exists already; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
     Extract(#[from] ExtractError),

@@ -9,12 +9,14 @@ use clap::Args;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{WHOLE, WrongUse, grouped, say};
 use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
+use crate::config;
 use crate::extract::ExtractSettings;
 use crate::files::unless_absent;
 use crate::http::HttpSettings;
@@ -34,7 +36,7 @@ pub(super) struct DemoArgs {
     #[arg(long)]
     keep: bool,
     /// Where the service listens; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = config::address)]
     listen_addr: SocketAddr,
     /// Where the archive is left
     #[arg(long, value_name = "FILE", default_value = "zoom-chat-reports-demo.zip")]
@@ -45,11 +47,11 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     if !args.listen_addr.ip().is_loopback() {
         return Err(WrongUse("--listen-addr must be on loopback: the demo has no API keys".to_owned()).into());
     }
-    let archive_directory = args.archive.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if let Some(directory) = archive_directory.filter(|directory| !directory.is_dir()) {
-        return Err(WrongUse(format!("--archive: there is no directory {}", directory.display())).into());
+    if args.archive.is_dir() {
+        return Err(WrongUse("--archive must name a file, not a directory".to_owned()).into());
     }
     let clock = SystemClock::shared();
+    let mut unfinished = Unfinished::create(&args.archive, &clock)?;
     let stop = shutdown::on_signal(clock.clone())?;
     let simulator = Simulator::start(SimSettings {
         sessions: 120,
@@ -62,16 +64,18 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     })
     .await?;
     let data_dir = std::env::temp_dir().join(format!("zoom-chat-reports-demo-{}", clock.uuid()));
-    let shown = serve(args, &simulator, &data_dir, &clock, &stop).await;
+    let shown = serve(args, &mut unfinished, &simulator, &data_dir, &clock, &stop).await;
     simulator.shutdown().await;
-    unless_absent(std::fs::remove_file(unfinished(&args.archive)))?;
-    unless_absent(std::fs::remove_dir_all(&data_dir)).context("the demo's data could not be removed")?;
-    shown.map(|()| WHOLE)
+    let removed = unless_absent(std::fs::remove_dir_all(&data_dir));
+    shown?;
+    removed.with_context(|| format!("{} could not be removed", data_dir.display()))?;
+    Ok(WHOLE)
 }
 
 /// Starts the service and shows it; none of it runs when this returns.
 async fn serve(
     args: &DemoArgs,
+    unfinished: &mut Unfinished,
     simulator: &Simulator,
     data_dir: &Path,
     clock: &SharedClock,
@@ -82,7 +86,7 @@ async fn serve(
     say(format_args!("simulated Zoom account: {} ({LIMIT} requests/s)", simulator.api_base_url()));
     say(format_args!("service:                {base}"));
     let shown = tokio::select! {
-        shown = show(&base, simulator, args, clock) => shown,
+        shown = show(&base, simulator, args, unfinished, clock) => shown,
         () = stop.cancelled() => Err(anyhow::anyhow!("stopped")),
     };
     if shown.is_ok() && args.keep {
@@ -127,7 +131,13 @@ fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSetti
 }
 
 /// What a user would do with curl: submit, follow, download, check.
-async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &SharedClock) -> anyhow::Result<()> {
+async fn show(
+    base: &str,
+    simulator: &Simulator,
+    args: &DemoArgs,
+    unfinished: &mut Unfinished,
+    clock: &SharedClock,
+) -> anyhow::Result<()> {
     let archive = &args.archive;
     let client = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
     let data = simulator.dataset();
@@ -160,7 +170,7 @@ async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &Shared
     if job["state"] != "completed" {
         bail!("the job ended as {}: {}", job["state"], job["error"]["detail"]);
     }
-    let hash = download(&client, &format!("{base}/v1/jobs/{id}/archive"), archive).await?;
+    let hash = unfinished.download(&client, &format!("{base}/v1/jobs/{id}/archive"), archive).await?;
     ensure!(job["archive"]["sha256"] == hash.as_str(), "the download's hash is not the job's");
     let mut truth = [0_u64; 3];
     for session in 0..data.session_count() {
@@ -195,25 +205,45 @@ async fn show(base: &str, simulator: &Simulator, args: &DemoArgs, clock: &Shared
     Ok(())
 }
 
-/// Where an archive is until it is whole.
-fn unfinished(archive: &Path) -> PathBuf {
-    archive.with_extension("zip.part")
+/// Where the archive is until it is whole: a file of its own beside it, which a broken download does not leave behind.
+#[derive(Debug)]
+struct Unfinished {
+    path: PathBuf,
+    file: File,
 }
 
-/// Writes to a temporary name first: a broken download leaves no archive behind.
-async fn download(client: &reqwest::Client, url: &str, target: &Path) -> anyhow::Result<String> {
-    let mut response = client.get(url).send().await?.error_for_status()?;
-    let temporary = unfinished(target);
-    let file = tokio::fs::File::create(&temporary).await;
-    let mut file =
-        file.map_err(|error| anyhow::anyhow!("{} cannot be written: {error}", temporary.display()))?;
-    let mut hash = Sha256::new();
-    while let Some(chunk) = response.chunk().await? {
-        hash.update(&chunk);
-        file.write_all(&chunk).await?;
+impl Unfinished {
+    fn create(archive: &Path, clock: &SharedClock) -> Result<Self, WrongUse> {
+        let path = PathBuf::from(format!("{}.{}.part", archive.display(), clock.uuid()));
+        match std::fs::File::create_new(&path) {
+            Ok(file) => Ok(Self { path, file: File::from_std(file) }),
+            Err(error) => Err(WrongUse(format!("--archive: {} cannot be written: {error}", path.display()))),
+        }
     }
-    file.sync_all().await?;
-    let renamed = tokio::fs::rename(&temporary, target).await;
-    renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", target.display()))?;
-    Ok(hex::encode(hash.finalize()))
+
+    /// Puts it into its place. Returns its hash.
+    async fn download(
+        &mut self,
+        client: &reqwest::Client,
+        url: &str,
+        target: &Path,
+    ) -> anyhow::Result<String> {
+        let mut response = client.get(url).send().await?.error_for_status()?;
+        let mut hash = Sha256::new();
+        while let Some(chunk) = response.chunk().await? {
+            hash.update(&chunk);
+            self.file.write_all(&chunk).await?;
+        }
+        self.file.sync_all().await?;
+        let renamed = tokio::fs::rename(&self.path, target).await;
+        renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", target.display()))?;
+        Ok(hex::encode(hash.finalize()))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Not there once it is in its place.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }

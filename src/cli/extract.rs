@@ -18,6 +18,7 @@ use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, SessionFilt
 use crate::shutdown;
 
 #[derive(Debug, Args)]
+#[command(override_usage = "zoom-chat-reports extract [OPTIONS] --from-date <DATE> --to-date <DATE>")]
 #[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
 #[command(after_help = "The same command resumes an interrupted run and retries what failed.\n\
     Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
@@ -52,7 +53,8 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    if args.zip.as_ref().is_some_and(|zip| zip.as_os_str().as_encoded_bytes().ends_with(b"/")) {
+    let is_directory = |zip: &PathBuf| zip.is_dir() || zip.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if args.zip.as_ref().is_some_and(is_directory) {
         return Err(WrongUse("--zip must name a file, not a directory".to_owned()).into());
     }
     let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
@@ -86,6 +88,11 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     reporter.clear();
     let report = ended.map_err(|error| explain(&error, &output))?;
     tell(&report, &output);
+    if to == today {
+        say(format_args!(
+            "{to} was not over yet; for the rest of it extract it another day, into another place"
+        ));
+    }
     Ok(if report.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 

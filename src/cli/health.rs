@@ -6,11 +6,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{FAILED, WHOLE, say};
+use crate::config;
 
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
     /// Where the service listens
-    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = config::address)]
     listen_addr: SocketAddr,
 }
 
@@ -29,7 +30,10 @@ pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<u8> {
             Ok(WHOLE)
         }
         Ok(response) => {
-            say(format_args!("not ready: {}", response.status()));
+            let status = response.status();
+            let problem: serde_json::Value = response.json().await.unwrap_or_default();
+            let why = problem["detail"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+            say(format_args!("not ready: {why}"));
             Ok(FAILED)
         }
         Err(_) => {

@@ -179,11 +179,11 @@ async fn give_up(
     // Parts of a list that is gone would seem to be empty.
     let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
     let change = if let Some(parts) = parts {
-        tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed whole, cutting");
+        tracing::warn!(from = %days.from, to = %days.to, code = %failure.kind.code(), "could not be listed whole, cutting");
         let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
         Change::CutList { list: list.id, parts }
     } else {
-        tracing::warn!(from = %days.from, to = %days.to, code = failure.kind.code(), "could not be listed");
+        tracing::warn!(from = %days.from, to = %days.to, code = %failure.kind.code(), "could not be listed");
         Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
     shared.writer.commit(change).await?;

@@ -67,8 +67,15 @@ impl ApiKeys {
             .map(Self)
     }
 
-    pub fn add(&mut self, more: Self) {
-        self.0.extend(more.0);
+    /// An error if one of them is there already, perhaps under another name or with other rights.
+    pub fn add(&mut self, more: Self) -> Result<(), String> {
+        for key in more.0 {
+            if self.0.iter().any(|known| known.digest == key.digest) {
+                return Err("a key is named twice".to_owned());
+            }
+            self.0.push(key);
+        }
+        Ok(())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -97,8 +104,10 @@ impl ApiKey {
         if secret.len() < 16 {
             return Err("each key must have at least 16 characters".to_owned());
         }
-        if !text.chars().all(|c| c.is_ascii_graphic()) || name.as_ref().is_some_and(String::is_empty) {
-            return Err("each key must be `key` or `name:key`, of printable ASCII without spaces".to_owned());
+        let is_printed = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\'');
+        if !text.chars().all(is_printed) || name.as_ref().is_some_and(String::is_empty) {
+            return Err("each key must be `key` or `name:key`, of printable ASCII without spaces and quotes"
+                .to_owned());
         }
         Ok(Self { name, digest: Sha256::digest(secret.as_bytes()).into(), read_only })
     }
@@ -200,7 +209,7 @@ fn refuse(attempts: &Arc<FailedAttempts>, sent_a_key: bool, peer: Option<SocketA
         StatusCode::UNAUTHORIZED,
         "unauthorized",
         "A valid API key is needed",
-        "send `Authorization: Bearer <key>` with one of the service's API_KEYS",
+        "send `Authorization: Bearer <key>` with one of the service's API_KEYS, without its name",
     )
     .into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -243,7 +252,7 @@ mod tests {
     #[test]
     fn keys_are_read_with_and_without_names() {
         let mut keys = ApiKeys::parse("audit:0123456789abcdef, fedcba9876543210 ,", false).unwrap();
-        keys.add(ApiKeys::parse("viewer:aaaaaaaaaaaaaaaa", true).unwrap());
+        keys.add(ApiKeys::parse("viewer:aaaaaaaaaaaaaaaa", true).unwrap()).unwrap();
         let caller =
             |name: Option<&str>, read_only| Some(Caller { name: name.map(str::to_owned), read_only });
         assert_eq!(keys.find("0123456789abcdef"), caller(Some("audit"), false));

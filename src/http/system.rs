@@ -32,7 +32,7 @@ pub(super) async fn healthz() -> Json<Health> {
 
 /// Ready
 ///
-/// Can take jobs: the table of jobs answers, and there is room for more. Does not depend on Zoom.
+/// Can take jobs: the table of jobs answers, and its disk has room. Depends neither on Zoom nor on how many jobs wait.
 #[utoipa::path(get, path = "/readyz", tag = "service", operation_id = "ready", security(()),
     responses((status = 200, description = "Ready", body = Health),
         (status = 503, description = "Not ready", body = Problem, content_type = "application/problem+json")))]

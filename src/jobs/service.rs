@@ -44,7 +44,7 @@ pub enum JobsError {
     NotFound,
     #[error("the idempotency key was used before with another request")]
     IdempotencyConflict,
-    #[error("{queued} jobs are queued already")]
+    #[error("as many jobs wait as may, {queued} (MAX_QUEUED_JOBS); try again later")]
     QueueFull { queued: u64 },
     #[error("a job that is {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },

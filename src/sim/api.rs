@@ -132,12 +132,12 @@ impl Api {
             return self.token(method, uri, headers, body);
         }
         let Some(rest) = uri.path().strip_prefix(LIST) else {
-            return plain(error(404, 404, "Not found."));
+            return plain(error(404, 2300, "This API endpoint is not recognized."));
         };
         let segment = match rest.strip_prefix('/') {
             None if rest.is_empty() => None,
             Some(segment) if !segment.is_empty() && !segment.contains('/') => Some(segment),
-            _ => return plain(error(404, 404, "Not found.")),
+            _ => return plain(error(404, 2300, "This API endpoint is not recognized.")),
         };
         if method != Method::GET {
             return plain(error(405, 405, "Method not allowed."));

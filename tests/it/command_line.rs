@@ -170,10 +170,12 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     assert_eq!(code, 1);
     assert!(err.contains("ZOOM_CLIENT_SECRET") && !err.contains("not-this-one"), "{err}");
 
-    let mut directory = extract(&empty, home.path());
-    directory.args(["--zip", "out/"]);
-    let (code, _, err) = run(directory).await;
-    assert!(code == 2 && err.contains("--zip must name a file"), "{code} {err}");
+    for place in ["out/", "."] {
+        let mut directory = extract(&empty, home.path());
+        directory.args(["--zip", place]);
+        let (code, _, err) = run(directory).await;
+        assert!(code == 2 && err.contains("--zip must name a file"), "{code} {err}");
+    }
 
     let old = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC).date().saturating_add(1.day());
     let home = TempDir::new().unwrap();
@@ -290,12 +292,19 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
         .output()
         .unwrap();
     assert!(tested.status.success());
+    let others = home.path().join("zoom-chat-reports-demo.zip.part");
+    std::fs::write(&others, "not ours").unwrap();
+    let mut demo = binary();
+    demo.current_dir(home.path()).env("TMPDIR", home.path()).args(["demo", "--archive", "."]);
+    let (code, _, err) = run(demo).await;
+    assert!(code == 2 && err.contains("--archive must name a file"), "{code} {err}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut demo = binary();
     demo.current_dir(home.path()).env("TMPDIR", home.path()).arg("demo");
     demo.args(["--listen-addr", &taken.local_addr().unwrap().to_string()]);
     let (code, _, err) = run(demo).await;
     assert!(code == 1 && err.contains("cannot be used"), "{code} {err}");
+    std::fs::remove_file(others).unwrap();
     let left: Vec<_> =
         std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["zoom-chat-reports-demo.zip"]);

@@ -27,7 +27,7 @@ const VIEWER: &str = "viewer-9876543210abc";
 async fn guarded() -> World {
     World::with(account(), |settings| {
         let mut keys = ApiKeys::parse(&format!("ops:{KEY}"), false).unwrap();
-        keys.add(ApiKeys::parse(&format!("viewer:{VIEWER}"), true).unwrap());
+        keys.add(ApiKeys::parse(&format!("viewer:{VIEWER}"), true).unwrap()).unwrap();
         settings.http.api_keys = keys;
     })
     .await
