@@ -158,7 +158,8 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
         400,
         r#"{"code":300,"message":"The date is more than six months ago."}"#,
     );
-    spoil(&directory.join("capture.segments"), 0, 20_000);
+    let segments = directory.join("capture.segments");
+    spoil(&segments, 0, segments.metadata().unwrap().len() as usize);
     let retried = retry().await;
     assert_eq!(retried["state"], "completed_with_failures", "{retried:#}");
     assert!(retried["progress"]["messages"].as_u64() < job["progress"]["messages"].as_u64(), "{retried:#}");
