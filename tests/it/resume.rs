@@ -86,6 +86,9 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     let mut world = World::with(account(20), |settings| settings.jobs.max_running = 2).await;
+    // Neither ends by itself.
+    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
+    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     let first = world.submit(&world.everything()).await;
     let second = world.submit(&world.everything()).await;
     for id in [&first, &second] {
