@@ -83,13 +83,7 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
         let commits = (1..=32).map(|chain| {
             let page = PageOf { chain, seq, next: Some(next.clone()), unknown: Vec::new() };
             let segments = [Some(segment.clone()), None, None];
-            writer.commit(Change::MessagesPage {
-                page,
-                query: None,
-                segments,
-                repeats: 0,
-                newest_first: false,
-            })
+            writer.commit(Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: 0 })
         });
         runtime.block_on(futures_util::future::try_join_all(commits)).unwrap().len()
     });

@@ -120,7 +120,7 @@ mod tests {
         match end {
             End::Items | End::Empty => {
                 let segments = [segment, None, None];
-                Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: false }
+                Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: 0 }
             }
             End::NotFound => Change::RangeNotFound { range },
             End::Failed => {

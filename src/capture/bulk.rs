@@ -16,7 +16,7 @@ pub(super) struct MessagesPage<'a> {
     /// Where the first of them stands.
     pub offset: u64,
     pub repeats: u64,
-    pub newest_first: bool,
+    pub newest_first: i64,
 }
 
 /// The items of one kind of a page, as the table of pages has them.
@@ -61,7 +61,7 @@ pub(super) async fn messages_pages(
         "UPDATE ranges SET pages = p.value ->> 'pages', next_token = p.value ->> 'token', token_at = p.value ->> 'at',
              query = p.value ->> 'query',
              repeats = iif(p.value ->> 'pages' = 1, 0, repeats) + (p.value ->> 'repeats'),
-             newest_first = max(newest_first, p.value ->> 'newest_first'),
+             newest_first = iif(p.value ->> 'pages' = 1, 0, newest_first) + (p.value ->> 'newest_first'),
              state = iif(p.value ->> 'token' IS NULL, 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )

@@ -43,7 +43,7 @@ CREATE TABLE ranges (
     pages INTEGER NOT NULL DEFAULT 0,
     repeats INTEGER NOT NULL DEFAULT 0,             -- items dropped because the page before held them already
     failure TEXT, failed_at TEXT,
-    newest_first INTEGER NOT NULL DEFAULT 0         -- whether messages came in that order
+    newest_first INTEGER NOT NULL DEFAULT 0         -- pages in that order, less those in the other
 ) STRICT;
 CREATE INDEX ranges_of_unit ON ranges(unit, first_day);
 CREATE INDEX ranges_pending ON ranges(window, id) WHERE state = 'pending';

@@ -238,7 +238,7 @@ impl From<ReadSession<'_>> for PlacedSession {
         let ranges = units.into_iter().flat_map(|ReadUnit { mut ranges, .. }| {
             ranges.sort_by_key(|range| (range.first_day, range.id));
             // As they would stand if the unit had not been split.
-            if ranges.iter().any(|range| range.newest_first == 1) {
+            if ranges.iter().map(|range| range.newest_first).sum::<i64>() > 0 {
                 ranges.reverse();
             }
             ranges.into_iter().map(|ReadRange { id, pages, .. }| Range { id, pages })
@@ -280,7 +280,7 @@ mod tests {
                 query: None,
                 segments: [segment(0), None, segment(2)],
                 repeats: 0,
-                newest_first: false,
+                newest_first: 0,
             };
             writer.commit(change).await.unwrap();
         }
@@ -325,10 +325,13 @@ mod tests {
             }
             let parts = vec![days(3, 1, 10), days(3, 11, 20), days(3, 21, 31)];
             writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
-            // Of a part with one message nobody can tell the order.
-            for (range, newest_first) in [(1, false), (2, false), (3, newest_first), (4, false)] {
+            // Of a part with one message nobody can tell the order, and one whose first message has a wrong time does not count.
+            let order = if newest_first { 1 } else { -1 };
+            for (range, seq, newest_first) in
+                [(1, 0, -order), (2, 0, 0), (3, 0, order), (3, 1, order), (4, 0, 0)]
+            {
                 let segments = [Segment::of_items(&["x".repeat(range).as_str()], 1), None, None];
-                let page = last_page(range as i64, 0);
+                let page = last_page(range as i64, seq);
                 let change = Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first };
                 writer.commit(change).await.unwrap();
             }
@@ -336,7 +339,7 @@ mod tests {
             let sessions = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
             let pages = reader.pages_of(&sessions, 9).await.unwrap();
             let lengths: Vec<u64> = pages[0].iter().map(|page| page.raw_len).collect();
-            assert_eq!(lengths, if newest_first { [4, 3, 1, 2] } else { [1, 3, 4, 2] });
+            assert_eq!(lengths, if newest_first { [4, 3, 3, 1, 2] } else { [1, 3, 3, 4, 2] });
             reader.close().await;
             writer.close().await;
         }

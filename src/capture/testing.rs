@@ -23,7 +23,7 @@ pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
 /// A range with nothing in it.
 pub(crate) fn empty_page(range: i64) -> Change {
     let segments = Default::default();
-    Change::MessagesPage { page: last_page(range, 0), query: None, segments, repeats: 0, newest_first: false }
+    Change::MessagesPage { page: last_page(range, 0), query: None, segments, repeats: 0, newest_first: 0 }
 }
 
 pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {

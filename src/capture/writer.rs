@@ -99,8 +99,8 @@ pub enum Change {
         query: Option<String>,
         segments: [Option<Segment>; 3],
         repeats: u64,
-        /// Whether its first message is newer than its last.
-        newest_first: bool,
+        /// 1 if its first message is newer than its last, -1 if it is older.
+        newest_first: i64,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {

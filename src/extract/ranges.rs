@@ -13,7 +13,7 @@ use jiff::civil::Date;
 use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
-use super::refused::{holds_nothing, is_alone, reach_begins_later};
+use super::refused::{holds_nothing, is_alone, is_refused_by_zoom, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
 use super::windows::DateRange;
@@ -36,7 +36,7 @@ struct MessagesPage {
     segments: [Option<Segment>; 3],
     digests: Digests,
     repeats: u64,
-    /// Its first item, if any of them is new.
+    /// Its first item that the page before did not have.
     recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
@@ -48,18 +48,16 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     let page = Page::read(body, MESSAGES)?;
     let mut digests: Digests = Default::default();
     let mut segments: [Option<Segment>; 3] = Default::default();
-    let mut repeats = 0;
+    let (mut repeats, mut recognised_by) = (0, None);
     for (kind, items) in page.arrays.iter().enumerate() {
         let own: Vec<u128> = items.iter().map(|item| digest(item.get())).collect();
         let fresh = items.iter().zip(&own).filter(|(_, digest)| !previous[kind].contains(digest));
         let fresh: Vec<&str> = fresh.map(|(item, _)| item.get()).collect();
         repeats += (items.len() - fresh.len()) as u64;
+        recognised_by = recognised_by.or_else(|| fresh.first().map(|item| digest_of_content(item)));
         digests[kind] = own.into_iter().collect();
         segments[kind] = Segment::of_items(&fresh, level);
     }
-    let first = page.arrays.iter().find_map(|items| items.first());
-    let first = first.filter(|_| segments.iter().any(Option::is_some));
-    let recognised_by = first.map(|item| digest_of_content(item.get()));
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
     let (next, unknown) = (page.next_page_token, page.unknown);
@@ -136,7 +134,7 @@ async fn give_up(
     // Its first days may have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
     if failure.kind == FailureKind::Rejected
         && (range.chain.from < shared.oldest_reachable()
-            || at_first_page && reach_begins_later(shared, &range).await)
+            || at_first_page && is_refused_by_zoom(failure) && reach_begins_later(shared, &range).await)
     {
         range.chain.resume = None;
         return Ok(vec![range]);
@@ -342,7 +340,8 @@ impl Pages {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
         let MessagesPage { segments, repeats, .. } = page;
-        let newest_first = page.ends.is_some_and(|(first, last)| first > last);
+        let newest_first =
+            page.ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last));
         let change = Change::MessagesPage { page: of, query, segments, repeats, newest_first };
         if self.urgent.is_none() {
             shared.wait_for_others(page.next.is_none()).await;

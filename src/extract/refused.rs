@@ -32,7 +32,7 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
         let call = Call::ListSessions { from: day, to: day, page_token: None };
         let listed = shared.context.lane.fetch(&call, effort(shared), |body| answer(&body, SESSIONS)).await;
         match listed {
-            Err(Ended::Failed(refused)) if refused.kind == FailureKind::Rejected => {}
+            Err(Ended::Failed(refused)) if is_refused_by_zoom(&refused) => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reach begins later than six months ago");
                 shared.remember_reach(day);
@@ -42,6 +42,11 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
         }
     }
     false
+}
+
+/// Zoom's own word that it does not like what was asked for.
+pub(super) fn is_refused_by_zoom(failure: &Failure) -> bool {
+    failure.kind == FailureKind::Rejected && failure.zoom_code.is_some()
 }
 
 fn is_answer(asked: &Result<(), Ended>) -> bool {
@@ -73,13 +78,13 @@ pub(super) async fn is_alone(
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
 /// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
-/// for. Where Zoom itself has not said it, another session must be answered meanwhile.
+/// for. Only Zoom's own word counts: a gateway may refuse what it cannot read in a session's id.
 pub(super) async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
     failure: &Failure,
 ) -> Result<bool, ExtractError> {
-    if !failure.is_not_found_by_zoom() && !is_alone(shared, range, failure).await? {
+    if !failure.is_not_found_by_zoom() {
         return Ok(false);
     }
     if !kept::of_failed(shared, range).await?.is_empty() {

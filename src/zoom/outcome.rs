@@ -213,7 +213,7 @@ impl Refusal {
         let text = |name: &str| body.get(name)?.as_str();
         // One that repeats the status is of whoever stands between, or says no more than the status.
         let zoom_code =
-            ["code", "errorCode"].into_iter().find_map(number).filter(|code| *code != i64::from(status));
+            ["code", "errorCode"].into_iter().filter_map(number).find(|code| *code != i64::from(status));
         let message = ["message", "errorMessage", "reason"].into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
         let says_daily = header("x-ratelimit-type")
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn error_bodies_are_read_in_every_observed_variant() {
-        let table: [(&[u8], Option<i64>, &str); 10] = [
+        let table: [(&[u8], Option<i64>, &str); 11] = [
             (br#"{"code":124,"message":"Invalid access token."}"#, Some(124), "Invalid access token."),
             (br#"{"errorCode":401,"errorMessage":"no"}"#, Some(401), "no"),
             (br#"{"code":"300","message":"x"}"#, Some(300), "x"),
@@ -289,6 +289,7 @@ mod tests {
             (br#"{"code":300,"errorCode":300,"message":"x","reason":"y"}"#, Some(300), "x"),
             (br#"{"code":null,"errorCode":124,"message":{"en":"x"},"reason":"y"}"#, Some(124), "y"),
             (br#"{"code":400,"message":"Bad request"}"#, None, "Bad request"),
+            (br#"{"code":400,"errorCode":300,"message":"x"}"#, Some(300), "x"),
             (br#"["code"]"#, None, ""),
             (b"<html>oops</html>", None, ""),
             (b"", None, ""),

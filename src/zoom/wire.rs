@@ -94,7 +94,8 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                 _ => page.unknown.push((name.into_owned(), map.next_value::<&RawValue>()?.get().to_owned())),
             }
         }
-        if is_a_page { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
+        let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| name == "code" || name == "errorCode");
+        if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
 }
 
@@ -218,13 +219,14 @@ mod tests {
 
     #[test]
     fn what_is_no_page_is_refused_and_never_quoted() {
-        let table: [&[u8]; 10] = [
+        let table: [&[u8]; 11] = [
             b"",
             b"null",
             b"[]",
             b"{}",
             b"<html>secret</html>",
             br#"{"code":300,"message":"secret"}"#,
+            br#"{"code":5000,"message":"secret","next_page_token":"","page_size":100}"#,
             br#"{"messages":{"secret":1}}"#,
             br#"{"messages":[{"secret":1}],"messages":[]}"#,
             br#"{"messages":[{"secret":1}"#,

@@ -152,7 +152,7 @@ fn rows() -> Vec<Row> {
             Session(0),
             ALWAYS,
             status(404, html),
-            Ends::Items(Vec::new()),
+            Failures("not-found"),
         ),
         row(
             "404 code 2300",
