@@ -53,7 +53,7 @@ pub(super) async fn messages_pages(
             json!({
                 "range": page.chain, "pages": page.seq + 1, "token": next.map(|next| &next.token),
                 "at": next.map(|next| next.at.to_string()), "query": next.and(*query), "repeats": repeats,
-                "newest_first": newest_first,
+                "newest_first": newest_first, "ends": page.ends,
             })
         })
         .collect();
@@ -62,14 +62,13 @@ pub(super) async fn messages_pages(
              query = p.value ->> 'query',
              repeats = iif(p.value ->> 'pages' = 1, 0, repeats) + (p.value ->> 'repeats'),
              newest_first = iif(p.value ->> 'pages' = 1, 0, newest_first) + (p.value ->> 'newest_first'),
-             state = iif(p.value ->> 'token' IS NULL, 'done', 'pending')
+             state = iif(p.value ->> 'ends', 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )
     .bind(json!(places).to_string())
     .execute(&mut **tx)
     .await?;
-    let ended: Vec<i64> =
-        pages.iter().filter(|page| page.page.next.is_none()).map(|page| page.page.chain).collect();
+    let ended: Vec<i64> = pages.iter().filter(|page| page.page.ends).map(|page| page.page.chain).collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 

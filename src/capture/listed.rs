@@ -76,7 +76,7 @@ pub(super) async fn list_page(
         .bind(page.seq + 1)
         .bind(page.next.as_ref().map(|next| &next.token))
         .bind(page.next.as_ref().map(|next| next.at.to_string()))
-        .bind(if page.next.is_some() { "pending" } else { "done" })
+        .bind(if page.ends { "done" } else { "pending" })
         .bind(page.chain)
         .execute(&mut **tx)
         .await?;

@@ -165,6 +165,8 @@ pub struct PendingRange {
     pub query: Option<String>,
     /// The most pages that the same session has in another window: a hint at how long this will be.
     pub pages_elsewhere: i64,
+    /// When the last message of the session was sent, as its list says.
+    pub last_sent: Option<Timestamp>,
 }
 
 /// A capture's place on disk.

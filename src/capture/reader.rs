@@ -206,6 +206,7 @@ impl Reader {
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
             "SELECT r.*, s.zoom_id,
+                    iif(json_valid(s.info), s.info ->> 'last_message_sent_time', NULL) AS last_sent,
                     (SELECT coalesce(max(max(v.expected_pages,
                          (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
                      FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
@@ -225,6 +226,7 @@ impl Reader {
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
                     query: row.try_get("query")?,
+                    last_sent: row.try_get("last_sent").ok().and_then(|text: String| text.parse().ok()),
                 })
             })
             .collect()

@@ -27,5 +27,5 @@ pub(crate) fn empty_page(range: i64) -> Change {
 }
 
 pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {
-    PageOf { chain, seq, next: None, unknown: Vec::new() }
+    PageOf { chain, seq, next: None, ends: true, unknown: Vec::new() }
 }

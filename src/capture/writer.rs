@@ -35,6 +35,8 @@ pub struct PageOf {
     pub chain: i64,
     pub seq: i64,
     pub next: Option<PageToken>,
+    /// Whether the chain ends with it. A last page that does not is followed by the first again, or by a failure.
+    pub ends: bool,
     pub unknown: Vec<(String, String)>,
 }
 

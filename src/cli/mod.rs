@@ -7,9 +7,11 @@ mod health;
 mod serve;
 mod simulate;
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Arg, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, LogArgs};
 use crate::telemetry;
@@ -69,6 +71,22 @@ impl Command {
             Self::Extract(_) | Self::Check(_) | Self::Demo(_) | Self::Openapi | Self::Health(_) => "error",
         }
     }
+
+    /// What is set for the account and is no setting would be passed over.
+    fn tell_of_misspelt_settings(&self) {
+        let command = Cli::command();
+        let known: HashSet<&OsStr> = arguments_of(&command).filter_map(Arg::get_env).collect();
+        let set = std::env::vars_os().map(|(name, _)| name).filter(|name| !known.contains(&name[..]));
+        for name in set.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("ZOOM_")) {
+            match self {
+                Self::Serve(_) => tracing::warn!("{name} is set, but is no setting"),
+                Self::Extract(_) | Self::Check(_) => {
+                    remark(format_args!("warning: {name} is set, but is no setting"));
+                }
+                Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => {}
+            }
+        }
+    }
 }
 
 /// Runs the command line and returns its exit code.
@@ -95,6 +113,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = telemetry::init(cli.logs.log_format, cli.command.log_level()) {
         return complain(&WrongUse(error).into());
     }
+    cli.command.tell_of_misspelt_settings();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::from(error)),
@@ -106,6 +125,10 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn arguments_of(command: &clap::Command) -> impl Iterator<Item = &Arg> {
+    command.get_subcommands().chain([command]).flat_map(clap::Command::get_arguments)
+}
+
 /// The variable that a wrong value comes from, if it is no flag: errors name the flag.
 fn wrong_setting(error: &clap::Error) -> Option<String> {
     let clap::error::ContextValue::String(flag) = error.get(clap::error::ContextKind::InvalidArg)? else {
@@ -115,8 +138,7 @@ fn wrong_setting(error: &clap::Error) -> Option<String> {
     let given =
         std::env::args().any(|word| word.strip_prefix("--").is_some_and(|word| word.starts_with(&long)));
     let command = Cli::command();
-    let mut all = command.get_subcommands().chain([&command]).flat_map(clap::Command::get_arguments);
-    let argument = all.find(|argument| argument.get_long() == Some(&long))?;
+    let argument = arguments_of(&command).find(|argument| argument.get_long() == Some(&long))?;
     let name = argument.get_env()?.to_string_lossy().into_owned();
     (!given && std::env::var_os(&name).is_some()).then_some(name)
 }

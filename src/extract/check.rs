@@ -214,7 +214,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::Unreachable => {
             "Zoom, or the way to it, was down; try again when it answers: what was received is kept"
         }
-        FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
+        FailureKind::PageTokenLoop | FailureKind::EndlessPages | FailureKind::DaysLeftOut => {
             "Zoom's paging is at fault; try again later"
         }
         FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",

@@ -21,6 +21,9 @@ use crate::zoom::{Call, Failure, FailureKind};
 
 /// Tries for a list that is a part of a window that failed as a whole.
 const ATTEMPTS_FOR_A_PART: u32 = 3;
+/// A list of more than one page may have moved while it was read: a session that is written in goes to another place. It is
+/// read again until that brings nothing new, so often at most.
+const MOST_PASSES: u32 = 5;
 /// Sessions that are asked for days that could not be listed, in one change: pages wait for it.
 const PROBED_AT_A_TIME: i64 = 10_000;
 
@@ -69,10 +72,12 @@ struct ListPage {
     sessions: Vec<(SessionHead, String)>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
+    leaves_out: Option<String>,
 }
 
-fn read_page(body: &Bytes) -> Result<ListPage, String> {
+fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
     let page = Page::read(body, SESSIONS)?;
+    let leaves_out = page.leaves_out(days);
     let [sessions] = &page.arrays;
     Ok(ListPage {
         sessions: sessions
@@ -81,6 +86,7 @@ fn read_page(body: &Bytes) -> Result<ListPage, String> {
             .collect::<Result<_, String>>()?,
         unknown: page.unknown,
         next: page.next_page_token,
+        leaves_out,
     })
 }
 
@@ -110,6 +116,7 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
 /// Follows the chain of list pages to its end.
 async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
+    let days = (list.from, list.to);
     let young = |token: &&PageToken| {
         shared.now().duration_since(token.at).unsigned_abs() < context.settings.page_token_life
     };
@@ -118,21 +125,23 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut paging = token.as_deref().map(Paging::taken_up).unwrap_or_default();
     let mut previous = HashSet::new();
     let mut has_shown = list.pages > 0;
+    // Of the present pass: whether it has brought nothing new, and all of the list until here was read in it.
+    let (mut passes, mut is_quiet) = (1, seq == 0);
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context
             .lane
-            .fetch(&call, run_effort(attempts, Effort::MOST_URGENT), |body| read_page(&body))
+            .fetch(&call, run_effort(attempts, Effort::MOST_URGENT), move |body| read_page(&body, days))
             .await
         {
             Ok(page) => page,
             Err(Ended::Restart(_)) if paging.may_begin_again(seq) => {
-                (token, seq, previous) = (None, 0, HashSet::new());
+                (token, seq, previous, is_quiet) = (None, 0, HashSet::new(), true);
                 continue;
             }
             // Zoom says 404 for "nothing there".
             Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
-                ListPage { sessions: Vec::new(), next: None, unknown: Vec::new() }
+                ListPage { sessions: Vec::new(), next: None, unknown: Vec::new(), leaves_out: None }
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
@@ -140,21 +149,39 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));
         let trouble = paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
         previous = ids;
+        let left_out = page.leaves_out.as_deref();
+        let trouble =
+            trouble.or(left_out.map(|message| Failure::of_a_chain(FailureKind::DaysLeftOut, message)));
         token.clone_from(&page.next);
         shared.wait_for_others(false).await;
-        commit_page(shared, list, seq, page).await?;
+        let is_last_pass = seq == 0 || is_quiet || passes == MOST_PASSES;
+        let ends = token.is_none() && trouble.is_none() && is_last_pass;
+        let brought = commit_page(shared, list, seq, page, ends).await?;
         has_shown = true;
         seq += 1;
+        is_quiet &= brought == 0;
         if let Some(trouble) = trouble {
             return Ok(Err(trouble));
         }
         if token.is_none() {
-            return Ok(Ok(()));
+            if seq == 1 || is_quiet || passes == MOST_PASSES {
+                return Ok(Ok(()));
+            }
+            tracing::debug!(from = %list.from, to = %list.to, passes, "read again: it may have moved meanwhile");
+            (seq, previous, paging, is_quiet) = (0, HashSet::new(), Paging::default(), true);
+            passes += 1;
         }
     }
 }
 
-async fn commit_page(shared: &Shared, list: &Chain, seq: i64, page: ListPage) -> Result<(), ExtractError> {
+/// Returns how many sessions it brought that were not there.
+async fn commit_page(
+    shared: &Shared,
+    list: &Chain,
+    seq: i64,
+    page: ListPage,
+    ends: bool,
+) -> Result<u64, ExtractError> {
     let filter = &shared.context.request.sessions;
     let sessions: Vec<_> = page
         .sessions
@@ -163,10 +190,11 @@ async fn commit_page(shared: &Shared, list: &Chain, seq: i64, page: ListPage) ->
         .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
     let next = page.next.map(|token| PageToken { token, at: shared.now() });
-    let page = PageOf { chain: list.id, seq, next, unknown: page.unknown };
-    shared.count(&shared.writer.commit(Change::ListPage { page, sessions }).await?);
+    let page = PageOf { chain: list.id, seq, next, ends, unknown: page.unknown };
+    let effect = shared.writer.commit(Change::ListPage { page, sessions }).await?;
+    shared.count(&effect);
     shared.found.notify_one();
-    Ok(())
+    Ok(effect.new_units)
 }
 
 /// A list that failed for good is cut, down to single days; a single day is reported.

@@ -48,8 +48,7 @@ impl Paging {
         } else {
             return None;
         };
-        // Every answer was fine by itself.
-        Some(Failure { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts: 1 })
+        Some(Failure::of_a_chain(kind, message))
     }
 }
 

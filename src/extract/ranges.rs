@@ -40,11 +40,18 @@ struct MessagesPage {
     recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
+    /// What it says about itself when it is not of all the days it was asked for.
+    leaves_out: Option<String>,
     /// When its first and its last message were sent.
     ends: Option<(i64, i64)>,
 }
 
-fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPage, String> {
+fn read_page(
+    body: &Bytes,
+    days: (Date, Date),
+    previous: &Digests,
+    level: u32,
+) -> Result<MessagesPage, String> {
     let page = Page::read(body, MESSAGES)?;
     let mut digests: Digests = Default::default();
     let mut segments: [Option<Segment>; 3] = Default::default();
@@ -60,8 +67,17 @@ fn read_page(body: &Bytes, previous: &Digests, level: u32) -> Result<MessagesPag
     }
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
-    let (next, unknown) = (page.next_page_token, page.unknown);
-    Ok(MessagesPage { segments, digests, repeats, recognised_by, next, unknown, ends: ends[0].zip(ends[1]) })
+    let leaves_out = page.leaves_out(days);
+    Ok(MessagesPage {
+        segments,
+        digests,
+        repeats,
+        recognised_by,
+        next: page.next_page_token,
+        unknown: page.unknown,
+        leaves_out,
+        ends: ends[0].zip(ends[1]),
+    })
 }
 
 /// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
@@ -80,10 +96,10 @@ pub(super) async fn follow(
     if chain.token.is_none() && range.chain.from < oldest {
         cut(shared, &mut range, &mut chain, oldest).await?;
     }
-    let days = days_of(&range);
+    let days = split::Days::new(days_of(&range), range.last_sent, shared.now());
     if range.chain.pages == 0
-        && let Some(split) = split::in_advance(days, range.pages_elsewhere, shared.pace())
-        && shared.can_afford(split.costs(&split::Seen::default()))
+        && let Some(split) = split::in_advance(&days, range.pages_elsewhere, shared.pace())
+        && shared.can_afford(&split, &split::Seen::default())
     {
         return split_range(shared, &range, split).await;
     }
@@ -92,18 +108,18 @@ pub(super) async fn follow(
         match chain.next(shared, &mut range).await? {
             Step::More => {
                 let Some(observed) = chain.observed else { continue };
-                let (now, idle) = (shared.now(), shared.idle.load(Relaxed));
-                let to_come = observed.pages_to_come(days, now).unwrap_or_default();
+                let idle = shared.idle.load(Relaxed);
+                let to_come = observed.pages_to_come(&days).unwrap_or_default();
                 outlook.is(to_come.min(observed.trusted(context.lane.account().is_paced())));
                 let pace = shared.pace();
                 chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-                let split = split::under_way(days, &observed, pace, now).or_else(|| {
+                let split = split::under_way(&days, &observed, pace).or_else(|| {
                     let chains = shared.chains.load(Relaxed).max(1);
                     let all_to_come = context.progress.requests_to_come(&context.lane.traffic)?;
                     let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
-                    split::when_idle(days, &observed, pace, mean, idle, now)
+                    split::when_idle(&days, &observed, pace, mean, idle)
                 });
-                if let Some(split) = split.filter(|split| shared.can_afford(split.costs(&observed))) {
+                if let Some(split) = split.filter(|split| shared.can_afford(split, &observed)) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
                     chain.uncount(shared);
                     return split_range(shared, &range, split).await;
@@ -179,7 +195,7 @@ enum Step {
 async fn split_range(
     shared: &Shared,
     range: &PendingRange,
-    Split { parts, expected_pages }: Split,
+    Split { parts, expected_pages, .. }: Split,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a large session is split");
     let days = parts.iter().map(|part| (part.from, part.to)).collect();
@@ -204,7 +220,7 @@ async fn split_range(
                 window: range.chain.window,
             };
             // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange { chain, session_id: range.session_id.clone(), query: None, pages_elsewhere: 0 }
+            PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
         })
         .collect())
 }
@@ -228,6 +244,8 @@ struct Pages {
     urgent: Option<u32>,
     previous: Arc<Digests>,
     paging: Paging,
+    /// What an answer says that is not of all the days it was asked for: nobody knows what is missing.
+    leaves_out: Option<String>,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<split::Seen>,
     /// What is stored for this range: counted until something takes its place.
@@ -243,6 +261,7 @@ impl Pages {
             urgent: None,
             previous: Arc::default(),
             paging: Paging::default(),
+            leaves_out: None,
             observed: Some(split::Seen::default()),
             counted: [0; 3],
         };
@@ -282,9 +301,10 @@ impl Pages {
     async fn next(&mut self, shared: &Shared, range: &mut PendingRange) -> Result<Step, ExtractError> {
         let context = &shared.context;
         let call = self.call(range, shared);
+        let days = call.days();
         let (previous, account) = (self.previous.clone(), context.lane.account().clone());
         let read = move |body: Bytes| {
-            read_page(&body, &previous, if account.processors_have_time() { DENSE } else { FAST })
+            read_page(&body, days, &previous, if account.processors_have_time() { DENSE } else { FAST })
         };
         let effort = run_effort(context.settings.max_attempts, self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
@@ -299,6 +319,7 @@ impl Pages {
             observed.add(page.ends);
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
+        self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
         // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, and from
         // a page stored without its repeats it would not recognise them.
         let may_go_on = trouble.is_none() && page.repeats == 0;
@@ -306,7 +327,10 @@ impl Pages {
         Ok(match trouble {
             Some(failure) => Step::Failed(failure),
             None if self.token.is_some() => Step::More,
-            None => Step::End,
+            None => match &self.leaves_out {
+                Some(message) => Step::Failed(Failure::of_a_chain(FailureKind::DaysLeftOut, message)),
+                None => Step::End,
+            },
         })
     }
 
@@ -320,6 +344,7 @@ impl Pages {
     /// Begins again. What is stored stays until the new first page takes its place.
     fn restart(&mut self) {
         self.observed = Some(split::Seen::default());
+        self.leaves_out = None;
         self.token = None;
         self.seq = 0;
         self.previous = Arc::default();
@@ -335,13 +360,13 @@ impl Pages {
         let next = page.next.clone().map(|token| PageToken { token, at: shared.now() });
         let items =
             page.segments.each_ref().map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
-        let of = PageOf { chain: range.chain.id, seq: self.seq, next, unknown: page.unknown };
+        let ends = next.is_none() && self.leaves_out.is_none();
+        let of = PageOf { chain: range.chain.id, seq: self.seq, next, ends, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
         let MessagesPage { segments, repeats, .. } = page;
-        let newest_first =
-            page.ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last));
+        let newest_first = split::newest_first(page.ends);
         let change = Change::MessagesPage { page: of, query, segments, repeats, newest_first };
         if self.urgent.is_none() {
             shared.wait_for_others(page.next.is_none()).await;

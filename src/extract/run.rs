@@ -19,7 +19,7 @@ use super::earlier::find_sound;
 use super::feed::Feed;
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
-use super::split::Pace;
+use super::split::{Pace, Seen, Split};
 use super::{listing, ranges, split, windows};
 use crate::capture::{
     CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
@@ -300,12 +300,13 @@ impl Shared {
         Pace { latency: lane.time_of_a_page(), rest_of_run }
     }
 
-    /// Whether a split may cost so much; if so, it is taken to be made.
-    pub(super) fn can_afford(&self, costs: u64) -> bool {
+    /// Whether a chain that has shown this may be split; if so, it is taken to be.
+    pub(super) fn can_afford(&self, split: &Split, seen: &Seen) -> bool {
         let RunContext { lane, progress, .. } = &self.context;
         let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
         let requests = lane.traffic.requests.load(Ordering::Relaxed) + to_come as u64;
-        let spend = |spent| split::affordable(costs, spent, requests).then_some(spent + costs);
+        let costs = split.costs(seen);
+        let spend = |spent| split::affordable(costs, split.worth, spent, requests).then_some(spent + costs);
         self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 

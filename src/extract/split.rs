@@ -3,17 +3,18 @@
 //! A chain is asked for one page after the other, so a session that holds half of all messages would leave the budget
 //! idle at the end. Cutting costs requests (the pages already there are dropped, each part ends on a page that is not
 //! full), so it must pay for itself: a chain under way is cut only when the rest of the run would end before it. Relies
-//! on no order of messages: where pages do not come in the order of time, the time they span says nothing and nothing
-//! is cut; and pages already there are never taken for the days they span.
+//! on no order of messages: where pages do not come in the order of time, they soon span all of it and nothing is cut;
+//! and pages already there are never taken for the days they span.
 
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
 use super::windows::{self, DateRange};
 
 /// Chains shorter than this are never cut.
-const LONG: f64 = 96.0;
+const LONG: f64 = 72.0;
 /// Pages that are dropped may be this share of what is still to come, at most.
 const MAY_DROP: f64 = 1.0 / 12.0;
 /// When nothing else is left to do, parts are planned to take so long, as far as that is between these numbers of pages.
@@ -26,13 +27,14 @@ const TRUSTED: f64 = 24.0;
 /// Without a limit more: the run is then taken to be longer, so more may be spent on splitting early, and with more chains
 /// to its end more pages are committed together. With a limit long chains would be cut too late.
 const TRUSTED_UNPACED: f64 = 400.0;
-/// A chain that would take this share of the rest of the run must not wait for others.
-const TIGHT: f64 = 0.5;
+/// A chain that would take this share of the rest of the run must not wait for others: of those that must not, the
+/// longest goes first, and the others wait for it.
+const TIGHT: f64 = 0.25;
 
 /// A chain is not judged before it has shown this many pages.
-const SHOWN: u32 = 8;
+const SHOWN: u32 = 6;
 /// Splitting may cost a run this many requests, and this share of all it sends.
-const ALLOWANCE: (f64, f64) = (16.0, 0.015);
+const ALLOWANCE: (f64, f64) = (64.0, 0.015);
 
 /// How fast a chain of pages is, and how long the run will take without it.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +48,12 @@ impl Pace {
         self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64()
     }
 
+    /// For how much of the rest of the run it would wait then; at most 1.
+    fn waits_for(&self, pages: f64) -> f64 {
+        let rest = self.rest_of_run.as_secs_f64().max(0.001);
+        (self.latency.as_secs_f64() * pages / rest - 1.0).clamp(0.0, 1.0)
+    }
+
     /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
     pub fn is_tight_for(&self, pages: f64) -> bool {
         self.outlasts_the_run(pages / TIGHT)
@@ -56,31 +64,69 @@ impl Pace {
         pages.clamp(IDLE_PART_PAGES.0, IDLE_PART_PAGES.1)
     }
 
-    /// A part should end well before the rest of the run; shorter ones would only cost more requests.
-    fn pages_a_part(&self) -> f64 {
-        let pages = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
-        pages.max(PART_PAGES)
+    /// How many parts to make of so many pages. They should end well before the rest of the run; shorter ones would only cost
+    /// more requests.
+    fn parts(&self, pages: f64) -> usize {
+        let a_part = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
+        (pages / a_part.max(PART_PAGES)).ceil() as usize
     }
 }
 
 /// A range that is to be cut.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Split {
     pub parts: Vec<DateRange>,
     /// How many pages it has by those it has shown; 0 when it has shown none.
     pub expected_pages: i64,
+    /// How much of what may be spent on splitting at all may be spent on this. What outlasts the run by little leaves most
+    /// of it to what is longer.
+    pub worth: f64,
 }
 
 impl Split {
-    /// How many requests it costs at most: the pages that are dropped, and a page that is not full for each further part.
+    /// How many requests it costs: the pages that are dropped, and half a page for each further part, as none ends on a full one.
     pub fn costs(&self, seen: &Seen) -> u64 {
-        u64::from(seen.pages) + self.parts.len() as u64 - 1
+        u64::from(seen.pages) + self.parts.len() as u64 / 2
     }
 }
 
-/// Whether a run that sends at least so many requests may spend some on splitting.
-pub fn affordable(costs: u64, spent: u64, requests: u64) -> bool {
-    (spent + costs) as f64 <= ALLOWANCE.0 + ALLOWANCE.1 * requests as f64
+/// Whether a run that sends at least so many requests may spend some on a split of this worth.
+pub fn affordable(costs: u64, worth: f64, spent: u64, requests: u64) -> bool {
+    (spent + costs) as f64 <= (ALLOWANCE.0 + ALLOWANCE.1 * requests as f64) * worth
+}
+
+/// The days of a range, and until when messages may have been sent in them.
+#[derive(Debug, Clone, Copy)]
+pub struct Days {
+    range: DateRange,
+    /// The end of the range or this moment, whichever is earlier.
+    end: Timestamp,
+    /// When the last message of the session was sent, as its list says: a hint.
+    last_sent: Option<Timestamp>,
+}
+
+impl Days {
+    pub fn new(range: DateRange, last_sent: Option<Timestamp>, now: Timestamp) -> Self {
+        let end = range.to.tomorrow().map_or(now, |next| windows::begins(next).min(now));
+        Self { range, end, last_sent: last_sent.filter(|last| *last < end) }
+    }
+
+    /// That many parts of about equally many of the days in which messages were sent, as far as there are days.
+    fn cut(&self, parts: usize, seen: &Seen) -> Option<Vec<DateRange>> {
+        let day = |at_ms| Some(Timestamp::from_millisecond(at_ms).ok()?.to_zoned(TimeZone::UTC).date());
+        let (first, last) = seen.bounds(self);
+        let from = day(first).unwrap_or(self.range.from).clamp(self.range.from, self.range.to);
+        let to = day(last.saturating_sub(1)).unwrap_or(self.range.to).clamp(from, self.range.to);
+        let mut parts = evenly(DateRange { from, to }, parts)?;
+        parts.first_mut()?.from = self.range.from;
+        parts.last_mut()?.to = self.range.to;
+        Some(parts)
+    }
+}
+
+/// Which way a page goes: 1 when its first message is later than its last, -1 when it is earlier.
+pub fn newest_first(ends: Option<(i64, i64)>) -> i64 {
+    ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last))
 }
 
 /// What the pages of a chain have shown so far.
@@ -88,13 +134,16 @@ pub fn affordable(costs: u64, spent: u64, requests: u64) -> bool {
 pub struct Seen {
     pub pages: u32,
     /// The first and last instant of any message, in milliseconds since 1970.
-    pub span: Option<(i64, i64)>,
+    span: Option<(i64, i64)>,
+    /// Pages that go from new to old, less those that go the other way.
+    newest_first: i64,
 }
 
 impl Seen {
     /// Another page, and when its first and its last message were sent.
     pub fn add(&mut self, ends: Option<(i64, i64)>) {
         self.pages += 1;
+        self.newest_first += newest_first(ends);
         let span = ends.map(|(first, last)| (first.min(last), first.max(last)));
         self.span = match (self.span, span) {
             (Some(old), Some(new)) => Some((old.0.min(new.0), old.1.max(new.1))),
@@ -102,19 +151,25 @@ impl Seen {
         };
     }
 
-    /// How many pages the whole range would have at this density.
-    fn expected_pages(&self, range: DateRange, now: Timestamp) -> Option<f64> {
-        let (first, last) = self.span?;
-        let end = windows::begins(range.to.tomorrow().ok()?).min(now);
-        let start = windows::begins(range.from);
-        let whole = (end.as_millisecond() - start.as_millisecond()) as f64;
-        let spanned = (last.saturating_sub(first) as f64).max(1.0);
-        Some(f64::from(self.pages) * whole / spanned)
+    /// Between which instants the session's messages of these days were sent, as far as can be told.
+    fn bounds(&self, days: &Days) -> (i64, i64) {
+        let (start, end) = (windows::begins(days.range.from).as_millisecond(), days.end.as_millisecond());
+        let last_sent = days.last_sent.map(Timestamp::as_millisecond);
+        let Some((first, last)) = self.span else { return (start, last_sent.unwrap_or(end)) };
+        if self.newest_first > 0 {
+            return (start, last);
+        }
+        // One that is later than that shows that the list was wrong.
+        (first, last_sent.filter(|sent| *sent >= last).unwrap_or(end))
     }
 
-    /// How many of them are still to come.
-    pub fn pages_to_come(&self, range: DateRange, now: Timestamp) -> Option<f64> {
-        Some((self.expected_pages(range, now)? - f64::from(self.pages)).max(0.0))
+    /// How many pages are still to come, at this density.
+    pub fn pages_to_come(&self, days: &Days) -> Option<f64> {
+        let (first, last) = self.span?;
+        let (start, end) = self.bounds(days);
+        let spanned = (last.saturating_sub(first) as f64).max(1.0);
+        let ahead = (end.saturating_sub(start) as f64 - spanned).max(0.0);
+        Some(f64::from(self.pages) * ahead / spanned)
     }
 
     /// How many more pages what it has shown is trusted to promise, in a run with a limit or without.
@@ -125,56 +180,47 @@ impl Seen {
 
 /// Cuts a chain under way when what it has shown says that the run would wait for it; also tells how many pages it
 /// would have.
-pub fn under_way(range: DateRange, seen: &Seen, pace: Pace, now: Timestamp) -> Option<Split> {
-    let expected = seen.expected_pages(range, now)?;
-    let pages = f64::from(seen.pages);
-    if seen.pages < SHOWN || pages > expected * MAY_DROP || !pace.outlasts_the_run(expected - pages) {
+pub fn under_way(days: &Days, seen: &Seen, pace: Pace) -> Option<Split> {
+    let to_come = seen.pages_to_come(days)?;
+    let expected = to_come + f64::from(seen.pages);
+    if seen.pages < SHOWN
+        || f64::from(seen.pages) > expected * MAY_DROP
+        || expected < LONG
+        || !pace.outlasts_the_run(to_come)
+    {
         return None;
     }
-    Some(Split { parts: cut(range, expected, pace)?, expected_pages: expected as i64 })
+    let parts = days.cut(pace.parts(expected), seen)?;
+    Some(Split { parts, expected_pages: expected as i64, worth: pace.waits_for(to_come) })
 }
 
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
 /// asked for twice cost no time, and only what is to come must be worth it. That is not less than the `mean` of all
 /// chains under way, so that the longest are cut first.
-pub fn when_idle(
-    range: DateRange,
-    seen: &Seen,
-    pace: Pace,
-    mean: f64,
-    idle: usize,
-    now: Timestamp,
-) -> Option<Split> {
-    let expected = seen.expected_pages(range, now)?;
-    let to_come = expected - f64::from(seen.pages);
+pub fn when_idle(days: &Days, seen: &Seen, pace: Pace, mean: f64, idle: usize) -> Option<Split> {
+    let to_come = seen.pages_to_come(days)?;
+    let expected = to_come + f64::from(seen.pages);
     let part = pace.pages_of_an_idle_part();
     if to_come < mean.max(part * 2.0) || f64::from(seen.pages) > to_come {
         return None;
     }
-    let parts = evenly(range, ((expected / part) as usize).min(idle + 1))?;
-    Some(Split { parts, expected_pages: expected as i64 })
+    let parts = days.cut(((expected / part) as usize).min(idle + 1), seen)?;
+    Some(Split { parts, expected_pages: expected as i64, worth: 1.0 })
 }
 
 /// Cuts a range before its first page when the same session was long in another window.
-pub fn in_advance(range: DateRange, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
+pub fn in_advance(days: &Days, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
     let month = 30.0;
-    let days = f64::from(days_of(range));
-    let expected = pages_elsewhere as f64 * (days / month).min(1.0);
-    if !pace.outlasts_the_run(expected) {
+    let expected = pages_elsewhere as f64 * (f64::from(days_of(days.range)) / month).min(1.0);
+    if expected < LONG || !pace.outlasts_the_run(expected) {
         return None;
     }
-    Some(Split { parts: cut(range, expected, pace)?, expected_pages: 0 })
+    let parts = days.cut(pace.parts(expected), &Seen::default())?;
+    Some(Split { parts, expected_pages: 0, worth: pace.waits_for(expected) })
 }
 
 fn days_of(range: DateRange) -> i32 {
     range.from.until(range.to).map_or(1, |span| span.get_days() + 1)
-}
-
-fn cut(range: DateRange, pages: f64, pace: Pace) -> Option<Vec<DateRange>> {
-    if pages < LONG {
-        return None;
-    }
-    evenly(range, (pages / pace.pages_a_part()).ceil() as usize)
 }
 
 /// That many parts of about equally many days, as far as there are days.
@@ -203,41 +249,47 @@ mod tests {
     const PACE: Pace = Pace { latency: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
     const DAY_MS: i64 = 86_400_000;
 
-    fn month() -> DateRange {
-        DateRange { from: date(2026, 3, 1), to: date(2026, 3, 31) }
+    const MONTH: DateRange = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 31) };
+
+    fn month() -> Days {
+        all_of(MONTH)
     }
 
-    fn start_ms() -> i64 {
-        windows::begins(month().from).as_millisecond()
+    fn all_of(range: DateRange) -> Days {
+        active_until(range, None)
     }
 
-    fn later() -> Timestamp {
-        "2026-08-01T00:00:00Z".parse().unwrap()
+    fn active_until(range: DateRange, last_sent: Option<f64>) -> Days {
+        let last_sent = last_sent.map(|day| Timestamp::from_millisecond(at(day)).unwrap());
+        Days::new(range, last_sent, "2026-08-01T00:00:00Z".parse().unwrap())
+    }
+
+    /// An instant on some day of the month; the first is 0.
+    fn at(day: f64) -> i64 {
+        windows::begins(MONTH.from).as_millisecond() + (day * DAY_MS as f64) as i64
     }
 
     fn seen(pages: u32, days: f64) -> Seen {
-        Seen { pages, span: Some((start_ms(), start_ms() + (days * DAY_MS as f64) as i64)) }
+        Seen { pages, span: Some((at(0.0), at(days))), newest_first: 0 }
     }
 
     #[test]
     fn only_what_will_be_long_is_cut() {
-        let parts = |pages, days| {
-            under_way(month(), &seen(pages, days), PACE, later()).map(|split| split.parts.len())
-        };
+        let parts =
+            |pages, days| under_way(&month(), &seen(pages, days), PACE).map(|split| split.parts.len());
         assert_eq!(parts(8, 0.4), Some(13), "620 pages to come, 93 s");
         assert_eq!(parts(8, 2.0), Some(3), "124 pages to come, 17 s");
         assert_eq!(parts(8, 2.7), None, "92 pages do not pay for the eight that are there");
         assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
         assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
-        assert_eq!(under_way(month(), &Seen { pages: 8, span: None }, PACE, later()), None);
+        assert_eq!(under_way(&month(), &Seen { pages: 8, ..Seen::default() }, PACE), None);
     }
 
     #[test]
     fn nothing_is_cut_that_ends_before_the_rest_of_the_run() {
         let parts = |rest, pages| {
             let pace = Pace { rest_of_run: Duration::from_secs(rest), ..PACE };
-            under_way(month(), &seen(pages, 0.05 * f64::from(pages)), pace, later())
-                .map(|split| split.parts.len())
+            under_way(&month(), &seen(pages, 0.05 * f64::from(pages)), pace).map(|split| split.parts.len())
         };
         assert_eq!(parts(0, 8), Some(31), "620 pages to come, 92 s");
         assert_eq!(parts(60, 8), Some(4), "parts that take half as long as the rest");
@@ -246,13 +298,13 @@ mod tests {
         assert_eq!(parts(90, 50), None, "85 s are left of it");
         assert_eq!(parts(80, 50), Some(3));
         let pace = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
-        assert!(!pace.is_tight_for(290.0) && pace.is_tight_for(310.0), "43 s, 46 s");
+        assert!(!pace.is_tight_for(140.0) && pace.is_tight_for(160.0), "21 s, 24 s");
     }
 
     #[test]
     fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
         let parts = |pages, days, idle| {
-            when_idle(month(), &seen(pages, days), PACE, 30.0, idle, later()).map(|split| split.parts.len())
+            when_idle(&month(), &seen(pages, days), PACE, 30.0, idle).map(|split| split.parts.len())
         };
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
@@ -260,41 +312,73 @@ mod tests {
         assert_eq!(parts(40, 15.0, 20), Some(10), "43 pages to come");
         assert_eq!(parts(40, 16.0, 20), None, "half of it is there already");
         assert_eq!(parts(4, 3.8, 20), None, "29 pages to come, others have more");
-        let short =
-            |pace| when_idle(month(), &seen(2, 6.0), pace, 0.0, 20, later()).map(|split| split.parts.len());
+        let short = |pace| when_idle(&month(), &seen(2, 6.0), pace, 0.0, 20).map(|split| split.parts.len());
         assert_eq!(short(PACE), None, "8 pages to come, 1.2 s");
         assert_eq!(short(Pace { latency: Duration::from_millis(800), ..PACE }), Some(5), "6.7 s");
     }
 
     #[test]
     fn another_window_of_the_same_session_is_a_hint() {
-        assert_eq!(in_advance(month(), 95, PACE), None);
-        assert_eq!(in_advance(month(), 583, PACE).map(|split| split.parts.len()), Some(12));
+        assert_eq!(in_advance(&month(), 95, PACE), None);
+        assert_eq!(in_advance(&month(), 583, PACE).map(|split| split.parts.len()), Some(12));
         let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
-        assert_eq!(in_advance(week, 583, PACE).map(|split| split.parts.len()), Some(3));
+        assert_eq!(in_advance(&all_of(week), 583, PACE).map(|split| split.parts.len()), Some(3));
         let long_run = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
-        assert_eq!(in_advance(month(), 583, long_run), None, "it ends before the others");
+        assert_eq!(in_advance(&month(), 583, long_run), None, "it ends before the others");
         assert_eq!(
-            in_advance(DateRange { to: week.from, ..week }, 10_000, PACE),
+            in_advance(&all_of(DateRange { to: week.from, ..week }), 10_000, PACE),
             None,
             "a day cannot be cut"
         );
     }
 
     #[test]
-    fn splitting_costs_a_hundredth_of_a_run_or_little() {
-        let split = Split { parts: vec![month(); 12], expected_pages: 620 };
-        assert_eq!(split.costs(&seen(8, 0.4)), 19);
-        assert!(affordable(16, 0, 0) && !affordable(16, 1, 0));
-        assert!(affordable(14, 14, 1_000) && !affordable(14, 140, 9_000));
+    fn splitting_costs_little_of_a_run_and_less_for_what_outlasts_it_by_little() {
+        let split = Split { parts: vec![MONTH; 12], expected_pages: 620, worth: 1.0 };
+        assert_eq!(split.costs(&seen(8, 0.4)), 14);
+        assert!(affordable(64, 1.0, 0, 0) && !affordable(64, 1.0, 1, 0));
+        assert!(affordable(14, 1.0, 65, 1_000) && !affordable(14, 1.0, 190, 9_000));
+        assert!(affordable(14, 0.2, 10, 4_000) && !affordable(14, 0.2, 14, 4_000));
+        let worth = |pages| under_way(&month(), &seen(8, 8.0 * 31.0 / pages), PACE).unwrap().worth;
+        assert!((worth(128.0) - 0.2).abs() < 1e-9 && (worth(620.0) - 1.0).abs() < 1e-9, "18 s, 92 s");
+    }
+
+    #[test]
+    fn what_is_to_come_lies_between_the_last_page_and_the_end_of_the_session() {
+        let until = |last_sent| active_until(MONTH, Some(last_sent));
+        let paged = |pages: &[(f64, f64)]| {
+            let mut seen = Seen::default();
+            for (first, last) in pages {
+                seen.add(Some((at(*first), at(*last))));
+            }
+            seen
+        };
+        let to_come = |days: Days, pages: &[(f64, f64)]| paged(pages).pages_to_come(&days).map(f64::round);
+        assert_eq!(to_come(month(), &[(0.0, 1.0)]), Some(30.0));
+        assert_eq!(to_come(month(), &[(20.0, 21.0)]), Some(10.0), "it began late");
+        assert_eq!(to_come(month(), &[(30.0, 29.5), (29.5, 29.0)]), Some(58.0), "newest first");
+        assert_eq!(to_come(until(7.0), &[(0.0, 1.0)]), Some(6.0), "it ended early");
+        assert_eq!(to_come(until(0.0), &[(0.0, 1.0)]), Some(30.0), "the list is wrong");
+        assert_eq!(to_come(until(99.0), &[(0.0, 1.0)]), Some(30.0), "it went on in another window");
+        assert_eq!(to_come(month(), &[(20.0, 3.0), (1.0, 30.5), (9.0, 8.0)]), Some(0.0), "in no order");
+        assert_eq!(to_come(month(), &[]), None);
+
+        let parts = until(7.0).cut(3, &paged(&[(1.5, 1.6)])).unwrap();
+        let days: Vec<_> = parts.iter().map(|part| (part.from.day(), part.to.day())).collect();
+        assert_eq!(days, [(1, 3), (4, 5), (6, 31)], "all days, and the seven of the messages evenly");
     }
 
     proptest! {
         #[test]
-        fn parts_cover_every_day_once_and_in_order(days in 1i32..31, pages in 0.0f64..1e7, latency in 0u64..5_000, rest in 0u64..5_000) {
-            let range = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 1).checked_add((days - 1).days()).unwrap() };
-            let pace = Pace { latency: Duration::from_millis(latency), rest_of_run: Duration::from_secs(rest) };
-            if let Some(parts) = cut(range, pages, pace) {
+        fn parts_cover_every_day_once_and_in_order(
+            days in 1i32..31, number in 0usize..100,
+            span in proptest::option::of((any::<i64>(), any::<i64>())), newest_first in -1i64..=1,
+            last_sent in proptest::option::of(-40.0f64..40.0),
+        ) {
+            let range = DateRange { to: MONTH.from.checked_add((days - 1).days()).unwrap(), ..MONTH };
+            let (days, seen) = (active_until(range, last_sent), Seen { pages: 9, span, newest_first });
+            prop_assert!(seen.pages_to_come(&days).is_none_or(|pages| pages >= 0.0));
+            if let Some(parts) = days.cut(number, &seen) {
                 prop_assert!(parts.len() >= 2);
                 prop_assert_eq!(parts[0].from, range.from);
                 prop_assert_eq!(parts.last().unwrap().to, range.to);

@@ -155,7 +155,7 @@ impl Api {
             .to_owned();
         let scopes = self.with(|changing| changing.tokens.scopes_of(&token));
         check_scopes(&scopes.ok_or_else(|| error(401, 124, "Invalid access token."))?, segment.is_some())?;
-        let query = Query::read(uri.query().unwrap_or_default(), segment.is_some(), self.today())?;
+        let mut query = Query::read(uri.query().unwrap_or_default(), segment.is_some(), self.today())?;
         let session = segment.map(|segment| self.find_session(segment)).transpose()?;
         let key = format!("{segment:?} {}", query.bound);
         let asked_key = format!("{key} {:?}", query.page_token);
@@ -190,6 +190,7 @@ impl Api {
                 self.with(|changing| changing.tokens.revoke(&token));
                 return Err(error(401, 124, "Access token is expired."));
             }
+            Some(FaultAnswer::FewerDays(first)) => query.days.0 = from.saturating_add(first.days()),
             _ => {}
         }
         let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
@@ -208,9 +209,11 @@ impl Api {
             Some(FaultAnswer::Circle) => next.or_else(|| Some(tokens::seal(self.noise, &key, &[]))),
             _ => next,
         };
-        let body = match session {
-            Some(session) => self.messages_page(session, &query, cursor.as_deref(), &key, turn)?,
-            None => self.list_page(&query, cursor.as_deref(), &key, turn),
+        let body = if let Some(session) = session {
+            self.messages_page(session, &query, cursor.as_deref(), &key, turn)?
+        } else {
+            let moved = if let Some(FaultAnswer::Without(moved)) = fault { Some(moved) } else { None };
+            self.list_page(&query, cursor.as_deref(), &key, (turn, moved))
         };
         self.with(|changing| changing.counters.pages_served += 1);
         let mut response = json_body(200, body);
@@ -256,20 +259,20 @@ impl Api {
         self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
-    /// `turn` makes of the next page's token what the answer has.
+    /// `turn` makes of the next page's token what the answer has; the session `moved` stands on another page.
     fn list_page(
         &self,
         query: &Query,
         cursor: Option<&[u64]>,
         key: &str,
-        turn: impl Fn(Option<String>) -> Option<String>,
+        (turn, moved): (impl Fn(Option<String>) -> Option<String>, Option<u32>),
     ) -> String {
         let (from, to) = query.days;
         let mut index = cursor.and_then(|cursor| cursor.first().copied()).unwrap_or(0) as u32;
         let mut listed = String::new();
         let (mut count, mut next) = (0, None);
         while index < self.data.session_count() {
-            if self.data.is_listed(index, from, to) {
+            if self.data.is_listed(index, from, to) && moved != Some(index) {
                 if count == query.page_size {
                     next = Some(tokens::seal(self.noise, key, &[u64::from(index)]));
                     break;

@@ -70,6 +70,10 @@ pub enum FaultAnswer {
     RepeatPageToken,
     /// The real page; after the last one comes the first again.
     Circle,
+    /// The real page without so many of the first days, as it says itself.
+    FewerDays(i32),
+    /// The real list page without this session, as if that had moved to another.
+    Without(u32),
 }
 
 /// A request as faults see it.

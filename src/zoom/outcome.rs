@@ -35,6 +35,8 @@ pub enum FailureKind {
     PageTokenLoop,
     /// Page after page brought nothing new, and there was always another.
     EndlessPages,
+    /// Zoom answered for other days than it was asked for.
+    DaysLeftOut,
     /// The days left Zoom's reach of six months before they could be fetched.
     OutOfReach,
     /// Zoom, or the way to it, was down for longer than MAX_OUTAGE.
@@ -57,6 +59,7 @@ impl FailureKind {
             Self::AnswerTooLarge => "answer-too-large",
             Self::PageTokenLoop => "page-token-loop",
             Self::EndlessPages => "endless-pages",
+            Self::DaysLeftOut => "days-left-out",
             Self::OutOfReach => "out-of-reach",
             Self::Unreachable => "zoom-unreachable",
         }
@@ -90,6 +93,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Of a chain of pages in which every answer was fine by itself.
+    pub fn of_a_chain(kind: FailureKind, message: &str) -> Self {
+        Self { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts: 1 }
+    }
+
     /// Zoom's own word that what was asked for does not exist.
     pub fn is_not_found_by_zoom(&self) -> bool {
         self.kind == FailureKind::NotFound && self.zoom_code.is_some()

@@ -140,7 +140,8 @@ impl Refusal {
             // Without one of Zoom's codes these come from a proxy or firewall and are often gone in a moment.
             (403, None) => Class::Passing(FailureKind::NoPermission),
             (404, None) => Class::Passing(FailureKind::NotFound),
-            // Redirects are not followed on API calls; 2xx other than 200 and 1xx have no meaning here.
+            // Redirects, which are not followed on API calls, and any 2xx other than 200 among them.
+            (_, None) => Class::Passing(FailureKind::Rejected),
             _ => Class::Final(FailureKind::Rejected),
         }
     }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use jiff::civil::Date;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -18,6 +19,8 @@ pub struct Page<'a, const N: usize> {
     pub arrays: [Vec<&'a RawValue>; N],
     /// `None` on the last page.
     pub next_page_token: Option<String>,
+    /// The first and the last day that it says it is of.
+    days: [Option<Date>; 2],
     /// Members of the response nobody told us of, verbatim.
     pub unknown: Vec<(String, String)>,
 }
@@ -37,6 +40,14 @@ impl<'a, const N: usize> Page<'a, N> {
         let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
         deserializer.end().map_err(|error| shape_of(&error))?;
         Ok(page)
+    }
+
+    /// What it says about itself when it is not of all the days that were asked for.
+    pub fn leaves_out(&self, (from, to): (Date, Date)) -> Option<String> {
+        let [first, last] = self.days;
+        let (first, last) = (first.unwrap_or(from), last.unwrap_or(to));
+        (first > from || last < to)
+            .then(|| format!("Zoom answered for {first} to {last} when it was asked for {from} to {to}"))
     }
 }
 
@@ -69,8 +80,12 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut page =
-            Page { arrays: std::array::from_fn(|_| Vec::new()), next_page_token: None, unknown: Vec::new() };
+        let mut page = Page {
+            arrays: std::array::from_fn(|_| Vec::new()),
+            next_page_token: None,
+            days: [None, None],
+            unknown: Vec::new(),
+        };
         let (mut is_a_page, mut seen) = (false, [false; N]);
         while let Some(Name(name)) = map.next_key()? {
             if let Some(index) = self.names.iter().position(|known| *known == name) {
@@ -87,7 +102,11 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                     page.next_page_token = token.filter(|token| !token.is_empty());
                     is_a_page = true;
                 }
-                "from" | "to" | "page_size" => {
+                end @ ("from" | "to") => {
+                    page.days[usize::from(end == "to")] = day_of(map.next_value()?);
+                    is_a_page = true;
+                }
+                "page_size" => {
                     map.next_value::<IgnoredAny>()?;
                     is_a_page = true;
                 }
@@ -97,6 +116,11 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
         let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| name == "code" || name == "errorCode");
         if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
+}
+
+/// A day, also one with a time behind it.
+fn day_of(value: &RawValue) -> Option<Date> {
+    text_of(value)?.get(..10)?.parse().ok()
 }
 
 /// When a message was sent, in milliseconds since 1970; `None` where it does not say so in the usual way.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use jiff::ToSpan;
 use serde_json::json;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
@@ -92,6 +93,8 @@ fn rows() -> Vec<Row> {
             with_headers(302, &[("location", "http://127.0.0.1:1/")], ""),
             Failures("rejected"),
         ),
+        row("a redirect, for a while", Any, SOME, with_headers(307, &[("location", "/login")], html), Whole),
+        row("400 without a code, for a while", Any, SOME, status(400, html), Whole),
         row("another 2xx", Session(0), ALWAYS, status(204, ""), Failures("rejected")),
         row(
             "400 code 300 to a page token",
@@ -243,6 +246,8 @@ fn rows() -> Vec<Row> {
             FaultAnswer::Circle,
             Failures("endless-pages"),
         ),
+        row("a page of fewer days", Session(0), ALWAYS, FaultAnswer::FewerDays(5), Failures("days-left-out")),
+        row("a list of fewer days, once", List, 1, FaultAnswer::FewerDays(5), Whole),
         row("a list that never ends, once", List, 202, FaultAnswer::EndlessPages, Whole),
         row("the token endpoint: 4xx, for a while", Match::Token, 2, status(401, bad_client), Whole),
         row("the token endpoint: 4xx", Match::Token, ALWAYS, status(400, bad_client), Failed("credentials")),
@@ -353,6 +358,47 @@ async fn every_answer_leads_to_what_the_document_says() {
             }
         }
     }
+}
+
+/// Whatever an answer of fewer days holds is kept, and the days are named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_fewer_days_are_kept_and_told_of() {
+    let sim =
+        SimSettings { sessions: 12, messages: 6_000, months: 1, hostile: false, ..SimSettings::default() };
+    let world = World::new(sim).await;
+    let answer = FaultAnswer::FewerDays(5);
+    world.sim.script(ScriptedFault { matches: Match::Messages, after: 0, times: ALWAYS, answer });
+    let data = world.sim.dataset().clone();
+    let (body, (from, to)) = world.one_window();
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = archive.json("_metadata/failures.json");
+    assert_eq!(failures.as_array().unwrap().len(), data.sessions_listed(from, to).count());
+    let failure = &failures[0];
+    assert_eq!(failure["from"], from.to_string(), "{failure:#}");
+    let since = from.checked_add(5.days()).unwrap();
+    let message = format!("Zoom answered for {since} to {to} when it was asked for {from} to {to}");
+    assert_eq!(failure["message"], message);
+    let missing = Missing { lost_days: Some((from, since.yesterday().unwrap())), ..Missing::default() };
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &missing);
+}
+
+/// A session that is written in while the list is read may go from a page that comes to one that has been.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
+    let sim =
+        SimSettings { sessions: 700, messages: 3_000, months: 1, hostile: false, ..SimSettings::default() };
+    let world = World::new(sim).await;
+    let data = world.sim.dataset().clone();
+    let (body, (from, to)) = world.one_window();
+    let listed: Vec<u32> = data.sessions_listed(from, to).collect();
+    let moves = FaultAnswer::Without(listed[400]);
+    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: 2, answer: moves });
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    let pages = listed.len().div_ceil(300) as u64;
+    assert_eq!(world.sim.stats().list_requests, pages * 3, "until nothing new is found");
 }
 
 /// The same message on two pages, a session listed twice, a session listed in a window without messages.

@@ -208,8 +208,9 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     std::fs::write(home.path().join(".env"), "ZOOM_CLIENT_SECRET='sim-secret'\nZOOM_ACCOUNT_ID=wrong\n")
         .unwrap();
     let mut told = connected(&sim, home.path());
-    told.arg("check").env_remove("ZOOM_CLIENT_SECRET");
-    assert_eq!(run(told).await.0, 0);
+    told.arg("check").env_remove("ZOOM_CLIENT_SECRET").env("ZOOM_RATELIMIT", "20");
+    let (code, _, err) = run(told).await;
+    assert!(code == 0 && err == "warning: ZOOM_RATELIMIT is set, but is no setting\n", "{err}");
     std::fs::remove_file(home.path().join(".env")).unwrap();
     let mut nowhere = extract(&sim, home.path());
     nowhere.args(["--output-dir", "/proc/nowhere"]);
