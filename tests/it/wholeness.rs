@@ -86,8 +86,11 @@ async fn a_session_that_is_split_keeps_the_order_of_its_messages_also_when_the_n
 /// Zoom may say "not found" where there is nothing: also in some of the parts of a session that was split.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn days_without_messages_may_be_told_as_not_found() {
+    // The newest first, so that nobody knows on which day a session begins.
     let sim = SimSettings {
         empty_is_not_found: true,
+        newest_first: true,
+        months: 1,
         heaviest_share: 0.0,
         ..account(12, 40_000, FaultLevel::None)
     };
