@@ -13,10 +13,10 @@ use jiff::civil::Date;
 use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
-use super::refused::{holds_nothing, is_alone, is_refused_by_zoom, reach_begins_later};
+use super::refused::{holds_nothing, is_alone, is_refused_by_zoom, may_be_one_page, reach_begins_later};
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
-use super::split::{self, Split};
-use super::windows::DateRange;
+use super::split;
+use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
@@ -101,7 +101,7 @@ pub(super) async fn follow(
         && let Some(split) = split::in_advance(&days, range.pages_elsewhere, shared.pace())
         && shared.can_afford(&split, &split::Seen::default())
     {
-        return split_range(shared, &range, split).await;
+        return split_range(shared, &range, split.parts, split.expected_pages).await;
     }
     let mut outlook = context.progress.outlook();
     loop {
@@ -122,11 +122,19 @@ pub(super) async fn follow(
                 if let Some(split) = split.filter(|split| shared.can_afford(split, &observed)) {
                     shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
                     chain.uncount(shared);
-                    return split_range(shared, &range, split).await;
+                    return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
             }
             Step::End => break,
             Step::Failed(failure) => {
+                if let Some(parts) = windows::cut(days_of(&range))
+                    && may_be_one_page(shared, &range, &failure).await?
+                {
+                    tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
+                        "a session's days could not be fetched whole, cutting");
+                    chain.uncount(shared);
+                    return split_range(shared, &range, parts, 0).await;
+                }
                 return give_up(shared, range, &failure, chain.token.is_none()).await;
             }
         }
@@ -195,9 +203,10 @@ enum Step {
 async fn split_range(
     shared: &Shared,
     range: &PendingRange,
-    Split { parts, expected_pages, .. }: Split,
+    parts: Vec<DateRange>,
+    expected_pages: i64,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a large session is split");
+    tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a range is cut");
     let days = parts.iter().map(|part| (part.from, part.to)).collect();
     let Effect { new_ranges, .. } = shared
         .writer

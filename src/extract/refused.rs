@@ -107,6 +107,28 @@ pub(super) async fn holds_nothing(
         && first_page(shared, &range.session_id, from, to).await.is_ok())
 }
 
+/// Whether it may be one page of the range that cannot be had, or what is on it: the session has shown others in its month. The
+/// rest of the days can then be had without it.
+pub(super) async fn may_be_one_page(
+    shared: &Shared,
+    range: &PendingRange,
+    failure: &Failure,
+) -> Result<bool, ExtractError> {
+    if !matches!(
+        failure.kind,
+        FailureKind::ServerError
+            | FailureKind::Connection
+            | FailureKind::UnreadableAnswer
+            | FailureKind::AnswerTooLarge
+    ) {
+        return Ok(false);
+    }
+    let (_one_of_few, mut reader) = shared.reader().await?;
+    let shown_in = reader.shown_in(range.chain.id, Date::MIN).await?;
+    reader.close().await;
+    Ok(shown_in.is_some())
+}
+
 /// Asks for the first page of a session in these days only to see whether there is an answer.
 async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> Result<(), Ended> {
     let choice = shared.context.request.item_choice();

@@ -460,11 +460,12 @@ fn the_document_has_a_row_for_each_test_and_a_test_for_each_row() {
         .collect();
     let rows = rows();
     let mut tested: BTreeSet<&str> = rows.iter().map(|row| row.name).collect();
-    // Tested above, and in `outages.rs`.
+    // Tested above, in `failures.rs`, and in `outages.rs`.
     tested.extend([
         "a message on two pages",
         "a session listed twice",
         "a session listed without messages",
+        "5xx to one page of a session for good",
         "429 a day",
         "nothing at all, for minutes",
         "the token endpoint: 5xx or no answer",

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use jiff::ToSpan;
 use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::ManualClock;
@@ -222,6 +223,29 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
     let sim = SimSettings { latency: Duration::from_millis(20), ..sim };
     let failures = whatever_came_is_kept(sim, vec![gone], 100).await;
     assert!(failures.len() > 1, "it was split: {failures:?}");
+}
+
+/// A page that can never be had costs the day that it is of, not the rest of the month.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_that_always_breaks_at_the_same_page_loses_that_day_only() {
+    let world =
+        World::new(SimSettings { messages: 4_000, sessions: 1, months: 1, hostile: false, ..account() })
+            .await;
+    let (body, (from, to)) = world.one_window();
+    let day = from.saturating_add(12.days());
+    world.sim.script(fault(Match::MessagesTouching(day), 2, u32::MAX, status(500, "")));
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = archive.json("_metadata/failures.json");
+    let told: Vec<_> = failures.as_array().unwrap().iter().map(|one| (&one["from"], &one["to"])).collect();
+    assert_eq!(told, [(&json!(day.to_string()), &json!(day.to_string()))], "{failures:#}");
+    let sent = world.sim.dataset().items(0, from, to, ItemOptions::default());
+    let sent = sent.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text);
+    let on_that_day = format!("\"date_time\":\"{day}T");
+    let (lost, rest): (Vec<_>, Vec<_>) = sent.partition(|text| text.contains(&on_that_day));
+    assert!(!lost.is_empty());
+    let summary = archive.json("_metadata/sessions_summary.json");
+    assert!(archive.messages_of(&summary[0]) == rest, "all others, in order");
 }
 
 /// A 404 means "nothing there" as well. Of a part of a session's days it is not believed at once: some of it may have been
