@@ -27,9 +27,8 @@ const TRUSTED: f64 = 24.0;
 /// Without a limit more: the run is then taken to be longer, so more may be spent on splitting early, and with more chains
 /// to its end more pages are committed together. With a limit long chains would be cut too late.
 const TRUSTED_UNPACED: f64 = 400.0;
-/// A chain that would take this share of the rest of the run must not wait for others: of those that must not, the
-/// longest goes first, and the others wait for it.
-const TIGHT: f64 = 0.25;
+/// A chain that would take this share of the rest of the run must not wait for others.
+const TIGHT: f64 = 0.5;
 
 /// A chain is not judged before it has shown this many pages.
 const SHOWN: u32 = 6;
@@ -298,7 +297,7 @@ mod tests {
         assert_eq!(parts(90, 50), None, "85 s are left of it");
         assert_eq!(parts(80, 50), Some(3));
         let pace = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
-        assert!(!pace.is_tight_for(140.0) && pace.is_tight_for(160.0), "21 s, 24 s");
+        assert!(!pace.is_tight_for(290.0) && pace.is_tight_for(310.0), "43 s, 46 s");
     }
 
     #[test]
