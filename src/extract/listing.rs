@@ -125,8 +125,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut paging = token.as_deref().map(Paging::taken_up).unwrap_or_default();
     let mut previous = HashSet::new();
     let mut has_shown = list.pages > 0;
-    // Of the present pass: whether it has brought nothing new, and all of the list until here was read in it.
-    let (mut passes, mut is_quiet) = (1, seq == 0);
+    // Whether the present pass repeats one and has brought nothing new.
+    let (mut passes, mut is_quiet) = (1, false);
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context
@@ -136,7 +136,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         {
             Ok(page) => page,
             Err(Ended::Restart(_)) if paging.may_begin_again(seq) => {
-                (token, seq, previous, is_quiet) = (None, 0, HashSet::new(), true);
+                (token, seq, previous, is_quiet) = (None, 0, HashSet::new(), false);
                 continue;
             }
             // Zoom says 404 for "nothing there".

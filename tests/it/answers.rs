@@ -392,13 +392,26 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     let data = world.sim.dataset().clone();
     let (body, (from, to)) = world.one_window();
     let listed: Vec<u32> = data.sessions_listed(from, to).collect();
-    let moves = FaultAnswer::Without(listed[400]);
-    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: 2, answer: moves });
+    let pages = listed.len().div_ceil(300) as u64;
+    let moving = listed[400];
+    let moves = || {
+        let answer = FaultAnswer::Without(moving);
+        world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: pages as u32, answer });
+    };
+    moves();
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
-    let pages = listed.len().div_ceil(300) as u64;
     assert_eq!(world.sim.stats().list_requests, pages * 3, "until nothing new is found");
+
+    // Also when nothing of what was read is asked for.
+    moves();
+    let mut body = body;
+    body["sessions"] = json!({ "ids": [data.session(moving).id] });
+    let (_, archive) = world.run(&body).await;
+    let summary = archive.json("_metadata/sessions_summary.json");
+    assert_eq!(summary[0]["id"], data.session(moving).id);
+    assert_eq!(world.sim.stats().list_requests, pages * 6);
 }
 
 /// The same message on two pages, a session listed twice, a session listed in a window without messages.
