@@ -127,6 +127,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut has_shown = list.pages > 0;
     // Whether the present pass repeats one and has brought nothing new.
     let (mut passes, mut is_quiet) = (1, false);
+    // What each page was: one that comes again as it was need not be stored again.
+    let mut read = HashSet::new();
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
         let page = match context
@@ -145,6 +147,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
+        let is_new =
+            read.insert(digest(&page.sessions.iter().map(|(_, info)| &info[..]).collect::<String>()));
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
         let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));
         let trouble = paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
@@ -156,7 +160,11 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         shared.wait_for_others(false).await;
         let is_last_pass = seq == 0 || is_quiet || passes == MOST_PASSES;
         let ends = token.is_none() && trouble.is_none() && is_last_pass;
-        let brought = commit_page(shared, list, seq, page, ends).await?;
+        let brought = if is_new || passes == 1 || token.is_none() {
+            commit_page(shared, list, seq, page, ends).await?
+        } else {
+            0
+        };
         has_shown = true;
         seq += 1;
         is_quiet &= brought == 0;
