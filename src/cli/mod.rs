@@ -74,18 +74,18 @@ impl Command {
 
     /// What is set for the account and is no setting would be passed over.
     fn tell_of_misspelt_settings(&self) {
+        let tell: fn(&str) = match self {
+            Self::Serve(_) => |name| tracing::warn!("{name} is set, but is no setting"),
+            Self::Extract(_) | Self::Check(_) => {
+                |name| remark(format_args!("warning: {name} is set, but is no setting"))
+            }
+            Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => return,
+        };
         let command = Cli::command();
         let known: HashSet<&OsStr> = arguments_of(&command).filter_map(Arg::get_env).collect();
         let set = std::env::vars_os().map(|(name, _)| name).filter(|name| !known.contains(&name[..]));
-        for name in set.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("ZOOM_")) {
-            match self {
-                Self::Serve(_) => tracing::warn!("{name} is set, but is no setting"),
-                Self::Extract(_) | Self::Check(_) => {
-                    remark(format_args!("warning: {name} is set, but is no setting"));
-                }
-                Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => {}
-            }
-        }
+        let set = set.filter_map(|name| name.into_string().ok());
+        set.filter(|name| name.starts_with("ZOOM_")).for_each(|name| tell(&name));
     }
 }
 

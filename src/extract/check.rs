@@ -204,7 +204,10 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::NotFound | FailureKind::Rejected => {
             "Zoom refused the request; check ZOOM_API_BASE_URL and the dates (at most six months back)"
         }
-        FailureKind::ServerError | FailureKind::UnreadableAnswer | FailureKind::AnswerTooLarge => {
+        FailureKind::ServerError
+        | FailureKind::UnreadableAnswer
+        | FailureKind::AnswerTooLarge
+        | FailureKind::DaysLeftOut => {
             "Zoom's side does not answer as it should; try again later and see status.zoom.us"
         }
         FailureKind::Connection => {
@@ -214,7 +217,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::Unreachable => {
             "Zoom, or the way to it, was down; try again when it answers: what was received is kept"
         }
-        FailureKind::PageTokenLoop | FailureKind::EndlessPages | FailureKind::DaysLeftOut => {
+        FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
             "Zoom's paging is at fault; try again later"
         }
         FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",

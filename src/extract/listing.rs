@@ -72,7 +72,7 @@ struct ListPage {
     sessions: Vec<(SessionHead, String)>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
-    leaves_out: Option<String>,
+    leaves_out: Option<Failure>,
 }
 
 fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
@@ -113,32 +113,46 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
     }
 }
 
-/// Follows the chain of list pages to its end.
+/// One reading of a list, from its first page or from where an earlier run was.
+#[derive(Default)]
+struct Pass {
+    token: Option<String>,
+    seq: i64,
+    paging: Paging,
+    /// The sessions of the page before.
+    previous: HashSet<String>,
+    /// It repeats another, and has brought nothing new.
+    is_quiet: bool,
+}
+
+impl Pass {
+    fn from(resume: Option<&PageToken>, pages: i64) -> Self {
+        let Some(PageToken { token, .. }) = resume else { return Self::default() };
+        Self { token: Some(token.clone()), seq: pages, paging: Paging::taken_up(token), ..Self::default() }
+    }
+}
+
+/// Follows the chain of list pages to its end, and again until that brings nothing new.
 async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
     let days = (list.from, list.to);
     let young = |token: &&PageToken| {
         shared.now().duration_since(token.at).unsigned_abs() < context.settings.page_token_life
     };
-    let mut token = list.resume.as_ref().filter(young).map(|resume| resume.token.clone());
-    let mut seq = if token.is_some() { list.pages } else { 0 };
-    let mut paging = token.as_deref().map(Paging::taken_up).unwrap_or_default();
-    let mut previous = HashSet::new();
-    let mut has_shown = list.pages > 0;
-    // Whether the present pass repeats one and has brought nothing new.
-    let (mut passes, mut is_quiet) = (1, false);
+    let mut pass = Pass::from(list.resume.as_ref().filter(young), list.pages);
+    let (mut passes, mut has_shown) = (1, list.pages > 0);
     // What each page was: one that comes again as it was need not be stored again.
     let mut read = HashSet::new();
     loop {
-        let call = Call::ListSessions { from: list.from, to: list.to, page_token: token.clone() };
+        let call = Call::ListSessions { from: list.from, to: list.to, page_token: pass.token.clone() };
         let page = match context
             .lane
             .fetch(&call, run_effort(attempts, Effort::MOST_URGENT), move |body| read_page(&body, days))
             .await
         {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if paging.may_begin_again(seq) => {
-                (token, seq, previous, is_quiet) = (None, 0, HashSet::new(), false);
+            Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
+                pass = Pass { paging: pass.paging, ..Pass::default() };
                 continue;
             }
             // Zoom says 404 for "nothing there".
@@ -150,34 +164,31 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         let is_new =
             read.insert(digest(&page.sessions.iter().map(|(_, info)| &info[..]).collect::<String>()));
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
-        let first = page.sessions.first().filter(|_| !ids.is_subset(&previous));
-        let trouble = paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
-        previous = ids;
-        let left_out = page.leaves_out.as_deref();
+        let first = page.sessions.first().filter(|_| !ids.is_subset(&pass.previous));
         let trouble =
-            trouble.or(left_out.map(|message| Failure::of_a_chain(FailureKind::DaysLeftOut, message)));
-        token.clone_from(&page.next);
+            pass.paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
+        let trouble = trouble.or(page.leaves_out.clone());
+        pass.previous = ids;
+        pass.token.clone_from(&page.next);
         shared.wait_for_others(false).await;
-        let is_last_pass = seq == 0 || is_quiet || passes == MOST_PASSES;
-        let ends = token.is_none() && trouble.is_none() && is_last_pass;
-        let brought = if is_new || passes == 1 || token.is_none() {
-            commit_page(shared, list, seq, page, ends).await?
-        } else {
-            0
-        };
+        let is_last = pass.token.is_none();
+        let suffices = |pass: &Pass| pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES;
+        let ends = is_last && trouble.is_none() && suffices(&pass);
+        if is_new || passes == 1 || is_last {
+            let brought = commit_page(shared, list, pass.seq, page, ends).await?;
+            pass.is_quiet &= brought == 0;
+        }
         has_shown = true;
-        seq += 1;
-        is_quiet &= brought == 0;
         if let Some(trouble) = trouble {
             return Ok(Err(trouble));
         }
-        if token.is_none() {
-            if seq == 1 || is_quiet || passes == MOST_PASSES {
-                return Ok(Ok(()));
-            }
+        if !is_last {
+            pass.seq += 1;
+        } else if suffices(&pass) {
+            return Ok(Ok(()));
+        } else {
             tracing::debug!(from = %list.from, to = %list.to, passes, "read again: it may have moved meanwhile");
-            (seq, previous, paging, is_quiet) = (0, HashSet::new(), Paging::default(), true);
-            passes += 1;
+            (pass, passes) = (Pass { is_quiet: true, ..Pass::default() }, passes + 1);
         }
     }
 }

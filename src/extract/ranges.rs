@@ -40,8 +40,8 @@ struct MessagesPage {
     recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
-    /// What it says about itself when it is not of all the days it was asked for.
-    leaves_out: Option<String>,
+    /// It is not of all the days it was asked for.
+    leaves_out: Option<Failure>,
     /// When its first and its last message were sent.
     ends: Option<(i64, i64)>,
 }
@@ -126,17 +126,7 @@ pub(super) async fn follow(
                 }
             }
             Step::End => break,
-            Step::Failed(failure) => {
-                if let Some(parts) = windows::cut(days_of(&range))
-                    && may_be_one_page(shared, &range, &failure).await?
-                {
-                    tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
-                        "a session's days could not be fetched whole, cutting");
-                    chain.uncount(shared);
-                    return split_range(shared, &range, parts, 0).await;
-                }
-                return give_up(shared, range, &failure, chain.token.is_none()).await;
-            }
+            Step::Failed(failure) => return give_up(shared, range, &mut chain, &failure).await,
         }
     }
     Ok(Vec::new())
@@ -147,9 +137,17 @@ pub(super) async fn follow(
 async fn give_up(
     shared: &Shared,
     mut range: PendingRange,
+    chain: &mut Pages,
     failure: &Failure,
-    at_first_page: bool,
 ) -> Result<Vec<PendingRange>, ExtractError> {
+    if let Some(parts) = windows::cut(days_of(&range))
+        && may_be_one_page(shared, &range, failure).await?
+    {
+        tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
+            "a session's days could not be fetched whole, cutting");
+        chain.uncount(shared);
+        return split_range(shared, &range, parts, 0).await;
+    }
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range, failure).await? {
         let change = Change::RangeNotFound { range: range.chain.id };
         shared.count(&shared.writer.commit(change).await?);
@@ -158,7 +156,9 @@ async fn give_up(
     // Its first days may have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
     if failure.kind == FailureKind::Rejected
         && (range.chain.from < shared.oldest_reachable()
-            || at_first_page && is_refused_by_zoom(failure) && reach_begins_later(shared, &range).await)
+            || chain.token.is_none()
+                && is_refused_by_zoom(failure)
+                && reach_begins_later(shared, &range).await)
     {
         range.chain.resume = None;
         return Ok(vec![range]);
@@ -253,8 +253,8 @@ struct Pages {
     urgent: Option<u32>,
     previous: Arc<Digests>,
     paging: Paging,
-    /// What an answer says that is not of all the days it was asked for: nobody knows what is missing.
-    leaves_out: Option<String>,
+    /// What the chain fails with at its end when a page of it is not of all the days it was asked for.
+    leaves_out: Option<Failure>,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<split::Seen>,
     /// What is stored for this range: counted until something takes its place.
@@ -336,10 +336,7 @@ impl Pages {
         Ok(match trouble {
             Some(failure) => Step::Failed(failure),
             None if self.token.is_some() => Step::More,
-            None => match &self.leaves_out {
-                Some(message) => Step::Failed(Failure::of_a_chain(FailureKind::DaysLeftOut, message)),
-                None => Step::End,
-            },
+            None => self.leaves_out.take().map_or(Step::End, Step::Failed),
         })
     }
 

@@ -43,19 +43,21 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn outlasts_the_run(&self, pages: f64) -> bool {
-        self.latency.as_secs_f64() * pages > self.rest_of_run.as_secs_f64()
-    }
-
-    /// For how much of the rest of the run it would wait then; at most 1.
-    fn waits_for(&self, pages: f64) -> f64 {
-        let rest = self.rest_of_run.as_secs_f64().max(0.001);
-        (self.latency.as_secs_f64() * pages / rest - 1.0).clamp(0.0, 1.0)
+    /// How long a chain of so many pages takes, as a share of the rest of the run.
+    fn share_of_the_run(&self, pages: f64) -> f64 {
+        self.latency.as_secs_f64() * pages / self.rest_of_run.as_secs_f64().max(0.001)
     }
 
     /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
     pub fn is_tight_for(&self, pages: f64) -> bool {
-        self.outlasts_the_run(pages / TIGHT)
+        self.share_of_the_run(pages) > TIGHT
+    }
+
+    /// What it is worth to cut a chain of so many pages: for how much of the rest of the run it would wait then, at most 1.
+    /// None when it would not.
+    fn worth_of_cutting(&self, pages: f64) -> Option<f64> {
+        let share = self.share_of_the_run(pages);
+        (share > 1.0).then(|| (share - 1.0).min(1.0))
     }
 
     fn pages_of_an_idle_part(&self) -> f64 {
@@ -182,15 +184,12 @@ impl Seen {
 pub fn under_way(days: &Days, seen: &Seen, pace: Pace) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
-    if seen.pages < SHOWN
-        || f64::from(seen.pages) > expected * MAY_DROP
-        || expected < LONG
-        || !pace.outlasts_the_run(to_come)
-    {
+    if seen.pages < SHOWN || f64::from(seen.pages) > expected * MAY_DROP || expected < LONG {
         return None;
     }
+    let worth = pace.worth_of_cutting(to_come)?;
     let parts = days.cut(pace.parts(expected), seen)?;
-    Some(Split { parts, expected_pages: expected as i64, worth: pace.waits_for(to_come) })
+    Some(Split { parts, expected_pages: expected as i64, worth })
 }
 
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
@@ -211,11 +210,12 @@ pub fn when_idle(days: &Days, seen: &Seen, pace: Pace, mean: f64, idle: usize) -
 pub fn in_advance(days: &Days, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
     let month = 30.0;
     let expected = pages_elsewhere as f64 * (f64::from(days_of(days.range)) / month).min(1.0);
-    if expected < LONG || !pace.outlasts_the_run(expected) {
+    if expected < LONG {
         return None;
     }
+    let worth = pace.worth_of_cutting(expected)?;
     let parts = days.cut(pace.parts(expected), &Seen::default())?;
-    Some(Split { parts, expected_pages: 0, worth: pace.waits_for(expected) })
+    Some(Split { parts, expected_pages: 0, worth })
 }
 
 fn days_of(range: DateRange) -> i32 {

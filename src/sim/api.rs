@@ -213,7 +213,7 @@ impl Api {
             self.messages_page(session, &query, cursor.as_deref(), &key, turn)?
         } else {
             let moved = if let Some(FaultAnswer::Without(moved)) = fault { Some(moved) } else { None };
-            self.list_page(&query, cursor.as_deref(), &key, (turn, moved))
+            self.list_page(&query, cursor.as_deref(), &key, turn, moved)
         };
         self.with(|changing| changing.counters.pages_served += 1);
         let mut response = json_body(200, body);
@@ -265,7 +265,8 @@ impl Api {
         query: &Query,
         cursor: Option<&[u64]>,
         key: &str,
-        (turn, moved): (impl Fn(Option<String>) -> Option<String>, Option<u32>),
+        turn: impl Fn(Option<String>) -> Option<String>,
+        moved: Option<u32>,
     ) -> String {
         let (from, to) = query.days;
         let mut index = cursor.and_then(|cursor| cursor.first().copied()).unwrap_or(0) as u32;

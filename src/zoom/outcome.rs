@@ -35,7 +35,7 @@ pub enum FailureKind {
     PageTokenLoop,
     /// Page after page brought nothing new, and there was always another.
     EndlessPages,
-    /// Zoom answered for other days than it was asked for.
+    /// Zoom answered for fewer days than it was asked for.
     DaysLeftOut,
     /// The days left Zoom's reach of six months before they could be fetched.
     OutOfReach,
@@ -94,8 +94,8 @@ pub struct Failure {
 
 impl Failure {
     /// Of a chain of pages in which every answer was fine by itself.
-    pub fn of_a_chain(kind: FailureKind, message: &str) -> Self {
-        Self { kind, status: Some(200), zoom_code: None, message: message.to_owned(), attempts: 1 }
+    pub fn of_a_chain(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, status: Some(200), zoom_code: None, message: message.into(), attempts: 1 }
     }
 
     /// Zoom's own word that what was asked for does not exist.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::outcome::{Failure, FailureKind};
 use crate::json::text_of;
 
 /// A page of either endpoint: the arrays asked for by name, the next token, and members we do not know.
@@ -42,12 +43,14 @@ impl<'a, const N: usize> Page<'a, N> {
         Ok(page)
     }
 
-    /// What it says about itself when it is not of all the days that were asked for.
-    pub fn leaves_out(&self, (from, to): (Date, Date)) -> Option<String> {
+    /// The failure it is when it is not of all the days that were asked for, as it says itself: nobody knows what is missing.
+    pub fn leaves_out(&self, (from, to): (Date, Date)) -> Option<Failure> {
         let [first, last] = self.days;
         let (first, last) = (first.unwrap_or(from), last.unwrap_or(to));
-        (first > from || last < to)
-            .then(|| format!("Zoom answered for {first} to {last} when it was asked for {from} to {to}"))
+        (first > from || last < to).then(|| {
+            let message = format!("Zoom answered for {first} to {last} when it was asked for {from} to {to}");
+            Failure::of_a_chain(FailureKind::DaysLeftOut, message)
+        })
     }
 }
 
