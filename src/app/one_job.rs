@@ -80,6 +80,12 @@ pub enum OneJobError {
     OtherRequest { place: PathBuf, capture: PathBuf, there: String },
     #[error("{} exists already; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
+    #[error(
+        "{} holds {held} messages, edits and deletions; its capture was damaged, and Zoom gives only {now} of them now; move \
+        it away, then the same command makes what there is",
+        path.display()
+    )]
+    HoldsMore { path: PathBuf, held: u64, now: u64 },
     #[error(transparent)]
     Extract(#[from] ExtractError),
     #[error(transparent)]
@@ -114,7 +120,7 @@ pub struct OneJob {
     _lock: File,
 }
 
-/// There once the files are put into their places.
+/// There once the files are put into their places. Says how many items they hold.
 const PUBLISHING: &str = "publishing";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -188,7 +194,9 @@ impl OneJob {
         report(&last);
         // Again: it may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        File::create(self.directory.join(PUBLISHING))?;
+        let items = counts.items.iter().sum();
+        spare_fuller(&self.output, &self.directory, items)?;
+        std::fs::write(self.directory.join(PUBLISHING), items.to_string())?;
         assemble(input, begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
@@ -217,6 +225,17 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     let is_ours = output.is_begun() && directory.join(PUBLISHING).exists();
     match output.places().into_iter().find(|path| path.exists()) {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
+        _ => Ok(()),
+    }
+}
+
+/// What a damaged capture had brought may be out of Zoom's reach by now: then the files that were made of it have it.
+fn spare_fuller(output: &Output, directory: &Path, now: u64) -> Result<(), OneJobError> {
+    let held = std::fs::read_to_string(directory.join(PUBLISHING)).ok().and_then(|items| items.parse().ok());
+    match held {
+        Some(held) if held > now && output.places().iter().any(|path| path.exists()) => {
+            Err(OneJobError::HoldsMore { path: output.path().to_owned(), held, now })
+        }
         _ => Ok(()),
     }
 }

@@ -83,6 +83,53 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
     }
 }
 
+/// What a damaged capture had brought may be out of Zoom's reach by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_does_not_replace_what_holds_more() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let fail = |matches| {
+        let answer = FaultAnswer::Status {
+            status: 400,
+            headers: Vec::new(),
+            body: r#"{"code":1234,"message":"odd"}"#.to_owned(),
+        };
+        sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    };
+    fail(Match::Session(0));
+    for (capture, place, zip) in [
+        ("zoom_chat_reports/.capture", "zoom_chat_reports", None),
+        ("out.zip.capture", "out.zip", Some("out.zip")),
+    ] {
+        let command = || {
+            let mut command = extract(&sim, home.path());
+            command.args(zip.map(|zip| ["--zip", zip]).into_iter().flatten());
+            command
+        };
+        let made =
+            home.path().join(if zip.is_some() { place } else { "zoom_chat_reports/_metadata/SHA256SUMS" });
+        assert_eq!(run(command()).await.0, 3);
+        assert_eq!(run(command()).await.0, 3, "as much as before replaces it");
+        let before = std::fs::read(&made).unwrap();
+        fail(Match::Session(1));
+        std::fs::write(home.path().join(capture).join("capture.segments"), "").unwrap();
+        let (code, _, err) = run(command()).await;
+        assert!(
+            code == 1 && err.contains(&format!("{place} holds ")) && err.contains("damaged"),
+            "{code} {err}"
+        );
+        assert!(std::fs::read(&made).unwrap() == before, "it is as it was");
+        for kept in ["sessions", "messages", "_metadata", "out.zip"] {
+            let at = home.path().join(if zip.is_some() { "" } else { place }).join(kept);
+            let _ = std::fs::rename(&at, at.with_extension("before"));
+        }
+        let (code, out, err) = run(command()).await;
+        assert!(code == 3 && made.exists(), "{code} {out}{err}");
+        sim.clear_script();
+        fail(Match::Session(0));
+    }
+}
+
 /// What is left of a run can be finished also when it may not be begun any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
