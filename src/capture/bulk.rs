@@ -49,11 +49,11 @@ pub(super) async fn messages_pages(
     let places: Vec<_> = pages
         .iter()
         .map(|MessagesPage { page, query, repeats, newest_first, .. }| {
-            let next = page.next.as_ref();
+            let next = page.next();
             json!({
                 "range": page.chain, "pages": page.seq + 1, "token": next.map(|next| &next.token),
                 "at": next.map(|next| next.at.to_string()), "query": next.and(*query), "repeats": repeats,
-                "newest_first": newest_first, "ends": page.ends,
+                "newest_first": newest_first, "ends": page.is_the_end(),
             })
         })
         .collect();
@@ -68,7 +68,8 @@ pub(super) async fn messages_pages(
     .bind(json!(places).to_string())
     .execute(&mut **tx)
     .await?;
-    let ended: Vec<i64> = pages.iter().filter(|page| page.page.ends).map(|page| page.page.chain).collect();
+    let ended: Vec<i64> =
+        pages.iter().filter(|page| page.page.is_the_end()).map(|page| page.page.chain).collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 

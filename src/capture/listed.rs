@@ -74,9 +74,9 @@ pub(super) async fn list_page(
     unknown_members(tx, Of::Lists, &[page]).await?;
     sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
         .bind(page.seq + 1)
-        .bind(page.next.as_ref().map(|next| &next.token))
-        .bind(page.next.as_ref().map(|next| next.at.to_string()))
-        .bind(if page.ends { "done" } else { "pending" })
+        .bind(page.next().map(|next| &next.token))
+        .bind(page.next().map(|next| next.at.to_string()))
+        .bind(if page.is_the_end() { "done" } else { "pending" })
         .bind(page.chain)
         .execute(&mut **tx)
         .await?;

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 use tempfile::TempDir;
 
-use super::{Change, ListedSession, Location, PageOf, Writer};
+use super::{Change, ListedSession, Location, PageOf, Then, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
@@ -27,5 +27,5 @@ pub(crate) fn empty_page(range: i64) -> Change {
 }
 
 pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {
-    PageOf { chain, seq, next: None, ends: true, unknown: Vec::new() }
+    PageOf { chain, seq, then: Then::End, unknown: Vec::new() }
 }

@@ -29,15 +29,33 @@ pub struct ListedSession {
     pub info: String,
 }
 
-/// Which chain a page belongs to, its number there, and the token of the page after it.
+/// Which chain a page belongs to, its number there, and what follows it.
 #[derive(Debug, Clone)]
 pub struct PageOf {
     pub chain: i64,
     pub seq: i64,
-    pub next: Option<PageToken>,
-    /// Whether the chain ends with it. A last page that does not is followed by the first again, or by a failure.
-    pub ends: bool,
+    pub then: Then,
     pub unknown: Vec<(String, String)>,
+}
+
+/// What follows a page.
+#[derive(Debug, Clone)]
+pub enum Then {
+    Next(PageToken),
+    /// Nothing: all of the chain has been received.
+    End,
+    /// Its chain's first page again, or a failure.
+    Again,
+}
+
+impl PageOf {
+    pub(super) fn next(&self) -> Option<&PageToken> {
+        if let Then::Next(token) = &self.then { Some(token) } else { None }
+    }
+
+    pub(super) fn is_the_end(&self) -> bool {
+        matches!(self.then, Then::End)
+    }
 }
 
 /// What is kept of days that failed beside what their range has: a page as it is stored, or some items of one.

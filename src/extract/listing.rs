@@ -14,7 +14,7 @@ use super::digest::digest;
 use super::paging::Paging;
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken};
+use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken, Then};
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -173,9 +173,14 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         shared.wait_for_others(false).await;
         let is_last = pass.token.is_none();
         let suffices = |pass: &Pass| pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES;
-        let ends = is_last && trouble.is_none() && suffices(&pass);
         if is_new || passes == 1 || is_last {
-            let brought = commit_page(shared, list, pass.seq, page, ends).await?;
+            let then = match &page.next {
+                Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
+                None if trouble.is_none() && suffices(&pass) => Then::End,
+                None => Then::Again,
+            };
+            let of = PageOf { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
+            let brought = commit_page(shared, of, page.sessions).await?;
             pass.is_quiet &= brought == 0;
         }
         has_shown = true;
@@ -196,20 +201,15 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
 /// Returns how many sessions it brought that were not there.
 async fn commit_page(
     shared: &Shared,
-    list: &Chain,
-    seq: i64,
-    page: ListPage,
-    ends: bool,
+    page: PageOf,
+    sessions: Vec<(SessionHead, String)>,
 ) -> Result<u64, ExtractError> {
     let filter = &shared.context.request.sessions;
-    let sessions: Vec<_> = page
-        .sessions
+    let sessions: Vec<_> = sessions
         .into_iter()
         .filter(|(head, _)| filter.matches(head))
         .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
-    let next = page.next.map(|token| PageToken { token, at: shared.now() });
-    let page = PageOf { chain: list.id, seq, next, ends, unknown: page.unknown };
     let effect = shared.writer.commit(Change::ListPage { page, sessions }).await?;
     shared.count(&effect);
     shared.found.notify_one();

@@ -17,7 +17,7 @@ use super::refused::{holds_nothing, is_alone, is_refused_by_zoom, may_be_one_pag
 use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
 use super::split;
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment};
+use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment, Then};
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -363,11 +363,14 @@ impl Pages {
         page: MessagesPage,
         query: Option<String>,
     ) -> Result<(), ExtractError> {
-        let next = page.next.clone().map(|token| PageToken { token, at: shared.now() });
         let items =
             page.segments.each_ref().map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
-        let ends = next.is_none() && self.leaves_out.is_none();
-        let of = PageOf { chain: range.chain.id, seq: self.seq, next, ends, unknown: page.unknown };
+        let then = match &page.next {
+            Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
+            None if self.leaves_out.is_some() => Then::Again,
+            None => Then::End,
+        };
+        let of = PageOf { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
