@@ -1,5 +1,6 @@
 //! The jobs resource: create, list, look and wait, cancel, retry, delete, failures.
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -9,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::{IntoParams, ToSchema};
@@ -38,6 +40,28 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
         let id = Path::<String>::from_request_parts(parts, state).await;
         let id = id.ok().and_then(|Path(id)| id.parse().ok());
         id.map(Self).ok_or_else(Problem::job_not_found)
+    }
+}
+
+/// The parameters behind a path's `?`: each may come once, and there are no others.
+#[derive(Debug)]
+pub(super) struct Parameters<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let read = Query::try_from_uri(&parts.uri);
+        read.map(|Query(parameters)| Self(parameters)).map_err(|rejection| {
+            // "unknown field `sate`, expected one of `state`, `limit`", "duplicate field `state`".
+            let mut cause: &dyn Error = &rejection;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            let message = cause.to_string();
+            let field = message.split('`').nth(1).unwrap_or("query");
+            bad_parameter(field, &message)
+        })
     }
 }
 
@@ -131,6 +155,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
     /// Only jobs in this state.
@@ -190,10 +215,8 @@ fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i64>, Problem
 )]
 pub(super) async fn list(
     State(state): State<AppState>,
-    query: Result<Query<ListQuery>, axum::extract::rejection::QueryRejection>,
+    Parameters(query): Parameters<ListQuery>,
 ) -> Result<Json<JobPage>, Problem> {
-    let Query(query) =
-        query.map_err(|_| bad_parameter("query", "cannot be read; each parameter may come once"))?;
     let limit = page_size(query.limit.as_deref())?;
     let wanted = match query.state.as_deref() {
         None => None,
@@ -209,6 +232,7 @@ pub(super) async fn list(
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
@@ -247,10 +271,9 @@ fn parse_wait(text: &str) -> Result<Duration, Problem> {
 pub(super) async fn get(
     State(state): State<AppState>,
     PathId(id): PathId,
-    query: Result<Query<WaitQuery>, axum::extract::rejection::QueryRejection>,
+    Parameters(query): Parameters<WaitQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
     let wait = query.wait.as_deref().map(parse_wait).transpose()?;
     let mut follower = state.jobs.follow(id);
     let mut shown = Shown::of(&state.jobs.get(id).await?);
@@ -351,6 +374,7 @@ pub(super) async fn delete(State(state): State<AppState>, PathId(id): PathId) ->
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FailuresQuery {
     /// 1 to 200, clamped; 50 by default.
@@ -417,9 +441,8 @@ pub(super) struct FailureView {
 pub(super) async fn failures(
     State(state): State<AppState>,
     PathId(id): PathId,
-    query: Result<Query<FailuresQuery>, axum::extract::rejection::QueryRejection>,
+    Parameters(query): Parameters<FailuresQuery>,
 ) -> Result<Json<FailurePage>, Problem> {
-    let Query(query) = query.map_err(|_| bad_parameter("query", "cannot be read"))?;
     let limit = page_size(query.limit.as_deref())?;
     let after = parse_cursor('f', query.cursor.as_deref())?;
     let (items, next) = state.jobs.failures(id, after, limit).await?;

@@ -69,6 +69,15 @@ async fn every_error_is_a_problem_with_a_stable_code() {
     assert_eq!(problem(world.get("/v1/jobs?cursor=%2F").await).await, is(400, "invalid-request"));
     assert_eq!(problem(world.get("/v1/jobs?limit=x").await).await, is(400, "invalid-request"));
     assert_eq!(problem(world.get("/v1/jobs?state=lost").await).await, is(400, "invalid-request"));
+    for (parameters, field, says) in [
+        ("sate=failed", "sate", "expected one of `state`, `limit`, `cursor`"),
+        ("limit=1&limit=2", "limit", "duplicate"),
+        ("state=%ff", "state", "must be one of queued"),
+    ] {
+        let told: Value = world.get(&format!("/v1/jobs?{parameters}")).await.json().await.unwrap();
+        let error = &told["errors"][0];
+        assert!(error["field"] == field && error["message"].as_str().unwrap().contains(says), "{told:#}");
+    }
     let body = json!({ "from": "2020-01-01", "to": "2099-01-01" });
     let errors: Value = world.post("/v1/jobs", &body).await.json().await.unwrap();
     let fields: Vec<_> =
