@@ -9,7 +9,7 @@ use divan::{Bencher, black_box};
 use jiff::civil::date;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::{
-    Change, ListedSession, Location, PageOf, PageToken, Segment, Then, inflate,
+    Change, ListedSession, Location, MessagesPage, PageOf, PageToken, Segment, Then, inflate,
 };
 use zoom_chat_reports::clock::SystemClock;
 use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, SimSettings};
@@ -85,7 +85,7 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
         let commits = (1..=32).map(|chain| {
             let page = PageOf { chain, seq, then: Then::Next(next.clone()), unknown: Vec::new() };
             let segments = [Some(segment.clone()), None, None];
-            writer.commit(Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: 0 })
+            writer.commit(Change::MessagesPage(MessagesPage::new(page, segments)))
         });
         runtime.block_on(futures_util::future::try_join_all(commits)).unwrap().len()
     });

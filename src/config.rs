@@ -273,10 +273,6 @@ impl ZoomArgs {
             None => Some(self.zoom_plan.requests_per_second() * self.zoom_rate_share),
         }
     }
-
-    pub fn extract_settings(&self) -> ExtractSettings {
-        ExtractSettings { max_attempts: self.retry_attempts, ..ExtractSettings::default() }
-    }
 }
 
 impl ServiceArgs {
@@ -372,7 +368,7 @@ impl ServiceArgs {
                 max_running: self.max_running_jobs,
                 max_queued: self.max_queued_jobs,
                 retention: self.retention,
-                extract: zoom.extract_settings(),
+                extract: ExtractSettings::default(),
             },
             zoom: zoom_settings,
         })

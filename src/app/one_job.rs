@@ -112,7 +112,6 @@ pub struct OneJob {
     account: Arc<Account>,
     clock: SharedClock,
     request: ExtractRequest,
-    settings: ExtractSettings,
     output: Output,
     directory: PathBuf,
     /// True when an interrupted or incomplete run is being continued.
@@ -130,7 +129,6 @@ const FAILURES_SHOWN: usize = 10;
 impl OneJob {
     pub async fn prepare(
         zoom: ZoomSettings,
-        settings: ExtractSettings,
         request: ExtractRequest,
         output: Output,
         clock: SharedClock,
@@ -147,7 +145,7 @@ impl OneJob {
             // Of a run that was whole, and killed while it removed its capture; its zip has been moved away since.
             unless_absent(std::fs::remove_file(directory.join(PUBLISHING)))?;
         }
-        Ok(Self { account, clock, request, settings, output, directory, continues, _lock: lock })
+        Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
 
     /// Runs to the end; `report` gets the figures five times a second.
@@ -166,7 +164,7 @@ impl OneJob {
             retry_failed: self.continues,
             lane: lane.clone(),
             progress: progress.clone(),
-            settings: self.settings,
+            settings: ExtractSettings::default(),
             clock: self.clock.clone(),
             cancel: cancel.clone(),
             all_listed: CancellationToken::new(),

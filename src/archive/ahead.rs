@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::archive::assemble;
     use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, FailureNote, Segment, Writer};
+    use crate::capture::{Change, FailureNote, MessagesPage, Segment, Writer};
     use jiff::civil::date;
     use proptest::prelude::*;
     use tempfile::TempDir;
@@ -118,10 +118,7 @@ mod tests {
         let text = format!("{{\"text\":\"{range}\"}}");
         let segment = if matches!(end, End::Items) { Segment::of_items(&[&text], 6) } else { None };
         match end {
-            End::Items | End::Empty => {
-                let segments = [segment, None, None];
-                Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first: 0 }
-            }
+            End::Items | End::Empty => Change::MessagesPage(MessagesPage::new(page, [segment, None, None])),
             End::NotFound => Change::RangeNotFound { range },
             End::Failed => {
                 let (code, message) = ("server-error".to_owned(), "it fell".to_owned());

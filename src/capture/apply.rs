@@ -31,6 +31,9 @@ pub(super) async fn apply(
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
         Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
+        Change::EndList { list } => {
+            run_with_id(tx, &["UPDATE lists SET state = 'done' WHERE id = ?"], *list).await?;
+        }
         Change::CutList { list, parts } => {
             let window: i64 = sqlx::query_scalar(
                 "UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window",
@@ -46,7 +49,7 @@ pub(super) async fn apply(
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failure, *at).await?;
         }
-        Change::MessagesPage { .. } => unreachable!("pages of a group are written together"),
+        Change::MessagesPage(_) => unreachable!("pages of a group are written together"),
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;

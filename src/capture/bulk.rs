@@ -4,20 +4,8 @@
 use serde_json::json;
 
 use super::apply::set_aside;
-use super::writer::{Effect, PageOf};
-use super::{CaptureError, Kind, PageRef, Segment, Tx};
-
-/// A messages page as it stands in a group.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MessagesPage<'a> {
-    pub page: &'a PageOf,
-    pub query: Option<&'a str>,
-    pub segments: &'a [Option<Segment>; 3],
-    /// Where the first of them stands.
-    pub offset: u64,
-    pub repeats: u64,
-    pub newest_first: i64,
-}
+use super::writer::{Effect, MessagesPage, PageOf};
+use super::{CaptureError, Kind, PageRef, Tx};
 
 /// The items of one kind of a page, as the table of pages has them.
 #[derive(Debug)]
@@ -27,33 +15,34 @@ pub(super) struct Row {
     pub page: PageRef,
 }
 
-/// Stores pages of different chains, each with the place where its chain goes on. `commit` is the number of the commit.
+/// Stores pages of different chains, each with the place where its chain goes on; the segments of each stand from the offset
+/// beside it on. `commit` is the number of the commit.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
     commit: i64,
-    pages: &[MessagesPage<'_>],
+    pages: &[(&MessagesPage, u64)],
 ) -> Result<Effect, CaptureError> {
     let mut rows = Vec::new();
-    for MessagesPage { page, segments, offset, .. } in pages {
+    for (MessagesPage { of, segments, .. }, offset) in pages {
         let mut offset = *offset;
-        for (kind, segment) in Kind::ALL.into_iter().zip(*segments) {
+        for (kind, segment) in Kind::ALL.into_iter().zip(segments) {
             let Some(segment) = segment else { continue };
-            rows.push(Row { range: page.chain, seq: page.seq, page: segment.at(offset, kind) });
+            rows.push(Row { range: of.chain, seq: of.seq, page: segment.at(offset, kind) });
             offset += segment.data.len() as u64;
         }
     }
     replace_pages(tx, pages).await?;
     insert_pages(tx, rows).await?;
-    let told_by: Vec<_> = pages.iter().map(|page| page.page).collect();
+    let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.of).collect();
     unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages
         .iter()
-        .map(|MessagesPage { page, query, repeats, newest_first, .. }| {
-            let next = page.next();
+        .map(|(MessagesPage { of, query, repeats, direction, .. }, _)| {
+            let next = of.next();
             json!({
-                "range": page.chain, "pages": page.seq + 1, "token": next.map(|next| &next.token),
-                "at": next.map(|next| next.at.to_string()), "query": next.and(*query), "repeats": repeats,
-                "newest_first": newest_first, "ends": page.is_the_end(),
+                "range": of.chain, "pages": of.seq + 1, "token": next.map(|next| &next.token),
+                "at": next.map(|next| next.at.to_string()), "query": next.and(query.as_deref()), "repeats": repeats,
+                "direction": direction, "ends": of.is_the_end(),
             })
         })
         .collect();
@@ -61,7 +50,7 @@ pub(super) async fn messages_pages(
         "UPDATE ranges SET pages = p.value ->> 'pages', next_token = p.value ->> 'token', token_at = p.value ->> 'at',
              query = p.value ->> 'query',
              repeats = iif(p.value ->> 'pages' = 1, 0, repeats) + (p.value ->> 'repeats'),
-             newest_first = iif(p.value ->> 'pages' = 1, 0, newest_first) + (p.value ->> 'newest_first'),
+             newest_first = iif(p.value ->> 'pages' = 1, 0, newest_first) + (p.value ->> 'direction'),
              state = iif(p.value ->> 'ends', 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )
@@ -69,7 +58,7 @@ pub(super) async fn messages_pages(
     .execute(&mut **tx)
     .await?;
     let ended: Vec<i64> =
-        pages.iter().filter(|page| page.page.is_the_end()).map(|page| page.page.chain).collect();
+        pages.iter().filter(|(page, _)| page.of.is_the_end()).map(|(page, _)| page.of.chain).collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 
@@ -96,9 +85,9 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
 }
 
 /// Takes off what ranges had before they began again, for those of which this is the first page.
-async fn replace_pages(tx: &mut Tx<'_>, pages: &[MessagesPage<'_>]) -> Result<(), CaptureError> {
-    let first = pages.iter().filter(|page| page.page.seq == 0);
-    let first: Vec<i64> = first.map(|page| page.page.chain).collect();
+async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<(), CaptureError> {
+    let first = pages.iter().filter(|(page, _)| page.of.seq == 0);
+    let first: Vec<i64> = first.map(|(page, _)| page.of.chain).collect();
     if first.is_empty() {
         return Ok(());
     }

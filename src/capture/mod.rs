@@ -37,7 +37,7 @@ pub use segments::SegmentReader;
 pub use sessions::{Place, PlacedSession, SessionRow};
 pub use totals::{Counts, FailureRow, NotFoundRow, WindowCount};
 use writer::Store;
-pub use writer::{Change, Effect, Kept, ListedSession, PageOf, Then, Writer};
+pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PageOf, Then, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";

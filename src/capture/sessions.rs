@@ -260,7 +260,7 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
 mod tests {
     use super::*;
     use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, Segment};
+    use crate::capture::{Change, MessagesPage, Segment};
     use jiff::civil::date;
 
     #[tokio::test]
@@ -275,14 +275,8 @@ mod tests {
         for (range, seq) in [(1, 0), (2, 0), (4, 0), (4, 1), (4, 2)] {
             let segment =
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
-            let change = Change::MessagesPage {
-                page: last_page(range as i64, seq as i64),
-                query: None,
-                segments: [segment(0), None, segment(2)],
-                repeats: 0,
-                newest_first: 0,
-            };
-            writer.commit(change).await.unwrap();
+            let page = MessagesPage::new(last_page(range as i64, seq as i64), [segment(0), None, segment(2)]);
+            writer.commit(Change::MessagesPage(page)).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
         // The first has four pages, the second one; the third is pending.
@@ -327,13 +321,13 @@ mod tests {
             writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
             // Of a part with one message nobody can tell the order, and one whose first message has a wrong time does not count.
             let order = if newest_first { 1 } else { -1 };
-            for (range, seq, newest_first) in
+            for (range, seq, direction) in
                 [(1, 0, -order), (2, 0, 0), (3, 0, order), (3, 1, order), (4, 0, 0)]
             {
                 let segments = [Segment::of_items(&["x".repeat(range).as_str()], 1), None, None];
-                let page = last_page(range as i64, seq);
-                let change = Change::MessagesPage { page, query: None, segments, repeats: 0, newest_first };
-                writer.commit(change).await.unwrap();
+                let page =
+                    MessagesPage { direction, ..MessagesPage::new(last_page(range as i64, seq), segments) };
+                writer.commit(Change::MessagesPage(page)).await.unwrap();
             }
             let mut reader = location.open_reader().await.unwrap();
             let sessions = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();

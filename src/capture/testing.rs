@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 use tempfile::TempDir;
 
-use super::{Change, ListedSession, Location, PageOf, Then, Writer};
+use super::{Change, ListedSession, Location, MessagesPage, PageOf, Then, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
@@ -22,8 +22,7 @@ pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
 
 /// A range with nothing in it.
 pub(crate) fn empty_page(range: i64) -> Change {
-    let segments = Default::default();
-    Change::MessagesPage { page: last_page(range, 0), query: None, segments, repeats: 0, newest_first: 0 }
+    Change::MessagesPage(MessagesPage::new(last_page(range, 0), Default::default()))
 }
 
 pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {

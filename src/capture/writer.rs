@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::apply::apply;
-use super::bulk::{self, MessagesPage};
+use super::bulk;
 use super::listed::KnownSessions;
 use super::segments::Appender;
 use super::{CaptureError, FailureNote, Kind, Location, PageRef, PageToken, Segment};
@@ -55,6 +55,26 @@ impl PageOf {
 
     pub(super) fn is_the_end(&self) -> bool {
         matches!(self.then, Then::End)
+    }
+}
+
+/// A page of a range, read.
+#[derive(Debug)]
+pub struct MessagesPage {
+    pub of: PageOf,
+    /// What its token belongs to; without it a later run begins the chain again.
+    pub query: Option<String>,
+    /// Its items, by kind.
+    pub segments: [Option<Segment>; 3],
+    /// Items that the page before had already.
+    pub repeats: u64,
+    /// 1 if its first message is newer than its last, -1 if it is older.
+    pub direction: i64,
+}
+
+impl MessagesPage {
+    pub fn new(of: PageOf, segments: [Option<Segment>; 3]) -> Self {
+        Self { of, query: None, segments, repeats: 0, direction: 0 }
     }
 }
 
@@ -102,6 +122,10 @@ pub enum Change {
         page: PageOf,
         sessions: Vec<ListedSession>,
     },
+    /// All of the list has been received.
+    EndList {
+        list: i64,
+    },
     /// The list could not be fetched whole: it is replaced by shorter ones.
     CutList {
         list: i64,
@@ -112,16 +136,9 @@ pub enum Change {
         failure: FailureNote,
         at: Timestamp,
     },
-    /// A messages page. `query` is what its token belongs to; without it a later run begins the chain again. The first of a
-    /// chain takes the place of all pages that the range has: what was received before it began again stays until then.
-    MessagesPage {
-        page: PageOf,
-        query: Option<String>,
-        segments: [Option<Segment>; 3],
-        repeats: u64,
-        /// 1 if its first message is newer than its last, -1 if it is older.
-        newest_first: i64,
-    },
+    /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
+    /// began again stays until then.
+    MessagesPage(MessagesPage),
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
         range: i64,
@@ -165,7 +182,7 @@ impl Change {
     /// What it adds to the file of segments, in this order.
     fn segments(&self) -> Vec<&Segment> {
         match self {
-            Self::MessagesPage { segments, .. } => segments.iter().flatten().collect(),
+            Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
             Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
                 kept.iter().filter_map(Kept::segment).collect()
             }
@@ -313,9 +330,8 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let mut effects = Vec::with_capacity(group.len());
     let mut pages = Vec::new();
     for (change, _) in group {
-        if let Change::MessagesPage { page, query, segments, repeats, newest_first } = change {
-            let (query, repeats, newest_first) = (query.as_deref(), *repeats, *newest_first);
-            pages.push(MessagesPage { page, query, segments, offset, repeats, newest_first });
+        if let Change::MessagesPage(page) = change {
+            pages.push((page, offset));
             effects.push(Effect::default());
         } else {
             effects.push(apply(&mut transaction, number, change, offset).await?);
@@ -325,7 +341,7 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
     if !pages.is_empty() {
         let together = bulk::messages_pages(&mut transaction, number, &pages).await?;
-        let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage { .. }));
+        let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage(_)));
         effects[first.expect("there are pages")] = together;
     }
     transaction.commit().await?;

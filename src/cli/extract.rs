@@ -76,9 +76,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         sessions: SessionFilter::default(),
         label: None,
     };
-    let settings = args.zoom.extract_settings();
-    let job =
-        OneJob::prepare(args.zoom.settings()?, settings, request, output.clone(), clock.clone()).await?;
+    let job = OneJob::prepare(args.zoom.settings()?, request, output.clone(), clock.clone()).await?;
     if job.continues {
         remark(format_args!("going on with what {} holds already", output.path().display()));
     }

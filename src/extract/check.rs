@@ -17,7 +17,8 @@ use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Waiting};
 const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
 /// A check is for a person who waits.
-const EFFORT: Effort = Effort { attempts: 2, sits_out_outages: false, urgent: None };
+const TRIES: u32 = 2;
+const EFFORT: Effort = Effort { at_most: Some(TRIES), sits_out_outages: false, urgent: None };
 
 /// One step of the check.
 #[derive(Debug, Clone, Serialize)]
@@ -59,7 +60,7 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
                 Outcome::NoToken(_) => FailureKind::Credentials,
                 _ => FailureKind::Connection,
             };
-            steps.push(failed("token", elapsed, &outcome.into_failure(kind, EFFORT.attempts)));
+            steps.push(failed("token", elapsed, &outcome.into_failure(kind, TRIES)));
             return steps;
         }
     };
@@ -88,6 +89,10 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
             steps.push(fine("list", elapsed, detail));
             first
         }
+        Err(nothing) if nothing.is_not_found() => {
+            steps.push(fine("list", elapsed, format!("no session from {from} to {today}")));
+            None
+        }
         Err(ended) => {
             steps.push(ended.step("list", elapsed));
             return steps;
@@ -103,20 +108,16 @@ pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Ve
         return steps;
     };
     let started = clock.elapsed();
-    let choice = ItemChoice {
-        edited: true,
-        deleted: true,
-        bot_messages: true,
-        reactions: true,
-        custom_emoji_reactions: true,
-        by_modification_time: false,
-    };
+    let choice = ItemChoice::default();
     let call = Call::Messages { session_id: id.into(), from, to: today, page_token: None, choice };
     let read = lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
     let read = unless_paused(account, read).await;
     let elapsed = clock.elapsed().saturating_sub(started);
     steps.push(match read {
         Ok(count) => fine("messages", elapsed, format!("{count} messages on the first page of one session")),
+        Err(nothing) if nothing.is_not_found() => {
+            fine("messages", elapsed, "Zoom has no messages of one session".to_owned())
+        }
         Err(ended) => ended.step("messages", elapsed),
     });
     steps
@@ -153,6 +154,11 @@ enum Unfit {
 }
 
 impl Unfit {
+    /// Zoom says so where there is nothing.
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Ended(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
+    }
+
     fn step(self, name: &'static str, elapsed: Duration) -> Step {
         match self {
             Self::Ended(Ended::Failed(failure) | Ended::Restart(failure)) => failed(name, elapsed, &failure),

@@ -69,15 +69,16 @@ async fn received(
     range: &PendingRange,
     days: DateRange,
 ) -> Result<(Vec<Received>, Vec<Received>, Choice), ExtractError> {
-    let (_one_of_few, mut reader) = shared.reader().await?;
-    let own = reader.range_pages(range.chain.id).await?.into_iter().map(|page| (days_of(range), page));
-    let set_aside = reader.set_aside(range.chain.id).await?.into_iter();
-    let set_aside = set_aside.map(|(from, to, page)| (DateRange { from, to }, page));
+    let (own, set_aside, segments) = shared
+        .look(async |stored| {
+            let own = stored.range_pages(range.chain.id).await?;
+            Ok((own, stored.set_aside(range.chain.id).await?, stored.segments().clone()))
+        })
+        .await?;
+    let own = own.into_iter().map(|page| (days_of(range), page)).collect();
+    let set_aside = set_aside.into_iter().map(|(from, to, page)| (DateRange { from, to }, page)).collect();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
-    let choice =
-        Choice { wanted: Wanted { days, by_modification_time }, segments: reader.segments().clone() };
-    reader.close().await;
-    Ok((own.collect(), set_aside.collect(), choice))
+    Ok((own, set_aside, Choice { wanted: Wanted { days, by_modification_time }, segments }))
 }
 
 async fn in_background(

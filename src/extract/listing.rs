@@ -12,7 +12,7 @@ use jiff::civil::Date;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
+use super::run::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken, Then};
 use crate::zoom::lane::{Effort, Ended};
@@ -91,7 +91,6 @@ fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
 }
 
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
-    let context = &shared.context;
     let days = DateRange { from: list.from, to: list.to };
     let oldest = shared.oldest_reachable();
     if days.to < oldest {
@@ -105,8 +104,8 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
         shared.writer.commit(Change::CutList { list: list.id, parts }).await?;
         return Ok(());
     }
-    let attempts = if days == whole { context.settings.max_attempts } else { ATTEMPTS_FOR_A_PART };
-    match follow(shared, list, attempts).await? {
+    let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
+    match follow(shared, list, Effort { at_most, ..run_effort(Effort::MOST_URGENT) }).await? {
         Ok(()) => Ok(()),
         Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
         Err(failure) => give_up(shared, list, days, &failure).await,
@@ -133,7 +132,7 @@ impl Pass {
 }
 
 /// Follows the chain of list pages to its end, and again until that brings nothing new.
-async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(), Failure>, ExtractError> {
+async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
     let days = (list.from, list.to);
     let young = |token: &&PageToken| {
@@ -145,11 +144,7 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
     let mut read = HashSet::new();
     loop {
         let call = Call::ListSessions { from: list.from, to: list.to, page_token: pass.token.clone() };
-        let page = match context
-            .lane
-            .fetch(&call, run_effort(attempts, Effort::MOST_URGENT), move |body| read_page(&body, days))
-            .await
-        {
+        let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
             Ok(page) => page,
             Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
                 pass = Pass { paging: pass.paging, ..Pass::default() };
@@ -170,15 +165,13 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         let trouble = trouble.or(page.leaves_out.clone());
         pass.previous = ids;
         pass.token.clone_from(&page.next);
-        shared.wait_for_others(false).await;
         let is_last = pass.token.is_none();
-        let suffices = |pass: &Pass| pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES;
         if is_new || passes == 1 || is_last {
-            let then = match &page.next {
-                Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
-                None if trouble.is_none() && suffices(&pass) => Then::End,
-                None => Then::Again,
-            };
+            shared.wait_for_beat(BEAT).await;
+            // Whether the list ends with it depends on what it brings.
+            let then = page.next.as_ref().map_or(Then::Again, |token| {
+                Then::Next(PageToken { token: token.clone(), at: shared.now() })
+            });
             let of = PageOf { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, of, page.sessions).await?;
             pass.is_quiet &= brought == 0;
@@ -189,7 +182,8 @@ async fn follow(shared: &Shared, list: &Chain, attempts: u32) -> Result<Result<(
         }
         if !is_last {
             pass.seq += 1;
-        } else if suffices(&pass) {
+        } else if pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES {
+            shared.writer.commit(Change::EndList { list: list.id }).await?;
             return Ok(Ok(()));
         } else {
             tracing::debug!(from = %list.from, to = %list.to, passes, "read again: it may have moved meanwhile");

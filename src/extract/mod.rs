@@ -18,8 +18,9 @@ pub mod run;
 mod split;
 pub mod windows;
 
+pub use crate::zoom::Include;
 pub use crate::zoom::{Account, Waiting};
 pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};
-pub use request::{EditsBy, ExtractRequest, Include, SessionFilter};
+pub use request::{EditsBy, ExtractRequest, SessionFilter};
 pub use run::{ExtractError, ExtractSettings, RunContext, run};

@@ -176,7 +176,7 @@ pub struct Outlook<'a> {
 }
 
 impl Outlook<'_> {
-    pub fn is(&mut self, pages: f64) {
+    pub fn set(&mut self, pages: f64) {
         let pages = pages as u64;
         self.progress.pages_to_come.fetch_add(pages, Relaxed);
         match self.pages.replace(pages) {
@@ -235,8 +235,8 @@ mod tests {
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "the other window is taken to have as many units");
         let mut outlook = progress.outlook();
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "it has shown nothing yet");
-        outlook.is(100.0);
-        outlook.is(60.0);
+        outlook.set(100.0);
+        outlook.set(60.0);
         assert_eq!(to_come(), Some(60.0 + 16.0 * (80.0 / 4.0)));
         drop(outlook);
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)));

@@ -13,11 +13,14 @@ use jiff::civil::Date;
 use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
-use super::refused::{holds_nothing, is_alone, is_refused_by_zoom, may_be_one_page, reach_begins_later};
-use super::run::{ExtractError, Shared, note, out_of_reach, run_effort};
-use super::split;
+use super::progress::Outlook;
+use super::refused::{holds_nothing, is_alone, may_be_one_page, reach_begins_later};
+use super::run::{BEAT, ExtractError, LONG_BEAT, RunContext, Shared, note, out_of_reach, run_effort};
+use super::split::{self, Split};
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, Effect, FailureNote, PageOf, PageToken, PendingRange, Segment, Then};
+use crate::capture::{
+    Chain, Change, Effect, FailureNote, MessagesPage, PageOf, PageToken, PendingRange, Segment, Then,
+};
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -30,9 +33,9 @@ const FAST: u32 = 1;
 /// A digest of each item of a page, by kind: what the next page's items are compared with.
 type Digests = [HashSet<u128>; 3];
 
-/// A messages page, read and compressed.
+/// A page of messages, read and compressed.
 #[derive(Debug)]
-struct MessagesPage {
+struct ReadPage {
     segments: [Option<Segment>; 3],
     digests: Digests,
     repeats: u64,
@@ -46,12 +49,7 @@ struct MessagesPage {
     ends: Option<(i64, i64)>,
 }
 
-fn read_page(
-    body: &Bytes,
-    days: (Date, Date),
-    previous: &Digests,
-    level: u32,
-) -> Result<MessagesPage, String> {
+fn read_page(body: &Bytes, days: (Date, Date), previous: &Digests, level: u32) -> Result<ReadPage, String> {
     let page = Page::read(body, MESSAGES)?;
     let mut digests: Digests = Default::default();
     let mut segments: [Option<Segment>; 3] = Default::default();
@@ -68,7 +66,7 @@ fn read_page(
     let ends =
         [page.arrays[0].first(), page.arrays[0].last()].map(|item| item.and_then(|item| sent_at(item)));
     let leaves_out = page.leaves_out(days);
-    Ok(MessagesPage {
+    Ok(ReadPage {
         segments,
         digests,
         repeats,
@@ -92,41 +90,28 @@ pub(super) async fn follow(
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
     }
-    let mut chain = Pages::take_up(shared, &range).await?;
-    if chain.token.is_none() && range.chain.from < oldest {
-        cut(shared, &mut range, &mut chain, oldest).await?;
+    let mut pages = Pages::take_up(shared, &range).await?;
+    if pages.token.is_none() && range.chain.from < oldest {
+        drop_lost_days(shared, &mut range, &mut pages, oldest).await?;
     }
     let days = split::Days::new(days_of(&range), range.last_sent, shared.now());
     if range.chain.pages == 0
         && let Some(split) = split::in_advance(&days, range.pages_elsewhere, shared.pace())
-        && shared.can_afford(&split, &split::Seen::default())
+        && shared.pay_for(&split, &split::Seen::default())
     {
         return split_range(shared, &range, split.parts, split.expected_pages).await;
     }
     let mut outlook = context.progress.outlook();
     loop {
-        match chain.next(shared, &mut range).await? {
+        match pages.next(shared, &mut range).await? {
             Step::More => {
-                let Some(observed) = chain.observed else { continue };
-                let idle = shared.idle.load(Relaxed);
-                let to_come = observed.pages_to_come(&days).unwrap_or_default();
-                outlook.is(to_come.min(observed.trusted(context.lane.account().is_paced())));
-                let pace = shared.pace();
-                chain.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-                let split = split::under_way(&days, &observed, pace).or_else(|| {
-                    let chains = shared.chains.load(Relaxed).max(1);
-                    let all_to_come = context.progress.requests_to_come(&context.lane.traffic)?;
-                    let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
-                    split::when_idle(&days, &observed, pace, mean, idle)
-                });
-                if let Some(split) = split.filter(|split| shared.can_afford(split, &observed)) {
-                    shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
-                    chain.uncount(shared);
+                if let Some(split) = pages.split_due(shared, &days, &mut outlook) {
+                    pages.uncount(shared);
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
             }
             Step::End => break,
-            Step::Failed(failure) => return give_up(shared, range, &mut chain, &failure).await,
+            Step::Failed(failure) => return give_up(shared, range, &mut pages, &failure).await,
         }
     }
     Ok(Vec::new())
@@ -137,7 +122,7 @@ pub(super) async fn follow(
 async fn give_up(
     shared: &Shared,
     mut range: PendingRange,
-    chain: &mut Pages,
+    pages: &mut Pages,
     failure: &Failure,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     if let Some(parts) = windows::cut(days_of(&range))
@@ -145,7 +130,7 @@ async fn give_up(
     {
         tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
             "a session's days could not be fetched whole, cutting");
-        chain.uncount(shared);
+        pages.uncount(shared);
         return split_range(shared, &range, parts, 0).await;
     }
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range, failure).await? {
@@ -156,8 +141,8 @@ async fn give_up(
     // Its first days may have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
     if failure.kind == FailureKind::Rejected
         && (range.chain.from < shared.oldest_reachable()
-            || chain.token.is_none()
-                && is_refused_by_zoom(failure)
+            || pages.token.is_none()
+                && failure.is_refused_by_zoom()
                 && reach_begins_later(shared, &range).await)
     {
         range.chain.resume = None;
@@ -171,10 +156,10 @@ async fn give_up(
 }
 
 /// The first days of a range have left Zoom's reach.
-async fn cut(
+async fn drop_lost_days(
     shared: &Shared,
     range: &mut PendingRange,
-    chain: &mut Pages,
+    pages: &mut Pages,
     reachable_from: Date,
 ) -> Result<(), ExtractError> {
     let kept = kept::of_lost_days(shared, range, reachable_from).await?;
@@ -182,7 +167,7 @@ async fn cut(
     let (failure, at) = (out_of_reach(reachable_from), shared.now());
     let change = Change::CutRange { range: range.chain.id, reachable_from, kept, failure, at };
     shared.count(&shared.writer.commit(change).await?);
-    chain.uncount(shared);
+    pages.uncount(shared);
     count(shared, items);
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
@@ -277,22 +262,25 @@ impl Pages {
         if range.chain.pages == 0 {
             return Ok(pages);
         }
-        let (_one_of_few, mut reader) = shared.reader().await?;
-        pages.counted = reader.range_items(range.chain.id).await?;
-        let age = |token: &PageToken| shared.now().duration_since(token.at).unsigned_abs();
+        let life = shared.context.settings.page_token_life;
+        let is_young = |token: &&PageToken| shared.now().duration_since(token.at).unsigned_abs() < life;
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
-        if let Some(resume) = &range.chain.resume
-            && same_query
-            && age(resume) < shared.context.settings.page_token_life
-        {
-            let stored = reader.last_page(range.chain.id).await?;
-            pages.previous = Arc::new(stored.map(|items| kept::digests_of(&items)));
+        let resume = range.chain.resume.as_ref().filter(is_young).filter(|_| same_query);
+        let (counted, last_page) = shared
+            .look(async |stored| {
+                let counted = stored.range_items(range.chain.id).await?;
+                let goes_on = resume.is_some();
+                Ok((counted, if goes_on { Some(stored.last_page(range.chain.id).await?) } else { None }))
+            })
+            .await?;
+        pages.counted = counted;
+        if let (Some(resume), Some(last_page)) = (resume, last_page) {
+            pages.previous = Arc::new(last_page.map(|items| kept::digests_of(&items)));
             pages.observed = None;
             pages.token = Some(resume.token.clone());
             pages.paging = Paging::taken_up(&resume.token);
             pages.seq = range.chain.pages;
         }
-        reader.close().await;
         Ok(pages)
     }
 
@@ -315,7 +303,7 @@ impl Pages {
         let read = move |body: Bytes| {
             read_page(&body, days, &previous, if account.processors_have_time() { DENSE } else { FAST })
         };
-        let effort = run_effort(context.settings.max_attempts, self.urgent);
+        let effort = run_effort(self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
@@ -329,15 +317,37 @@ impl Pages {
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, and from
-        // a page stored without its repeats it would not recognise them.
-        let may_go_on = trouble.is_none() && page.repeats == 0;
+        // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, from a
+        // page stored without its repeats it would not recognise them, and nobody would tell it that days were left out.
+        let may_go_on = trouble.is_none() && page.repeats == 0 && self.leaves_out.is_none();
         self.commit(shared, range, page, may_go_on.then(|| call.query())).await?;
         Ok(match trouble {
             Some(failure) => Step::Failed(failure),
             None if self.token.is_some() => Step::More,
             None => self.leaves_out.take().map_or(Step::End, Step::Failed),
         })
+    }
+
+    /// A split of the chain into others, if it turns out too long and that is worth it.
+    fn split_due(&mut self, shared: &Shared, days: &split::Days, outlook: &mut Outlook) -> Option<Split> {
+        let RunContext { lane, progress, .. } = &shared.context;
+        let observed = self.observed?;
+        let to_come = observed.pages_to_come(days).unwrap_or_default();
+        outlook.set(to_come.min(observed.trusted(lane.account().is_paced())));
+        let pace = shared.pace();
+        self.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
+        let idle = shared.idle.load(Relaxed);
+        let split = split::under_way(days, &observed, pace).or_else(|| {
+            let chains = shared.chains.load(Relaxed).max(1);
+            let all_to_come = progress.requests_to_come(&lane.traffic)?;
+            let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
+            split::when_idle(days, &observed, pace, mean, idle)
+        })?;
+        if !shared.pay_for(&split, &observed) {
+            return None;
+        }
+        shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
+        Some(split)
     }
 
     /// Takes back what was counted of pages that are dropped.
@@ -347,7 +357,8 @@ impl Pages {
         }
     }
 
-    /// Begins again. What is stored stays until the new first page takes its place.
+    /// Begins again. What is stored stays until the new first page takes its place, and so does the number of the range's pages:
+    /// it says that the session has shown some.
     fn restart(&mut self) {
         self.observed = Some(split::Seen::default());
         self.leaves_out = None;
@@ -360,7 +371,7 @@ impl Pages {
         &mut self,
         shared: &Shared,
         range: &mut PendingRange,
-        page: MessagesPage,
+        page: ReadPage,
         query: Option<String>,
     ) -> Result<(), ExtractError> {
         let items =
@@ -374,13 +385,13 @@ impl Pages {
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
-        let MessagesPage { segments, repeats, .. } = page;
-        let newest_first = split::newest_first(page.ends);
-        let change = Change::MessagesPage { page: of, query, segments, repeats, newest_first };
         if self.urgent.is_none() {
-            shared.wait_for_others(page.next.is_none()).await;
+            shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
         }
-        shared.count(&shared.writer.commit(change).await?);
+        let ReadPage { segments, repeats, .. } = page;
+        let page_of_range =
+            MessagesPage { of, query, segments, repeats, direction: split::direction(page.ends) };
+        shared.count(&shared.writer.commit(Change::MessagesPage(page_of_range)).await?);
         if self.seq == 0 {
             self.uncount(shared);
         }

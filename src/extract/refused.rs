@@ -2,6 +2,7 @@
 //!
 //! It is found out by asking for the like of it. What is done about it is not decided here.
 
+use bytes::Bytes;
 use jiff::ToSpan;
 use jiff::civil::Date;
 
@@ -11,7 +12,6 @@ use super::run::{ExtractError, Shared, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::PendingRange;
 use crate::zoom::lane::{Effort, Ended};
-use crate::zoom::wire::{MESSAGES, Page, SESSIONS};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// Zoom's reach may begin up to so many days later than we compute: how long six months are is not documented to the day.
@@ -30,9 +30,9 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
     let last = to.min(six_months_ago.saturating_add(UNSURE_REACH.days()));
     for day in from.series(1.day()).take_while(|day| *day <= last) {
         let call = Call::ListSessions { from: day, to: day, page_token: None };
-        let listed = shared.context.lane.fetch(&call, effort(shared), |body| answer(&body, SESSIONS)).await;
+        let listed = ask(shared, call).await;
         match listed {
-            Err(Ended::Failed(refused)) if is_refused_by_zoom(&refused) => {}
+            Err(Ended::Failed(refused)) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reach begins later than six months ago");
                 shared.remember_reach(day);
@@ -42,11 +42,6 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
         }
     }
     false
-}
-
-/// Zoom's own word that it does not like what was asked for.
-pub(super) fn is_refused_by_zoom(failure: &Failure) -> bool {
-    failure.kind == FailureKind::Rejected && failure.zoom_code.is_some()
 }
 
 fn is_answer(asked: &Result<(), Ended>) -> bool {
@@ -66,11 +61,8 @@ pub(super) async fn is_alone(
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
     }
-    let (one_of_few, mut reader) = shared.reader().await?;
     let oldest = shared.oldest_reachable();
-    let another = reader.another_session(&range.session_id, oldest).await?;
-    reader.close().await;
-    drop(one_of_few);
+    let another = shared.look(async |stored| stored.another_session(&range.session_id, oldest).await).await?;
     let Some((session_id, from, to)) = another else { return Ok(false) };
     let from = from.max(oldest);
     Ok(is_answer(&first_page(shared, &session_id, from, to).await))
@@ -91,11 +83,8 @@ pub(super) async fn holds_nothing(
         // What was received of these days says that there is something.
         return Ok(false);
     }
-    let (one_of_few, mut reader) = shared.reader().await?;
     let oldest = shared.oldest_reachable();
-    let shown_in = reader.shown_in(range.chain.id, oldest).await?;
-    reader.close().await;
-    drop(one_of_few);
+    let shown_in = shared.look(async |stored| stored.shown_in(range.chain.id, oldest).await).await?;
     let Some((from, to)) = shown_in else { return Ok(true) };
     let from = from.max(oldest);
     let own = (range.chain.from, range.chain.to);
@@ -123,23 +112,19 @@ pub(super) async fn may_be_one_page(
     ) {
         return Ok(false);
     }
-    let (_one_of_few, mut reader) = shared.reader().await?;
-    let shown_in = reader.shown_in(range.chain.id, Date::MIN).await?;
-    reader.close().await;
+    let shown_in = shared.look(async |stored| stored.shown_in(range.chain.id, Date::MIN).await).await?;
     Ok(shown_in.is_some())
 }
 
-/// Asks for the first page of a session in these days only to see whether there is an answer.
+/// The first page of a session in these days.
 async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> Result<(), Ended> {
     let choice = shared.context.request.item_choice();
-    let call = Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice };
-    shared.context.lane.fetch(&call, effort(shared), |body| answer(&body, MESSAGES)).await
+    ask(shared, Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice }).await
 }
 
-fn effort(shared: &Shared) -> Effort {
-    run_effort(shared.context.settings.max_attempts, Effort::MOST_URGENT)
-}
-
-fn answer<const N: usize>(body: &[u8], names: [&'static str; N]) -> Result<(), String> {
-    Page::read(body, names).map(|_| ())
+/// Only to see whether there is an answer.
+async fn ask(shared: &Shared, call: Call) -> Result<(), Ended> {
+    let asked = call.clone();
+    let read = move |body: Bytes| asked.is_answered_by(&body);
+    shared.context.lane.fetch(&call, run_effort(Effort::MOST_URGENT), read).await
 }

@@ -4,8 +4,8 @@ use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
 use super::windows::DateRange;
-use crate::zoom::ItemChoice;
 use crate::zoom::wire::SessionHead;
+use crate::zoom::{Include, ItemChoice};
 
 /// One extraction, validated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,28 +16,6 @@ pub struct ExtractRequest {
     pub edits_by: EditsBy,
     pub sessions: SessionFilter,
     pub label: Option<String>,
-}
-
-/// What to ask for beside the messages. All true unless said otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Include {
-    pub edited: bool,
-    pub deleted: bool,
-    pub bot_messages: bool,
-    pub reactions: bool,
-    pub custom_emoji_reactions: bool,
-}
-
-impl Default for Include {
-    fn default() -> Self {
-        Self {
-            edited: true,
-            deleted: true,
-            bot_messages: true,
-            reactions: true,
-            custom_emoji_reactions: true,
-        }
-    }
 }
 
 /// By which time edited and deleted items are selected.
@@ -91,14 +69,7 @@ impl ExtractRequest {
     }
 
     pub fn item_choice(&self) -> ItemChoice {
-        ItemChoice {
-            edited: self.include.edited,
-            deleted: self.include.deleted,
-            bot_messages: self.include.bot_messages,
-            reactions: self.include.reactions,
-            custom_emoji_reactions: self.include.custom_emoji_reactions,
-            by_modification_time: self.edits_by == EditsBy::ModificationTime,
-        }
+        ItemChoice { include: self.include, by_modification_time: self.edits_by == EditsBy::ModificationTime }
     }
 }
 

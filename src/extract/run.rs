@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -30,22 +30,20 @@ use crate::zoom::{Failure, FailureKind, Lane};
 
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
 /// few pages as for one.
-const BEAT: Duration = Duration::from_millis(100);
+pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
-const LONG_BEAT: Duration = BEAT.saturating_mul(20);
+pub(super) const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
-/// How often a run asks, and for how long it trusts what it was told.
+/// For how long a run trusts what it was told.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
-    /// Tries for a whole request; what is cut out of a failed window gets fewer.
-    pub max_attempts: u32,
     /// A page token older than this is not used after a restart (Zoom's live 15 minutes).
     pub page_token_life: Duration,
 }
 
 impl Default for ExtractSettings {
     fn default() -> Self {
-        Self { max_attempts: 8, page_token_life: Duration::from_secs(14 * 60) }
+        Self { page_token_life: Duration::from_secs(14 * 60) }
     }
 }
 
@@ -224,7 +222,7 @@ impl Shared {
         fetched
     }
 
-    /// Keeps as many chains going as settings allow, oldest window first, until there is nothing left to find.
+    /// Keeps as many chains going as are useful, oldest window first, until there is nothing left to find.
     async fn keep_fetching(
         self: &Arc<Self>,
         reader: &mut Reader,
@@ -276,7 +274,7 @@ impl Shared {
     async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
         let pause = async || {
             self.context.clock.sleep(Duration::from_secs(2)).await;
-            self.wait_for_others(true).await;
+            self.wait_for_beat(LONG_BEAT).await;
         };
         while stop.run_until_cancelled(pause()).await.is_some() {
             if let Err(error) = self.leave_totals().await {
@@ -285,10 +283,16 @@ impl Shared {
         }
     }
 
-    /// A look at what is stored, for one of few at a time: as long as the permit is held.
-    pub(super) async fn reader(&self) -> Result<(SemaphorePermit<'_>, Reader), ExtractError> {
-        let permit = self.readers.acquire().await.expect("the semaphore is never closed");
-        Ok((permit, self.location.open_reader().await?))
+    /// A look at what is stored, for one of few at a time.
+    pub(super) async fn look<T>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
+    ) -> Result<T, ExtractError> {
+        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
+        let mut stored = self.location.open_reader().await?;
+        let seen = at(&mut stored).await;
+        stored.close().await;
+        Ok(seen?)
     }
 
     /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
@@ -300,8 +304,8 @@ impl Shared {
         Pace { latency: lane.time_of_a_page(), rest_of_run }
     }
 
-    /// Whether a chain that has shown this may be split; if so, it is taken to be.
-    pub(super) fn can_afford(&self, split: &Split, seen: &Seen) -> bool {
+    /// Takes what a split of a chain that has shown this costs off what may be spent; false if that is not enough.
+    pub(super) fn pay_for(&self, split: &Split, seen: &Seen) -> bool {
         let RunContext { lane, progress, .. } = &self.context;
         let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
         let requests = lane.traffic.requests.load(Ordering::Relaxed) + to_come as u64;
@@ -310,11 +314,10 @@ impl Shared {
         self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 
-    /// Until the next beat, where that holds nothing up: what comes between two beats is committed together.
-    pub(super) async fn wait_for_others(&self, nothing_follows: bool) {
+    /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
+    pub(super) async fn wait_for_beat(&self, longest: Duration) {
         let RunContext { lane, clock, .. } = &self.context;
-        let beats = [nothing_follows.then_some(LONG_BEAT), Some(BEAT)];
-        if let Some(beat) = beats.into_iter().flatten().find(|beat| lane.has_time_for(*beat)) {
+        if let Some(beat) = [longest, BEAT].into_iter().find(|beat| lane.has_time_for(*beat)) {
             let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
             clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;
         }
@@ -355,8 +358,8 @@ impl Shared {
 }
 
 /// A run waits for Zoom as long as it must.
-pub(super) fn run_effort(attempts: u32, urgent: Option<u32>) -> Effort {
-    Effort { attempts, sits_out_outages: true, urgent }
+pub(super) fn run_effort(urgent: Option<u32>) -> Effort {
+    Effort { at_most: None, sits_out_outages: true, urgent }
 }
 
 /// A failure as the capture keeps it.

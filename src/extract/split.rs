@@ -126,7 +126,7 @@ impl Days {
 }
 
 /// Which way a page goes: 1 when its first message is later than its last, -1 when it is earlier.
-pub fn newest_first(ends: Option<(i64, i64)>) -> i64 {
+pub fn direction(ends: Option<(i64, i64)>) -> i64 {
     ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last))
 }
 
@@ -137,14 +137,14 @@ pub struct Seen {
     /// The first and last instant of any message, in milliseconds since 1970.
     span: Option<(i64, i64)>,
     /// Pages that go from new to old, less those that go the other way.
-    newest_first: i64,
+    direction: i64,
 }
 
 impl Seen {
     /// Another page, and when its first and its last message were sent.
     pub fn add(&mut self, ends: Option<(i64, i64)>) {
         self.pages += 1;
-        self.newest_first += newest_first(ends);
+        self.direction += direction(ends);
         let span = ends.map(|(first, last)| (first.min(last), first.max(last)));
         self.span = match (self.span, span) {
             (Some(old), Some(new)) => Some((old.0.min(new.0), old.1.max(new.1))),
@@ -157,7 +157,7 @@ impl Seen {
         let (start, end) = (windows::begins(days.range.from).as_millisecond(), days.end.as_millisecond());
         let last_sent = days.last_sent.map(Timestamp::as_millisecond);
         let Some((first, last)) = self.span else { return (start, last_sent.unwrap_or(end)) };
-        if self.newest_first > 0 {
+        if self.direction > 0 {
             return (start, last);
         }
         // One that is later than that shows that the list was wrong.
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn seen(pages: u32, days: f64) -> Seen {
-        Seen { pages, span: Some((at(0.0), at(days))), newest_first: 0 }
+        Seen { pages, span: Some((at(0.0), at(days))), direction: 0 }
     }
 
     #[test]
@@ -371,11 +371,11 @@ mod tests {
         #[test]
         fn parts_cover_every_day_once_and_in_order(
             days in 1i32..31, number in 0usize..100,
-            span in proptest::option::of((any::<i64>(), any::<i64>())), newest_first in -1i64..=1,
+            span in proptest::option::of((any::<i64>(), any::<i64>())), direction in -1i64..=1,
             last_sent in proptest::option::of(-40.0f64..40.0),
         ) {
             let range = DateRange { to: MONTH.from.checked_add((days - 1).days()).unwrap(), ..MONTH };
-            let (days, seen) = (active_until(range, last_sent), Seen { pages: 9, span, newest_first });
+            let (days, seen) = (active_until(range, last_sent), Seen { pages: 9, span, direction });
             prop_assert!(seen.pages_to_come(&days).is_none_or(|pages| pages >= 0.0));
             if let Some(parts) = days.cut(number, &seen) {
                 prop_assert!(parts.len() >= 2);

@@ -4,15 +4,37 @@ use std::sync::Arc;
 
 use jiff::civil::Date;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
 
-/// What to ask for beside the messages themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ItemChoice {
+use super::readers::ReadResult;
+use super::wire::{MESSAGES, Page, SESSIONS};
+
+/// What to ask for beside the messages. All true unless said otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Include {
     pub edited: bool,
     pub deleted: bool,
     pub bot_messages: bool,
     pub reactions: bool,
     pub custom_emoji_reactions: bool,
+}
+
+impl Default for Include {
+    fn default() -> Self {
+        Self {
+            edited: true,
+            deleted: true,
+            bot_messages: true,
+            reactions: true,
+            custom_emoji_reactions: true,
+        }
+    }
+}
+
+/// Which items of a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ItemChoice {
+    pub include: Include,
     /// Select edited and deleted items by the time of the change instead of the parent's sending time.
     pub by_modification_time: bool,
 }
@@ -54,6 +76,14 @@ impl Call {
         }
     }
 
+    /// Whether this is an answer to it.
+    pub fn is_answered_by(&self, body: &[u8]) -> ReadResult<()> {
+        match self {
+            Self::ListSessions { .. } => Page::read(body, SESSIONS).map(drop),
+            Self::Messages { .. } => Page::read(body, MESSAGES).map(drop),
+        }
+    }
+
     /// Path and query without the page token: page tokens belong to exactly this.
     pub fn query(&self) -> String {
         let (from, to) = self.days();
@@ -61,8 +91,8 @@ impl Call {
             Self::ListSessions { .. } => {
                 format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
             }
-            Self::Messages { session_id, choice, .. } => {
-                let fields = match (choice.edited, choice.deleted) {
+            Self::Messages { session_id, choice: ItemChoice { include, by_modification_time }, .. } => {
+                let fields = match (include.edited, include.deleted) {
                     (true, true) => "&include_fields=edited_messages%2Cdeleted_messages",
                     (true, false) => "&include_fields=edited_messages",
                     (false, true) => "&include_fields=deleted_messages",
@@ -71,12 +101,11 @@ impl Call {
                 format!(
                     "/report/chat/sessions/{}?from={from}&to={to}&page_size={MESSAGES_A_PAGE}{fields}\
                      &include_bot_message={}&include_reactions={}&include_custom_emoji_reactions={}\
-                     &query_all_modifications={}",
+                     &query_all_modifications={by_modification_time}",
                     path_segment(session_id),
-                    choice.bot_messages,
-                    choice.reactions,
-                    choice.custom_emoji_reactions,
-                    choice.by_modification_time,
+                    include.bot_messages,
+                    include.reactions,
+                    include.custom_emoji_reactions,
                 )
             }
         }
@@ -129,14 +158,8 @@ mod tests {
 
     #[test]
     fn booleans_are_lower_case_and_the_page_token_stays_out_of_the_query() {
-        let choice = ItemChoice {
-            edited: true,
-            deleted: false,
-            bot_messages: true,
-            reactions: false,
-            custom_emoji_reactions: true,
-            by_modification_time: false,
-        };
+        let include = Include { deleted: false, reactions: false, ..Include::default() };
+        let choice = ItemChoice { include, by_modification_time: false };
         let call = Call::Messages {
             session_id: "s".into(),
             from: jiff::civil::date(2026, 1, 15),

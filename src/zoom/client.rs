@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::ToSpan;
+
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
 use super::call::Call;
@@ -119,15 +121,17 @@ impl Account {
         }
     }
 
-    /// What to ask to find out whether Zoom answers, when `call` was not answered: the like of it that was answered
-    /// before, of another session, so that one that always fails is not taken for an outage; without such, `call` itself
-    /// if others fail as well; else the shortest list.
+    /// What to ask to find out whether Zoom answers, when `call` was not answered: the like of it that was answered before, of
+    /// another session or of none of its days, so that one that always fails is not taken for an outage; without such, `call`
+    /// itself if other sessions fail as well; else the shortest list, of none of the days of a list.
     pub(super) fn probe_for(&self, call: &Call) -> Call {
         let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
         known.unwrap_or_else(|| {
             if call.subject().is_none() || self.outage(call).failing() < DIFFERENT {
-                let today = self.clock.today();
-                return Call::ListSessions { from: today, to: today, page_token: None };
+                let (today, (from, to)) = (self.clock.today(), call.days());
+                let is_one_of_them = call.subject().is_none() && from <= today && today <= to;
+                let day = if is_one_of_them { from.saturating_sub(1.day()) } else { today };
+                return Call::ListSessions { from: day, to: day, page_token: None };
             }
             call.clone()
         })
@@ -159,10 +163,12 @@ impl Answered {
         *last = Some(call.clone());
     }
 
-    /// Of the same endpoint, and of another session.
+    /// Of the same endpoint, and of another session or, a list, of none of its days.
     fn the_like_of(&self, call: &Call) -> Option<Call> {
         if call.subject().is_none() {
-            return self.list.clone();
+            let (from, to) = call.days();
+            let is_of_others = |known: &&Call| known.days().1 < from || to < known.days().0;
+            return self.list.as_ref().filter(is_of_others).cloned();
         }
         self.messages.iter().flatten().find(|known| known.subject() != call.subject()).cloned()
     }

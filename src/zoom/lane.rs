@@ -22,17 +22,16 @@ use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
 use super::retry::{Decision, RetryPolicy};
 use super::transport::{collect, describe};
-use super::wire::{MESSAGES, Page, SESSIONS};
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Tries, the first included; never more than the policy's.
-    pub attempts: u32,
+    /// Tries, the first included, if fewer than usual.
+    pub at_most: Option<u32>,
     /// Wait for the end of an outage. A person who waits for an answer would rather know.
     pub sits_out_outages: bool,
-    /// `Some(n)`: the job cannot end before this call and about `n` more that must follow it, one by one. It goes before others,
-    /// and before those with a smaller `n`.
+    /// `Some(n)`: the job cannot end before this call and about `n` more that must follow it, one by one. More of the turns are
+    /// for such calls, and for those with the largest `n` first.
     pub urgent: Option<u32>,
 }
 
@@ -194,10 +193,9 @@ impl Lane {
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
     {
         let account = &*self.account;
-        let policy = RetryPolicy {
-            max_attempts: effort.attempts.min(account.settings.retry.max_attempts),
-            ..account.settings.retry
-        };
+        let usual = account.settings.retry;
+        let max_attempts = effort.at_most.map_or(usual.max_attempts, |most| most.min(usual.max_attempts));
+        let policy = RetryPolicy { max_attempts, ..usual };
         let mut attempt = 1;
         // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
         // the credentials.
@@ -226,7 +224,7 @@ impl Lane {
                 && matches!(decision, Decision::Fail(kind) if kind.concerns_the_account())
             {
                 // Fewer tries are for what fails alone, not for what a whole run would end with.
-                decision = account.settings.retry.decide(&outcome, tries, now, roll);
+                decision = usual.decide(&outcome, tries, now, roll);
             }
             tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
             if !outcome.looks_like_an_outage() {
@@ -277,14 +275,8 @@ impl Lane {
             .outage(call)
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                let is_list = probe.subject().is_none();
-                let read = move |body: Bytes| {
-                    if is_list {
-                        Page::read(&body, SESSIONS).map(drop)
-                    } else {
-                        Page::read(&body, MESSAGES).map(drop)
-                    }
-                };
+                let asked = probe.clone();
+                let read = move |body: Bytes| asked.is_answered_by(&body);
                 match self.send(&probe, Effort::MOST_URGENT, read).await {
                     Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),

@@ -17,7 +17,7 @@ mod transport;
 pub mod wire;
 
 pub use budget::{Budget, Waiting};
-pub use call::{Call, ItemChoice};
+pub use call::{Call, Include, ItemChoice};
 pub use client::{Account, ZoomSettings};
 pub use lane::{Lane, Traffic};
 pub use outcome::{Failure, FailureKind};

@@ -98,6 +98,11 @@ impl Failure {
         Self { kind, status: Some(200), zoom_code: None, message: message.into(), attempts: 1 }
     }
 
+    /// Zoom's own word that it does not like what was asked for.
+    pub fn is_refused_by_zoom(&self) -> bool {
+        self.kind == FailureKind::Rejected && self.zoom_code.is_some()
+    }
+
     /// Zoom's own word that what was asked for does not exist.
     pub fn is_not_found_by_zoom(&self) -> bool {
         self.kind == FailureKind::NotFound && self.zoom_code.is_some()

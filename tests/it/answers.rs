@@ -414,6 +414,34 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     assert_eq!(world.sim.stats().list_requests, pages * 6);
 }
 
+/// What a last page brings says that another pass is due, also to whoever takes the job up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_was_to_be_read_again_is_so_after_a_restart() {
+    let sim =
+        SimSettings { sessions: 700, messages: 3_000, months: 1, hostile: false, ..SimSettings::default() };
+    let mut world = World::new(sim).await;
+    let data = world.sim.dataset().clone();
+    let (body, (from, to)) = world.one_window();
+    let listed: Vec<u32> = data.sessions_listed(from, to).collect();
+    let pages = listed.len().div_ceil(300) as u32;
+    let answer = FaultAnswer::Without(*listed.last().unwrap());
+    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: pages, answer });
+    let answer = FaultAnswer::Hang;
+    // The second pass finds it on its last page; the third is interrupted.
+    world.sim.script(ScriptedFault { matches: Match::List, after: pages * 2, times: ALWAYS, answer });
+    let id = world.submit(&body).await;
+    let third_pass = u64::from(pages) * 2 + 1;
+    while world.sim.stats().list_requests < third_pass {
+        tokio::task::yield_now().await;
+    }
+    world.sim.clear_script();
+    world.restart().await;
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert!(world.sim.stats().list_requests > third_pass, "{:?}", world.sim.stats());
+    let archive = world.archive(&id).await;
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+}
+
 /// The same message on two pages, a session listed twice, a session listed in a window without messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_overlaps_is_kept_once_and_what_is_empty_stays() {

@@ -292,6 +292,29 @@ async fn check_prints_a_line_a_step() {
     assert!(out.contains("FAIL messages") && out.contains("Pro plan"), "{out}");
 }
 
+/// Zoom says "not found" where there is nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_passes_where_nobody_has_written() {
+    let home = TempDir::new().unwrap();
+    let sim = SimSettings { empty_is_not_found: true, sessions: 1, messages: 1, ..account() };
+    let sim = Simulator::start(sim).await.unwrap();
+    let answer = FaultAnswer::Status {
+        status: 404,
+        headers: Vec::new(),
+        body: r#"{"code":1001,"message":"There is nothing."}"#.to_owned(),
+    };
+    for (matches, told) in
+        [(Match::List, "no session from"), (Match::Messages, "Zoom has no messages of one session")]
+    {
+        sim.clear_script();
+        sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer: answer.clone() });
+        let mut check = connected(&sim, home.path());
+        check.arg("check");
+        let (code, out, _) = run(check).await;
+        assert!(code == 0 && out.contains(told), "{code} {out}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_refused() {
     let sim = Simulator::start(account()).await.unwrap();

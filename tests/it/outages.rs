@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use serde_json::Value;
+use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
@@ -93,6 +93,26 @@ async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
         clock.advance(Duration::from_secs(60));
         assert_completed(&world, &id).await;
     }
+}
+
+/// A list that always fails is no outage, also if its first page has been answered last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
+    let sim = SimSettings { sessions: 700, messages: 3_000, months: 1, hostile: false, ..account() };
+    let world = World::new(sim).await;
+    let data = world.sim.dataset().clone();
+    let (body, (from, to)) = world.one_window();
+    let pages = data.sessions_listed(from, to).count().div_ceil(300) as u32;
+    assert!(pages > 1, "it is read again");
+    let answer = FaultAnswer::Status { status: 504, headers: Vec::new(), body: String::new() };
+    let matches = Match::ListTouching(from);
+    world.sim.script(ScriptedFault { matches, after: pages, times: u32::MAX, answer });
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = archive.json("_metadata/failures.json");
+    let days = [&failures[0]["from"], &failures[0]["to"]];
+    assert_eq!((failures.as_array().unwrap().len(), days), (1, [&json!(from.to_string()); 2]));
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
 }
 
 /// A page of a gateway that happens to be JSON is no answer.

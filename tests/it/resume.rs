@@ -156,3 +156,34 @@ async fn what_every_page_repeats_is_kept_once_also_when_the_chain_is_interrupted
     assert_eq!((&summary["total_messages"], &summary["total_edited_messages"]), (&6.into(), &1.into()));
     assert_eq!(summary["repeated_items_dropped"], 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_that_is_interrupted_does_not_forget_that_days_were_left_out() {
+    let mut world = World::new(SimSettings { sessions: 1, ..account(0) }).await;
+    let (body, day) = world.one_day();
+    let of_the_day_before = |hour, next| {
+        let FaultAnswer::ReplaceBody(page) = page_of_hour(day, hour, next) else { unreachable!() };
+        let to = day.yesterday().unwrap();
+        FaultAnswer::ReplaceBody(page.replacen('{', &format!(r#"{{"to":"{to}","#), 1))
+    };
+    let script = |matches, times, answer| {
+        world.sim.script(ScriptedFault { matches, after: 0, times, answer });
+    };
+    let wait = ("retry-after".to_owned(), "9".to_owned());
+    script(Match::Session(0), 1, of_the_day_before(0, "a"));
+    script(
+        Match::Session(0),
+        1,
+        FaultAnswer::Status { status: 429, headers: vec![wait], body: String::new() },
+    );
+    let id = world.submit(&body).await;
+    world.wait_until(&id, |job| job["progress"]["messages"] == 2).await;
+    world.sim.clear_script();
+    script(Match::WithPageToken, u32::MAX, page_of_hour(day, 1, ""));
+    script(Match::Session(0), u32::MAX, of_the_day_before(0, "b"));
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    assert_eq!(world.failures(&id).await[0]["code"], "days-left-out");
+    assert_eq!(job["progress"]["messages"], 4);
+}
