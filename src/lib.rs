@@ -15,7 +15,7 @@
 //! `telemetry` are leaves, which everybody may import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is not in its table.
 //!
 //! # What is deliberately absent
-//! No unsafe code, no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to
+//! No unsafe code (but one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to
 //! Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
 
 #![forbid(unsafe_code)]

@@ -178,7 +178,7 @@ impl OneJob {
         let input = AssembleInput { directory: self.directory.clone(), target, cancel };
         let (counts, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
-            let running = alongside(extract::run(context), &input, all_listed, &self.clock);
+            let running = alongside(extract::run(context), input, all_listed, &self.clock);
             tokio::pin!(running);
             loop {
                 tokio::select! {
@@ -195,7 +195,7 @@ impl OneJob {
         let items = counts.items.iter().sum();
         spare_fuller(&self.output, &self.directory, items)?;
         std::fs::write(self.directory.join(PUBLISHING), items.to_string())?;
-        assemble(input, begun).await?;
+        assemble(begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds. What says that there is a

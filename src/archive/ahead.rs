@@ -16,8 +16,18 @@ use crate::clock::SharedClock;
 const LEAST_REST: Duration = Duration::from_secs(2);
 
 /// As much of an archive as could be made before everything was there; perhaps nothing.
-#[derive(Debug, Default)]
-pub struct Begun(pub(super) Option<Assembly>);
+#[derive(Debug)]
+pub struct Begun {
+    pub(super) input: AssembleInput,
+    pub(super) assembly: Option<Assembly>,
+}
+
+impl Begun {
+    /// Everything is still to be made.
+    pub fn nothing(input: AssembleInput) -> Self {
+        Self { input, assembly: None }
+    }
+}
 
 /// Runs `fetching` to its end, and beside it begins with the archive as soon as `all_listed` tells that no more sessions or
 /// units will be found; without it not before the end, which is as fast when fetching keeps the processors busy. What
@@ -25,16 +35,16 @@ pub struct Begun(pub(super) Option<Assembly>);
 /// directory are several times as large as what was captured, and might take the room that the rest of it needs.
 pub async fn alongside<T>(
     fetching: impl Future<Output = T>,
-    input: &AssembleInput,
+    input: AssembleInput,
     all_listed: Option<CancellationToken>,
     clock: &SharedClock,
 ) -> (T, Begun) {
     let Some(all_listed) = all_listed.filter(|_| matches!(input.target, Target::Zip(_))) else {
-        return (fetching.await, Begun::default());
+        return (fetching.await, Begun::nothing(input));
     };
     let fetched = CancellationToken::new();
     let told = fetched.clone().drop_guard();
-    let beginning = begin(input.clone(), all_listed, fetched.clone(), clock.clone());
+    let beginning = begin(input, all_listed, fetched.clone(), clock.clone());
     let fetching = async {
         let result = fetching.await;
         drop(told);
@@ -50,10 +60,11 @@ async fn begin(
     clock: SharedClock,
 ) -> Begun {
     if fetched.run_until_cancelled(all_listed.cancelled()).await.is_none() {
-        return Begun::default();
+        return Begun::nothing(input);
     }
+    let of = input.clone();
     let begun = on_own_thread(move |runtime| {
-        let mut assembly = Assembly::begin(input, runtime.clone())?;
+        let mut assembly = Assembly::begin(of, runtime.clone())?;
         loop {
             let started = clock.elapsed();
             assembly.add_complete(&fetched)?;
@@ -63,13 +74,9 @@ async fn begin(
             }
         }
     });
-    match begun.await {
-        Ok(assembly) => Begun(Some(assembly)),
-        Err(error) => {
-            tracing::debug!(%error, "the archive could not be begun early");
-            Begun::default()
-        }
-    }
+    let assembly =
+        begun.await.inspect_err(|error| tracing::debug!(%error, "the archive could not be begun early")).ok();
+    Begun { input, assembly }
 }
 
 #[cfg(test)]
@@ -158,8 +165,8 @@ mod tests {
             }
         }
         let begun_early = early.missing() < SESSIONS as u64;
-        let made = assemble(input("early.zip"), Begun(Some(early))).await.unwrap();
-        let again = assemble(input("late.zip"), Begun::default()).await.unwrap();
+        let made = assemble(Begun { input: input("early.zip"), assembly: Some(early) }).await.unwrap();
+        let again = assemble(Begun::nothing(input("late.zip"))).await.unwrap();
         writer.close().await;
         (made == again, begun_early)
     }
@@ -186,8 +193,8 @@ mod tests {
         let input = input(directory.path(), "archive.zip");
         let clock = crate::clock::SystemClock::shared();
         for all_listed in [None, Some(CancellationToken::new())] {
-            let (ended, begun) = alongside(async { 7 }, &input, all_listed, &clock).await;
-            assert!(ended == 7 && begun.0.is_none());
+            let (ended, begun) = alongside(async { 7 }, input.clone(), all_listed, &clock).await;
+            assert!(ended == 7 && begun.assembly.is_none());
         }
         let all_listed = CancellationToken::new();
         all_listed.cancel();
@@ -197,8 +204,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let begun = alongside(fetching, &input, Some(all_listed), &clock).await.1;
-        assert!(begun.0.is_some());
+        let begun = alongside(fetching, input, Some(all_listed), &clock).await.1;
+        assert!(begun.assembly.is_some());
         drop(begun);
         assert!(!temporary.exists(), "nothing half-written stays");
         writer.close().await;

@@ -44,9 +44,9 @@ pub struct AssembleInput {
 }
 
 /// Makes the archive, or what is left to be made of it. Returns size and hash of a zip; nothing of a directory.
-pub async fn assemble(input: AssembleInput, begun: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
+pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
     on_own_thread(move |runtime| {
-        let mut assembly = match begun.0 {
+        let mut assembly = match assembly {
             Some(assembly) => assembly,
             None => Assembly::begin(input, runtime)?,
         };
@@ -62,6 +62,30 @@ pub(super) async fn on_own_thread<T: Send + 'static>(
 ) -> Result<T, ArchiveError> {
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || work(runtime)).await.map_err(std::io::Error::other)?
+}
+
+/// Which sessions are to be added.
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    /// Those of which everything is there, while others are still being fetched.
+    Complete {
+        until: &'a CancellationToken,
+    },
+    All,
+}
+
+impl Which<'_> {
+    fn is_told_to_stop(self) -> bool {
+        matches!(self, Self::Complete { until } if until.is_cancelled())
+    }
+
+    /// How many threads inflate and hash.
+    fn threads(self) -> usize {
+        match self {
+            Self::Complete { .. } => 1,
+            Self::All => available_parallelism().map_or(1, usize::from).min(MOST_THREADS),
+        }
+    }
 }
 
 /// An archive that is being made.
@@ -105,14 +129,13 @@ impl Assembly {
     /// more than there is.
     pub(super) fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
         self.check_room(self.reader.segments().size()?)?;
-        self.add_sessions(false, 1, stop)
+        self.add_sessions(Which::Complete { until: stop })
     }
 
     /// Adds all sessions; nothing more may come.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
         self.check_room(0)?;
-        let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-        self.add_sessions(true, threads, &CancellationToken::new())?;
+        self.add_sessions(Which::All)?;
         Ok(self.scratch.check_whole()?)
     }
 
@@ -135,27 +158,21 @@ impl Assembly {
         Ok(())
     }
 
-    fn add_sessions(
-        &mut self,
-        also_incomplete: bool,
-        threads: usize,
-        stop: &CancellationToken,
-    ) -> Result<(), ArchiveError> {
+    fn add_sessions(&mut self, which: Which<'_>) -> Result<(), ArchiveError> {
         let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
         let segments = reader.segments().clone();
-        let mut read = |after, scratch: &Scratch| {
-            runtime.block_on(sessions_after(reader, after, also_incomplete, facts, scratch))
-        };
+        let mut read =
+            |after, scratch: &Scratch| runtime.block_on(sessions_after(reader, after, which, facts, scratch));
         let mut next = read(self.last, scratch)?;
         let mut made = Vec::new();
         while let Some((last, sessions)) = next
-            && !stop.is_cancelled()
+            && !which.is_told_to_stop()
         {
             check(cancel)?;
             // While some are copied and hashed, those before are put away and the next are read.
             let (copied, hashed, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
-                let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, threads));
+                let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, which.threads()));
                 let put_away = put_away(std::mem::take(&mut made), scratch);
                 let after = put_away.and_then(|()| read(last, scratch));
                 (joined(copying), joined(hashing), after)
@@ -302,11 +319,14 @@ fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> 
 async fn sessions_after(
     reader: &mut Reader,
     after: Place,
-    also_incomplete: bool,
+    which: Which<'_>,
     facts: &Facts,
     scratch: &Scratch,
 ) -> Result<Option<(Place, Vec<WholeSession>)>, ArchiveError> {
-    let sessions = reader.sessions_after(after, also_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
+    let mut sessions = reader.complete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
+    if sessions.is_empty() && matches!(which, Which::All) {
+        sessions = reader.incomplete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
+    }
     let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
     let pages = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
     let sessions = sessions.into_iter().zip(pages);

@@ -381,13 +381,13 @@ mod tests {
         }
         let mut reader = location.open_reader().await.unwrap();
         assert!(reader.pending_ranges(1, 0, 9).await.unwrap().is_empty(), "all of them are there");
-        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
+        let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
         assert_eq!(complete.len(), 1);
         writer.commit(probe(3, 22)).await.unwrap();
         let pending = reader.pending_ranges(1, 0, 9).await.unwrap();
         let days: Vec<_> = pending.iter().map(|range| (range.chain.from, range.chain.to)).collect();
         assert_eq!(days, [(day(21), day(21)), (day(22), day(22))]);
-        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
+        let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
         assert!(complete.is_empty(), "something of it is still to come");
         writer.close().await;
     }

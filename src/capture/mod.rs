@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Sqlite, Transaction};
+use sqlx::{ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
 use crate::files::{self, unless_absent};
@@ -45,18 +45,25 @@ const SEGMENTS: &str = "capture.segments";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 5;
+const SET_VERSION: &str = "PRAGMA user_version = 5";
 
-/// Added by version 3: the order in which units came to their ends. The index comes first: made of all units at once it
-/// would sort them in memory.
-const FROM_VERSION_2: &str = "ALTER TABLE units ADD COLUMN settled INTEGER;
-     CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
-     UPDATE units SET settled = 1 WHERE state <> 'pending';";
+/// What each version added. `schema.sql` has all of it, but for what is the same in new captures and old ones.
+const UPGRADES: [(i64, &str); 3] = [
+    // The order in which units came to their ends. The index comes first: made of all units at once it would sort them in
+    // memory.
+    (
+        3,
+        "ALTER TABLE units ADD COLUMN settled INTEGER;
+         CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
+         UPDATE units SET settled = 1 WHERE state <> 'pending';",
+    ),
+    (4, SINCE_VERSION_4),
+    // In which order a range's messages came.
+    (5, "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0"),
+];
 
-/// Added by version 4: pages that are set aside.
+/// Pages that are set aside.
 const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
-
-/// Added by version 5: in which order a range's messages came.
-const FROM_VERSION_4: &str = "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -185,11 +192,6 @@ impl Location {
         self.path.exists()
     }
 
-    /// Whether messages are there and the index is not.
-    pub fn has_lost_its_index(&self) -> bool {
-        !self.exists() && std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
-    }
-
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -204,10 +206,7 @@ impl Location {
         let mut connection = self.options().connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         match version {
-            0 => set_up(&mut connection, &[include_str!("schema.sql"), SINCE_VERSION_4]).await?,
-            2 => set_up(&mut connection, &[FROM_VERSION_2, SINCE_VERSION_4, FROM_VERSION_4]).await?,
-            3 => set_up(&mut connection, &[SINCE_VERSION_4, FROM_VERSION_4]).await?,
-            4 => set_up(&mut connection, &[FROM_VERSION_4]).await?,
+            0 | 2..SCHEMA_VERSION => set_up(&mut connection, version).await?,
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
@@ -236,16 +235,36 @@ impl Location {
         self.path.with_file_name(SEGMENTS)
     }
 
-    /// Reads the whole index and finds what a torn write or a bad disk did to it. Segments have their own checksums, and
-    /// are looked at when they are used.
+    /// Whether there is anything in it. An error when there are messages of which it knows nothing.
+    pub async fn has_plan(&self) -> Result<bool, CaptureError> {
+        let mut has_plan = false;
+        if self.exists() {
+            let mut reader = self.open_reader().await?;
+            let found = reader.has_plan().await;
+            reader.close().await;
+            has_plan = found?;
+        }
+        let has_messages = std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0);
+        if has_messages && !has_plan {
+            return Err(CaptureError::Damaged("there are messages and no index of them".to_owned()));
+        }
+        Ok(has_plan)
+    }
+
+    /// Reads the whole index and finds what a torn write or a bad disk did to it, also references to what is not there. Segments
+    /// have their own checksums, and are looked at when they are used.
     pub async fn check(&self) -> Result<(), CaptureError> {
-        // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
-        // later, and then removes the log by its name, be it another's by then.
-        let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
-        let verdict = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut connection).await;
-        connection.close().await?;
-        let verdict: String = verdict?;
-        if verdict == "ok" { Ok(()) } else { Err(CaptureError::Damaged(verdict)) }
+        if self.exists() {
+            // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
+            // later, and then removes the log by its name, be it another's by then.
+            let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
+            let damage = damage_to(&mut connection).await;
+            connection.close().await?;
+            if let Some(damage) = damage? {
+                return Err(CaptureError::Damaged(damage));
+            }
+        }
+        self.has_plan().await.map(drop)
     }
 
     /// Inflates every segment and returns the ranges that have one that is not what was stored. Once cancelled it looks no
@@ -270,7 +289,7 @@ impl Location {
             _ => PathBuf::from(format!("{}.damaged-{number}", path.display())),
         };
         let mut number = 1;
-        while aside(&self.path, number).try_exists()? {
+        while aside(&self.path, number).try_exists()? || aside(&self.segments(), number).try_exists()? {
             number += 1;
         }
         unless_absent(std::fs::rename(self.segments(), aside(&self.segments(), number)))?;
@@ -300,14 +319,30 @@ impl Location {
     }
 }
 
-async fn set_up(connection: &mut SqliteConnection, scripts: &[&'static str]) -> Result<(), CaptureError> {
+/// Makes the tables of a capture without any, or brings those of an earlier version up to date.
+async fn set_up(connection: &mut SqliteConnection, version: i64) -> Result<(), CaptureError> {
+    let mut scripts: Vec<&'static str> = match version {
+        0 => vec![include_str!("schema.sql"), SINCE_VERSION_4],
+        _ => UPGRADES.into_iter().filter(|(to, _)| *to > version).map(|(_, script)| script).collect(),
+    };
+    scripts.push(SET_VERSION);
     let mut transaction = connection.begin().await?;
     for script in scripts {
-        sqlx::raw_sql(*script).execute(&mut *transaction).await?;
+        sqlx::raw_sql(script).execute(&mut *transaction).await?;
     }
-    sqlx::raw_sql("PRAGMA user_version = 5").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// What is wrong with an index, if anything.
+async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx::Error> {
+    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
+    if verdict != "ok" {
+        return Ok(Some(verdict));
+    }
+    let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_optional(&mut *connection).await?;
+    let table = dangling.map(|row| row.try_get::<String, _>(0)).transpose()?;
+    Ok(table.map(|table| format!("a row of {table} belongs to nothing")))
 }
 
 #[cfg(test)]
@@ -365,7 +400,7 @@ mod tests {
         writer.commit(empty_page(2)).await.unwrap();
         writer.close().await;
         let mut reader = location.open_reader().await.unwrap();
-        let sessions = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
+        let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
         let ids: Vec<_> = sessions.iter().map(|session| &session.row.zoom_id[..]).collect();
         assert_eq!(ids, ["a", "c", "b"], "those that were done come first, in the order of their numbers");
         reader.close().await;

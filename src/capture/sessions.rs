@@ -90,12 +90,11 @@ impl Reader {
         Ok(sessions)
     }
 
-    /// The next sessions after `after` of which everything is there and, once there are no more, of the others if those are
-    /// wanted: at most so many and, if it is more than one, with at most so many pages.
-    pub async fn sessions_after(
+    /// The next sessions after `after` of which everything is there: at most so many and, if it is more than one, with at most
+    /// so many pages.
+    pub async fn complete_after(
         &mut self,
         after: Place,
-        also_incomplete: bool,
         most: i64,
         most_pages: i64,
     ) -> Result<Vec<PlacedSession>, CaptureError> {
@@ -106,17 +105,22 @@ impl Reader {
                  AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
              ORDER BY settled, session LIMIT ?3"
         );
-        let mut sessions = self.placed(complete, after, most).await?;
-        if also_incomplete && sessions.is_empty() {
-            let incomplete = placed!(
-                "SELECT DISTINCT ?4 AS settled, session FROM units
-                 WHERE session > iif(?1 = ?4, ?2, 0) AND state IN ('pending', 'failed')
-                 ORDER BY session LIMIT ?3"
-            );
-            sessions = self.placed(incomplete, after, most).await?;
-        }
-        sessions.truncate(fitting(sessions.iter().map(PlacedSession::pages), most_pages));
-        Ok(sessions)
+        self.placed(complete, after, most, most_pages).await
+    }
+
+    /// The same of those of which something is missing. They stand after all others.
+    pub async fn incomplete_after(
+        &mut self,
+        after: Place,
+        most: i64,
+        most_pages: i64,
+    ) -> Result<Vec<PlacedSession>, CaptureError> {
+        let incomplete = placed!(
+            "SELECT DISTINCT ?4 AS settled, session FROM units
+             WHERE session > iif(?1 = ?4, ?2, 0) AND state IN ('pending', 'failed')
+             ORDER BY session LIMIT ?3"
+        );
+        self.placed(incomplete, after, most, most_pages).await
     }
 
     async fn placed(
@@ -124,6 +128,7 @@ impl Reader {
         statement: &'static str,
         after: Place,
         most: i64,
+        most_pages: i64,
     ) -> Result<Vec<PlacedSession>, CaptureError> {
         let sessions: String = sqlx::query_scalar(statement)
             .bind(after.settled)
@@ -135,6 +140,7 @@ impl Reader {
         let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
         let mut sessions: Vec<PlacedSession> = sessions.into_iter().map(PlacedSession::from).collect();
         sessions.sort_unstable_by_key(|session| session.place);
+        sessions.truncate(fitting(sessions.iter().map(PlacedSession::pages), most_pages));
         Ok(sessions)
     }
 
@@ -282,22 +288,24 @@ mod tests {
         // The first has four pages, the second one; the third is pending.
         let place = |settled, session| Place { settled, session };
         let (second, first, third) = (place(5, 2), place(8, 1), place(Place::INCOMPLETE, 3));
-        for (after, also_incomplete, most, most_pages, expected) in [
-            (Place::default(), true, 9, 9, &[second, first][..]),
-            (Place::default(), true, 9, 5, &[second, first]),
-            (Place::default(), true, 9, 4, &[second]),
-            (Place::default(), true, 1, 9, &[second]),
-            (second, true, 9, 1, &[first]),
-            (first, false, 9, 9, &[]),
-            (first, true, 9, 9, &[third]),
-            (third, true, 9, 9, &[]),
+        let places = |found: &[PlacedSession]| found.iter().map(|session| session.place).collect::<Vec<_>>();
+        for (after, most, most_pages, expected) in [
+            (Place::default(), 9, 9, &[second, first][..]),
+            (Place::default(), 9, 5, &[second, first]),
+            (Place::default(), 9, 4, &[second]),
+            (Place::default(), 1, 9, &[second]),
+            (second, 9, 1, &[first]),
+            (first, 9, 9, &[]),
         ] {
-            let found = reader.sessions_after(after, also_incomplete, most, most_pages).await.unwrap();
-            let found: Vec<Place> = found.iter().map(|session| session.place).collect();
-            assert_eq!(found, expected, "{after:?} {also_incomplete} {most} {most_pages}");
+            let found = reader.complete_after(after, most, most_pages).await.unwrap();
+            assert_eq!(places(&found), expected, "{after:?} {most} {most_pages}");
         }
-        let mut sessions = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
-        sessions.extend(reader.sessions_after(first, true, 9, 9).await.unwrap());
+        for (after, expected) in [(Place::default(), &[third][..]), (first, &[third]), (third, &[])] {
+            let found = reader.incomplete_after(after, 9, 9).await.unwrap();
+            assert_eq!(places(&found), expected, "{after:?}");
+        }
+        let mut sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
+        sessions.extend(reader.incomplete_after(first, 9, 9).await.unwrap());
         let ids: Vec<i64> = sessions.iter().map(|session| session.row.id).collect();
         assert_eq!(ids, [2, 1, 3]);
         for at_a_time in 1..9 {
@@ -330,7 +338,7 @@ mod tests {
                 writer.commit(Change::MessagesPage(page)).await.unwrap();
             }
             let mut reader = location.open_reader().await.unwrap();
-            let sessions = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
+            let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
             let pages = reader.pages_of(&sessions, 9).await.unwrap();
             let lengths: Vec<u64> = pages[0].iter().map(|page| page.raw_len).collect();
             assert_eq!(lengths, if newest_first { [4, 3, 3, 1, 2] } else { [1, 3, 3, 4, 2] });

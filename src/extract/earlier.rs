@@ -16,12 +16,9 @@ pub(super) async fn find_sound(
     retrying: bool,
     cancel: &CancellationToken,
 ) -> Result<Vec<i64>, CaptureError> {
-    if !location.exists() {
-        return Ok(Vec::new());
-    }
     let damaged = async {
         location.check().await?;
-        if retrying { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
+        if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
     };
     match damaged.await {
         Err(error) if error.is_damaged() && retrying => {
@@ -65,17 +62,10 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
 pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
     let location = Location::in_directory(directory);
-    if location.has_lost_its_index() {
-        return Err(CaptureError::Damaged("its index is gone".to_owned()));
-    }
-    if !location.exists() {
+    if !location.has_plan().await? {
         return Ok(None);
     }
     let mut reader = location.open_reader().await?;
-    if !reader.has_plan().await? {
-        reader.close().await;
-        return Ok(None);
-    }
     let request = reader.meta("request").await?.unwrap_or_default();
     let request = serde_json::from_str(&request)
         .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;

@@ -18,8 +18,8 @@ pub mod run;
 mod split;
 pub mod windows;
 
-pub use crate::zoom::Include;
-pub use crate::zoom::{Account, Waiting};
+pub use crate::capture::Counts;
+pub use crate::zoom::{Account, Include, Waiting};
 pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, SessionFilter};

@@ -229,7 +229,7 @@ impl Shared {
         stop: &CancellationToken,
         chains: &mut JoinSet<Option<Result<Vec<PendingRange>, ExtractError>>>,
     ) -> Result<(), ExtractError> {
-        let mut feed = Feed::default();
+        let (mut feed, mut fetched_since) = (Feed::default(), true);
         loop {
             // Asked before looking: what is found after this is announced again.
             let all_listed = self.context.all_listed.is_cancelled();
@@ -240,6 +240,7 @@ impl Shared {
                     exhausted = true;
                     break;
                 };
+                fetched_since = true;
                 let (shared, stop) = (self.clone(), stop.clone());
                 let chain =
                     async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await };
@@ -249,6 +250,9 @@ impl Shared {
             if nothing_else && chains.is_empty() {
                 if !reader.has_pending().await? {
                     return Ok(());
+                }
+                if !std::mem::take(&mut fetched_since) {
+                    return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
                 // Whatever was missed, nothing is left out.
                 feed = Feed::default();

@@ -76,7 +76,7 @@ fn remove_all(table: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::model::JobState;
-    use super::super::store::Inserted;
+    use super::super::store::Known;
     use super::super::testing::job;
     use super::*;
 
@@ -94,6 +94,6 @@ mod tests {
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
         let Opened::Sound(store) = open(directory.path()).await else { panic!("it is mended") };
         let known = store.known("key", &queued.request).await.unwrap();
-        assert!(matches!(known, Some(Inserted::Same(job)) if *job == queued));
+        assert!(matches!(known, Some(Known::Same(job)) if *job == queued));
     }
 }

@@ -21,5 +21,5 @@ pub use store::{ListFilter, Listed};
 
 /// The archive's name in a job's directory.
 pub(crate) const ARCHIVE_NAME: &str = "archive.zip";
-/// An earlier one, if it held more: what a damaged capture has lost may be out of Zoom's reach by now.
-const FULLER_ARCHIVE: &str = "archive.before.zip";
+/// How the names of earlier ones begin that held more: what a damaged capture has lost may be out of Zoom's reach by now.
+const FULLER_ARCHIVE: &str = "archive.before";

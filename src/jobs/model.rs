@@ -133,6 +133,29 @@ pub struct Job {
     pub retry_failed: bool,
 }
 
+impl Job {
+    /// A job that waits for its turn.
+    pub fn new(id: JobId, request: ExtractRequest, requester: Option<String>, created_at: Timestamp) -> Self {
+        Self {
+            id,
+            state: JobState::Queued,
+            request,
+            requester,
+            created_at,
+            started_at: None,
+            finished_at: None,
+            expires_at: None,
+            progress: Snapshot::default(),
+            failures_total: 0,
+            error: None,
+            archive: None,
+            items_in_archive: 0,
+            cancel_requested: false,
+            retry_failed: false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use super::ARCHIVE_NAME;
 use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
-use super::service::{DELETED, JobsError, job_directories};
+use super::service::{DELETED, JobsError, job_directories, remove_files};
 use super::store::JobStore;
+use super::{ARCHIVE_NAME, FULLER_ARCHIVE};
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
-use crate::extract::{self, Captured, Snapshot};
+use crate::extract::{self, Captured};
 use crate::files::unless_absent;
 
 /// Opens the table, mending it if it is damaged, and rebuilds what it has lost.
@@ -70,9 +70,7 @@ async fn bring_back_or_remove(
                 store.insert(&job, None).await?;
                 return Ok(true);
             }
-            Ok(None) => {
-                directory.join(ARCHIVE_NAME).exists().then(|| "it has an archive and no capture".to_owned())
-            }
+            Ok(None) => holds_something(directory)?.then(|| "it has no capture".to_owned()),
             Err(error) if error.is_damaged_capture() => Some(error.to_string()),
             Err(error) => return Err(error.into()),
         };
@@ -88,7 +86,19 @@ async fn bring_back_or_remove(
         }
     }
     tracing::info!(directory = %id, "removing the files of a job that is gone");
-    unless_absent(std::fs::remove_dir_all(directory))?;
+    remove_files(directory.to_owned()).await?;
+    Ok(false)
+}
+
+/// Whether there is an archive, or what had been set aside of a damaged capture.
+fn holds_something(directory: &Path) -> Result<bool, JobsError> {
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE) || name.contains(".damaged") {
+            return Ok(true);
+        }
+    }
     Ok(false)
 }
 
@@ -99,28 +109,18 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
     let Some(captured) = extract::captured(directory).await? else { return Ok(None) };
     let Captured { request, started_at, requester, complete } = captured;
     let started_at = started_at.unwrap_or_else(|| clock.now());
-    let error = (!complete).then(|| JobError {
-        code: "record-lost".to_owned(),
-        detail: "the table of jobs was damaged and this job's record was lost; what it captured is there"
-            .to_owned(),
-        help: Some("retry goes on where it stopped".to_owned()),
-    });
-    Ok(Some(Job {
-        id,
-        state: if complete { JobState::Queued } else { JobState::Failed },
-        request,
-        requester,
-        created_at: started_at,
-        started_at: Some(started_at),
-        finished_at: (!complete).then(|| clock.now()),
-        // Kept until somebody has looked at it.
-        expires_at: None,
-        progress: Snapshot::default(),
-        failures_total: 0,
-        error,
-        archive: None,
-        items_in_archive: 0,
-        cancel_requested: false,
-        retry_failed: false,
-    }))
+    let mut job = Job::new(id, request, requester, started_at);
+    job.started_at = Some(started_at);
+    if !complete {
+        job.state = JobState::Failed;
+        // It does not expire: kept until somebody has looked at it.
+        job.finished_at = Some(clock.now());
+        job.error = Some(JobError {
+            code: "record-lost".to_owned(),
+            detail: "the table of jobs was damaged and this job's record was lost; what it captured is there"
+                .to_owned(),
+            help: Some("retry goes on where it stopped".to_owned()),
+        });
+    }
+    Ok(Some(job))
 }

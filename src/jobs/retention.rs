@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::model::JobState;
+use super::model::{Job, JobState};
 use super::service::{Jobs, JobsError, remove_files};
 use super::store::ListFilter;
 
@@ -35,13 +35,12 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
         let mut before = None;
         loop {
             let page = jobs.store.list(ListFilter { state: Some(state), before, limit: 200 }).await?;
-            for mut job in page.jobs {
+            for job in page.jobs {
                 if job.expires_at.is_none_or(|expires| expires > now) {
                     continue;
                 }
-                job.state = JobState::Expired;
-                job.archive = None;
-                if jobs.store.expire(state, &job).await? {
+                let expired = Job { state: JobState::Expired, archive: None, ..job.clone() };
+                if jobs.store.replace(&job, &expired).await? {
                     match remove_files(jobs.directory(job.id)).await {
                         Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
                         Err(error) => tracing::error!(

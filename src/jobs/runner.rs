@@ -3,10 +3,10 @@
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -20,8 +20,8 @@ use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use super::{ARCHIVE_NAME, FULLER_ARCHIVE};
 use crate::archive::{self, ArchiveError, ArchiveFile};
-use crate::extract::{self, ExtractError, Progress, RunContext, Snapshot};
-use crate::files;
+use crate::extract::{self, Counts, ExtractError, Progress, RunContext, Snapshot};
+use crate::files::{self, unless_absent};
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -31,18 +31,6 @@ const STORE_TROUBLE: Duration = Duration::from_secs(5);
 /// Starts jobs until the service stops, then waits for them to stop.
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut running = JoinSet::new();
-    loop {
-        match jobs.store.oldest(JobState::Running, usize::MAX).await {
-            Ok(interrupted) => {
-                *jobs.interrupted.lock().unwrap_or_else(PoisonError::into_inner) = interrupted.into();
-                break;
-            }
-            Err(error) => tracing::error!(%error, "interrupted jobs could not be read, trying again"),
-        }
-        if jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await.is_none() {
-            return;
-        }
-    }
     'starting: while !jobs.stop.is_cancelled() {
         while running.len() < jobs.settings.max_running {
             let next = match jobs.take_interrupted(|_| true) {
@@ -86,10 +74,10 @@ fn report_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
-    while let Some(mut job) = jobs.store.oldest(JobState::Queued, 1).await?.pop() {
-        job.state = JobState::Running;
-        job.started_at = job.started_at.or_else(|| Some(jobs.clock.now()));
-        if jobs.store.replace(JobState::Queued, &job).await? {
+    while let Some(queued) = jobs.store.oldest(JobState::Queued, 1).await?.pop() {
+        let started_at = queued.started_at.or_else(|| Some(jobs.clock.now()));
+        let job = Job { state: JobState::Running, started_at, ..queued.clone() };
+        if jobs.store.replace(&queued, &job).await? {
             return Ok(Some(job));
         }
     }
@@ -98,7 +86,7 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
 
 /// How the work on a job ended, before it is written down.
 enum End {
-    Whole(Option<ArchiveFile>, u64),
+    Whole(ArchiveFile, Counts),
     Cancelled,
     Failed(JobError),
 }
@@ -112,11 +100,11 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     }
     let lane = Arc::new(jobs.account.lane());
     let progress = Arc::new(Progress::default());
-    let before = job.progress.clone();
+    let begun = job.clone();
     let figures = || {
         let now = progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
         // Until the capture has been looked at, what is known is what an earlier run told.
-        if now.windows_total == 0 { Snapshot { waiting: now.waiting, ..before.clone() } } else { now }
+        if now.windows_total == 0 { Snapshot { waiting: now.waiting, ..begun.progress.clone() } } else { now }
     };
     let directory = jobs.directory(job.id);
     let context = RunContext {
@@ -133,8 +121,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     };
     let end = {
         // A job that panics must not stay `running` for ever.
-        let held = job.archive.as_ref().map_or(0, |_| job.items_in_archive);
-        let work = AssertUnwindSafe(work(&jobs, context, held, &cancel)).catch_unwind();
+        let work = AssertUnwindSafe(work(&jobs, context, &begun, &cancel)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -151,7 +138,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         settle(&jobs, &mut job, end, &directory).await;
         count_end(&job);
         log_end(&job, elapsed_ms);
-        write_down(&jobs, &job).await;
+        write_down(&jobs, &begun, &job).await;
     } else {
         tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
     }
@@ -161,12 +148,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
 /// What is to be written down of a job that has ended.
 async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
     match end {
-        End::Whole(archive, failures) => {
-            job.state = if failures == 0 { JobState::Completed } else { JobState::CompletedWithFailures };
-            job.failures_total = failures;
-            job.archive = archive;
-            let Snapshot { messages, edited_messages, deleted_messages, .. } = job.progress;
-            job.items_in_archive = messages + edited_messages + deleted_messages;
+        End::Whole(archive, counts) => {
+            job.failures_total = counts.failures();
+            let is_whole = job.failures_total == 0;
+            job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
+            job.archive = Some(archive);
+            job.items_in_archive = counts.items.iter().sum();
             job.progress.percent = Some(100.0);
         }
         End::Failed(error) => {
@@ -209,9 +196,9 @@ fn log_end(job: &Job, elapsed_ms: u64) {
 }
 
 /// Writes down how a job ended, unless the service stops before it can.
-async fn write_down(jobs: &Jobs, job: &Job) {
+async fn write_down(jobs: &Jobs, begun: &Job, job: &Job) {
     loop {
-        match jobs.store.replace(JobState::Running, job).await {
+        match jobs.store.replace(begun, job).await {
             Ok(_) => break,
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be written down, trying again");
@@ -234,32 +221,33 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// Extracts and assembles. `None` when the service stops: the job goes on later.
-/// An archive that holds more items than what there is now, so many, stays beside the new one.
-async fn work(jobs: &Jobs, context: RunContext, held: u64, cancel: &CancellationToken) -> Option<End> {
+/// Extracts and assembles. `None` when the service stops: the job goes on later. The archive that the job has, if that holds
+/// more than what there is now, stays beside the new one.
+async fn work(jobs: &Jobs, context: RunContext, job: &Job, cancel: &CancellationToken) -> Option<End> {
     let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
     let directory = context.directory.clone();
     if let Err(error) = make_directory(&directory) {
         return Some(End::Failed(error));
     }
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
-    let input = archive::AssembleInput { directory, target, cancel: cancel.clone() };
+    let input = archive::AssembleInput { directory: directory.clone(), target, cancel: cancel.clone() };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
-    let (counts, begun) = archive::alongside(extract::run(context), &input, all_listed, &jobs.clock).await;
+    let (counts, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
     let counts = match counts {
         Ok(counts) => counts,
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
-    if counts.items.iter().sum::<u64>() < held
-        && let Err(error) = keep_archive(&input.directory)
+    if let Some(archive) = &job.archive
+        && counts.items.iter().sum::<u64>() < job.items_in_archive
+        && let Err(error) = keep_archive(&directory, archive.size)
     {
         let help =
             "the new archive would hold less than the one there is: move that away, then retry the job";
         return Some(End::Failed(trouble("archive", &error, Some(help))));
     }
-    match archive::assemble(input, begun).await {
-        Ok(archive) => Some(End::Whole(archive, counts.failures())),
+    match archive::assemble(begun).await {
+        Ok(archive) => Some(End::Whole(archive.expect("a zip has a size and a hash"), counts)),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
@@ -271,19 +259,34 @@ async fn work(jobs: &Jobs, context: RunContext, held: u64, cancel: &Cancellation
     }
 }
 
-/// Gives the archive a second name, which the next one does not take over.
-fn keep_archive(directory: &Path) -> io::Result<()> {
-    match std::fs::hard_link(directory.join(ARCHIVE_NAME), directory.join(FULLER_ARCHIVE)) {
-        Ok(()) => {
-            tracing::warn!(
-                "the new archive holds less than the one before, which is kept as {FULLER_ARCHIVE}"
-            );
-            Ok(())
+/// Gives the archive of this size a second name, which the next one does not take over.
+fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
+    let archive = directory.join(ARCHIVE_NAME);
+    let held = match std::fs::metadata(&archive) {
+        Ok(held) if held.len() == size => held,
+        // Lost, or replaced by a run that was killed before it could write that down.
+        Ok(_) => return Ok(()),
+        Err(error) => return unless_absent(Err(error)),
+    };
+    for number in 1.. {
+        let name = match number {
+            1 => format!("{FULLER_ARCHIVE}.zip"),
+            _ => format!("{FULLER_ARCHIVE}-{number}.zip"),
+        };
+        let kept = directory.join(&name);
+        match std::fs::metadata(&kept) {
+            Ok(other) if other.ino() == held.ino() => break,
+            // Of before that.
+            Ok(_) => {}
+            Err(error) => {
+                unless_absent(Err(error))?;
+                std::fs::hard_link(&archive, &kept)?;
+                tracing::warn!("the new archive holds less than the one before, which is kept as {name}");
+                break;
+            }
         }
-        // Kept already, or lost.
-        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Ok(()),
-        Err(error) => Err(error),
     }
+    Ok(())
 }
 
 /// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.

@@ -15,11 +15,11 @@ use tokio_util::task::TaskTracker;
 
 use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
-use super::store::{Inserted, JobStore, ListFilter, Listed, StoreError};
+use super::store::{JobStore, Known, ListFilter, Listed, StoreError};
 use super::{ARCHIVE_NAME, recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
-use crate::extract::{Account, ExtractRequest, ExtractSettings, Snapshot};
+use crate::extract::{Account, ExtractRequest, ExtractSettings};
 use crate::files::{free_space, is_full, unless_absent};
 
 /// Free space that it takes to write down a job.
@@ -100,13 +100,14 @@ impl Jobs {
     ) -> Result<Arc<Self>, JobsError> {
         std::fs::create_dir_all(settings.data_dir.join("jobs"))?;
         let store = recovery::open(&settings.data_dir, &*clock).await?;
+        let interrupted = store.oldest(JobState::Running, usize::MAX).await?;
         let jobs = Arc::new(Self {
             settings,
             store,
             registry: Registry::new(),
             account,
             clock,
-            interrupted: Mutex::default(),
+            interrupted: Mutex::new(interrupted.into()),
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -161,33 +162,14 @@ impl Jobs {
             return Err(JobsError::QueueFull { queued });
         }
         let scope = scope(requester.as_deref(), idempotency_key);
-        let job = Job {
-            id: JobId::new(&*self.clock),
-            state: JobState::Queued,
-            request,
-            requester,
-            created_at: self.clock.now(),
-            started_at: None,
-            finished_at: None,
-            expires_at: None,
-            progress: Snapshot::default(),
-            failures_total: 0,
-            error: None,
-            archive: None,
-            items_in_archive: 0,
-            cancel_requested: false,
-            retry_failed: false,
-        };
-        match self.store.insert(&job, scope.as_deref()).await? {
-            Inserted::New => {
-                tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
-                self.registry.announce();
-                self.wake_runner.notify_one();
-                Ok(job)
-            }
-            Inserted::Same(job) => Ok(self.freshest(*job)),
-            Inserted::Conflict => Err(JobsError::IdempotencyConflict),
+        let job = Job::new(JobId::new(&*self.clock), request, requester, self.clock.now());
+        if let Some(known) = self.store.insert(&job, scope.as_deref()).await? {
+            return self.same(known);
         }
+        tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
+        self.registry.announce();
+        self.wake_runner.notify_one();
+        Ok(job)
     }
 
     /// The job that the same request has made before with this idempotency key.
@@ -198,10 +180,13 @@ impl Jobs {
         idempotency_key: Option<&str>,
     ) -> Result<Option<Job>, JobsError> {
         let Some(scope) = scope(requester, idempotency_key) else { return Ok(None) };
-        match self.store.known(&scope, request).await? {
-            Some(Inserted::Same(job)) => Ok(Some(self.freshest(*job))),
-            Some(_) => Err(JobsError::IdempotencyConflict),
-            None => Ok(None),
+        self.store.known(&scope, request).await?.map(|known| self.same(known)).transpose()
+    }
+
+    fn same(&self, known: Known) -> Result<Job, JobsError> {
+        match known {
+            Known::Same(job) => Ok(self.freshest(*job)),
+            Known::Conflict => Err(JobsError::IdempotencyConflict),
         }
     }
 
@@ -232,17 +217,18 @@ impl Jobs {
     /// Stops a job; what it captured stays. Cancelling a cancelled job changes nothing.
     pub async fn cancel(&self, id: JobId) -> Result<Job, JobsError> {
         loop {
-            let mut job = self.stored(id).await?;
-            let state = job.state;
+            let read = self.stored(id).await?;
+            let state = read.state;
             let waiting = match state {
                 JobState::Running => self.take_interrupted(|job| job.id == id),
                 JobState::Queued => None,
-                JobState::Cancelled => return Ok(job),
+                JobState::Cancelled => return Ok(read),
                 _ => {
                     return Err(JobsError::WrongState { state, action: "cancelled" });
                 }
             };
             let ends_now = state == JobState::Queued || waiting.is_some();
+            let mut job = read.clone();
             if ends_now {
                 job.state = JobState::Cancelled;
                 self.finish(&mut job);
@@ -250,7 +236,7 @@ impl Jobs {
                 // Written down first: a crash between asking and stopping still ends in `cancelled`.
                 job.cancel_requested = true;
             }
-            let replaced = self.store.replace(state, &job).await.inspect_err(|_| {
+            let replaced = self.store.replace(&read, &job).await.inspect_err(|_| {
                 // It goes on waiting for its turn.
                 self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
                 self.wake_runner.notify_one();
@@ -273,19 +259,20 @@ impl Jobs {
             return Err(JobsError::DataDirectoryGone);
         }
         loop {
-            let mut job = self.stored(id).await?;
-            let state = job.state;
-            let is_whole = state == JobState::Completed && self.open_archive(&job).await.is_ok();
+            let read = self.stored(id).await?;
+            let state = read.state;
+            let is_whole = state == JobState::Completed && self.has_its_archive(&read).await?;
             if is_whole || !state.may_become(JobState::Queued) {
                 return Err(JobsError::WrongState { state, action: "retried" });
             }
+            let mut job = read.clone();
             job.state = JobState::Queued;
             job.retry_failed = true;
             job.cancel_requested = false;
             job.error = None;
             (job.finished_at, job.expires_at) = (None, None);
             job.progress.percent = None;
-            if self.store.replace(state, &job).await? {
+            if self.store.replace(&read, &job).await? {
                 self.registry.announce();
                 self.wake_runner.notify_one();
                 return Ok(job);
@@ -358,6 +345,15 @@ impl Jobs {
             // It is being made again, or a retry that has just ended has published it a moment before its record.
             _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
             _ => Err(JobsError::ArchiveLost),
+        }
+    }
+
+    async fn has_its_archive(&self, job: &Job) -> Result<bool, JobsError> {
+        match self.open_archive(job).await {
+            Ok(_) => Ok(true),
+            Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
+            // It may be there all the same.
+            Err(error) => Err(error),
         }
     }
 
@@ -446,9 +442,19 @@ async fn mark_deleted(directory: &Path) -> std::io::Result<()> {
     marked.await.map_err(std::io::Error::other)?
 }
 
-/// A capture of many gigabytes takes a while to go.
+/// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
+/// must still tell that it was meant.
 pub(super) async fn remove_files(directory: PathBuf) -> std::io::Result<()> {
-    let removed = tokio::task::spawn_blocking(move || unless_absent(std::fs::remove_dir_all(&directory)));
+    let remove = move || {
+        for entry in std::fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name() != DELETED {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        std::fs::remove_dir_all(&directory)
+    };
+    let removed = tokio::task::spawn_blocking(move || unless_absent(remove()));
     removed.await.map_err(std::io::Error::other)?
 }
 

@@ -46,13 +46,12 @@ pub struct Listed {
     pub next: Option<i64>,
 }
 
-/// What an idempotency key led to.
+/// What an idempotency key led to before.
 #[derive(Debug)]
-pub enum Inserted {
-    New,
-    /// The same key and request came before.
+pub enum Known {
+    /// The job of the same request.
     Same(Box<Job>),
-    /// The key came before with another request.
+    /// It came with another request.
     Conflict,
 }
 
@@ -139,8 +138,12 @@ impl JobStore {
         self.pool.close().await;
     }
 
-    /// Stores a new job, unless its idempotency scope is known already.
-    pub async fn insert(&self, job: &Job, idempotency_scope: Option<&str>) -> Result<Inserted, StoreError> {
+    /// Stores a new job, unless its idempotency scope is known already: then that is returned.
+    pub async fn insert(
+        &self,
+        job: &Job,
+        idempotency_scope: Option<&str>,
+    ) -> Result<Option<Known>, StoreError> {
         let request = serde_json::to_string(&job.request)?;
         let inserted = sqlx::query(
             "INSERT INTO jobs (id, state, idempotency_scope, request, job) VALUES (?, ?, ?, ?, ?)
@@ -153,26 +156,22 @@ impl JobStore {
         .bind(serde_json::to_string(job)?)
         .execute(&self.pool)
         .await?;
-        if inserted.rows_affected() == 1 {
-            return Ok(Inserted::New);
+        match idempotency_scope {
+            // Somebody was faster with the same key.
+            Some(scope) if inserted.rows_affected() == 0 => self.known(scope, &job.request).await,
+            _ => Ok(None),
         }
-        // Somebody was faster with the same key.
-        let known = match idempotency_scope {
-            Some(scope) => self.known(scope, &job.request).await?,
-            None => None,
-        };
-        Ok(known.unwrap_or(Inserted::Conflict))
     }
 
     /// What an idempotency scope led to before, if it was used.
-    pub async fn known(&self, scope: &str, request: &ExtractRequest) -> Result<Option<Inserted>, StoreError> {
+    pub async fn known(&self, scope: &str, request: &ExtractRequest) -> Result<Option<Known>, StoreError> {
         let row = sqlx::query("SELECT job, request FROM jobs WHERE idempotency_scope = ?")
             .bind(scope)
             .fetch_optional(&self.pool)
             .await?;
         let Some(row) = row else { return Ok(None) };
         let same = row.try_get::<String, _>("request")? == serde_json::to_string(request)?;
-        Ok(Some(if same { Inserted::Same(Box::new(read(&row)?)) } else { Inserted::Conflict }))
+        Ok(Some(if same { Known::Same(Box::new(read(&row)?)) } else { Known::Conflict }))
     }
 
     pub async fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
@@ -241,30 +240,19 @@ impl JobStore {
         Ok(jobs)
     }
 
-    /// Writes a job back if it is still in the state it was read in. False when somebody else was faster.
-    pub async fn replace(&self, expected: JobState, job: &Job) -> Result<bool, StoreError> {
-        assert!(expected == job.state || expected.may_become(job.state), "{expected:?} -> {:?}", job.state);
-        let changed = sqlx::query("UPDATE jobs SET state = ?, job = ? WHERE id = ? AND state = ?")
-            .bind(job.state.as_str())
-            .bind(serde_json::to_string(job)?)
-            .bind(job.id.to_string())
-            .bind(expected.as_str())
-            .execute(&self.pool)
-            .await?;
-        Ok(changed.rows_affected() == 1)
-    }
-
-    /// Writes down that the time of a job is over, unless it has been run again since it was read.
-    pub async fn expire(&self, expected: JobState, job: &Job) -> Result<bool, StoreError> {
-        assert!(expected.may_become(job.state), "{expected:?} -> {:?}", job.state);
+    /// Writes a job back if it is still in the state it was read in, and has not ended in that another time since. False when
+    /// somebody else was faster.
+    pub async fn replace(&self, read: &Job, job: &Job) -> Result<bool, StoreError> {
+        let before = read.state;
+        assert!(before == job.state || before.may_become(job.state), "{before:?} -> {:?}", job.state);
         let changed = sqlx::query(
             "UPDATE jobs SET state = ?, job = ? WHERE id = ? AND state = ? AND job ->> 'finished_at' IS ?",
         )
         .bind(job.state.as_str())
         .bind(serde_json::to_string(job)?)
         .bind(job.id.to_string())
-        .bind(expected.as_str())
-        .bind(job.finished_at.map(|at| at.to_string()))
+        .bind(before.as_str())
+        .bind(read.finished_at.map(|at| at.to_string()))
         .execute(&self.pool)
         .await?;
         Ok(changed.rows_affected() == 1)
@@ -274,7 +262,13 @@ impl JobStore {
     pub async fn pause(&self) -> Result<Option<Waiting>, StoreError> {
         let text: Option<String> =
             sqlx::query_scalar("SELECT pause FROM account_pause").fetch_optional(&self.pool).await?;
-        Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
+        let read = |text: String| serde_json::from_str(&text);
+        let pause = text.map(read).transpose();
+        // It would be known again after the next request.
+        Ok(pause.unwrap_or_else(|error| {
+            tracing::error!(%error, "the account's pause cannot be read, and is passed over");
+            None
+        }))
     }
 
     pub async fn set_pause(&self, pause: &Waiting) -> Result<(), StoreError> {
@@ -370,9 +364,19 @@ mod tests {
         store.insert(&read, None).await.unwrap();
         let expired = Job { state: JobState::Expired, ..read.clone() };
         let again = Job { finished_at: Some(Timestamp::MAX), ..read.clone() };
-        assert!(store.replace(JobState::Failed, &again).await.unwrap());
-        assert!(!store.expire(JobState::Failed, &expired).await.unwrap());
-        let expired = Job { state: JobState::Expired, ..again };
-        assert!(store.expire(JobState::Failed, &expired).await.unwrap());
+        assert!(store.replace(&read, &again).await.unwrap());
+        assert!(!store.replace(&read, &expired).await.unwrap());
+        let expired = Job { state: JobState::Expired, ..again.clone() };
+        assert!(store.replace(&again, &expired).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_pause_that_cannot_be_read_holds_nothing_up() {
+        let (_directory, store) = new().await;
+        let pause = Waiting { until: Timestamp::MAX, reason: "daily".to_owned() };
+        store.set_pause(&pause).await.unwrap();
+        assert_eq!(store.pause().await.unwrap().map(|pause| pause.until), Some(Timestamp::MAX));
+        sqlx::query("UPDATE account_pause SET pause = '{'").execute(&store.pool).await.unwrap();
+        assert!(store.pause().await.unwrap().is_none());
     }
 }

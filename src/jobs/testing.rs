@@ -13,21 +13,7 @@ pub(crate) fn job(state: JobState) -> Job {
                      "custom_emoji_reactions": true },
         "sessions": { "types": [], "ids": [], "channel_ids": [], "name_contains": null },
     });
-    Job {
-        id: JobId::new(&crate::clock::SystemClock::new()),
-        state,
-        request: serde_json::from_value(request).unwrap(),
-        requester: None,
-        created_at: Timestamp::UNIX_EPOCH,
-        started_at: None,
-        finished_at: Some(Timestamp::UNIX_EPOCH),
-        expires_at: None,
-        progress: crate::extract::Snapshot::default(),
-        failures_total: 0,
-        error: None,
-        archive: None,
-        items_in_archive: 0,
-        cancel_requested: false,
-        retry_failed: false,
-    }
+    let id = JobId::new(&crate::clock::SystemClock::new());
+    let job = Job::new(id, serde_json::from_value(request).unwrap(), None, Timestamp::UNIX_EPOCH);
+    Job { state, finished_at: Some(Timestamp::UNIX_EPOCH), ..job }
 }

@@ -56,6 +56,35 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
 }
 
+/// Whatever became of the index: the messages beside it may be all there is of some days.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
+    for damage in ["removed", "without tables"] {
+        let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+        let id = world.submit(&world.everything()).await;
+        world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
+        world.stop().await;
+        let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+        for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
+            let _ = std::fs::remove_file(directory.join(file));
+        }
+        if damage == "without tables" {
+            File::create(directory.join("capture.db")).unwrap();
+        }
+        let segments = directory.join("capture.segments");
+        let messages = std::fs::read(&segments).unwrap();
+        world.restart().await;
+        let job = world.finished(&id).await;
+        let told = (job["state"].as_str(), job["error"]["code"].as_str());
+        assert_eq!(told, (Some("failed"), Some("capture-damaged")), "{damage}: {job:#}");
+        assert!(std::fs::read(&segments).unwrap() == messages, "{damage}: they are as they were");
+        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        assert_eq!(world.finished(&id).await["state"], "completed", "{damage}");
+        let set_aside = std::fs::read(directory.join("capture.segments.damaged")).unwrap();
+        assert!(set_aside == messages, "{damage}: for whoever wants to look");
+    }
+}
+
 /// A crash or a full disk may come before the plan is written down.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
@@ -86,15 +115,23 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
 /// What the index says may be wrong without its being torn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
-    for wrong in ["kind = 7", "length = 35184372088832", "offset = -1", "offset = 9223372036854775807"] {
+    let of_a_page = |wrong| format!("UPDATE pages SET {wrong} WHERE range = 1 AND seq = 0 AND kind = 0");
+    for wrong in [
+        of_a_page("kind = 7"),
+        of_a_page("length = 35184372088832"),
+        of_a_page("offset = -1"),
+        of_a_page("offset = 9223372036854775807"),
+        "UPDATE ranges SET unit = 999999 WHERE id = 1".to_owned(),
+        "UPDATE ranges SET unit = 999999, state = 'pending' WHERE id = 1".to_owned(),
+        "UPDATE units SET session = 999999 WHERE id = 1".to_owned(),
+    ] {
         let world = World::new(SimSettings { sessions: 5, messages: 400, ..account() }).await;
         let (job, expected) = world.run(&world.everything()).await;
         let id = job["id"].as_str().unwrap();
         let directory = world.settings.jobs.data_dir.join("jobs").join(id);
-        let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
+        let options = SqliteConnectOptions::new().filename(directory.join("capture.db")).foreign_keys(false);
         let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        let statement = format!("UPDATE pages SET {wrong} WHERE range = 1 AND seq = 0 AND kind = 0");
-        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut capture).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(wrong.clone())).execute(&mut capture).await.unwrap();
         capture.close().await.unwrap();
         std::fs::remove_file(directory.join("archive.zip")).unwrap();
         assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
@@ -167,6 +204,28 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     assert!(std::fs::read(&before).unwrap() == bytes, "what was lost is in the archive of before");
     retry().await;
     assert!(std::fs::read(&before).unwrap() == bytes, "and stays there");
+    // The same once more, with an archive that holds more than both.
+    world.sim.clear_script();
+    assert_eq!(retry().await["state"], "completed");
+    std::fs::remove_file(&archive).unwrap();
+    assert_eq!(retry().await["state"], "completed", "it can be made again");
+    let fullest = std::fs::read(&archive).unwrap();
+    // Of a whole job only the loss of its archive is asked about, so it is said to have failed.
+    std::fs::write(directory.join("capture.segments"), "").unwrap();
+    let table = world.settings.jobs.data_dir.join("state.db");
+    let options = SqliteConnectOptions::new().filename(table);
+    let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let failed = "UPDATE jobs SET state = 'failed', job = json_set(job, '$.state', 'failed') WHERE id = ?";
+    sqlx::query(failed).bind(id).execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+    script(
+        Match::MessagesTouching(first_day),
+        400,
+        r#"{"code":300,"message":"The date is more than six months ago."}"#,
+    );
+    assert_eq!(retry().await["state"], "completed_with_failures");
+    assert!(std::fs::read(&before).unwrap() == bytes);
+    assert!(std::fs::read(directory.join("archive.before-2.zip")).unwrap() == fullest);
     let deleted = world.client.delete(world.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
     assert_eq!((deleted.status().as_u16(), directory.exists()), (204, false));
 }
@@ -227,28 +286,34 @@ async fn forget(table: &Path, like: &str) {
 async fn the_files_of_a_job_without_a_record_go_only_if_it_was_being_deleted() {
     let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
     let mut ids = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..5 {
         ids.push(world.submit(&world.everything()).await);
         world.finished(ids.last().unwrap()).await;
     }
-    let [forgotten, bare, half_deleted, asked_for] = &ids[..] else { unreachable!() };
+    let [forgotten, bare, half_deleted, asked_for, scraps] = &ids[..] else { unreachable!() };
     let data = world.settings.jobs.data_dir.clone();
     let directory = |id: &str| data.join("jobs").join(id);
     world.stop().await;
-    for id in [forgotten, bare, half_deleted] {
+    for id in [forgotten, bare, half_deleted, scraps] {
         forget(&data.join("state.db"), id).await;
     }
     for file in ["capture.db", "capture.segments"] {
         std::fs::remove_file(directory(bare).join(file)).unwrap();
     }
+    for file in ["capture.db", "capture.segments"] {
+        let [sound, damaged] = [file.to_owned(), format!("{file}.damaged")];
+        std::fs::rename(directory(scraps).join(sound), directory(scraps).join(damaged)).unwrap();
+    }
+    std::fs::remove_file(directory(scraps).join("archive.zip")).unwrap();
     for id in [half_deleted, asked_for] {
         File::create(directory(id).join("deleted")).unwrap();
     }
     world.restart().await;
     assert_eq!(world.finished(forgotten).await["state"], "completed");
     assert!(directory(&format!("{bare}.damaged")).join("archive.zip").exists());
+    assert!(directory(&format!("{scraps}.damaged")).join("capture.segments.damaged").exists());
     assert!(!directory(half_deleted).exists());
-    for id in [bare, half_deleted] {
+    for id in [bare, half_deleted, scraps] {
         assert_eq!(world.get(&format!("/v1/jobs/{id}")).await.status(), 404);
     }
     assert_eq!(world.archive(asked_for).await.comparable(), world.archive(forgotten).await.comparable());
