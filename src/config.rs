@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::app::AppSettings;
 use crate::extract::ExtractSettings;
-use crate::http::{ApiKeys, HttpSettings};
+use crate::http::{self, ApiKeys, HttpSettings, Rights};
 use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
 use crate::zoom::auth::Credentials;
@@ -67,10 +67,10 @@ pub struct ZoomArgs {
     #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND")]
     pub zoom_rate_limit: Option<f64>,
     /// Where the API is (a region, a government cloud, the simulator)
-    #[arg(long, env = "ZOOM_API_BASE_URL", value_name = "URL", default_value = "https://api.zoom.us/v2")]
+    #[arg(long, env = "ZOOM_API_BASE_URL", value_name = "URL", default_value = API_BASE_URL)]
     pub zoom_api_base_url: String,
     /// Where tokens come from
-    #[arg(long, env = "ZOOM_OAUTH_BASE_URL", value_name = "URL", default_value = "https://zoom.us")]
+    #[arg(long, env = "ZOOM_OAUTH_BASE_URL", value_name = "URL", default_value = OAUTH_BASE_URL)]
     pub zoom_oauth_base_url: String,
     /// The longest a request may take
     #[arg(long, env = "REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -121,13 +121,13 @@ pub struct ServiceArgs {
     #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
     /// Connections at the same time
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = 4_096)]
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::MAX_CONNECTIONS)]
     pub max_connections: usize,
     /// Event streams at the same time
-    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = 2_048)]
+    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::MAX_EVENT_STREAMS)]
     pub max_event_streams: usize,
     /// Downloads at the same time
-    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = 256)]
+    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS)]
     pub max_downloads: usize,
     /// Time for running downloads to finish when the service is told to stop
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
@@ -155,6 +155,8 @@ pub struct LogArgs {
     pub log_format: Option<LogFormat>,
 }
 
+const API_BASE_URL: &str = "https://api.zoom.us/v2";
+const OAUTH_BASE_URL: &str = "https://zoom.us";
 /// Fewer requests a second, and nothing would ever come to its end.
 const LEAST_LIMIT: f64 = 0.01;
 /// Nobody answers sooner.
@@ -218,9 +220,9 @@ impl ZoomArgs {
         if self.retry_base > LONGEST_RETRY_BASE {
             errors.push(format!("RETRY_BASE must be at most {} s", LONGEST_RETRY_BASE.as_secs()));
         }
-        for (name, url) in [
-            ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
-            ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url),
+        for (name, url, usual) in [
+            ("ZOOM_API_BASE_URL", &self.zoom_api_base_url, API_BASE_URL),
+            ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url, OAUTH_BASE_URL),
         ] {
             match reqwest::Url::parse(url) {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
@@ -230,7 +232,8 @@ impl ZoomArgs {
                     errors.push(format!("{name} must not have a query or fragment"));
                 }
                 Ok(url) if is_http(&url) => {}
-                _ => errors.push(format!("{name} must be an http or https URL, not {url}")),
+                // Not told: what cannot be read may hold a password.
+                _ => errors.push(format!("{name} must be an http or https URL, such as {usual}")),
             }
         }
         errors.extend(wrong_environment());
@@ -284,13 +287,13 @@ impl ServiceArgs {
                 .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
             ApiKeys::parse_file(&text)
         });
-        let parsed = |text: &Option<SecretString>, read_only| {
+        let parsed = |text: &Option<SecretString>, rights| {
             let text = text.as_ref().map(ExposeSecret::expose_secret).filter(|text| !text.trim().is_empty());
-            text.map(|text| ApiKeys::parse(text, read_only))
+            text.map(|text| ApiKeys::parse(text, rights))
         };
         for (name, source) in [
-            ("API_KEYS", parsed(&self.api_keys, false)),
-            ("READ_ONLY_API_KEYS", parsed(&self.read_only_api_keys, true)),
+            ("API_KEYS", parsed(&self.api_keys, Rights::All)),
+            ("READ_ONLY_API_KEYS", parsed(&self.read_only_api_keys, Rights::ReadOnly)),
             ("API_KEYS_FILE", file),
         ] {
             match source {
@@ -310,7 +313,9 @@ impl ServiceArgs {
     pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
         let mut errors = Vec::new();
         let api_keys = self.keys(&mut errors);
-        if errors.is_empty() && api_keys.is_empty() && !self.listen_addr.ip().is_loopback() {
+        // Of keys that could not be read nobody knows.
+        let has_no_keys = errors.is_empty() && api_keys.is_empty();
+        if has_no_keys && !self.listen_addr.ip().is_loopback() {
             errors.push(format!(
                 "LISTEN_ADDR {} can be reached from other machines: set API_KEYS, or listen on 127.0.0.1",
                 self.listen_addr
@@ -320,10 +325,8 @@ impl ServiceArgs {
             errors
                 .push("METRICS_ADDR must not be LISTEN_ADDR; left out, /metrics is offered there".to_owned());
         }
-        if self.max_running_jobs == 0 {
-            errors.push("MAX_RUNNING_JOBS must be at least 1".to_owned());
-        }
         let counts = [
+            ("MAX_RUNNING_JOBS", self.max_running_jobs),
             ("MAX_QUEUED_JOBS", self.max_queued_jobs),
             ("MAX_CONNECTIONS", self.max_connections),
             ("MAX_EVENT_STREAMS", self.max_event_streams),
@@ -333,12 +336,10 @@ impl ServiceArgs {
             errors.push(format!("{name} must be at least 1"));
         }
         let cors_origins = self.cors_origins.iter().filter(|origin| !origin.trim().is_empty());
-        let cors_origins = cors_origins.map(|origin| origin_of(origin.trim())).collect::<Result<Vec<_>, _>>();
-        let cors_origins = cors_origins.unwrap_or_else(|error| {
-            errors.push(error);
-            Vec::new()
-        });
-        if !cors_origins.is_empty() && errors.is_empty() && api_keys.is_empty() {
+        let cors_origins: Vec<_> = cors_origins
+            .filter_map(|origin| origin_of(origin.trim()).map_err(|error| errors.push(error)).ok())
+            .collect();
+        if !cors_origins.is_empty() && has_no_keys {
             errors.push(
                 "CORS_ORIGINS needs API_KEYS: without keys no web page may call, wherever it comes from"
                     .to_owned(),
@@ -377,8 +378,9 @@ impl ServiceArgs {
 
 /// `https://host` or with a port, nothing after it.
 fn origin_of(text: &str) -> Result<HeaderValue, String> {
+    let url = reqwest::Url::parse(text)
+        .map_err(|_| "CORS_ORIGINS must hold origins such as https://tools.example.org".to_owned())?;
     let wrong = || format!("CORS_ORIGINS must hold origins such as https://tools.example.org, not {text}");
-    let url = reqwest::Url::parse(text).map_err(|_| wrong())?;
     if url.origin().ascii_serialization() != text || !["http", "https"].contains(&url.scheme()) {
         return Err(wrong());
     }
@@ -449,6 +451,10 @@ mod tests {
             ("--idle-timeout 0s", "IDLE_TIMEOUT"),
             ("--retry-base 7d", "RETRY_BASE"),
             ("--zoom-api-base-url ftp://x", "ZOOM_API_BASE_URL"),
+            ("--zoom-api-base-url user:hush@x/v2", "an http or https URL, such as https://api.zoom.us/v2"),
+            ("--cors-origins https://x.example,y,ftp://z --max-downloads 0", "MAX_DOWNLOADS"),
+            ("--cors-origins https://x.example,y,ftp://z --max-downloads 0", "CORS_ORIGINS needs API_KEYS"),
+            ("--cors-origins https://x.example,y,ftp://z", "not ftp://z"),
             ("--zoom-api-base-url https://x/v2?a=b", "ZOOM_API_BASE_URL"),
             ("--api-keys short", "API_KEYS"),
             ("--api-keys ,", "API_KEYS"),
@@ -462,7 +468,7 @@ mod tests {
             ("--api-keys-file /dev/null", "API_KEYS_FILE"),
         ] {
             let error = settings(&format!("{ACCOUNT} {line}")).unwrap_err();
-            assert!(error.contains(name), "{name} in: {error}");
+            assert!(error.contains(name) && !error.contains("hush"), "{name} in: {error}");
         }
     }
 

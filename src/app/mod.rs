@@ -1,6 +1,6 @@
 //! The composition root: settings in, a running service out. The same for `serve`, `demo` and tests.
 //!
-//! Owns the order of start (lock, jobs, listener) and of stop (no new requests, jobs stopped, connections drained).
+//! Owns the order of start (lock, sockets, audit trail, jobs, server: who calls early waits) and of stop (no new requests, jobs stopped, connections drained).
 
 pub mod one_job;
 
@@ -134,21 +134,16 @@ async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener,
     Ok((listener, address))
 }
 
-/// Raises the number of files and sockets this process may open as far as it is allowed to, and tells it.
+/// Raises the number of files and sockets this process may open as far as it is allowed to; returns it.
 fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(ENOUGH_DESCRIPTORS).min(ENOUGH_DESCRIPTORS);
-    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
-    let raised =
-        limit.current.is_none_or(|current| current < wanted) && setrlimit(Resource::Nofile, raised).is_ok();
-    let allowed = if raised { wanted } else { limit.current.unwrap_or(ENOUGH_DESCRIPTORS) };
+    let more = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    let has_fewer = limit.current.is_none_or(|current| current < wanted);
+    let was_raised = has_fewer && setrlimit(Resource::Nofile, more).is_ok();
+    let allowed = if was_raised { wanted } else { limit.current.unwrap_or(ENOUGH_DESCRIPTORS) };
     usize::try_from(allowed).unwrap_or(usize::MAX)
-}
-
-/// The account alone, for commands that need no service.
-pub fn account(settings: ZoomSettings, clock: &SharedClock) -> Result<Arc<Account>, AppError> {
-    Ok(Account::new(settings, clock.clone())?)
 }
 
 /// Makes a directory, which is what `setting` says, and locks it for this process.

@@ -240,10 +240,29 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
         "repeated_items_dropped": reader.repeats().await?,
         "unknown_members": reader.unknown_members().await?,
         "failures": counts.failures(),
+        "not_listed": not_listed(facts, reader).await?,
         "not_found": null,
     });
     let text = format!("{document:#}");
     Ok(text.strip_suffix("null\n}").expect("its last member is null").to_owned())
+}
+
+/// The ids of sessions and channels that were asked for, and that nothing listed has: mistyped, perhaps, or silent in these days.
+async fn not_listed(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, ArchiveError> {
+    let wanted = |filter: &str| facts.request["sessions"][filter].as_array().cloned().unwrap_or_default();
+    let [mut ids, mut channels] = [wanted("ids"), wanted("channel_ids")];
+    let mut after = 0;
+    while !(ids.is_empty() && channels.is_empty()) {
+        let sessions = reader.session_infos(after, 500).await?;
+        let Some((last, ..)) = sessions.last() else { break };
+        after = *last;
+        for (_, id, info) in &sessions {
+            let info: Value = serde_json::from_str(info).unwrap_or_default();
+            ids.retain(|wanted| wanted != id);
+            channels.retain(|wanted| *wanted != info["channel_id"]);
+        }
+    }
+    Ok(ids.iter().chain(&channels).filter_map(|id| id.as_str().map(str::to_owned)).collect())
 }
 
 /// After the last member.

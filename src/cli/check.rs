@@ -3,9 +3,10 @@
 use clap::Args;
 
 use super::{FAILED, WHOLE, say};
-use crate::app::account;
+use crate::app::AppError;
 use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
+use crate::extract::Account;
 use crate::extract::check::check;
 
 #[derive(Debug, Args)]
@@ -16,7 +17,7 @@ pub(super) struct CheckArgs {
 
 pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    let account = account(args.zoom.settings()?, &clock)?;
+    let account = Account::new(args.zoom.settings()?, clock.clone()).map_err(AppError::Client)?;
     let steps = check(&account, &clock).await;
     for step in &steps {
         let mark = if step.ok { "ok  " } else { "FAIL" };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use jiff::civil::Date;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -22,7 +23,7 @@ use crate::files::unless_absent;
 use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
 use crate::shutdown;
-use crate::sim::{ItemKind, ItemOptions, SimSettings, Simulator};
+use crate::sim::{Dataset, ItemKind, ItemOptions, SimSettings, Simulator};
 use crate::zoom::ZoomSettings;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
@@ -138,7 +139,6 @@ async fn show(
     unfinished: &mut Unfinished,
     clock: &SharedClock,
 ) -> anyhow::Result<()> {
-    let archive = &args.archive;
     let client = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
     let data = simulator.dataset();
     // From mid-month to mid-month: more than one window, none of them a calendar month.
@@ -146,43 +146,15 @@ async fn show(
     let body = json!({ "from": from.to_string(), "to": to.to_string(), "label": "demo" });
     say(format_args!("\nPOST /v1/jobs {body}"));
     let response = client.post(format!("{base}/v1/jobs")).json(&body).send().await?;
-    let mut job: Value = response.error_for_status()?.json().await?;
-    let id = job["id"].as_str().context("the answer has no id")?.to_owned();
-    while ["queued", "running"].contains(&job["state"].as_str().unwrap_or_default()) {
-        clock.sleep(Duration::from_secs(1)).await;
-        job = client.get(format!("{base}/v1/jobs/{id}")).send().await?.error_for_status()?.json().await?;
-        let progress = &job["progress"];
-        say(format_args!(
-            "{:<10} {:>5.1} %  windows {}/{}  sessions {}  messages {:>7}  {:>4} requests{}",
-            job["state"].as_str().unwrap_or_default(),
-            progress["percent"].as_f64().unwrap_or(0.0),
-            progress["windows_listed"],
-            progress["windows_total"],
-            progress["sessions_total"],
-            grouped(progress["messages"].as_u64().unwrap_or(0)),
-            progress["requests"],
-            progress["requests_per_second"]
-                .as_f64()
-                .map(|rate| format!(" at {rate:.1}/s"))
-                .unwrap_or_default()
-        ));
-    }
+    let job: Value = response.error_for_status()?.json().await?;
+    let id = job["id"].as_str().context("the answer has no id")?;
+    let job = follow(&client, &format!("{base}/v1/jobs/{id}"), clock).await?;
     if job["state"] != "completed" {
         bail!("the job ended as {}: {}", job["state"], job["error"]["detail"]);
     }
-    let hash = unfinished.download(&client, &format!("{base}/v1/jobs/{id}/archive"), archive).await?;
+    let hash = unfinished.download(&client, &format!("{base}/v1/jobs/{id}/archive")).await?;
     ensure!(job["archive"]["sha256"] == hash.as_str(), "the download's hash is not the job's");
-    let mut truth = [0_u64; 3];
-    for session in 0..data.session_count() {
-        for (kind, _) in data.items(session, from, to, ItemOptions::default()) {
-            let index = match kind {
-                ItemKind::Message => 0,
-                ItemKind::Edited => 1,
-                ItemKind::Deleted => 2,
-            };
-            truth[index] += 1;
-        }
-    }
+    let truth = items_of(data, (from, to));
     let figure = |name: &str| job["progress"][name].as_u64().unwrap_or(0);
     let got = [figure("messages"), figure("edited_messages"), figure("deleted_messages")];
     ensure!(got == truth, "the account holds {truth:?} items, the job counted {got:?}");
@@ -191,10 +163,11 @@ async fn show(
         "\nverified: the job counted {messages} messages, {edited} edited, {deleted} deleted, as many as the account holds; \
          the download has its archive's sha256 {hash}"
     ));
-    say(format_args!("archive:  {}", archive.display()));
+    let archive = args.archive.display();
+    say(format_args!("archive:  {archive}"));
     say("\ntry next:");
-    say(format_args!("  unzip -l {}", archive.display()));
-    say(format_args!("  unzip -p {} _metadata/extraction_summary.json", archive.display()));
+    say(format_args!("  unzip -l {archive}"));
+    say(format_args!("  unzip -p {archive} _metadata/extraction_summary.json"));
     if args.keep {
         say("  in another terminal or browser:");
         say(format_args!("  {base}/docs/"));
@@ -205,29 +178,63 @@ async fn show(
     Ok(())
 }
 
+/// Tells how a job gets on until it has ended, and returns it.
+async fn follow(client: &reqwest::Client, url: &str, clock: &SharedClock) -> anyhow::Result<Value> {
+    loop {
+        clock.sleep(Duration::from_secs(1)).await;
+        let job: Value = client.get(url).send().await?.error_for_status()?.json().await?;
+        let (state, progress) = (job["state"].as_str().unwrap_or_default(), &job["progress"]);
+        let rate = progress["requests_per_second"].as_f64();
+        say(format_args!(
+            "{state:<10} {:>5.1} %  windows {}/{}  sessions {}  messages {:>7}  {:>4} requests{}",
+            progress["percent"].as_f64().unwrap_or(0.0),
+            progress["windows_listed"],
+            progress["windows_total"],
+            progress["sessions_total"],
+            grouped(progress["messages"].as_u64().unwrap_or(0)),
+            progress["requests"],
+            rate.map(|rate| format!(" at {rate:.1}/s")).unwrap_or_default()
+        ));
+        if !["queued", "running"].contains(&state) {
+            return Ok(job);
+        }
+    }
+}
+
+/// How many messages, edited and deleted ones the account holds.
+fn items_of(data: &Dataset, (from, to): (Date, Date)) -> [u64; 3] {
+    let mut items = [0; 3];
+    for session in 0..data.session_count() {
+        for (kind, _) in data.items(session, from, to, ItemOptions::default()) {
+            items[match kind {
+                ItemKind::Message => 0,
+                ItemKind::Edited => 1,
+                ItemKind::Deleted => 2,
+            }] += 1;
+        }
+    }
+    items
+}
+
 /// Where the archive is until it is whole: a file of its own beside it, which a broken download does not leave behind.
 #[derive(Debug)]
 struct Unfinished {
     path: PathBuf,
     file: File,
+    archive: PathBuf,
 }
 
 impl Unfinished {
     fn create(archive: &Path, clock: &SharedClock) -> Result<Self, WrongUse> {
         let path = PathBuf::from(format!("{}.{}.part", archive.display(), clock.uuid()));
         match std::fs::File::create_new(&path) {
-            Ok(file) => Ok(Self { path, file: File::from_std(file) }),
+            Ok(file) => Ok(Self { path, file: File::from_std(file), archive: archive.to_owned() }),
             Err(error) => Err(WrongUse(format!("--archive: {} cannot be written: {error}", path.display()))),
         }
     }
 
     /// Puts it into its place. Returns its hash.
-    async fn download(
-        &mut self,
-        client: &reqwest::Client,
-        url: &str,
-        target: &Path,
-    ) -> anyhow::Result<String> {
+    async fn download(&mut self, client: &reqwest::Client, url: &str) -> anyhow::Result<String> {
         let mut response = client.get(url).send().await?.error_for_status()?;
         let mut hash = Sha256::new();
         while let Some(chunk) = response.chunk().await? {
@@ -235,8 +242,8 @@ impl Unfinished {
             self.file.write_all(&chunk).await?;
         }
         self.file.sync_all().await?;
-        let renamed = tokio::fs::rename(&self.path, target).await;
-        renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", target.display()))?;
+        let renamed = tokio::fs::rename(&self.path, &self.archive).await;
+        renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", self.archive.display()))?;
         Ok(hex::encode(hash.finalize()))
     }
 }

@@ -135,8 +135,10 @@ fn wrong_setting(error: &clap::Error) -> Option<String> {
         return None;
     };
     let long = flag.strip_prefix("--")?.split([' ', '=']).next()?.to_owned();
-    let given =
-        std::env::args().any(|word| word.strip_prefix("--").is_some_and(|word| word.starts_with(&long)));
+    let is_it = |word: &OsStr| {
+        word.to_str().and_then(|word| word.strip_prefix("--")).is_some_and(|word| word.starts_with(&long))
+    };
+    let given = std::env::args_os().any(|word| is_it(&word));
     let command = Cli::command();
     let argument = arguments_of(&command).find(|argument| argument.get_long() == Some(&long))?;
     let name = argument.get_env()?.to_string_lossy().into_owned();

@@ -49,10 +49,10 @@ pub(super) struct SimulateArgs {
     #[arg(long, default_value_t = 3_600)]
     token_ttl: u64,
     /// Share of all messages that the largest chat holds
-    #[arg(long, default_value_t = 0.15)]
+    #[arg(long, default_value_t = 0.15, value_parser = share)]
     heaviest_share: f64,
     /// How many times longer than usual messages are
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     text_scale: u32,
     /// Answer 404, not an empty page, for days of a chat without messages
     #[arg(long)]
@@ -60,6 +60,11 @@ pub(super) struct SimulateArgs {
     /// Serve the messages of a chat newest first
     #[arg(long)]
     newest_first: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
@@ -75,8 +80,8 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
         latency_jitter: Duration::from_millis(args.jitter_ms),
         faults: args.faults,
         token_ttl: Duration::from_secs(args.token_ttl),
-        heaviest_share: args.heaviest_share.clamp(0.0, 1.0),
-        text_scale: args.text_scale.clamp(1, 1_000),
+        heaviest_share: args.heaviest_share,
+        text_scale: args.text_scale,
         empty_is_not_found: args.empty_not_found,
         newest_first: args.newest_first,
         ..SimSettings::default()

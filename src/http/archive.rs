@@ -78,11 +78,11 @@ pub(super) async fn download(
         Wanted::Part { from, to } => (StatusCode::PARTIAL_CONTENT, from, to - from + 1),
         Wanted::Unsatisfiable => return Ok(unsatisfiable(archive.size)),
     };
-    let place = state.downloads.clone().try_acquire_owned();
-    let place = place.map_err(|_| Problem::too_many("downloads", "MAX_DOWNLOADS"))?;
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
+        let place = state.downloads.clone().try_acquire_owned();
+        let place = place.map_err(|_| Problem::too_many("downloads", "MAX_DOWNLOADS"))?;
         let log = move |error: &std::io::Error| tracing::error!(%error, job.id = %id, "a download broke off");
         Body::from_stream(file::stream(file, from, length, place).inspect_err(log))
     };

@@ -4,7 +4,6 @@
 //! this machine, so that a web page in the operator's browser cannot reach the service by a name of its own.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -24,7 +23,16 @@ use crate::clock::SharedClock;
 struct ApiKey {
     name: Option<String>,
     digest: [u8; 32],
-    read_only: bool,
+    rights: Rights,
+}
+
+/// What the holder of a key may do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rights {
+    #[default]
+    All,
+    /// Look and download, and change nothing.
+    ReadOnly,
 }
 
 /// All keys that are good; several at a time, so that they can be changed one by one.
@@ -36,7 +44,7 @@ pub struct ApiKeys(Vec<ApiKey>);
 pub struct Caller {
     /// The key's name; `None` for a key without one, or when there are no keys.
     pub name: Option<String>,
-    pub read_only: bool,
+    pub rights: Rights,
 }
 
 /// The other end of the connection.
@@ -45,9 +53,9 @@ pub struct Peer(pub SocketAddr);
 
 impl ApiKeys {
     /// Reads `API_KEYS`: comma-separated, each `key` or `name:key`.
-    pub fn parse(text: &str, read_only: bool) -> Result<Self, String> {
+    pub fn parse(text: &str, rights: Rights) -> Result<Self, String> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        parts.map(|part| ApiKey::parse(part, read_only)).collect::<Result<_, _>>().map(Self)
+        parts.map(|part| ApiKey::parse(part, rights)).collect::<Result<_, _>>().map(Self)
     }
 
     /// Reads a file of keys: one a line, `key` or `name:key`, after `read-only ` for one that may only read; empty lines
@@ -57,11 +65,11 @@ impl ApiKeys {
         lines
             .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
             .map(|(index, line)| {
-                let (key, read_only) = match line.strip_prefix("read-only ") {
-                    Some(key) => (key.trim(), true),
-                    None => (line, false),
+                let (key, rights) = match line.strip_prefix("read-only ") {
+                    Some(key) => (key.trim(), Rights::ReadOnly),
+                    None => (line, Rights::All),
                 };
-                ApiKey::parse(key, read_only).map_err(|error| format!("line {}: {error}", index + 1))
+                ApiKey::parse(key, rights).map_err(|error| format!("line {}: {error}", index + 1))
             })
             .collect::<Result<_, _>>()
             .map(Self)
@@ -88,7 +96,7 @@ impl ApiKeys {
         let mut found = None;
         for key in &self.0 {
             if bool::from(key.digest.ct_eq(&candidate)) {
-                found = Some(Caller { name: key.name.clone(), read_only: key.read_only });
+                found = Some(Caller { name: key.name.clone(), rights: key.rights });
             }
         }
         found
@@ -96,7 +104,7 @@ impl ApiKeys {
 }
 
 impl ApiKey {
-    fn parse(text: &str, read_only: bool) -> Result<Self, String> {
+    fn parse(text: &str, rights: Rights) -> Result<Self, String> {
         let (name, secret) = match text.split_once(':') {
             Some((name, secret)) => (Some(name.to_owned()), secret),
             None => (None, text),
@@ -109,7 +117,7 @@ impl ApiKey {
             return Err("each key must be `key` or `name:key`, of printable ASCII without spaces and quotes"
                 .to_owned());
         }
-        Ok(Self { name, digest: Sha256::digest(secret.as_bytes()).into(), read_only })
+        Ok(Self { name, digest: Sha256::digest(secret.as_bytes()).into(), rights })
     }
 }
 
@@ -160,10 +168,11 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
         let candidate = bearer(request.headers());
         match candidate.and_then(|candidate| state.api_keys.find(candidate)) {
             Some(caller) => caller,
-            None => return refuse(&state.failed_attempts, candidate.is_some(), peer(&request)),
+            // Who sends no key guesses none: browsers and health checks do that.
+            None => return refuse(&state.failed_attempts, candidate.and_then(|_| peer(&request))),
         }
     };
-    let may = !caller.read_only || [Method::GET, Method::HEAD].contains(request.method());
+    let may = caller.rights == Rights::All || [Method::GET, Method::HEAD].contains(request.method());
     let mut response = if may {
         request.extensions_mut().insert(caller.clone());
         next.run(request).await
@@ -190,10 +199,8 @@ pub(super) fn peer(request: &Request) -> Option<SocketAddr> {
     request.extensions().get::<Peer>().map(|peer| peer.0)
 }
 
-fn refuse(attempts: &Arc<FailedAttempts>, sent_a_key: bool, peer: Option<SocketAddr>) -> Response {
-    // Who sends no key guesses none: browsers and health checks do that.
-    let wait = if sent_a_key { peer.and_then(|peer| attempts.add(peer.ip())) } else { None };
-    if let Some(wait) = wait {
+fn refuse(attempts: &FailedAttempts, guesser: Option<SocketAddr>) -> Response {
+    if let Some(wait) = guesser.and_then(|peer| attempts.add(peer.ip())) {
         let problem = Problem {
             retry_after: Some(wait),
             ..Problem::new(
@@ -251,18 +258,17 @@ mod tests {
 
     #[test]
     fn keys_are_read_with_and_without_names() {
-        let mut keys = ApiKeys::parse("audit:0123456789abcdef, fedcba9876543210 ,", false).unwrap();
-        keys.add(ApiKeys::parse("viewer:aaaaaaaaaaaaaaaa", true).unwrap()).unwrap();
-        let caller =
-            |name: Option<&str>, read_only| Some(Caller { name: name.map(str::to_owned), read_only });
-        assert_eq!(keys.find("0123456789abcdef"), caller(Some("audit"), false));
-        assert_eq!(keys.find("fedcba9876543210"), caller(None, false));
-        assert_eq!(keys.find("aaaaaaaaaaaaaaaa"), caller(Some("viewer"), true));
+        let mut keys = ApiKeys::parse("audit:0123456789abcdef, fedcba9876543210 ,", Rights::All).unwrap();
+        keys.add(ApiKeys::parse("viewer:aaaaaaaaaaaaaaaa", Rights::ReadOnly).unwrap()).unwrap();
+        let caller = |name: Option<&str>, rights| Some(Caller { name: name.map(str::to_owned), rights });
+        assert_eq!(keys.find("0123456789abcdef"), caller(Some("audit"), Rights::All));
+        assert_eq!(keys.find("fedcba9876543210"), caller(None, Rights::All));
+        assert_eq!(keys.find("aaaaaaaaaaaaaaaa"), caller(Some("viewer"), Rights::ReadOnly));
         assert_eq!(keys.find("0123456789abcdeF"), None);
         assert_eq!(keys.find(""), None);
-        assert!(ApiKeys::parse("", false).unwrap().is_empty());
+        assert!(ApiKeys::parse("", Rights::All).unwrap().is_empty());
         for bad in ["short", ":0123456789abcdef", "na me:0123456789abcdef", "name:0123456789 abcdef"] {
-            assert!(ApiKeys::parse(bad, false).is_err(), "{bad}");
+            assert!(ApiKeys::parse(bad, Rights::All).is_err(), "{bad}");
         }
         assert!(!format!("{keys:?}").contains("0123456789abcdef"));
     }
@@ -271,8 +277,8 @@ mod tests {
     fn a_file_holds_one_key_a_line() {
         let text = "# rotated in May\nci:0123456789abcdef\n\n  read-only viewer:aaaaaaaaaaaaaaaa\n";
         let keys = ApiKeys::parse_file(text).unwrap();
-        assert!(!keys.find("0123456789abcdef").unwrap().read_only);
-        assert!(keys.find("aaaaaaaaaaaaaaaa").unwrap().read_only);
+        assert_eq!(keys.find("0123456789abcdef").unwrap().rights, Rights::All);
+        assert_eq!(keys.find("aaaaaaaaaaaaaaaa").unwrap().rights, Rights::ReadOnly);
         let error = ApiKeys::parse_file("ci:0123456789abcdef\nshort").unwrap_err();
         assert_eq!(error, "line 2: each key must have at least 16 characters");
     }

@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::problem::{FieldError, Problem};
-use crate::extract::windows::{parse_day, validate};
+use crate::extract::windows::{oldest_reachable, parse_day, validate};
 use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
+use crate::json::repeated_members;
 
 /// What a job is asked to extract.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -76,10 +77,10 @@ pub enum SessionType {
 /// Of a label or a name.
 const MAX_CHARACTERS: usize = 200;
 const MAX_FILTER: usize = 1_000;
-/// So many unknown fields are named.
+/// So many fields are named that are unknown, or there more than once.
 const MAX_UNKNOWN: usize = 100;
 
-/// A body in which nothing is wrong, except perhaps that no new job can have its days today.
+/// A body in which nothing is wrong, except perhaps that its first day has left Zoom's reach.
 #[derive(Debug)]
 pub struct Submitted {
     pub request: ExtractRequest,
@@ -97,19 +98,28 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
             error.to_string(),
         )
     })?;
-    let mut reader = Reader { errors: Vec::new(), of_days: 0 };
+    let mut reader = Reader { errors: Vec::new() };
     let request = reader.request(value, today);
-    let Reader { errors, of_days } = reader;
-    let only_days = errors.len() == of_days;
+    for member in repeated_members(body).into_iter().take(MAX_UNKNOWN) {
+        reader.wrong(&member, "is there more than once");
+    }
+    let errors = reader.errors;
     let problem = |errors| Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors);
-    let Some(request) = request.filter(|_| only_days) else { return Err(problem(errors)) };
-    Ok(Submitted { request, out_of_reach: (!errors.is_empty()).then(|| problem(errors)) })
+    // Of such days that is one error, and the only one that time brings.
+    let is_too_old = |request: &ExtractRequest| {
+        request.from <= request.to && request.from < oldest_reachable(today) && errors.len() == 1
+    };
+    match request {
+        Some(request) if errors.is_empty() => Ok(Submitted { request, out_of_reach: None }),
+        Some(request) if is_too_old(&request) => {
+            Ok(Submitted { request, out_of_reach: Some(problem(errors)) })
+        }
+        _ => Err(problem(errors)),
+    }
 }
 
 struct Reader {
     errors: Vec<FieldError>,
-    /// How many of them are about days that no new job can have.
-    of_days: usize,
 }
 
 impl Reader {
@@ -126,7 +136,6 @@ impl Reader {
         let to = self.date(&mut members, "to");
         for (field, message) in validate(from, to, today) {
             self.wrong(field, message);
-            self.of_days += 1;
         }
         let include = self.include(members.remove("include"));
         let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
@@ -242,6 +251,8 @@ impl Reader {
             .collect();
         if texts.len() < count {
             self.wrong(field, "must be an array of strings");
+        } else if texts.iter().any(String::is_empty) {
+            self.wrong(field, "must not hold an empty string");
         }
         texts
     }
@@ -290,6 +301,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_twice_or_says_nothing_is_named() {
+        let body = r#"{"from":"2026-10-01","to":"2026-10-31","from":"2026-10-02","label":null,"label":"x",
+            "sessions":{"ids":["a",""],"types":[],"types":["1:1"]}}"#;
+        let twice = |field: &str| (field.to_owned(), "is there more than once".to_owned());
+        let empty = ("sessions.ids".to_owned(), "must not hold an empty string".to_owned());
+        assert_eq!(errors(body), [empty, twice("from"), twice("label"), twice("sessions.types")]);
+    }
+
+    #[test]
     fn defaults_and_all_fields_are_understood() {
         let today = date(2026, 11, 24);
         let read = |body: &[u8]| read(body, today).unwrap().request;
@@ -313,6 +333,12 @@ mod tests {
         let fields: Vec<_> = errors(r#"{"from":"2026-01-01","to":"2026-11-25","label":1}"#);
         let fields: Vec<_> = fields.iter().map(|(field, _)| &field[..]).collect();
         assert_eq!(fields, ["from", "to", "label"]);
+        // No time makes these right, so that it does not matter whether their job is known.
+        for wrong in
+            [r#"{"from":"2026-01-02","to":"2026-01-01"}"#, r#"{"from":"2026-11-24","to":"2026-11-25"}"#]
+        {
+            assert_eq!(errors(wrong).len(), 1);
+        }
     }
 
     /// Values of every kind, nested, under names that mean something and others.

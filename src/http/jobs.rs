@@ -65,6 +65,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
     }
 }
 
+/// What is asked for stands in the body.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoParameters {}
+
 fn accepted(job: &Job) -> Response {
     let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).expect("an id is plain ASCII");
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(JobView::from(job))).into_response()
@@ -81,7 +86,7 @@ fn accepted(job: &Job) -> Response {
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
         (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
-        (status = 400, description = "The body cannot be read as JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 400, description = "The body cannot be read as JSON, or a header or parameter is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The idempotency key was used with another request", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as application/json", body = Problem, content_type = "application/problem+json"),
@@ -94,6 +99,7 @@ fn accepted(job: &Job) -> Response {
 pub(super) async fn create(
     State(state): State<AppState>,
     Extension(caller): Extension<Caller>,
+    Parameters(NoParameters {}): Parameters<NoParameters>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
@@ -138,17 +144,20 @@ fn refused_body(rejection: &BytesRejection) -> Problem {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else {
         return Ok(None);
     };
     match value.to_str() {
         // A header's text may also hold tabs.
-        Ok(key) if (1..=255).contains(&key.len()) && !key.contains('\t') => Ok(Some(key.to_owned())),
+        Ok(key) if (1..=255).contains(&key.len()) && !key.contains('\t') && values.next().is_none() => {
+            Ok(Some(key.to_owned()))
+        }
         _ => Err(Problem::invalid(
             StatusCode::BAD_REQUEST,
             vec![FieldError {
                 field: "Idempotency-Key".to_owned(),
-                message: "must be 1 to 255 printable ASCII characters".to_owned(),
+                message: "must be 1 to 255 printable ASCII characters, and be there once".to_owned(),
             }],
         )),
     }
@@ -346,7 +355,7 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
     responses(
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job is under way, or completed and its archive is there", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job is under way, or has expired, or is completed and its archive is there", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
@@ -365,6 +374,7 @@ pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> 
         (status = 204, description = "The job is gone"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]

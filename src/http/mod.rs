@@ -42,7 +42,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 pub use audit::Audit;
-pub use auth::{ApiKeys, FailedAttempts};
+pub use auth::{ApiKeys, FailedAttempts, Rights};
 
 use crate::clock::SharedClock;
 use crate::extract::Account;
@@ -59,6 +59,11 @@ const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+// Defaults.
+pub const MAX_CONNECTIONS: usize = 4_096;
+pub const MAX_EVENT_STREAMS: usize = 2_048;
+pub const MAX_DOWNLOADS: usize = 256;
 
 /// How the service is offered.
 #[derive(Debug, Clone)]
@@ -79,9 +84,9 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             api_keys: ApiKeys::default(),
-            max_connections: 4_096,
-            max_event_streams: 2_048,
-            max_downloads: 256,
+            max_connections: MAX_CONNECTIONS,
+            max_event_streams: MAX_EVENT_STREAMS,
+            max_downloads: MAX_DOWNLOADS,
             cors_origins: Vec::new(),
             metrics_listen: None,
             shutdown_grace: Duration::from_secs(8),
@@ -232,7 +237,8 @@ fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<Header
 
 /// An id that a caller brings goes into the log, the audit trail and the answer, if it looks like one.
 fn without_strange_id(mut request: Request) -> Request {
-    let looks_like_one = |id: &HeaderValue| id.len() <= 128 && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    let looks_like_one =
+        |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
     if request.headers().get(REQUEST_ID).is_some_and(|id| !looks_like_one(id)) {
         request.headers_mut().remove(REQUEST_ID);
     }

@@ -121,14 +121,12 @@ impl Api {
 
     /// Answers a request; never waits.
     pub(super) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
-        let is_down = self.with(|changing| {
-            changing.counters.requests += u64::from(changing.down);
-            changing.down
-        });
-        if is_down {
+        let is_for_token = uri.path() == "/oauth/token";
+        if self.with(|changing| changing.down) {
+            self.with(|changing| changing.counters.requests += u64::from(!is_for_token));
             return plain(error(503, 503, "Service unavailable."));
         }
-        if uri.path() == "/oauth/token" {
+        if is_for_token {
             return self.token(method, uri, headers, body);
         }
         let Some(rest) = uri.path().strip_prefix(LIST) else {
@@ -147,15 +145,16 @@ impl Api {
     }
 
     fn report(&self, segment: Option<&str>, uri: &Uri, headers: &HeaderMap) -> Result<Answer, Refused> {
-        let left = self.admit(segment.is_some())?;
+        let endpoint = if segment.is_some() { Endpoint::Messages } else { Endpoint::List };
+        let left = self.admit(endpoint)?;
         let token = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
             .unwrap_or_default()
             .to_owned();
         let scopes = self.with(|changing| changing.tokens.scopes_of(&token));
-        check_scopes(&scopes.ok_or_else(|| error(401, 124, "Invalid access token."))?, segment.is_some())?;
-        let mut query = Query::read(uri.query().unwrap_or_default(), segment.is_some(), self.today())?;
+        check_scopes(&scopes.ok_or_else(|| error(401, 124, "Invalid access token."))?, endpoint)?;
+        let mut query = Query::read(uri.query().unwrap_or_default(), endpoint, self.today())?;
         let session = segment.map(|segment| self.find_session(segment)).transpose()?;
         let key = format!("{segment:?} {}", query.bound);
         let asked_key = format!("{key} {:?}", query.page_token);
@@ -166,32 +165,11 @@ impl Api {
             None => Request::List { key: &asked_key, from, to, has_page_token },
         };
         let fault = self.with(|changing| changing.faults.strike(&request, &self.data));
-        match &fault {
-            Some(FaultAnswer::Status { status, headers, body }) => {
-                return Ok(plain(raw(*status, headers, body.clone())));
-            }
-            Some(FaultAnswer::ReplaceBody(body)) => return Ok(plain(json_body(200, body.clone()))),
-            Some(FaultAnswer::Bytes { headers, body }) => return Ok(plain(raw(200, headers, body.clone()))),
-            Some(FaultAnswer::Endless) => {
-                let chunk = Bytes::from_static(&[b' '; 16 << 10]);
-                let forever = stream::repeat_with(move || Ok::<_, Infallible>(chunk.clone()));
-                return Ok(plain(raw(200, &[], Body::from_stream(forever))));
-            }
-            Some(FaultAnswer::EndlessPages) => {
-                let number = self.with(|changing| changing.counters.requests);
-                let items = match session {
-                    Some(_) => "\"messages\":[]".to_owned(),
-                    None => format!("\"sessions\":[{}]", self.data.info_json(0)),
-                };
-                let body = format!("{{{items},\"next_page_token\":\"endless-{number}\"}}");
-                return Ok(plain(json_body(200, body)));
-            }
-            Some(FaultAnswer::ExpiredToken) => {
-                self.with(|changing| changing.tokens.revoke(&token));
-                return Err(error(401, 124, "Access token is expired."));
-            }
-            Some(FaultAnswer::FewerDays(first)) => query.days.0 = from.saturating_add(first.days()),
-            _ => {}
+        if let Some(answer) = fault.as_ref().and_then(|fault| self.instead_of_page(fault, session, &token)) {
+            return answer.map(plain);
+        }
+        if let Some(FaultAnswer::FewerDays(first)) = &fault {
+            query.days.0 = from.saturating_add(first.days());
         }
         let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
         let cursor = match &query.page_token {
@@ -228,12 +206,47 @@ impl Api {
         Ok(Answer { response, delivery: Delivery::of(fault.as_ref()) })
     }
 
-    fn admit(&self, messages: bool) -> Result<u32, Refused> {
+    /// What such a fault answers, if it is no page of the data.
+    fn instead_of_page(
+        &self,
+        fault: &FaultAnswer,
+        session: Option<u32>,
+        token: &str,
+    ) -> Option<Result<Response<Body>, Refused>> {
+        Some(Ok(match fault {
+            FaultAnswer::Status { status, headers, body } => raw(*status, headers, body.clone()),
+            FaultAnswer::ReplaceBody(body) => json_body(200, body.clone()),
+            FaultAnswer::Bytes { headers, body } => raw(200, headers, body.clone()),
+            FaultAnswer::Endless => {
+                let chunk = Bytes::from_static(&[b' '; 16 << 10]);
+                let forever = stream::repeat_with(move || Ok::<_, Infallible>(chunk.clone()));
+                raw(200, &[], Body::from_stream(forever))
+            }
+            FaultAnswer::EndlessPages => {
+                let number = self.with(|changing| changing.counters.requests);
+                let items = match session {
+                    Some(_) => "\"messages\":[]".to_owned(),
+                    None => format!("\"sessions\":[{}]", self.data.info_json(0)),
+                };
+                json_body(200, format!("{{{items},\"next_page_token\":\"endless-{number}\"}}"))
+            }
+            FaultAnswer::ExpiredToken => {
+                self.with(|changing| changing.tokens.revoke(token));
+                return Some(Err(error(401, 124, "Access token is expired.")));
+            }
+            _ => return None,
+        }))
+    }
+
+    fn admit(&self, endpoint: Endpoint) -> Result<u32, Refused> {
         let (now, day) = (calendar::now(), calendar::day_number(self.today()));
         self.with(|changing| {
             let counters = &mut changing.counters;
             counters.requests += 1;
-            *(if messages { &mut counters.message_requests } else { &mut counters.list_requests }) += 1;
+            *match endpoint {
+                Endpoint::List => &mut counters.list_requests,
+                Endpoint::Messages => &mut counters.message_requests,
+            } += 1;
             counters.first.get_or_insert(now);
             counters.last = Some(now);
             match changing.limits.arrive(now, day, changing.qps, changing.daily_limit) {
@@ -395,9 +408,33 @@ impl Api {
     }
 }
 
-fn check_scopes(granted: &[String], messages: bool) -> Result<(), Refused> {
+/// The two that there are.
+#[derive(Clone, Copy)]
+enum Endpoint {
+    List,
+    Messages,
+}
+
+impl Endpoint {
+    /// Of the granular scopes the one it needs.
+    fn scope(self) -> &'static str {
+        match self {
+            Self::List => LIST_SCOPE,
+            Self::Messages => MESSAGES_SCOPE,
+        }
+    }
+
+    fn largest_page(self) -> u32 {
+        match self {
+            Self::List => 300,
+            Self::Messages => 100,
+        }
+    }
+}
+
+fn check_scopes(granted: &[String], endpoint: Endpoint) -> Result<(), Refused> {
     let has = |scope: &str| granted.iter().any(|granted| granted == scope);
-    let granular = if messages { MESSAGES_SCOPE } else { LIST_SCOPE };
+    let granular = endpoint.scope();
     if has(granular) || CLASSIC_SCOPES.iter().all(|scope| has(scope)) {
         return Ok(());
     }
@@ -416,7 +453,7 @@ struct Query {
 }
 
 impl Query {
-    fn read(text: &str, messages: bool, today: Date) -> Result<Self, Refused> {
+    fn read(text: &str, endpoint: Endpoint, today: Date) -> Result<Self, Refused> {
         let pairs: BTreeMap<String, String> = parse_pairs(text).into_iter().collect();
         let bad = |name: &str, why: &str| error(400, 300, &format!("Validation Failed. {name}: {why}"));
         let day = |name: &str| -> Result<Date, Refused> {
@@ -436,7 +473,7 @@ impl Query {
         if from < today.saturating_sub(6.months()) {
             return Err(bad("from", "must be within the last six months"));
         }
-        let most = if messages { 100 } else { 300 };
+        let most = endpoint.largest_page();
         let page_size = match pairs.get("page_size") {
             None => 30,
             Some(value) => value

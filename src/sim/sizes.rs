@@ -83,7 +83,7 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
     if total <= 1 {
         return vec![messages; total];
     }
-    let heaviest = ((messages as f64 * heaviest_share.clamp(0.0, 1.0)).round() as u64).min(messages);
+    let heaviest = ((messages as f64 * heaviest_share).round() as u64).min(messages);
     let rest = messages - heaviest;
 
     // Which rank of the distribution each session has, so that size does not follow from position.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use zoom_chat_reports::clock::ManualClock;
-use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::http::{ApiKeys, Rights};
 use zoom_chat_reports::sim::SimSettings;
 
 use crate::harness::{World, removed};
@@ -73,8 +73,13 @@ async fn every_error_is_a_problem_with_a_stable_code() {
         ("sate=failed", "sate", "expected one of `state`, `limit`, `cursor`"),
         ("limit=1&limit=2", "limit", "duplicate"),
         ("state=%ff", "state", "must be one of queued"),
+        ("", "label", "there are no fields"),
     ] {
-        let told: Value = world.get(&format!("/v1/jobs?{parameters}")).await.json().await.unwrap();
+        let asked = match parameters {
+            "" => world.post("/v1/jobs?label=x", &world.everything()).await,
+            _ => world.get(&format!("/v1/jobs?{parameters}")).await,
+        };
+        let told: Value = asked.json().await.unwrap();
         let error = &told["errors"][0];
         assert!(error["field"] == field && error["message"].as_str().unwrap().contains(says), "{told:#}");
     }
@@ -141,6 +146,9 @@ async fn an_idempotency_key_outside_the_document_is_refused() {
             assert_eq!(problem["errors"][0]["field"], "Idempotency-Key", "{key:?}");
         }
     }
+    let two = world.client.post(world.url("/v1/jobs")).header("idempotency-key", "a");
+    let two = two.header("idempotency-key", "b").json(&world.everything()).send().await.unwrap();
+    assert_eq!(two.status(), 400, "nobody could tell which one is meant");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -333,7 +341,8 @@ async fn events_begin_with_progress_and_end_with_a_final_state() {
 async fn keys_are_asked_for_where_they_must_be() {
     let key = "night-job:0123456789abcdef";
     let world =
-        World::with(account(), |settings| settings.http.api_keys = ApiKeys::parse(key, false).unwrap()).await;
+        World::with(account(), |settings| settings.http.api_keys = ApiKeys::parse(key, Rights::All).unwrap())
+            .await;
     for path in ["/v1/jobs", "/metrics"] {
         let refused = world.get(path).await;
         assert_eq!(refused.headers()["www-authenticate"], "Bearer");
@@ -416,7 +425,7 @@ async fn the_example_in_the_document_can_be_tried_today() {
 async fn an_id_of_the_callers_is_taken_if_it_looks_like_one() {
     let world = World::new(account()).await;
     for (sent, is_taken) in
-        [("night-job/7", true), ("two words", false), ("", true), (&"x".repeat(129), false)]
+        [("night-job/7", true), ("two words", false), ("", false), (&"x".repeat(129), false)]
     {
         let answer =
             world.client.get(world.url("/healthz")).header("x-request-id", sent).send().await.unwrap();

@@ -17,7 +17,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("archive", &["capture", "clock", "files", "json"]),
     ("extract", &["zoom", "capture", "clock"]),
     ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
-    ("http", &["jobs", "extract", "archive", "clock", "telemetry"]),
+    ("http", &["jobs", "extract", "archive", "clock", "json", "telemetry"]),
     ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),
     ("config", &["app", "http", "jobs", "extract", "zoom", "telemetry"]),
     (

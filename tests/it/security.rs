@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use zoom_chat_reports::http::ApiKeys;
+use zoom_chat_reports::http::{ApiKeys, Rights};
 use zoom_chat_reports::sim::{
     FaultAnswer, FaultLevel, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
 };
@@ -26,8 +26,8 @@ const VIEWER: &str = "viewer-9876543210abc";
 
 async fn guarded() -> World {
     World::with(account(), |settings| {
-        let mut keys = ApiKeys::parse(&format!("ops:{KEY}"), false).unwrap();
-        keys.add(ApiKeys::parse(&format!("viewer:{VIEWER}"), true).unwrap()).unwrap();
+        let mut keys = ApiKeys::parse(&format!("ops:{KEY}"), Rights::All).unwrap();
+        keys.add(ApiKeys::parse(&format!("viewer:{VIEWER}"), Rights::ReadOnly).unwrap()).unwrap();
         settings.http.api_keys = keys;
     })
     .await
@@ -132,7 +132,7 @@ async fn no_page_may_call_unless_its_origin_is_configured() {
     let origin = "https://tools.example.org";
     for configured in [false, true] {
         let world = World::with(account(), |settings| {
-            settings.http.api_keys = ApiKeys::parse(KEY, false).unwrap();
+            settings.http.api_keys = ApiKeys::parse(KEY, Rights::All).unwrap();
             if configured {
                 settings.http.cors_origins = vec![origin.parse().unwrap()];
             }
@@ -189,7 +189,7 @@ async fn every_answer_carries_its_security_headers_and_the_documentation_a_stric
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_can_have_an_address_of_their_own() {
     let world = World::with(account(), |settings| {
-        settings.http.api_keys = ApiKeys::parse(KEY, false).unwrap();
+        settings.http.api_keys = ApiKeys::parse(KEY, Rights::All).unwrap();
         settings.http.metrics_listen = Some("127.0.0.1:0".parse().unwrap());
     })
     .await;
@@ -302,6 +302,8 @@ async fn downloads_have_their_limit_and_give_their_places_back() {
     let refused = world.get(&url).await;
     assert_eq!(refused.status(), 429);
     assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too-many-at-once");
+    let head = world.client.head(world.url(&url)).send().await.unwrap();
+    assert_eq!(head.status(), 200, "it takes no place");
     drop(slow);
     for _ in 0..200 {
         if world.get(&url).await.status() == 200 {

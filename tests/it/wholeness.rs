@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::ToSpan;
-use serde_json::json;
+use serde_json::{Value, json};
 use zoom_chat_reports::sim::{FaultLevel, ItemOptions, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole};
@@ -212,13 +212,21 @@ async fn filters_select_sessions_and_save_requests() {
     let data = world.sim.dataset().clone();
     let mut body = world.everything();
     let wanted = [data.session(0).id, data.session(2).id];
-    body["sessions"] = json!({ "ids": wanted });
+    body["sessions"] = json!({ "ids": [&wanted[0], &wanted[1], "nobody"] });
     let (job, archive) = world.run(&body).await;
+    let not_listed = &archive.json("_metadata/extraction_summary.json")["not_listed"];
+    assert_eq!(*not_listed, json!(["nobody"]));
     let summary = archive.json("_metadata/sessions_summary.json");
     let ids: BTreeSet<_> =
         summary.as_array().unwrap().iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
     assert_eq!(ids, wanted.into());
     assert!(job["progress"]["units_total"].as_u64().unwrap() <= 14);
+    let infos = (0..80).map(|session| serde_json::from_str::<Value>(&data.info_json(session)).unwrap());
+    let channel = infos.map(|info| info["channel_id"].clone()).find(Value::is_string).unwrap();
+    body["sessions"] = json!({ "channel_ids": ["nowhere", channel] });
+    let (_, archive) = world.run(&body).await;
+    let not_listed = &archive.json("_metadata/extraction_summary.json")["not_listed"];
+    assert_eq!(*not_listed, json!(["nowhere"]));
     body["sessions"] = json!({ "types": ["1:1"] });
     let (_, archive) = world.run(&body).await;
     let summary = archive.json("_metadata/sessions_summary.json");
