@@ -1,6 +1,7 @@
 //! Time and chance, injected: everything that asks what time it is, waits, or needs a random number asks a [`Clock`].
 //!
-//! Owns the only uses of the system clock and of randomness in the service (`clippy.toml` forbids others).
+//! Owns the only uses of the system clock and of randomness in the service (`clippy.toml` forbids others), but for the keys of
+//! `extract::digest`.
 //! Wall time ([`Clock::now`]) may jump; pacing uses [`Clock::elapsed`], which never goes back.
 
 use std::fmt::Debug;

@@ -1,6 +1,6 @@
 //! Every chat message of a Zoom account, whole, fast and unattended.
 //!
-//! # The way of the data
+//! # Data flow
 //! ```text
 //! POST /v1/jobs -> job stored -> runner claims it -> plan windows -> list sessions -> units -> ranges
 //!     -> pages (token, budget, send, classify, retry) -> capture (commit) -> archive -> GET /v1/jobs/{id}/archive
@@ -10,13 +10,15 @@
 //!
 //! # Who may import whom
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
-//! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> all but
-//! cli`, `cli -> app, sim, config` and value types. `sim` imports nothing of ours. `clock`, `files`, `json`, `sqlite` and
-//! `telemetry` are leaves, which everybody may import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is not in its table.
+//! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> http,
+//! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
+//! value types. `sim` imports nothing of ours. `clock`, `files`, `json`, `sqlite` and
+//! `telemetry` are leaves, which everybody may import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is
+//! not in its table.
 //!
 //! # What is deliberately absent
-//! No unsafe code (but one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of message content, no request to
-//! Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
+//! No unsafe code (but one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of
+//! message content, no request to Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
 
 #![forbid(unsafe_code)]
 
@@ -25,14 +27,14 @@ pub mod archive;
 pub mod capture;
 pub mod cli;
 pub mod clock;
-pub mod config;
+mod config;
 pub mod extract;
-pub mod files;
+mod files;
 pub mod http;
 pub mod jobs;
-pub mod json;
-pub mod shutdown;
+mod json;
+mod shutdown;
 pub mod sim;
-pub mod sqlite;
-pub mod telemetry;
+mod sqlite;
+mod telemetry;
 pub mod zoom;

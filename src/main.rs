@@ -1,4 +1,4 @@
-//! Sets up the allocator, parses arguments, builds the runtime, returns an exit code.
+//! Sets up the allocator, then hands over to `cli`.
 
 use std::process::ExitCode;
 

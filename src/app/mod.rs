@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::SharedClock;
 use crate::extract::Account;
-use crate::http::{self, AppState, Audit, FailedAttempts, HttpSettings};
+use crate::http::{self, AppState, Audit, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
 use crate::zoom::ZoomSettings;
 
@@ -73,7 +72,7 @@ impl App {
         };
         let data_dir = settings.jobs.data_dir.clone();
         let audit = Audit::open(&data_dir, clock.clone())
-            .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::audit::FILE_NAME), error))?;
+            .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::AUDIT_FILE), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
         let started = Jobs::start(settings.jobs, account.clone(), clock.clone()).await;
         let jobs = started.map_err(|error| match error {
@@ -82,17 +81,7 @@ impl App {
         })?;
         let stopping = CancellationToken::new();
         let offer = &settings.http;
-        let state = AppState {
-            jobs: jobs.clone(),
-            account,
-            api_keys: Arc::new(offer.api_keys.clone()),
-            failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
-            audit: Arc::new(audit),
-            event_streams: Arc::new(Semaphore::new(offer.max_event_streams.min(Semaphore::MAX_PERMITS))),
-            downloads: Arc::new(Semaphore::new(offer.max_downloads.min(Semaphore::MAX_PERMITS))),
-            clock: clock.clone(),
-            stopping: stopping.clone(),
-        };
+        let state = AppState::new(jobs.clone(), account, audit, offer, clock.clone(), stopping.clone());
         let servers = TaskTracker::new();
         let descriptors = raise_descriptors();
         let most = offer.max_connections.min(descriptors / 4 * 3);
@@ -104,7 +93,7 @@ impl App {
             );
         }
         let serve = |listener, router| {
-            http::server::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
+            http::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };
         let metrics_address = metrics.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = metrics {

@@ -92,8 +92,8 @@ pub enum OneJobError {
     Archive(#[from] ArchiveError),
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
+    #[error("{} cannot be used: {error}", path.display())]
+    File { path: PathBuf, error: std::io::Error },
 }
 
 /// How it ended.
@@ -142,8 +142,9 @@ impl OneJob {
         if continues {
             check_same(&request, &output, &directory).await?;
         } else {
-            // Of a run that was whole, and killed while it removed its capture; its zip has been moved away since.
-            unless_absent(std::fs::remove_file(directory.join(PUBLISHING)))?;
+            // Left by a run that was whole and killed while it removed its capture; its zip has been moved away since.
+            let publishing = directory.join(PUBLISHING);
+            at(&publishing, unless_absent(std::fs::remove_file(&publishing)))?;
         }
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
@@ -194,17 +195,24 @@ impl OneJob {
         spare_others(&self.output, &self.directory)?;
         let items = counts.items.iter().sum();
         spare_fuller(&self.output, &self.directory, items)?;
-        std::fs::write(self.directory.join(PUBLISHING), items.to_string())?;
+        let publishing = self.directory.join(PUBLISHING);
+        at(&publishing, std::fs::write(&publishing, items.to_string()))?;
         assemble(begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds. What says that there is a
             // capture goes first: half of one would be fetched again.
-            std::fs::remove_file(Location::in_directory(&self.directory).path())?;
-            std::fs::remove_dir_all(&self.directory)?;
+            let capture = Location::in_directory(&self.directory);
+            at(capture.path(), std::fs::remove_file(capture.path()))?;
+            at(&self.directory, std::fs::remove_dir_all(&self.directory))?;
         }
         Ok(Report { counts, last, failures })
     }
+}
+
+/// Names the file that something could not be done to.
+fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
+    done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
 }
 
 /// A run that was whole may have been killed while it removed its capture: what is left says nothing any more.
@@ -212,7 +220,7 @@ fn finish_removal(output: &Output, directory: &Path) -> Result<(), OneJobError> 
     let Output::Zip(zip) = output else { return Ok(()) };
     if zip.exists() && directory.join(PUBLISHING).exists() && !output.is_begun() {
         let _lock = lock(directory, output.setting())?;
-        std::fs::remove_dir_all(directory)?;
+        at(directory, std::fs::remove_dir_all(directory))?;
     }
     Ok(())
 }

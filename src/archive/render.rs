@@ -302,12 +302,12 @@ pub async fn failures_page(
     if !location.exists() {
         return Ok((Vec::new(), None));
     }
-    let mut reader = location.open_reader().await?;
-    // A job that has only just begun has a capture without a plan.
-    let begun = reader.has_plan().await?;
-    let rows =
-        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await? } else { Vec::new() };
-    reader.close().await;
+    let rows = location.look(async |reader| {
+        // A job that has only just begun has a capture without a plan.
+        let begun = reader.has_plan().await?;
+        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await } else { Ok(Vec::new()) }
+    });
+    let rows = rows.await?;
     let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }

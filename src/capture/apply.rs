@@ -8,7 +8,7 @@ use super::writer::{Change, Effect, Kept};
 use super::{CaptureError, FailureNote, Tx, bulk, listed};
 
 /// Writes one change, as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are
-/// written together with others of their group.
+/// cheaper written together, which is what the writer does.
 pub(super) async fn apply(
     tx: &mut Tx<'_>,
     number: i64,
@@ -49,7 +49,7 @@ pub(super) async fn apply(
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failure, *at).await?;
         }
-        Change::MessagesPage(_) => unreachable!("pages of a group are written together"),
+        Change::MessagesPage(page) => effect = bulk::messages_pages(tx, number, &[(page, offset)]).await?,
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, number, &[*range]).await?;

@@ -225,6 +225,18 @@ impl Location {
         Ok(Store { connection, segments, known, commits })
     }
 
+    /// Opens a reader for one look, and closes it whatever that comes to: one that is dropped is closed later, and may then
+    /// remove the log of another capture in its place.
+    pub async fn look<T, E: From<CaptureError>>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut reader = self.open_reader().await?;
+        let seen = at(&mut reader).await;
+        reader.close().await;
+        seen
+    }
+
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
         let segments = SegmentReader::open(&self.segments())?;
@@ -237,13 +249,8 @@ impl Location {
 
     /// Whether there is anything in it. An error when there are messages of which it knows nothing.
     pub async fn has_plan(&self) -> Result<bool, CaptureError> {
-        let mut has_plan = false;
-        if self.exists() {
-            let mut reader = self.open_reader().await?;
-            let found = reader.has_plan().await;
-            reader.close().await;
-            has_plan = found?;
-        }
+        let has_plan =
+            if self.exists() { self.look(async |reader| reader.has_plan().await).await? } else { false };
         let has_messages = std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0);
         if has_messages && !has_plan {
             return Err(CaptureError::Damaged("there are messages and no index of them".to_owned()));
@@ -272,12 +279,7 @@ impl Location {
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
         let checked = tokio::task::spawn_blocking(move || {
-            runtime.block_on(async {
-                let mut reader = location.open_reader().await?;
-                let damaged = reader.damaged_ranges(&cancel).await;
-                reader.close().await;
-                damaged
-            })
+            runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await))
         });
         checked.await.map_err(std::io::Error::other)?
     }

@@ -165,12 +165,13 @@ impl Reader {
         rows.iter().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?, page_ref(row)?))).collect()
     }
 
-    /// Days that could not be listed although they are within reach, as (window, first day, last day).
-    pub async fn days_not_listed(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
+    /// Days that could not be listed, but for those that failed with this code, as (window, first day, last day).
+    pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT window, first_day, last_day FROM lists
-             WHERE state = 'failed' AND failure ->> 'code' <> 'out-of-reach' ORDER BY window, first_day",
+             WHERE state = 'failed' AND failure ->> 'code' <> ? ORDER BY window, first_day",
         )
+        .bind(but)
         .fetch_all(&mut self.connection)
         .await?;
         let mut spans: Vec<(i64, Date, Date)> = Vec::new();

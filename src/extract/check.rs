@@ -1,7 +1,10 @@
 //! Is the account ready? One step after the other, each with what to do when it fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::ToSpan;
+use jiff::civil::Date;
 use serde::Serialize;
 
 use super::windows;
@@ -10,7 +13,7 @@ use crate::zoom::auth::Token;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::outcome::Outcome;
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
-use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Waiting};
+use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Lane, Waiting};
 
 /// Zoom's names for what the app must be allowed (vendor's description of both endpoints): the classic pair, or the
 /// granular pair.
@@ -32,109 +35,134 @@ pub struct Step {
 }
 
 /// Runs the steps in order and stops at the first that fails.
-pub async fn check(account: &std::sync::Arc<Account>, clock: &SharedClock) -> Vec<Step> {
+pub async fn check(account: &Arc<Account>, clock: &SharedClock) -> Vec<Step> {
+    let today = clock.today();
+    let from = windows::oldest_reachable(today).max(today.saturating_sub(27.days()));
     let mut steps =
         vec![Step { name: "settings", ok: true, elapsed_ms: 0, detail: account.describe(), help: None }];
-    let lane = account.lane();
-    let today = clock.today();
-    let from = windows::oldest_reachable(today).max(today.saturating_sub(jiff::Span::new().days(27)));
+    let checking = Checking { account, clock, lane: account.lane(), from, today };
+    if let Err(failed) = checking.run(&mut steps).await {
+        steps.push(failed);
+    }
+    steps
+}
 
-    let started = clock.elapsed();
-    let mut token = account.tokens().get().await;
-    if token.as_ref().is_err_and(Outcome::looks_like_an_outage) {
-        clock.sleep(Duration::from_secs(1)).await;
-        token = account.tokens().get().await;
+struct Checking<'a> {
+    account: &'a Account,
+    clock: &'a SharedClock,
+    lane: Lane,
+    /// The days that are tried.
+    from: Date,
+    today: Date,
+}
+
+impl Checking<'_> {
+    async fn run(&self, steps: &mut Vec<Step>) -> Result<(), Step> {
+        let (step, token) = self.token().await?;
+        steps.push(step);
+        steps.push(scopes(&token)?);
+        let (step, session) = self.list().await?;
+        steps.push(step);
+        steps.push(match session {
+            Some(id) => self.messages(&id).await?,
+            None => fine("messages", Duration::ZERO, "no session in the last four weeks to try with"),
+        });
+        Ok(())
     }
-    if let Ok(old) = &token
-        && missing_scopes(old).is_some()
-    {
-        // It may be older than what has been done about it.
-        account.tokens().give_up(old.generation);
-        token = account.tokens().get().await;
-    }
-    let elapsed = clock.elapsed().saturating_sub(started);
-    let token = match token {
-        Ok(token) => token,
-        Err(outcome) => {
+
+    async fn token(&self) -> Result<(Step, Token), Step> {
+        let (started, tokens) = (self.clock.elapsed(), self.account.tokens());
+        let mut token = tokens.get().await;
+        if token.as_ref().is_err_and(Outcome::looks_like_an_outage) {
+            self.clock.sleep(Duration::from_secs(1)).await;
+            token = tokens.get().await;
+        }
+        if let Ok(old) = &token
+            && !missing_scopes(old).is_empty()
+        {
+            // It may be older than what has been done about it.
+            tokens.give_up(old.generation);
+            token = tokens.get().await;
+        }
+        let elapsed = self.since(started);
+        let failure = |outcome: Outcome| {
             let kind = match outcome {
                 Outcome::NoToken(_) => FailureKind::Credentials,
                 _ => FailureKind::Connection,
             };
-            steps.push(failed("token", elapsed, &outcome.into_failure(kind, TRIES)));
-            return steps;
-        }
-    };
-    steps.push(fine("token", elapsed, "Zoom gave an access token".to_owned()));
-
-    if let Some(missing) = missing_scopes(&token) {
-        let detail = format!("the token has: {}; missing: {}", token.scopes, missing.join(", "));
-        let help = help_for(FailureKind::MissingScopes);
-        steps.push(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help.to_owned()) });
-        return steps;
+            failed("token", elapsed, &outcome.into_failure(kind, TRIES))
+        };
+        Ok((fine("token", elapsed, "Zoom gave an access token"), token.map_err(failure)?))
     }
-    steps.push(fine("scopes", Duration::ZERO, format!("granted: {}", token.scopes)));
 
-    let started = clock.elapsed();
-    let call = Call::ListSessions { from, to: today, page_token: None };
-    let listed = lane.fetch(&call, EFFORT, |body| {
-        let page = Page::read(&body, SESSIONS)?;
-        let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
-        Ok((page.arrays[0].len(), first.map(|head| head.id)))
-    });
-    let listed = unless_paused(account, listed).await;
-    let elapsed = clock.elapsed().saturating_sub(started);
-    let first = match listed {
-        Ok((count, first)) => {
-            let detail = format!("{count} sessions on the first page of {from} to {today}");
-            steps.push(fine("list", elapsed, detail));
-            first
+    /// Also the first session listed.
+    async fn list(&self) -> Result<(Step, Option<String>), Step> {
+        let (started, Self { from, today, .. }) = (self.clock.elapsed(), self);
+        let call = Call::ListSessions { from: *from, to: *today, page_token: None };
+        let listed = self.lane.fetch(&call, EFFORT, |body| {
+            let page = Page::read(&body, SESSIONS)?;
+            let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
+            Ok((page.arrays[0].len(), first.map(|head| head.id)))
+        });
+        let listed = unless_paused(self.account, listed).await;
+        let elapsed = self.since(started);
+        match listed {
+            Ok((count, first)) => {
+                let detail = format!("{count} sessions on the first page of {from} to {today}");
+                Ok((fine("list", elapsed, detail), first))
+            }
+            Err(nothing) if nothing.is_not_found() => {
+                Ok((fine("list", elapsed, format!("no session from {from} to {today}")), None))
+            }
+            Err(ended) => Err(ended.step("list", elapsed)),
         }
-        Err(nothing) if nothing.is_not_found() => {
-            steps.push(fine("list", elapsed, format!("no session from {from} to {today}")));
-            None
-        }
-        Err(ended) => {
-            steps.push(ended.step("list", elapsed));
-            return steps;
-        }
-    };
+    }
 
-    let Some(id) = first else {
-        steps.push(fine(
-            "messages",
-            Duration::ZERO,
-            "no session in the last four weeks to try with".to_owned(),
-        ));
-        return steps;
-    };
-    let started = clock.elapsed();
-    let choice = ItemChoice::default();
-    let call = Call::Messages { session_id: id.into(), from, to: today, page_token: None, choice };
-    let read = lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
-    let read = unless_paused(account, read).await;
-    let elapsed = clock.elapsed().saturating_sub(started);
-    steps.push(match read {
-        Ok(count) => fine("messages", elapsed, format!("{count} messages on the first page of one session")),
-        Err(nothing) if nothing.is_not_found() => {
-            fine("messages", elapsed, "Zoom has no messages of one session".to_owned())
+    async fn messages(&self, session_id: &str) -> Result<Step, Step> {
+        let (started, Self { from, today, .. }) = (self.clock.elapsed(), self);
+        let (session_id, choice) = (session_id.into(), ItemChoice::default());
+        let call = Call::Messages { session_id, from: *from, to: *today, page_token: None, choice };
+        let read = self.lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
+        let read = unless_paused(self.account, read).await;
+        let elapsed = self.since(started);
+        match read {
+            Ok(count) => {
+                Ok(fine("messages", elapsed, format!("{count} messages on the first page of one session")))
+            }
+            Err(nothing) if nothing.is_not_found() => {
+                Ok(fine("messages", elapsed, "Zoom has no messages of one session"))
+            }
+            Err(ended) => Err(ended.step("messages", elapsed)),
         }
-        Err(ended) => ended.step("messages", elapsed),
-    });
-    steps
+    }
+
+    fn since(&self, started: Duration) -> Duration {
+        self.clock.elapsed().saturating_sub(started)
+    }
+}
+
+fn scopes(token: &Token) -> Result<Step, Step> {
+    let missing = missing_scopes(token);
+    if missing.is_empty() {
+        return Ok(fine("scopes", Duration::ZERO, format!("granted: {}", token.scopes)));
+    }
+    let detail = format!("the token has: {}; missing: {}", token.scopes, missing.join(", "));
+    let help = help_for(FailureKind::MissingScopes).to_owned();
+    Err(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help) })
 }
 
 /// What the app must still be allowed, as far as the token tells.
-fn missing_scopes(token: &Token) -> Option<Vec<&'static str>> {
+fn missing_scopes(token: &Token) -> Vec<&'static str> {
     let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
     let missing = |wanted: [&'static str; 2]| -> Vec<_> {
         wanted.into_iter().filter(|scope| !granted.contains(scope)).collect()
     };
     let is_short = !granted.is_empty() && !missing(CLASSIC).is_empty();
-    Some(missing(GRANULAR)).filter(|missing| is_short && !missing.is_empty())
+    if is_short { missing(GRANULAR) } else { Vec::new() }
 }
 
-fn fine(name: &'static str, elapsed: Duration, detail: String) -> Step {
-    Step { name, ok: true, elapsed_ms: elapsed.as_millis() as u64, detail, help: None }
+fn fine(name: &'static str, elapsed: Duration, detail: impl Into<String>) -> Step {
+    Step { name, ok: true, elapsed_ms: elapsed.as_millis() as u64, detail: detail.into(), help: None }
 }
 
 fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {

@@ -7,11 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::request::ExtractRequest;
 use super::run::ExtractError;
-use crate::capture::{CaptureError, Location};
+use crate::capture::{CaptureError, Location, Reader};
 
-/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: ranges whose
-/// messages are damaged (they are returned) are fetched again; a damaged index is set aside and everything is.
-pub(super) async fn find_sound(
+/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: a damaged index is
+/// set aside and everything fetched again; ranges whose messages are damaged are returned, to be fetched again.
+pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
     cancel: &CancellationToken,
@@ -53,10 +53,12 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     if !location.exists() {
         return Ok(0);
     }
-    let mut reader = location.open_reader().await?;
-    let failures = if reader.has_plan().await? { reader.failure_count().await? } else { 0 };
-    reader.close().await;
-    Ok(failures)
+    let failures = location.look(
+        async |reader| {
+            if reader.has_plan().await? { reader.failure_count().await } else { Ok(0) }
+        },
+    );
+    Ok(failures.await?)
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
@@ -65,13 +67,14 @@ pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError
     if !location.has_plan().await? {
         return Ok(None);
     }
-    let mut reader = location.open_reader().await?;
+    location.look(read).await.map(Some)
+}
+
+async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {
     let request = reader.meta("request").await?.unwrap_or_default();
     let request = serde_json::from_str(&request)
         .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
     let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
     let requester = reader.meta("requester").await?;
-    let complete = !reader.has_pending().await?;
-    reader.close().await;
-    Ok(Some(Captured { request, started_at, requester, complete }))
+    Ok(Captured { request, started_at, requester, complete: !reader.has_pending().await? })
 }

@@ -4,7 +4,6 @@
 //! alone are reported, and sessions known from elsewhere are asked for them anyway.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -14,7 +13,7 @@ use super::digest::digest;
 use super::paging::Paging;
 use super::run::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
-use crate::capture::{Chain, Change, ListedSession, PageOf, PageToken, Then};
+use crate::capture::{CaptureError, Chain, Change, ListedSession, PageOf, PageToken, Then};
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -29,40 +28,40 @@ const PROBED_AT_A_TIME: i64 = 10_000;
 
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
-    let mut reader = shared.location.open_reader().await?;
-    let windows = reader.windows().await?;
+    let windows = shared.location.look(async |reader| reader.windows().await).await?;
     try_join_all(
         windows.into_iter().map(|(window, from, to)| list_window(shared, window, DateRange { from, to })),
     )
     .await?;
-    let last = reader.last_session().await?;
-    for (window, from, to) in reader.days_not_listed().await? {
+    let out_of_reach = FailureKind::OutOfReach.code();
+    let look = shared.location.look(async |reader| {
+        Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
+    });
+    let (last, days_not_listed) = look.await?;
+    for (window, from, to) in days_not_listed {
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
             let sessions = (first, first + PROBED_AT_A_TIME - 1);
-            let change = Change::ProbeDays { window, days: (from, to), sessions };
-            shared.count(&shared.writer.commit(change).await?);
+            shared.commit(Change::ProbeDays { window, days: (from, to), sessions }).await?;
         }
     }
-    reader.close().await;
     Ok(())
 }
 
 async fn list_window(shared: &Shared, window: i64, whole: DateRange) -> Result<(), ExtractError> {
     let started = shared.context.clock.elapsed();
-    let mut reader = shared.location.open_reader().await?;
-    let mut pending = reader.pending_lists(window).await?;
-    let had_work = !pending.is_empty();
-    while let Some(list) = pending.first() {
+    let pending = async || shared.location.look(async |reader| reader.pending_lists(window).await).await;
+    let mut lists = pending().await?;
+    let had_work = !lists.is_empty();
+    while let Some(list) = lists.first() {
         list_chain(shared, list, whole).await?;
-        pending = reader.pending_lists(window).await?;
+        lists = pending().await?;
     }
     if had_work {
-        shared.context.progress.windows_listed.fetch_add(1, Relaxed);
-        let units = reader.units_listed(window).await?;
+        shared.context.progress.windows_listed.add(1);
+        let units = shared.location.look(async |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
         tracing::info!(window.from = %whole.from, window.to = %whole.to, sessions = units, elapsed_ms, "window listed");
     }
-    reader.close().await;
     Ok(())
 }
 
@@ -95,13 +94,13 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
     let oldest = shared.oldest_reachable();
     if days.to < oldest {
         let failure = out_of_reach(oldest);
-        shared.writer.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;
+        shared.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;
         return Ok(());
     }
     if days.from < oldest {
         let last_lost = oldest.yesterday().unwrap_or(days.from);
         let parts = vec![(days.from, last_lost), (oldest, days.to)];
-        shared.writer.commit(Change::CutList { list: list.id, parts }).await?;
+        shared.commit(Change::CutList { list: list.id, parts }).await?;
         return Ok(());
     }
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
@@ -183,7 +182,7 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
         if !is_last {
             pass.seq += 1;
         } else if pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES {
-            shared.writer.commit(Change::EndList { list: list.id }).await?;
+            shared.commit(Change::EndList { list: list.id }).await?;
             return Ok(Ok(()));
         } else {
             tracing::debug!(from = %list.from, to = %list.to, passes, "read again: it may have moved meanwhile");
@@ -204,8 +203,7 @@ async fn commit_page(
         .filter(|(head, _)| filter.matches(head))
         .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
-    let effect = shared.writer.commit(Change::ListPage { page, sessions }).await?;
-    shared.count(&effect);
+    let effect = shared.commit(Change::ListPage { page, sessions }).await?;
     shared.found.notify_one();
     Ok(effect.new_units)
 }
@@ -227,6 +225,6 @@ async fn give_up(
         tracing::warn!(from = %days.from, to = %days.to, code = %failure.kind.code(), "could not be listed");
         Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
-    shared.writer.commit(change).await?;
+    shared.commit(change).await?;
     Ok(())
 }

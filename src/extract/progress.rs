@@ -2,7 +2,7 @@
 //!
 //! Owns the figures and the honest estimate made of them. Knows no user interface; reporters take a [`Snapshot`].
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,22 +11,44 @@ use serde::{Deserialize, Serialize};
 use crate::capture::Counts;
 use crate::zoom::{Traffic, Waiting};
 
+/// A counter of many tasks. What one takes off it may be taken before another has added it: below nothing it counts as nothing.
+#[derive(Debug, Default)]
+pub struct Figure(AtomicI64);
+
+impl Figure {
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count.cast_signed(), Relaxed);
+    }
+
+    pub fn sub(&self, count: u64) {
+        self.0.fetch_sub(count.cast_signed(), Relaxed);
+    }
+
+    pub fn set(&self, count: u64) {
+        self.0.store(count.cast_signed(), Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed).max(0).cast_unsigned()
+    }
+}
+
 /// Live counters of one run. They start from what the capture already holds.
 #[derive(Debug, Default)]
 pub struct Progress {
-    pub windows_total: AtomicU64,
-    pub windows_listed: AtomicU64,
-    pub sessions_total: AtomicU64,
-    pub sessions_done: AtomicU64,
-    pub units_total: AtomicU64,
-    pub units_done: AtomicU64,
-    pub units_failed: AtomicU64,
-    pub messages: AtomicU64,
-    pub edited_messages: AtomicU64,
-    pub deleted_messages: AtomicU64,
+    pub windows_total: Figure,
+    pub windows_listed: Figure,
+    pub sessions_total: Figure,
+    pub sessions_done: Figure,
+    pub units_total: Figure,
+    pub units_done: Figure,
+    pub units_failed: Figure,
+    pub messages: Figure,
+    pub edited_messages: Figure,
+    pub deleted_messages: Figure,
     /// Chains that have shown how long they are, and the pages all of them are taken to bring still.
-    chains: AtomicU64,
-    pages_to_come: AtomicU64,
+    chains: Figure,
+    pages_to_come: Figure,
     /// Traffic of earlier runs of the same job, which a restart must not forget.
     pub earlier: Mutex<TrafficTotals>,
     rate: Mutex<Rate>,
@@ -73,7 +95,7 @@ pub struct Snapshot {
 
 impl Progress {
     /// Sets the counters to what the capture holds.
-    pub fn load(&self, counts: &Counts) {
+    pub fn set_to(&self, counts: &Counts) {
         let [messages, edited, deleted] = counts.items;
         for (counter, value) in [
             (&self.windows_total, counts.windows_total),
@@ -87,7 +109,7 @@ impl Progress {
             (&self.edited_messages, edited),
             (&self.deleted_messages, deleted),
         ] {
-            counter.store(value, Relaxed);
+            counter.set(value);
         }
     }
 
@@ -102,13 +124,13 @@ impl Progress {
     }
 
     fn units_settled(&self) -> f64 {
-        (self.units_done.load(Relaxed) + self.units_failed.load(Relaxed)) as f64
+        (self.units_done.get() + self.units_failed.get()) as f64
     }
 
     /// Until everything is listed the units seen so far are scaled up by the windows still to come.
     fn expected_units(&self) -> Option<f64> {
-        let units = self.units_total.load(Relaxed) as f64;
-        match (self.windows_total.load(Relaxed), self.windows_listed.load(Relaxed)) {
+        let units = self.units_total.get() as f64;
+        match (self.windows_total.get(), self.windows_listed.get()) {
             (0, _) | (_, 0) => None,
             (total, listed) if listed == total => Some(units),
             (total, listed) => Some(units * total as f64 / listed as f64),
@@ -118,8 +140,8 @@ impl Progress {
     /// How many requests are still to come: what chains under way are taken to bring, and as much for each unit that has
     /// not begun as the others have on average.
     pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
-        let under_way = self.pages_to_come.load(Relaxed) as f64;
-        let begun = self.units_settled() + self.chains.load(Relaxed) as f64;
+        let under_way = self.pages_to_come.get() as f64;
+        let begun = self.units_settled() + self.chains.get() as f64;
         let requests_a_unit = (self.totals(traffic).requests as f64 + under_way) / begun;
         let not_begun = (self.expected_units()? - begun).max(0.0);
         (begun > 0.0).then_some(under_way + not_begun * requests_a_unit)
@@ -133,8 +155,6 @@ impl Progress {
     /// Takes the figures; `now` is monotonic and feeds the rate.
     pub fn snapshot(&self, traffic: &Traffic, waiting: Option<Waiting>, now: Duration) -> Snapshot {
         let totals = self.totals(traffic);
-        // What is taken off may have been taken before it was added, by another task.
-        let load = |counter: &AtomicU64| counter.load(Relaxed).cast_signed().max(0).cast_unsigned();
         let sent = traffic.requests.load(Relaxed);
         let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
         let expected_units = self.expected_units();
@@ -149,16 +169,16 @@ impl Progress {
             _ => None,
         };
         Snapshot {
-            windows_total: load(&self.windows_total),
-            windows_listed: load(&self.windows_listed),
-            sessions_total: load(&self.sessions_total),
-            sessions_done: load(&self.sessions_done),
-            units_total: load(&self.units_total),
-            units_done: load(&self.units_done),
-            units_failed: load(&self.units_failed),
-            messages: load(&self.messages),
-            edited_messages: load(&self.edited_messages),
-            deleted_messages: load(&self.deleted_messages),
+            windows_total: self.windows_total.get(),
+            windows_listed: self.windows_listed.get(),
+            sessions_total: self.sessions_total.get(),
+            sessions_done: self.sessions_done.get(),
+            units_total: self.units_total.get(),
+            units_done: self.units_done.get(),
+            units_failed: self.units_failed.get(),
+            messages: self.messages.get(),
+            edited_messages: self.edited_messages.get(),
+            deleted_messages: self.deleted_messages.get(),
             traffic: totals,
             requests_per_second: requests_per_second.map(|rate| (rate * 10.0).round() / 10.0),
             percent: share.map(|share| (share * 1000.0).floor() / 10.0),
@@ -178,10 +198,10 @@ pub struct Outlook<'a> {
 impl Outlook<'_> {
     pub fn set(&mut self, pages: f64) {
         let pages = pages as u64;
-        self.progress.pages_to_come.fetch_add(pages, Relaxed);
+        self.progress.pages_to_come.add(pages);
         match self.pages.replace(pages) {
-            Some(before) => _ = self.progress.pages_to_come.fetch_sub(before, Relaxed),
-            None => _ = self.progress.chains.fetch_add(1, Relaxed),
+            Some(before) => self.progress.pages_to_come.sub(before),
+            None => self.progress.chains.add(1),
         }
     }
 }
@@ -189,8 +209,8 @@ impl Outlook<'_> {
 impl Drop for Outlook<'_> {
     fn drop(&mut self) {
         if let Some(pages) = self.pages {
-            self.progress.pages_to_come.fetch_sub(pages, Relaxed);
-            self.progress.chains.fetch_sub(1, Relaxed);
+            self.progress.pages_to_come.sub(pages);
+            self.progress.chains.sub(1);
         }
     }
 }
@@ -228,10 +248,10 @@ mod tests {
             (&progress.windows_listed, 1),
             (&progress.units_total, 10),
             (&progress.units_done, 3),
-            (&traffic.requests, 20),
         ] {
-            counter.store(value, Relaxed);
+            counter.set(value);
         }
+        traffic.requests.store(20, Relaxed);
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "the other window is taken to have as many units");
         let mut outlook = progress.outlook();
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "it has shown nothing yet");

@@ -13,17 +13,17 @@ use jiff::civil::Date;
 use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
-use super::progress::Outlook;
-use super::refused::{holds_nothing, is_alone, may_be_one_page, reach_begins_later};
+use super::progress::{Figure, Outlook};
+use super::refused::{Verdict, verdict};
 use super::run::{BEAT, ExtractError, LONG_BEAT, RunContext, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Split};
-use super::windows::{self, DateRange};
+use super::windows::DateRange;
 use crate::capture::{
     Chain, Change, Effect, FailureNote, MessagesPage, PageOf, PageToken, PendingRange, Segment, Then,
 };
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
-use crate::zoom::{Call, Failure, FailureKind};
+use crate::zoom::{Call, Failure};
 
 /// Deflate levels of stored pages: while the processors have time, and while they have not. A page costs them half as much
 /// then, and is a third larger.
@@ -125,34 +125,27 @@ async fn give_up(
     pages: &mut Pages,
     failure: &Failure,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    if let Some(parts) = windows::cut(days_of(&range))
-        && may_be_one_page(shared, &range, failure).await?
-    {
-        tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
-            "a session's days could not be fetched whole, cutting");
-        pages.uncount(shared);
-        return split_range(shared, &range, parts, 0).await;
+    match verdict(shared, &range, pages.token.as_deref(), failure).await? {
+        Verdict::Cut(parts) => {
+            tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
+                "a session's days could not be fetched whole, cutting");
+            pages.uncount(shared);
+            split_range(shared, &range, parts, 0).await
+        }
+        Verdict::Nothing => {
+            shared.commit(Change::RangeNotFound { range: range.chain.id }).await?;
+            Ok(Vec::new())
+        }
+        Verdict::BeginAgain => {
+            range.chain.resume = None;
+            Ok(vec![range])
+        }
+        Verdict::WholeRun => Err(ExtractError::Account(failure.clone())),
+        Verdict::Failed => {
+            fail(shared, &range, note(failure)).await?;
+            Ok(Vec::new())
+        }
     }
-    if failure.kind == FailureKind::NotFound && holds_nothing(shared, &range, failure).await? {
-        let change = Change::RangeNotFound { range: range.chain.id };
-        shared.count(&shared.writer.commit(change).await?);
-        return Ok(Vec::new());
-    }
-    // Its first days may have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
-    if failure.kind == FailureKind::Rejected
-        && (range.chain.from < shared.oldest_reachable()
-            || pages.token.is_none()
-                && failure.is_refused_by_zoom()
-                && reach_begins_later(shared, &range).await)
-    {
-        range.chain.resume = None;
-        return Ok(vec![range]);
-    }
-    if failure.kind.concerns_the_account() && !is_alone(shared, &range, failure).await? {
-        return Err(ExtractError::Account(failure.clone()));
-    }
-    fail(shared, &range, note(failure)).await?;
-    Ok(Vec::new())
 }
 
 /// The first days of a range have left Zoom's reach.
@@ -166,9 +159,9 @@ async fn drop_lost_days(
     let items = kept::counts(&kept);
     let (failure, at) = (out_of_reach(reachable_from), shared.now());
     let change = Change::CutRange { range: range.chain.id, reachable_from, kept, failure, at };
-    shared.count(&shared.writer.commit(change).await?);
+    shared.commit(change).await?;
     pages.uncount(shared);
-    count(shared, items);
+    add_items(shared, items);
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
 }
@@ -193,10 +186,8 @@ async fn split_range(
 ) -> Result<Vec<PendingRange>, ExtractError> {
     tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a range is cut");
     let days = parts.iter().map(|part| (part.from, part.to)).collect();
-    let Effect { new_ranges, .. } = shared
-        .writer
-        .commit(Change::SplitRange { range: range.chain.id, parts: days, expected_pages })
-        .await?;
+    let Effect { new_ranges, .. } =
+        shared.commit(Change::SplitRange { range: range.chain.id, parts: days, expected_pages }).await?;
     if new_ranges.len() + 1 != parts.len() {
         // Another range has taken its place.
         return Ok(Vec::new());
@@ -225,8 +216,8 @@ async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Re
     let kept = kept::of_failed(shared, range).await?;
     let items = kept::counts(&kept);
     let change = Change::FailRange { range: range.chain.id, kept, failure, at: shared.now() };
-    shared.count(&shared.writer.commit(change).await?);
-    count(shared, items);
+    shared.commit(change).await?;
+    add_items(shared, items);
     Ok(())
 }
 
@@ -352,8 +343,8 @@ impl Pages {
 
     /// Takes back what was counted of pages that are dropped.
     fn uncount(&mut self, shared: &Shared) {
-        for (counter, counted) in counters(shared).iter().zip(std::mem::take(&mut self.counted)) {
-            counter.fetch_sub(counted, Relaxed);
+        for (figure, counted) in figures(shared).iter().zip(std::mem::take(&mut self.counted)) {
+            figure.sub(counted);
         }
     }
 
@@ -391,11 +382,11 @@ impl Pages {
         let ReadPage { segments, repeats, .. } = page;
         let page_of_range =
             MessagesPage { of, query, segments, repeats, direction: split::direction(page.ends) };
-        shared.count(&shared.writer.commit(Change::MessagesPage(page_of_range)).await?);
+        shared.commit(Change::MessagesPage(page_of_range)).await?;
         if self.seq == 0 {
             self.uncount(shared);
         }
-        count(shared, items);
+        add_items(shared, items);
         for (counted, items) in self.counted.iter_mut().zip(items) {
             *counted += items;
         }
@@ -407,13 +398,13 @@ impl Pages {
     }
 }
 
-fn count(shared: &Shared, items: [u64; 3]) {
-    for (counter, items) in counters(shared).iter().zip(items) {
-        counter.fetch_add(items, Relaxed);
+fn add_items(shared: &Shared, items: [u64; 3]) {
+    for (figure, items) in figures(shared).iter().zip(items) {
+        figure.add(items);
     }
 }
 
-fn counters(shared: &Shared) -> [&std::sync::atomic::AtomicU64; 3] {
+fn figures(shared: &Shared) -> [&Figure; 3] {
     let progress = &shared.context.progress;
     [&progress.messages, &progress.edited_messages, &progress.deleted_messages]
 }

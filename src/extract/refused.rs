@@ -17,9 +17,49 @@ use crate::zoom::{Call, Failure, FailureKind};
 /// Zoom's reach may begin up to so many days later than we compute: how long six months are is not documented to the day.
 const UNSURE_REACH: i64 = 6;
 
+/// What the refusal of a range means.
+pub(super) enum Verdict {
+    /// It may be one page that cannot be had: the other days can be, in shorter ranges.
+    Cut(Vec<DateRange>),
+    /// There is nothing in these days.
+    Nothing,
+    /// Its first days have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
+    BeginAgain,
+    /// Everybody is refused.
+    WholeRun,
+    Failed,
+}
+
+/// `page_token`: what the refused page was asked for with; a first page has none.
+pub(super) async fn verdict(
+    shared: &Shared,
+    range: &PendingRange,
+    page_token: Option<&str>,
+    failure: &Failure,
+) -> Result<Verdict, ExtractError> {
+    if let Some(parts) = windows::cut(days_of(range))
+        && may_be_one_page(shared, range, failure).await?
+    {
+        return Ok(Verdict::Cut(parts));
+    }
+    if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
+        return Ok(Verdict::Nothing);
+    }
+    if failure.kind == FailureKind::Rejected && range.chain.from < shared.oldest_reachable() {
+        return Ok(Verdict::BeginAgain);
+    }
+    if page_token.is_none() && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
+        return Ok(Verdict::BeginAgain);
+    }
+    if failure.kind.concerns_the_account() && !is_alone(shared, range, failure).await? {
+        return Ok(Verdict::WholeRun);
+    }
+    Ok(Verdict::Failed)
+}
+
 /// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
 /// concerns no session; it is remembered.
-pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
+async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     let DateRange { from, to } = days_of(range);
     let _one_at_a_time = shared.learning_reach.acquire().await.expect("the semaphore is never closed");
     if from < shared.oldest_reachable() {
@@ -53,11 +93,7 @@ fn is_answer(asked: &Result<(), Ended>) -> bool {
 }
 
 /// Whether this was refused for one session only, by a firewall perhaps: another is answered.
-pub(super) async fn is_alone(
-    shared: &Shared,
-    range: &PendingRange,
-    failure: &Failure,
-) -> Result<bool, ExtractError> {
+async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
     }
@@ -71,7 +107,7 @@ pub(super) async fn is_alone(
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
 /// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
 /// for. Only Zoom's own word counts: a gateway may refuse what it cannot read in a session's id.
-pub(super) async fn holds_nothing(
+async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
     failure: &Failure,
@@ -98,7 +134,7 @@ pub(super) async fn holds_nothing(
 
 /// Whether it may be one page of the range that cannot be had, or what is on it: the session has shown others in its month. The
 /// rest of the days can then be had without it.
-pub(super) async fn may_be_one_page(
+async fn may_be_one_page(
     shared: &Shared,
     range: &PendingRange,
     failure: &Failure,

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::earlier::find_sound;
+use super::earlier::check_earlier;
 use super::feed::Feed;
 use super::progress::{Progress, TrafficTotals};
 use super::request::ExtractRequest;
@@ -84,7 +84,7 @@ pub struct RunContext {
 pub(super) struct Shared {
     pub context: RunContext,
     pub location: Location,
-    pub writer: Writer,
+    writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
     /// How many more requests could be under way once no chain is left to begin: long ones are cut for them.
@@ -97,14 +97,14 @@ pub(super) struct Shared {
     reach: Mutex<Date>,
     /// Held by the one chain that finds it.
     pub learning_reach: Semaphore,
-    /// Chains that look at what is stored do so through connections of their own.
+    /// So many chains look at what is stored at the same time, each through a connection of its own.
     readers: Semaphore,
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled. Returns what the capture then holds.
 pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     let location = Location::in_directory(&context.directory);
-    let damaged = find_sound(&location, context.retry_failed, &context.cancel).await?;
+    let damaged = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
     }
@@ -139,7 +139,7 @@ pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     let left = shared.leave_totals().await;
     let counts = reader.counts().await;
     if let Ok(counts) = &counts {
-        shared.context.progress.load(counts);
+        shared.context.progress.set_to(counts);
     }
     reader.close().await;
     if let Ok(shared) = Arc::try_unwrap(shared) {
@@ -198,12 +198,12 @@ impl Shared {
             }
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
-            self.writer.commit(Change::Plan { windows, meta }).await?;
+            self.commit(Change::Plan { windows, meta }).await?;
         }
         if self.context.retry_failed {
-            self.writer.commit(Change::RetryFailed).await?;
+            self.commit(Change::RetryFailed).await?;
         }
-        self.context.progress.load(&reader.counts().await?);
+        self.context.progress.set_to(&reader.counts().await?);
         Ok(())
     }
 
@@ -293,10 +293,7 @@ impl Shared {
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
     ) -> Result<T, ExtractError> {
         let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
-        let mut stored = self.location.open_reader().await?;
-        let seen = at(&mut stored).await;
-        stored.close().await;
-        Ok(seen?)
+        Ok(self.location.look(at).await?)
     }
 
     /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
@@ -327,22 +324,24 @@ impl Shared {
         }
     }
 
-    /// Counts what a committed change did.
-    pub(super) fn count(&self, effect: &Effect) {
+    /// Returns once the change is on disk and counted.
+    pub(super) async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
+        let effect = self.writer.commit(change).await?;
         let progress = &self.context.progress;
-        progress.sessions_total.fetch_add(effect.new_sessions, Ordering::Relaxed);
-        progress.units_total.fetch_add(effect.new_units, Ordering::Relaxed);
-        progress.sessions_done.fetch_sub(effect.reopened_sessions, Ordering::Relaxed);
-        progress.units_done.fetch_sub(effect.reopened_units, Ordering::Relaxed);
-        progress.units_done.fetch_add(effect.units_done, Ordering::Relaxed);
-        progress.units_failed.fetch_add(effect.units_failed, Ordering::Relaxed);
-        progress.sessions_done.fetch_add(effect.sessions_done, Ordering::Relaxed);
+        progress.sessions_total.add(effect.new_sessions);
+        progress.units_total.add(effect.new_units);
+        progress.sessions_done.sub(effect.reopened_sessions);
+        progress.units_done.sub(effect.reopened_units);
+        progress.units_done.add(effect.units_done);
+        progress.units_failed.add(effect.units_failed);
+        progress.sessions_done.add(effect.sessions_done);
+        Ok(effect)
     }
 
     async fn leave_totals(&self) -> Result<(), ExtractError> {
         let totals = self.context.progress.totals(&self.context.lane.traffic);
         let text = serde_json::to_string(&totals).expect("totals are numbers");
-        self.writer.commit(Change::SetMeta(vec![("traffic", text)])).await?;
+        self.commit(Change::SetMeta(vec![("traffic", text)])).await?;
         Ok(())
     }
 

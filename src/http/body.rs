@@ -105,7 +105,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
     }
     let errors = reader.errors;
     let problem = |errors| Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors);
-    // Of such days that is one error, and the only one that time brings.
+    // That is one error, and the only one that can appear because time has passed.
     let is_too_old = |request: &ExtractRequest| {
         request.from <= request.to && request.from < oldest_reachable(today) && errors.len() == 1
     };
@@ -128,17 +128,18 @@ impl Reader {
     }
 
     fn request(&mut self, value: Value, today: Date) -> Option<ExtractRequest> {
-        let Value::Object(mut members) = value else {
+        let Value::Object(members) = value else {
             self.wrong("body", "must be an object with from and to");
             return None;
         };
+        let mut members = Members { prefix: "", rest: members, known: Vec::new() };
         let from = self.date(&mut members, "from");
         let to = self.date(&mut members, "to");
         for (field, message) in validate(from, to, today) {
             self.wrong(field, message);
         }
-        let include = self.include(members.remove("include"));
-        let edits_by = match self.text(members.remove("edits_by"), "edits_by").as_deref() {
+        let include = self.include(members.take("include"));
+        let edits_by = match self.text(members.take("edits_by"), "edits_by").as_deref() {
             None | Some("sent_time") => EditsBy::SentTime,
             Some("modification_time") => EditsBy::ModificationTime,
             Some(_) => {
@@ -146,14 +147,14 @@ impl Reader {
                 EditsBy::SentTime
             }
         };
-        let sessions = self.sessions(members.remove("sessions"));
-        let label = self.short_text(members.remove("label"), "label");
-        self.nothing_else("", &members, "from, to, include, edits_by, sessions, label");
+        let sessions = self.sessions(members.take("sessions"));
+        let label = self.short_text(members.take("label"), "label");
+        self.nothing_else(&members);
         Some(ExtractRequest { from: from?, to: to?, include, edits_by, sessions, label })
     }
 
-    fn date(&mut self, members: &mut Map<String, Value>, field: &str) -> Option<Date> {
-        match members.remove(field) {
+    fn date(&mut self, members: &mut Members, field: &'static str) -> Option<Date> {
+        match members.take(field) {
             None | Some(Value::Null) => {
                 self.wrong(field, "is required, as yyyy-mm-dd");
                 None
@@ -166,7 +167,7 @@ impl Reader {
 
     fn include(&mut self, value: Option<Value>) -> Include {
         let mut include = Include::default();
-        let mut members = self.object(value, "include");
+        let mut members = self.object(value, "include", "include.");
         for (name, switch) in [
             ("edited", &mut include.edited),
             ("deleted", &mut include.deleted),
@@ -174,43 +175,43 @@ impl Reader {
             ("reactions", &mut include.reactions),
             ("custom_emoji_reactions", &mut include.custom_emoji_reactions),
         ] {
-            match members.remove(name) {
+            match members.take(name) {
                 None | Some(Value::Null) => {}
                 Some(Value::Bool(on)) => *switch = on,
                 Some(_) => self.wrong(&format!("include.{name}"), "must be true or false"),
             }
         }
-        let known = "edited, deleted, bot_messages, reactions, custom_emoji_reactions";
-        self.nothing_else("include.", &members, known);
+        self.nothing_else(&members);
         include
     }
 
     fn sessions(&mut self, value: Option<Value>) -> SessionFilter {
-        let mut members = self.object(value, "sessions");
-        let types = self.texts(members.remove("types"), "sessions.types");
+        let mut members = self.object(value, "sessions", "sessions.");
+        let types = self.texts(members.take("types"), "sessions.types");
         let types: Vec<String> = types.into_iter().map(|kind| kind.to_lowercase()).collect();
         if types.iter().any(|kind| !["1:1", "group"].contains(&kind.as_str())) {
             self.wrong("sessions.types", "each must be 1:1 or group");
         }
         let filter = SessionFilter {
             types,
-            ids: self.texts(members.remove("ids"), "sessions.ids"),
-            channel_ids: self.texts(members.remove("channel_ids"), "sessions.channel_ids"),
-            name_contains: self.short_text(members.remove("name_contains"), "sessions.name_contains"),
+            ids: self.texts(members.take("ids"), "sessions.ids"),
+            channel_ids: self.texts(members.take("channel_ids"), "sessions.channel_ids"),
+            name_contains: self.short_text(members.take("name_contains"), "sessions.name_contains"),
         };
-        self.nothing_else("sessions.", &members, "types, ids, channel_ids, name_contains");
+        self.nothing_else(&members);
         filter
     }
 
-    fn object(&mut self, value: Option<Value>, field: &str) -> Map<String, Value> {
-        match value {
+    fn object(&mut self, value: Option<Value>, field: &str, prefix: &'static str) -> Members {
+        let rest = match value {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(members)) => members,
             Some(_) => {
                 self.wrong(field, "must be an object");
                 Map::new()
             }
-        }
+        };
+        Members { prefix, rest, known: Vec::new() }
     }
 
     fn text(&mut self, value: Option<Value>, field: &str) -> Option<String> {
@@ -257,14 +258,29 @@ impl Reader {
         texts
     }
 
-    fn nothing_else(&mut self, prefix: &str, members: &Map<String, Value>, known: &str) {
-        for name in members.keys().take(MAX_UNKNOWN) {
+    fn nothing_else(&mut self, Members { prefix, rest, known }: &Members) {
+        let known = known.join(", ");
+        for name in rest.keys().take(MAX_UNKNOWN) {
             self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known are {known}"));
         }
-        if members.len() > MAX_UNKNOWN {
-            let more = members.len() - MAX_UNKNOWN;
+        if rest.len() > MAX_UNKNOWN {
+            let more = rest.len() - MAX_UNKNOWN;
             self.wrong(prefix.strip_suffix('.').unwrap_or("body"), format!("has {more} more unknown fields"));
         }
+    }
+}
+
+/// An object's members that have not been asked for yet, and the names of those that have.
+struct Members {
+    prefix: &'static str,
+    rest: Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl Members {
+    fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.known.push(name);
+        self.rest.remove(name)
     }
 }
 

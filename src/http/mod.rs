@@ -3,16 +3,16 @@
 //! Handlers extract, call [`Jobs`], convert. The router and the OpenAPI document come from the same list of routes.
 
 mod archive;
-pub mod audit;
-pub mod auth;
-pub mod body;
+mod audit;
+mod auth;
+mod body;
 mod events;
 mod file;
 mod jobs;
 pub mod openapi;
-pub mod problem;
+mod problem;
 mod recent;
-pub mod server;
+mod server;
 mod system;
 mod view;
 
@@ -41,13 +41,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-pub use audit::Audit;
-pub use auth::{ApiKeys, FailedAttempts, Rights};
+pub use audit::{Audit, FILE_NAME as AUDIT_FILE};
+pub use auth::{ApiKeys, Rights};
+pub use server::serve;
 
 use crate::clock::SharedClock;
 use crate::extract::Account;
 use crate::jobs::Jobs;
-use problem::Problem;
+use auth::FailedAttempts;
+use problem::{Cause, Problem};
 
 /// The largest body of a request.
 const MAX_BODY: usize = 1 << 20;
@@ -97,16 +99,40 @@ impl Default for HttpSettings {
 /// What handlers share.
 #[derive(Debug, Clone)]
 pub struct AppState {
-    pub jobs: Arc<Jobs>,
-    pub account: Arc<Account>,
-    pub api_keys: Arc<ApiKeys>,
-    pub failed_attempts: Arc<FailedAttempts>,
-    pub audit: Arc<Audit>,
-    pub event_streams: Arc<Semaphore>,
-    pub downloads: Arc<Semaphore>,
-    pub clock: SharedClock,
-    /// Ends long polls and event streams when the service stops.
-    pub stopping: CancellationToken,
+    jobs: Arc<Jobs>,
+    account: Arc<Account>,
+    api_keys: Arc<ApiKeys>,
+    failed_attempts: Arc<FailedAttempts>,
+    audit: Arc<Audit>,
+    event_streams: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+    clock: SharedClock,
+    stopping: CancellationToken,
+}
+
+impl AppState {
+    /// `stopping` ends long polls and event streams when the service stops.
+    pub fn new(
+        jobs: Arc<Jobs>,
+        account: Arc<Account>,
+        audit: Audit,
+        settings: &HttpSettings,
+        clock: SharedClock,
+        stopping: CancellationToken,
+    ) -> Self {
+        let places = |most: usize| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        Self {
+            jobs,
+            account,
+            api_keys: Arc::new(settings.api_keys.clone()),
+            failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
+            audit: Arc::new(audit),
+            event_streams: places(settings.max_event_streams),
+            downloads: places(settings.max_downloads),
+            clock,
+            stopping,
+        }
+    }
 }
 
 /// Routes that need a key, when there are keys.
@@ -176,7 +202,9 @@ fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) 
         .set_request_id(REQUEST_ID, NewRequestId(state.clock.clone()))
         .layer(TraceLayer::new_for_http().make_span_with(span).on_response(log_response).on_failure(()))
         .propagate_request_id(REQUEST_ID)
-        .layer(CatchPanicLayer::custom(|_| -> Response { Problem::internal().into_response() }))
+        .layer(CatchPanicLayer::custom(|_| -> Response {
+            Problem::internal().caused_by("a handler panicked").into_response()
+        }))
         .layer(set("x-content-type-options", "nosniff"))
         .layer(set("x-frame-options", "DENY"))
         .layer(set("referrer-policy", "no-referrer"))
@@ -266,7 +294,8 @@ fn log_response<B>(response: &axum::http::Response<B>, latency: Duration, _: &tr
     metrics::counter!("zcr_http_responses_total", "status" => status.as_str().to_owned()).increment(1);
     let latency_ms = latency.as_millis() as u64;
     if status.is_server_error() {
-        tracing::error!(status = status.as_u16(), latency_ms, "answered");
+        let cause = response.extensions().get().map(|Cause(cause)| cause);
+        tracing::error!(status = status.as_u16(), cause, latency_ms, "answered");
     } else {
         tracing::debug!(status = status.as_u16(), latency_ms, "answered");
     }

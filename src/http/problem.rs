@@ -1,6 +1,6 @@
 //! Errors as users of the API see them: RFC 9457 problem documents with a stable `code`.
 //!
-//! The only place that maps causes to status codes.
+//! Maps errors of jobs to status codes; what HTTP itself refuses is said where it is refused.
 
 use std::time::Duration;
 
@@ -41,7 +41,14 @@ pub struct Problem {
     pub errors: Vec<FieldError>,
     #[serde(skip)]
     pub retry_after: Option<Duration>,
+    /// What the caller is not told, for the log.
+    #[serde(skip)]
+    pub cause: Option<String>,
 }
+
+/// What an answer that is an error came from; in its extensions, for the log.
+#[derive(Debug, Clone)]
+pub struct Cause(pub String);
 
 impl Problem {
     pub fn new(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Self {
@@ -53,7 +60,12 @@ impl Problem {
             code: code.to_owned(),
             errors: Vec::new(),
             retry_after: None,
+            cause: None,
         }
+    }
+
+    pub fn caused_by(self, cause: impl std::fmt::Display) -> Self {
+        Self { cause: Some(cause.to_string()), ..self }
     }
 
     pub fn invalid(status: StatusCode, errors: Vec<FieldError>) -> Self {
@@ -97,13 +109,16 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.retry_after;
+        let (retry_after, cause) = (self.retry_after, self.cause.clone());
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(Cause(cause));
         }
         response
     }
@@ -155,15 +170,13 @@ impl From<JobsError> for Problem {
             JobsError::DataDirectoryGone => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", detail)
             }
-            ref full if full.is_disk_full() => {
-                tracing::error!(error = detail, "the disk is full");
-                Self::new(
-                    StatusCode::INSUFFICIENT_STORAGE,
-                    "disk-full",
-                    "The disk is full",
-                    "make room on the disk of DATA_DIR, then try again",
-                )
-            }
+            ref full if full.is_disk_full() => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "disk-full",
+                "The disk is full",
+                "make room on the disk of DATA_DIR, then try again",
+            )
+            .caused_by(detail),
             JobsError::Archive(ref archive) if archive.is_damaged_capture() => Self::new(
                 StatusCode::CONFLICT,
                 "capture-damaged",
@@ -171,8 +184,7 @@ impl From<JobsError> for Problem {
                 format!("{detail}; POST the job's retry"),
             ),
             JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
-                tracing::error!(error = detail, "a request could not be served");
-                Self::internal()
+                Self::internal().caused_by(detail)
             }
         }
     }

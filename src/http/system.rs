@@ -44,19 +44,14 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
         return Err(refused("it is shutting down"));
     }
     if !state.jobs.has_its_files() {
-        tracing::error!("the table of jobs is no longer in DATA_DIR");
         return Err(refused("its data directory is gone; restart it once the directory is back"));
     }
     if !state.jobs.has_room() {
         return Err(refused("its disk is full"));
     }
-    match state.jobs.count(JobState::Queued).await {
-        Ok(_) => Ok(Json(OK)),
-        Err(error) => {
-            tracing::error!(%error, "not ready");
-            Err(refused("its table of jobs does not answer"))
-        }
-    }
+    let count = state.jobs.count(JobState::Queued).await;
+    count.map_err(|error| refused("its table of jobs does not answer").caused_by(error))?;
+    Ok(Json(OK))
 }
 
 /// Metrics

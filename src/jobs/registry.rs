@@ -16,7 +16,7 @@ struct Live {
     cancel: CancellationToken,
 }
 
-/// That a job was entered, until its run leaves.
+/// A run's place in the registry, to be given back when it leaves.
 #[derive(Debug)]
 pub struct Entered {
     id: JobId,

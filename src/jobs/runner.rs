@@ -193,6 +193,9 @@ fn log_end(job: &Job, elapsed_ms: u64) {
         error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"
     );
+    if let Some(JobError { code, detail, .. }) = &job.error {
+        tracing::error!(code, detail, "job failed");
+    }
 }
 
 /// Writes down how a job ended, unless the service stops before it can.
@@ -254,7 +257,11 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job, cancel: &Cancellation
         } else if error.is_damaged_capture() {
             trouble("capture-damaged", &error, Some(REFETCH))
         } else {
-            trouble("archive", &error, Some("see the log, then retry the job; nothing is fetched again"))
+            trouble(
+                "archive",
+                &error,
+                Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
+            )
         })),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns pacing, slowing down after a 429, recovery, and pauses until an instant. Jobs take turns because each job
 //! ([`Lane`](super::Lane)) lets one of its callers at a time stand in the account's queue, and both queues are
-//! first come, first served. Measured against `governor` and others in DEPENDENCIES: those burst or starve.
+//! first come, first served: rate limiters of the shelf let bursts pass, or some callers starve.
 //!
 //! Two numbers make the pace. The *window* is what is taken for Zoom's second: no more requests than the limit leave within
 //! it, evenly spaced. The *share* is the part of the limit in use. While no 429 is seen the window creeps down to
