@@ -159,6 +159,8 @@ const API_BASE_URL: &str = "https://api.zoom.us/v2";
 const OAUTH_BASE_URL: &str = "https://zoom.us";
 /// Fewer requests a second, and nothing would ever come to its end.
 const LEAST_LIMIT: f64 = 0.01;
+/// Each may hold a thread while it waits, of 512 that the runtime has for what blocks.
+const MOST_RUNNING_JOBS: usize = 256;
 /// Nobody answers sooner.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest delay is sixty times as long.
@@ -313,7 +315,7 @@ impl ServiceArgs {
     pub fn settings(&self, zoom: &ZoomArgs) -> Result<AppSettings, ConfigError> {
         let mut errors = Vec::new();
         let api_keys = self.keys(&mut errors);
-        // Of keys that could not be read nobody knows.
+        // When keys could not be read, do not also complain that there are none.
         let has_no_keys = errors.is_empty() && api_keys.is_empty();
         if has_no_keys && !self.listen_addr.ip().is_loopback() {
             errors.push(format!(
@@ -334,6 +336,9 @@ impl ServiceArgs {
         ];
         for (name, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
             errors.push(format!("{name} must be at least 1"));
+        }
+        if self.max_running_jobs > MOST_RUNNING_JOBS {
+            errors.push(format!("MAX_RUNNING_JOBS must be at most {MOST_RUNNING_JOBS}"));
         }
         let cors_origins = self.cors_origins.iter().filter(|origin| !origin.trim().is_empty());
         let cors_origins: Vec<_> = cors_origins
@@ -441,6 +446,7 @@ mod tests {
         }
         for (line, name) in [
             ("--retention soon", "retention"),
+            ("--max-running-jobs 257", "MAX_RUNNING_JOBS must be at most 256"),
             ("--listen-addr nowhere", "listen-addr"),
             ("--zoom-plan free", "zoom-plan"),
             ("--zoom-rate-share 1e-9", "ZOOM_RATE_SHARE"),

@@ -21,7 +21,7 @@ pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String
         format.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
-        // Of certificates our own errors tell, once for all tries.
+        // The verifier logs every handshake that fails; our own error tells of them once.
         EnvFilter::new(format!("warn,rustls_platform_verifier=off,zoom_chat_reports={default_level}"))
     } else {
         let example = "a level or targets with levels, such as info,zoom_chat_reports=debug";

@@ -4,6 +4,7 @@
 //! command cannot quietly overwrite what an earlier one brought.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +13,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{AppError, lock};
 use crate::archive::{
-    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
+    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page, put_back,
 };
 use crate::capture::{CaptureError, Counts, Location};
 use crate::clock::SharedClock;
 use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
 };
-use crate::files::unless_absent;
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -42,9 +42,10 @@ impl Output {
         }
     }
 
-    /// Whether there is something to go on with.
+    /// Whether there is something to go on with, or files that were made of it.
     pub fn is_begun(&self) -> bool {
-        Location::in_directory(&self.working_directory()).exists()
+        let directory = self.working_directory();
+        Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists()
     }
 
     fn setting(&self) -> &'static str {
@@ -121,6 +122,8 @@ pub struct OneJob {
 
 /// There once the files are put into their places. Says how many items they hold.
 const PUBLISHING: &str = "publishing";
+/// There once all of a capture is in a zip, and while it is being removed.
+const REMOVING: &str = "removing";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures handed over for reading; the rest is in `failures.json`.
@@ -135,16 +138,18 @@ impl OneJob {
     ) -> Result<Self, OneJobError> {
         let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
         let directory = output.working_directory();
+        if directory.join(REMOVING).exists() {
+            let _lock = lock(&directory, output.setting())?;
+            remove_capture(&directory)?;
+        }
         let continues = output.is_begun();
-        finish_removal(&output, &directory)?;
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         if continues {
+            if let Target::Directory { target, staging } = target_of(&output, &directory) {
+                put_back(&target, &staging)?;
+            }
             check_same(&request, &output, &directory).await?;
-        } else {
-            // Left by a run that was whole and killed while it removed its capture; its zip has been moved away since.
-            let publishing = directory.join(PUBLISHING);
-            at(&publishing, unless_absent(std::fs::remove_file(&publishing)))?;
         }
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
@@ -170,12 +175,7 @@ impl OneJob {
             cancel: cancel.clone(),
             all_listed: CancellationToken::new(),
         };
-        let target = match &self.output {
-            Output::Directory(target) => {
-                Target::Directory { target: target.clone(), staging: self.directory.join("output") }
-            }
-            Output::Zip(target) => Target::Zip(target.clone()),
-        };
+        let target = target_of(&self.output, &self.directory);
         let input = AssembleInput { directory: self.directory.clone(), target, cancel };
         let (counts, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
@@ -195,16 +195,13 @@ impl OneJob {
         spare_others(&self.output, &self.directory)?;
         let items = counts.items.iter().sum();
         spare_fuller(&self.output, &self.directory, items)?;
-        let publishing = self.directory.join(PUBLISHING);
-        at(&publishing, std::fs::write(&publishing, items.to_string()))?;
+        leave_mark(&self.directory, PUBLISHING, &items.to_string())?;
         assemble(begun).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
-            // The zip says it all; a directory keeps its capture as the mark of what it holds. What says that there is a
-            // capture goes first: half of one would be fetched again.
-            let capture = Location::in_directory(&self.directory);
-            at(capture.path(), std::fs::remove_file(capture.path()))?;
-            at(&self.directory, std::fs::remove_dir_all(&self.directory))?;
+            // The zip says it all; a directory keeps its capture as the mark of what it holds.
+            leave_mark(&self.directory, REMOVING, "")?;
+            remove_capture(&self.directory)?;
         }
         Ok(Report { counts, last, failures })
     }
@@ -215,14 +212,51 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
     done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
 }
 
-/// A run that was whole may have been killed while it removed its capture: what is left says nothing any more.
-fn finish_removal(output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    let Output::Zip(zip) = output else { return Ok(()) };
-    if zip.exists() && directory.join(PUBLISHING).exists() && !output.is_begun() {
-        let _lock = lock(directory, output.setting())?;
-        at(directory, std::fs::remove_dir_all(directory))?;
+fn target_of(output: &Output, directory: &Path) -> Target {
+    match output {
+        Output::Directory(target) => {
+            Target::Directory { target: target.clone(), staging: directory.join("output") }
+        }
+        Output::Zip(target) => Target::Zip(target.clone()),
     }
-    Ok(())
+}
+
+/// Writes a mark that is whole, and on the disk, or not there.
+fn leave_mark(directory: &Path, name: &str, text: &str) -> Result<(), OneJobError> {
+    let (mark, new) = (directory.join(name), directory.join(format!("{name}.new")));
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, &mark)?;
+        File::open(directory)?.sync_all()
+    };
+    at(&mark, write())
+}
+
+/// Removes a capture of which everything is in the zip; the mark that this is under way goes last. What had been set aside of a
+/// damaged one is not in it, perhaps: that stays, beside the zip.
+fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
+    let mut set_aside = false;
+    for entry in at(directory, std::fs::read_dir(directory))? {
+        let entry = at(directory, entry)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        if name.to_string_lossy().contains(".damaged") {
+            set_aside = true;
+        } else if name != REMOVING {
+            at(&path, std::fs::remove_file(&path))?;
+        }
+    }
+    if !set_aside {
+        return at(directory, std::fs::remove_dir_all(directory));
+    }
+    let names = (1..).map(|number| match number {
+        1 => directory.with_extension("damaged"),
+        _ => directory.with_extension(format!("damaged-{number}")),
+    });
+    let kept = names.into_iter().find(|kept| !kept.exists()).expect("there is no end of names");
+    at(&kept, std::fs::rename(directory, &kept))?;
+    at(&kept, std::fs::remove_file(kept.join(REMOVING)))
 }
 
 /// What is in the place of the files is ours only once we have begun to put them there, and as long as there is the capture that

@@ -125,8 +125,8 @@ impl Assembly {
         Ok(Self { input, runtime, reader, scratch, sink, facts, last: Place::default(), copied: 0 })
     }
 
-    /// Adds the sessions of which everything is there, until told to stop. What is still to come finds room, unless it is
-    /// more than there is.
+    /// Adds the sessions of which everything is there, until told to stop. Leaves as much of the disk free as the capture takes
+    /// now, for what is still to come.
     pub(super) fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
         self.check_room(self.reader.segments().size()?)?;
         self.add_sessions(Which::Complete { until: stop })

@@ -3,6 +3,7 @@
 //! Keys that the script this service replaces had are kept under their names; ours come beside them. Everything
 //! volatile (times, versions, counts of requests) comes from the capture.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -73,8 +74,7 @@ pub struct SessionInfo {
 
 impl SessionInfo {
     pub fn read(info: &str) -> Self {
-        let members: std::collections::HashMap<String, &RawValue> =
-            serde_json::from_str(info).unwrap_or_default();
+        let members: HashMap<String, &RawValue> = serde_json::from_str(info).unwrap_or_default();
         let value = |name: &str| -> Value {
             let Some(raw) = members.get(name) else {
                 return Value::Null;
@@ -257,9 +257,10 @@ async fn not_listed(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, A
         let Some((last, ..)) = sessions.last() else { break };
         after = *last;
         for (_, id, info) in &sessions {
-            let info: Value = serde_json::from_str(info).unwrap_or_default();
+            let members: HashMap<String, &RawValue> = serde_json::from_str(info).unwrap_or_default();
+            let channel = members.get("channel_id").and_then(|raw| text_of(raw));
             ids.retain(|wanted| wanted != id);
-            channels.retain(|wanted| *wanted != info["channel_id"]);
+            channels.retain(|wanted| wanted.as_str() != channel.as_deref());
         }
     }
     Ok(ids.iter().chain(&channels).filter_map(|id| id.as_str().map(str::to_owned)).collect())

@@ -16,7 +16,7 @@ use super::{ArchiveError, layout};
 use crate::capture::{CaptureError, SessionRow};
 
 /// Memory for what is sorted, each kind by itself, before it goes to the file.
-const MOST: usize = 1 << 20;
+const SORT_MEMORY: usize = 1 << 20;
 
 /// What is remembered of an entry; the file that holds the hashes of the others has none itself.
 type Noted = (Option<Sha256Digest>, Option<Located>);
@@ -43,7 +43,7 @@ pub struct Names {
 
 impl Names {
     pub fn create(directory: &Path) -> Result<Self, ArchiveError> {
-        let folded = Sorter::new(spill(directory)?, MOST);
+        let folded = Sorter::new(spill(directory)?, SORT_MEMORY);
         Ok(Self { directory: directory.to_owned(), folded, sessions: 0 })
     }
 
@@ -73,9 +73,9 @@ impl Names {
             sessions: self.sessions,
             colliding,
             added: 0,
-            entries: Sorter::new(spill.clone(), MOST),
-            lines: Sorter::new(spill.clone(), MOST),
-            not_found: Sorter::new(spill, MOST),
+            entries: Sorter::new(spill.clone(), SORT_MEMORY),
+            lines: Sorter::new(spill.clone(), SORT_MEMORY),
+            not_found: Sorter::new(spill, SORT_MEMORY),
         })
     }
 }

@@ -30,7 +30,7 @@ const VERSION: u16 = 20;
 const VERSION_ZIP64: u16 = 45;
 const MADE_ON_UNIX: u16 = 3 << 8;
 /// This and more does not go into a field of 32 bits; such a field then holds this.
-const MOST: u64 = u32::MAX as u64;
+const ZIP32_MAX: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor begins with 128 kB to clear.
@@ -144,7 +144,8 @@ impl<W: Write> ZipDirectory<W> {
         let mut extra = Record(Vec::new());
         // "UT": the time of the last change only.
         extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
-        let too_long: Vec<u64> = [raw_len, packed_len, offset].into_iter().filter(|of| *of >= MOST).collect();
+        let too_long: Vec<u64> =
+            [raw_len, packed_len, offset].into_iter().filter(|of| *of >= ZIP32_MAX).collect();
         let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
         if !too_long.is_empty() {
             extra.u16(1).u16(too_long.len() as u16 * 8);
@@ -169,7 +170,7 @@ impl<W: Write> ZipDirectory<W> {
     pub fn finish(mut self) -> Result<(W, ArchiveFile), ArchiveError> {
         let (begins, ends) = (self.begins, self.out.size);
         let (length, entries) = (ends - begins, self.entries);
-        if self.any_zip64 || entries >= MOST_ENTRIES || length >= MOST || begins >= MOST {
+        if self.any_zip64 || entries >= MOST_ENTRIES || length >= ZIP32_MAX || begins >= ZIP32_MAX {
             let mut end = Record::new(0x0606_4b50);
             end.u64(44).u16(VERSION_ZIP64).u16(VERSION_ZIP64).u32(0).u32(0);
             end.u64(entries).u64(entries).u64(length).u64(begins);
@@ -219,7 +220,7 @@ impl<W: Write> ZipEntry<'_, W> {
         let (packed_len, crc) = (sink.out.size - begins, crc.finalize());
         let mut descriptor = Record::new(0x0807_4b50);
         descriptor.u32(crc);
-        if packed_len >= MOST || raw_len >= MOST {
+        if packed_len >= ZIP32_MAX || raw_len >= ZIP32_MAX {
             descriptor.u64(packed_len).u64(raw_len);
         } else {
             descriptor.u32_at_most(packed_len).u32_at_most(raw_len);

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::apply::set_aside;
-use super::writer::{Effect, MessagesPage, PageOf};
+use super::writer::{Effect, MessagesPage, PagePosition};
 use super::{CaptureError, Kind, PageRef, Tx};
 
 /// The items of one kind of a page, as the table of pages has them.
@@ -23,26 +23,26 @@ pub(super) async fn messages_pages(
     pages: &[(&MessagesPage, u64)],
 ) -> Result<Effect, CaptureError> {
     let mut rows = Vec::new();
-    for (MessagesPage { of, segments, .. }, offset) in pages {
+    for (MessagesPage { position, segments, .. }, offset) in pages {
         let mut offset = *offset;
         for (kind, segment) in Kind::ALL.into_iter().zip(segments) {
             let Some(segment) = segment else { continue };
-            rows.push(Row { range: of.chain, seq: of.seq, page: segment.at(offset, kind) });
+            rows.push(Row { range: position.chain, seq: position.seq, page: segment.at(offset, kind) });
             offset += segment.data.len() as u64;
         }
     }
     replace_pages(tx, pages).await?;
     insert_pages(tx, rows).await?;
-    let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.of).collect();
+    let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
     unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages
         .iter()
-        .map(|(MessagesPage { of, query, repeats, direction, .. }, _)| {
-            let next = of.next();
+        .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
+            let next = position.next();
             json!({
-                "range": of.chain, "pages": of.seq + 1, "token": next.map(|next| &next.token),
+                "range": position.chain, "pages": position.seq + 1, "token": next.map(|next| &next.token),
                 "at": next.map(|next| next.at.to_string()), "query": next.and(query.as_deref()), "repeats": repeats,
-                "direction": direction, "ends": of.is_the_end(),
+                "direction": direction, "ends": position.is_the_end(),
             })
         })
         .collect();
@@ -57,8 +57,11 @@ pub(super) async fn messages_pages(
     .bind(json!(places).to_string())
     .execute(&mut **tx)
     .await?;
-    let ended: Vec<i64> =
-        pages.iter().filter(|(page, _)| page.of.is_the_end()).map(|(page, _)| page.of.chain).collect();
+    let ended: Vec<i64> = pages
+        .iter()
+        .filter(|(page, _)| page.position.is_the_end())
+        .map(|(page, _)| page.position.chain)
+        .collect();
     if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
 }
 
@@ -86,8 +89,8 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
 
 /// Takes off what ranges had before they began again, for those of which this is the first page.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<(), CaptureError> {
-    let first = pages.iter().filter(|(page, _)| page.of.seq == 0);
-    let first: Vec<i64> = first.map(|(page, _)| page.of.chain).collect();
+    let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
+    let first: Vec<i64> = first.map(|(page, _)| page.position.chain).collect();
     if first.is_empty() {
         return Ok(());
     }
@@ -151,7 +154,11 @@ pub(super) enum Of {
 }
 
 /// Members nobody told us of; seldom any, but then perhaps one in each page.
-pub(super) async fn unknown_members(tx: &mut Tx<'_>, of: Of, pages: &[&PageOf]) -> Result<(), CaptureError> {
+pub(super) async fn unknown_members(
+    tx: &mut Tx<'_>,
+    of: Of,
+    pages: &[&PagePosition],
+) -> Result<(), CaptureError> {
     let members = pages.iter().flat_map(|page| {
         let (list, range) = match of {
             Of::Lists => (Some(page.chain), None),

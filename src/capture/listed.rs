@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
 use super::bulk::{Of, unknown_members};
-use super::writer::{Effect, ListedSession, PageOf};
+use super::writer::{Effect, ListedSession, PagePosition};
 use super::{CaptureError, Tx};
 
 /// Zoom's ids of all sessions, in a throw-away database beside the capture, made from the sessions when it is needed. An index
@@ -56,7 +56,7 @@ impl KnownSessions {
 /// Stores a list page: sessions, and a unit with its range for each that is new in that window.
 pub(super) async fn list_page(
     tx: &mut Tx<'_>,
-    page: &PageOf,
+    page: &PagePosition,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
     let (window, pages): (i64, i64) = sqlx::query_as("SELECT window, pages FROM lists WHERE id = ?")

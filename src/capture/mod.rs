@@ -37,7 +37,7 @@ pub use segments::SegmentReader;
 pub use sessions::{Place, PlacedSession, SessionRow};
 pub use totals::{Counts, FailureRow, NotFoundRow, WindowCount};
 use writer::Store;
-pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PageOf, Then, Writer};
+pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Then, Writer};
 
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
@@ -192,6 +192,15 @@ impl Location {
         self.path.exists()
     }
 
+    /// Whether there is an index, or messages that have lost theirs.
+    pub fn is_begun(&self) -> bool {
+        self.exists() || self.has_messages()
+    }
+
+    fn has_messages(&self) -> bool {
+        std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -251,8 +260,7 @@ impl Location {
     pub async fn has_plan(&self) -> Result<bool, CaptureError> {
         let has_plan =
             if self.exists() { self.look(async |reader| reader.has_plan().await).await? } else { false };
-        let has_messages = std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0);
-        if has_messages && !has_plan {
+        if !has_plan && self.has_messages() {
             return Err(CaptureError::Damaged("there are messages and no index of them".to_owned()));
         }
         Ok(has_plan)

@@ -66,8 +66,9 @@ impl Appender {
     }
 }
 
-/// Before there is room made for more than this, the file must hold it: it may be a damaged index that says so.
-const USUAL: u64 = 4 << 20;
+/// A segment that is said to be longer is checked against the file's size before there is room made for it: the index may be
+/// damaged.
+const UNCHECKED_LENGTH: u64 = 4 << 20;
 
 /// A reader's end of the file.
 #[derive(Debug)]
@@ -95,7 +96,7 @@ impl SegmentReader {
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
         let end = page.offset.checked_add(page.length).filter(|end| i64::try_from(*end).is_ok());
         let end = end.ok_or_else(|| damaged("a segment cannot be where the index says"))?;
-        if page.length > USUAL && end > self.size()? {
+        if page.length > UNCHECKED_LENGTH && end > self.size()? {
             return Err(damaged("a segment cannot be as long as the index says"));
         }
         let mut data = vec![0; page.length as usize];

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 use tempfile::TempDir;
 
-use super::{Change, ListedSession, Location, MessagesPage, PageOf, Then, Writer};
+use super::{Change, ListedSession, Location, MessagesPage, PagePosition, Then, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
@@ -25,6 +25,6 @@ pub(crate) fn empty_page(range: i64) -> Change {
     Change::MessagesPage(MessagesPage::new(last_page(range, 0), Default::default()))
 }
 
-pub(crate) fn last_page(chain: i64, seq: i64) -> PageOf {
-    PageOf { chain, seq, then: Then::End, unknown: Vec::new() }
+pub(crate) fn last_page(chain: i64, seq: i64) -> PagePosition {
+    PagePosition { chain, seq, then: Then::End, unknown: Vec::new() }
 }

@@ -31,7 +31,7 @@ pub struct ListedSession {
 
 /// Which chain a page belongs to, its number there, and what follows it.
 #[derive(Debug, Clone)]
-pub struct PageOf {
+pub struct PagePosition {
     pub chain: i64,
     pub seq: i64,
     pub then: Then,
@@ -48,7 +48,7 @@ pub enum Then {
     Again,
 }
 
-impl PageOf {
+impl PagePosition {
     pub(super) fn next(&self) -> Option<&PageToken> {
         if let Then::Next(token) = &self.then { Some(token) } else { None }
     }
@@ -61,7 +61,7 @@ impl PageOf {
 /// A page of a range, read.
 #[derive(Debug)]
 pub struct MessagesPage {
-    pub of: PageOf,
+    pub position: PagePosition,
     /// What its token belongs to; without it a later run begins the chain again.
     pub query: Option<String>,
     /// Its items, by kind.
@@ -73,8 +73,8 @@ pub struct MessagesPage {
 }
 
 impl MessagesPage {
-    pub fn new(of: PageOf, segments: [Option<Segment>; 3]) -> Self {
-        Self { of, query: None, segments, repeats: 0, direction: 0 }
+    pub fn new(position: PagePosition, segments: [Option<Segment>; 3]) -> Self {
+        Self { position, query: None, segments, repeats: 0, direction: 0 }
     }
 }
 
@@ -119,7 +119,7 @@ pub enum Change {
     SetMeta(Vec<(&'static str, String)>),
     /// A list page, with a unit and a range for each session new in that window.
     ListPage {
-        page: PageOf,
+        page: PagePosition,
         sessions: Vec<ListedSession>,
     },
     /// All of the list has been received.

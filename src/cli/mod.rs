@@ -72,7 +72,7 @@ impl Command {
         }
     }
 
-    /// What is set for the account and is no setting would be passed over.
+    /// Warns of `ZOOM_…` variables that are no setting: a misspelt one would be passed over.
     fn tell_of_misspelt_settings(&self) {
         let tell: fn(&str) = match self {
             Self::Serve(_) => |name| tracing::warn!("{name} is set, but is no setting"),
@@ -146,7 +146,7 @@ fn wrong_setting(error: &clap::Error) -> Option<String> {
 }
 
 fn complain(error: &anyhow::Error) -> ExitCode {
-    // What follows the first line belongs to it.
+    // Further lines are indented under the first.
     remark(format_args!("error: {}", error.to_string().replace('\n', "\n       ")));
     let wrong_use = error.is::<ConfigError>() || error.is::<WrongUse>();
     ExitCode::from(if wrong_use { WRONG_USE } else { FAILED })

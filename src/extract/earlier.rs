@@ -21,6 +21,8 @@ pub(super) async fn check_earlier(
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
     };
     match damaged.await {
+        // Who has called it off need not wait, and finds it as it is.
+        Err(_) if cancel.is_cancelled() => Ok(Vec::new()),
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is set aside, everything is fetched again");
             location.move_damaged_away()?;

@@ -13,7 +13,7 @@ use super::digest::digest;
 use super::paging::Paging;
 use super::run::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows::{self, DateRange};
-use crate::capture::{CaptureError, Chain, Change, ListedSession, PageOf, PageToken, Then};
+use crate::capture::{CaptureError, Chain, Change, ListedSession, PagePosition, PageToken, Then};
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -171,7 +171,7 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
             let then = page.next.as_ref().map_or(Then::Again, |token| {
                 Then::Next(PageToken { token: token.clone(), at: shared.now() })
             });
-            let of = PageOf { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
+            let of = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, of, page.sessions).await?;
             pass.is_quiet &= brought == 0;
         }
@@ -194,7 +194,7 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
 /// Returns how many sessions it brought that were not there.
 async fn commit_page(
     shared: &Shared,
-    page: PageOf,
+    page: PagePosition,
     sessions: Vec<(SessionHead, String)>,
 ) -> Result<u64, ExtractError> {
     let filter = &shared.context.request.sessions;

@@ -19,7 +19,7 @@ use super::run::{BEAT, ExtractError, LONG_BEAT, RunContext, Shared, note, out_of
 use super::split::{self, Split};
 use super::windows::DateRange;
 use crate::capture::{
-    Chain, Change, Effect, FailureNote, MessagesPage, PageOf, PageToken, PendingRange, Segment, Then,
+    Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
@@ -105,7 +105,8 @@ pub(super) async fn follow(
     loop {
         match pages.next(shared, &mut range).await? {
             Step::More => {
-                if let Some(split) = pages.split_due(shared, &days, &mut outlook) {
+                pages.forecast(shared, &days, &mut outlook);
+                if let Some(split) = pages.split(shared, &days) {
                     pages.uncount(shared);
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
@@ -319,22 +320,25 @@ impl Pages {
         })
     }
 
-    /// A split of the chain into others, if it turns out too long and that is worth it.
-    fn split_due(&mut self, shared: &Shared, days: &split::Days, outlook: &mut Outlook) -> Option<Split> {
+    /// Tells the run how much of the chain is still to come, and how urgent that is, by what it has shown.
+    fn forecast(&mut self, shared: &Shared, days: &split::Days, outlook: &mut Outlook) {
+        let Some(seen) = self.observed else { return };
+        let to_come = seen.pages_to_come(days).unwrap_or_default();
+        outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
+        self.urgent = shared.pace().is_tight_for(to_come).then_some(to_come as u32);
+    }
+
+    /// Splits the chain into others if it turns out too long, and pays for it.
+    fn split(&self, shared: &Shared, days: &split::Days) -> Option<Split> {
         let RunContext { lane, progress, .. } = &shared.context;
-        let observed = self.observed?;
-        let to_come = observed.pages_to_come(days).unwrap_or_default();
-        outlook.set(to_come.min(observed.trusted(lane.account().is_paced())));
-        let pace = shared.pace();
-        self.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-        let idle = shared.idle.load(Relaxed);
-        let split = split::under_way(days, &observed, pace).or_else(|| {
+        let (seen, pace, idle) = (self.observed?, shared.pace(), shared.idle.load(Relaxed));
+        let split = split::under_way(days, &seen, pace).or_else(|| {
             let chains = shared.chains.load(Relaxed).max(1);
             let all_to_come = progress.requests_to_come(&lane.traffic)?;
             let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
-            split::when_idle(days, &observed, pace, mean, idle)
+            split::when_idle(days, &seen, pace, mean, idle)
         })?;
-        if !shared.pay_for(&split, &observed) {
+        if !shared.pay_for(&split, &seen) {
             return None;
         }
         shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
@@ -372,7 +376,7 @@ impl Pages {
             None if self.leaves_out.is_some() => Then::Again,
             None => Then::End,
         };
-        let of = PageOf { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
+        let position = PagePosition { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
@@ -381,7 +385,7 @@ impl Pages {
         }
         let ReadPage { segments, repeats, .. } = page;
         let page_of_range =
-            MessagesPage { of, query, segments, repeats, direction: split::direction(page.ends) };
+            MessagesPage { position, query, segments, repeats, direction: split::direction(page.ends) };
         shared.commit(Change::MessagesPage(page_of_range)).await?;
         if self.seq == 0 {
             self.uncount(shared);

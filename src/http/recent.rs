@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How many keys are remembered at once; when there are so many, a new one is not.
-const MOST: usize = 10_000;
+const MAX_KEYS: usize = 10_000;
 /// When there are so many, those whose life is over are looked for this often at most.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -35,12 +35,12 @@ impl<K: Eq + Hash> Recent<K> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = &mut *seen;
         let age = |since: Duration| now.saturating_sub(since);
-        if seen.since.len() >= MOST && !seen.since.contains_key(&key) {
+        if seen.since.len() >= MAX_KEYS && !seen.since.contains_key(&key) {
             if age(seen.swept) >= SWEEP_EVERY {
                 seen.swept = now;
                 seen.since.retain(|_, (since, _)| age(*since) < self.life);
             }
-            if seen.since.len() >= MOST {
+            if seen.since.len() >= MAX_KEYS {
                 return None;
             }
         }
@@ -66,11 +66,11 @@ mod tests {
         assert_eq!(count(0, 30), Some((seconds(40), 2)));
         assert_eq!(count(0, 9), Some((seconds(60), 3)), "another thread looked at the clock before");
         assert_eq!(count(0, 70), Some((seconds(60), 1)), "its life is over");
-        for key in 1..MOST {
+        for key in 1..MAX_KEYS {
             assert!(count(key, 80).is_some());
         }
-        assert_eq!(count(MOST, 80), None, "no room");
+        assert_eq!(count(MAX_KEYS, 80), None, "no room");
         assert!(count(0, 80).is_some(), "what is known stays known");
-        assert!(count(MOST, 141).is_some(), "the others are over");
+        assert!(count(MAX_KEYS, 141).is_some(), "the others are over");
     }
 }

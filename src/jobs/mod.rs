@@ -2,8 +2,9 @@
 //!
 //! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `mending` opens its file and mends one
 //! that is damaged, `recovery` rebuilds what that has lost, `registry` holds what is live, `runner` does the work, `service` is
-//! what the outside calls, `retention` ends old ones.
+//! what the outside calls, `retention` ends old ones; `directory` knows the files of a job.
 
+mod directory;
 mod mending;
 pub mod model;
 mod recovery;
@@ -18,8 +19,3 @@ mod testing;
 pub use model::{Job, JobError, JobId, JobState};
 pub use service::{Follower, JobSettings, Jobs, JobsError};
 pub use store::{ListFilter, Listed};
-
-/// The archive's name in a job's directory.
-pub(crate) const ARCHIVE_NAME: &str = "archive.zip";
-/// How the names of earlier ones begin that held more: what a damaged capture has lost may be out of Zoom's reach by now.
-const FULLER_ARCHIVE: &str = "archive.before";

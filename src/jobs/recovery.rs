@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use super::directory::{self, DELETED};
 use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
-use super::service::{DELETED, JobsError, job_directories, remove_files};
+use super::service::JobsError;
 use super::store::JobStore;
-use super::{ARCHIVE_NAME, FULLER_ARCHIVE};
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
 use crate::extract::{self, Captured};
@@ -27,7 +27,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     };
     let known = store.ids_with_files().await?;
     let mut rebuilt = 0_u32;
-    for (id, directory) in job_directories(data_dir)? {
+    for (id, directory) in directory::all(data_dir)? {
         let in_order = if known.contains(&id.to_string()) {
             remove_leftovers(&directory).map(|()| false)
         } else {
@@ -86,16 +86,14 @@ async fn bring_back_or_remove(
         }
     }
     tracing::info!(directory = %id, "removing the files of a job that is gone");
-    remove_files(directory.to_owned()).await?;
+    directory::remove(directory.to_owned()).await?;
     Ok(false)
 }
 
 /// Whether there is an archive, or what had been set aside of a damaged capture.
 fn holds_something(directory: &Path) -> Result<bool, JobsError> {
     for entry in std::fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        if name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE) || name.contains(".damaged") {
+        if directory::is_worth_keeping(&entry?.file_name()) {
             return Ok(true);
         }
     }

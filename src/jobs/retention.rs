@@ -5,26 +5,56 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::directory;
 use super::model::{Job, JobState};
-use super::service::{Jobs, JobsError, remove_files};
+use super::service::{Jobs, JobsError};
 use super::store::ListFilter;
 
 /// How often finished jobs are looked at.
 const EVERY: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
-    let (started, started_at) = (jobs.clock.elapsed(), jobs.clock.now());
+    let mut steady = Steady::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
-        // The wall clock may be set forward by mistake. What it said at the start and the time that has really passed
-        // since must agree before anything is removed.
-        let passed = SignedDuration::try_from(jobs.clock.elapsed() - started).unwrap_or(SignedDuration::MAX);
-        let steady = started_at.checked_add(passed).unwrap_or(Timestamp::MAX);
-        if let Err(error) = expire(&jobs, steady.min(jobs.clock.now())).await {
+        if let Err(error) = expire(&jobs, steady.time(jobs.clock.elapsed(), jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
         }
         if jobs.stop.run_until_cancelled(jobs.clock.sleep(EVERY)).await.is_none() {
             return;
         }
+    }
+}
+
+/// A time by which files may be removed: the wall clock may be set forward by mistake, so what it said once and the time that has
+/// really passed since must agree with it; or it must have said so for a day, as after a machine has slept.
+struct Steady {
+    since: Duration,
+    at: Timestamp,
+    ahead_since: Option<Duration>,
+}
+
+impl Steady {
+    const BELIEVED_AFTER: Duration = Duration::from_secs(86_400);
+    /// Clocks differ by less.
+    const A_LITTLE: SignedDuration = SignedDuration::from_mins(1);
+
+    fn at(elapsed: Duration, wall: Timestamp) -> Self {
+        Self { since: elapsed, at: wall, ahead_since: None }
+    }
+
+    fn time(&mut self, elapsed: Duration, wall: Timestamp) -> Timestamp {
+        let passed = SignedDuration::try_from(elapsed.saturating_sub(self.since));
+        let steady = self.at.checked_add(passed.unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
+        if wall.duration_since(steady) <= Self::A_LITTLE {
+            self.ahead_since = None;
+            return steady.min(wall);
+        }
+        let ahead_since = *self.ahead_since.get_or_insert(elapsed);
+        if elapsed.saturating_sub(ahead_since) < Self::BELIEVED_AFTER {
+            return steady;
+        }
+        *self = Self::at(elapsed, wall);
+        wall
     }
 }
 
@@ -41,7 +71,7 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 }
                 let expired = Job { state: JobState::Expired, archive: None, ..job.clone() };
                 if jobs.store.replace(&job, &expired).await? {
-                    match remove_files(jobs.directory(job.id)).await {
+                    match directory::remove(jobs.directory(job.id)).await {
                         Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
                         Err(error) => tracing::error!(
                             %error, job.id = %job.id, "job expired, its files could not be removed; the next start tries again"
@@ -57,4 +87,26 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_believed_after_a_day() {
+        let minutes =
+            |count: i64| Timestamp::UNIX_EPOCH.checked_add(SignedDuration::from_mins(count)).unwrap();
+        let mut steady = Steady::at(Duration::ZERO, minutes(0));
+        let mut time = |passed: u64, shown: i64| steady.time(Duration::from_mins(passed), minutes(shown));
+        assert_eq!(time(10, 10), minutes(10));
+        assert_eq!(time(20, 5), minutes(5), "set back");
+        assert_eq!(time(30, 90_000), minutes(30), "set forward");
+        assert_eq!(time(40, 40), minutes(40), "and put right");
+        for passed in [50, 1_000, 1_489] {
+            assert_eq!(time(passed, 90_000), minutes(passed.cast_signed()));
+        }
+        assert_eq!(time(1_490, 90_000), minutes(90_000), "a day after it was seen to be ahead");
+        assert_eq!(time(1_500, 90_010), minutes(90_010));
+    }
 }

@@ -2,8 +2,6 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,14 +12,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::directory::{self, ARCHIVE_NAME};
 use super::model::{Job, JobError, JobState};
 use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
-use super::{ARCHIVE_NAME, FULLER_ARCHIVE};
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, Counts, ExtractError, Progress, RunContext, Snapshot};
-use crate::files::{self, unless_absent};
+use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -100,11 +98,15 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     }
     let lane = Arc::new(jobs.account.lane());
     let progress = Arc::new(Progress::default());
-    let begun = job.clone();
+    let claimed = job.clone();
     let figures = || {
         let now = progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
         // Until the capture has been looked at, what is known is what an earlier run told.
-        if now.windows_total == 0 { Snapshot { waiting: now.waiting, ..begun.progress.clone() } } else { now }
+        if now.windows_total == 0 {
+            Snapshot { waiting: now.waiting, ..claimed.progress.clone() }
+        } else {
+            now
+        }
     };
     let directory = jobs.directory(job.id);
     let context = RunContext {
@@ -121,7 +123,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     };
     let end = {
         // A job that panics must not stay `running` for ever.
-        let work = AssertUnwindSafe(work(&jobs, context, &begun, &cancel)).catch_unwind();
+        let work = AssertUnwindSafe(work(&jobs, context, &claimed)).catch_unwind();
         tokio::pin!(work);
         loop {
             tokio::select! {
@@ -138,7 +140,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         settle(&jobs, &mut job, end, &directory).await;
         count_end(&job);
         log_end(&job, elapsed_ms);
-        write_down(&jobs, &begun, &job).await;
+        write_down(&jobs, &claimed, &job).await;
     } else {
         tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
     }
@@ -199,9 +201,9 @@ fn log_end(job: &Job, elapsed_ms: u64) {
 }
 
 /// Writes down how a job ended, unless the service stops before it can.
-async fn write_down(jobs: &Jobs, begun: &Job, job: &Job) {
+async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) {
     loop {
-        match jobs.store.replace(begun, job).await {
+        match jobs.store.replace(claimed, job).await {
             Ok(_) => break,
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be written down, trying again");
@@ -226,14 +228,17 @@ fn facts(job: &Job) -> Vec<(&'static str, String)> {
 
 /// Extracts and assembles. `None` when the service stops: the job goes on later. The archive that the job has, if that holds
 /// more than what there is now, stays beside the new one.
-async fn work(jobs: &Jobs, context: RunContext, job: &Job, cancel: &CancellationToken) -> Option<End> {
+async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
     let directory = context.directory.clone();
-    if let Err(error) = make_directory(&directory) {
-        return Some(End::Failed(error));
+    if let Err(error) = directory::make(&directory).await {
+        let code = if files::is_full(&error) { "disk-full" } else { "data-directory" };
+        let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
+        return Some(End::Failed(trouble(code, &error, help)));
     }
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
-    let input = archive::AssembleInput { directory: directory.clone(), target, cancel: cancel.clone() };
+    let input =
+        archive::AssembleInput { directory: directory.clone(), target, cancel: context.cancel.clone() };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
     let (counts, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
     let counts = match counts {
@@ -243,7 +248,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job, cancel: &Cancellation
     };
     if let Some(archive) = &job.archive
         && counts.items.iter().sum::<u64>() < job.items_in_archive
-        && let Err(error) = keep_archive(&directory, archive.size)
+        && let Err(error) = directory::keep_archive(&directory, archive.size)
     {
         let help =
             "the new archive would hold less than the one there is: move that away, then retry the job";
@@ -263,56 +268,6 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job, cancel: &Cancellation
                 Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
             )
         })),
-    }
-}
-
-/// Gives the archive of this size a second name, which the next one does not take over.
-fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
-    let archive = directory.join(ARCHIVE_NAME);
-    let held = match std::fs::metadata(&archive) {
-        Ok(held) if held.len() == size => held,
-        // Lost, or replaced by a run that was killed before it could write that down.
-        Ok(_) => return Ok(()),
-        Err(error) => return unless_absent(Err(error)),
-    };
-    for number in 1.. {
-        let name = match number {
-            1 => format!("{FULLER_ARCHIVE}.zip"),
-            _ => format!("{FULLER_ARCHIVE}-{number}.zip"),
-        };
-        let kept = directory.join(&name);
-        match std::fs::metadata(&kept) {
-            Ok(other) if other.ino() == held.ino() => break,
-            // Of before that.
-            Ok(_) => {}
-            Err(error) => {
-                unless_absent(Err(error))?;
-                std::fs::hard_link(&archive, &kept)?;
-                tracing::warn!("the new archive holds less than the one before, which is kept as {name}");
-                break;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes the job's directory. Not its parents: a data directory that was removed must not come back half.
-fn make_directory(directory: &Path) -> Result<(), JobError> {
-    let made = match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    };
-    let durable = made.and_then(|()| match directory.parent() {
-        // A directory is durable once its own is; a crash may have come between.
-        Some(parent) => std::fs::File::open(parent)?.sync_all(),
-        None => Ok(()),
-    });
-    match durable {
-        Err(error) => {
-            let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
-            Err(trouble(if files::is_full(&error) { "disk-full" } else { "data-directory" }, &error, help))
-        }
-        Ok(()) => Ok(()),
     }
 }
 

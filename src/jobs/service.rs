@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::directory::{self, ARCHIVE_NAME, DELETED};
 use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{JobStore, Known, ListFilter, Listed, StoreError};
-use super::{ARCHIVE_NAME, recovery, retention, runner};
+use super::{recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
@@ -24,8 +25,6 @@ use crate::files::{free_space, is_full, unless_absent};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
-/// In the directory of a job that is being deleted.
-pub(super) const DELETED: &str = "deleted";
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
@@ -289,21 +288,29 @@ impl Jobs {
         // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
         loop {
             let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
-            if state == JobState::Running {
+            if state == JobState::Running && self.runs_or_will(id).await? {
                 unless_absent(std::fs::remove_file(directory.join(DELETED)))?;
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
             // Before the record goes: what has neither that nor this mark is a job that the table has lost.
-            mark_deleted(&directory).await?;
+            directory::mark_deleted(&directory).await?;
             if self.store.remove(id, state).await? {
                 break;
             }
         }
         // The record is gone first: a record without files would be a lie.
-        remove_files(directory).await?;
+        directory::remove(directory).await?;
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
         Ok(())
+    }
+
+    /// Of a job whose record says that it runs. One that cannot be read is not taken up again.
+    async fn runs_or_will(&self, id: JobId) -> Result<bool, JobsError> {
+        match self.store.get(id).await {
+            Err(StoreError::Unreadable(_)) => Ok(self.registry.latest(id).is_some()),
+            read => Ok(read?.is_some()),
+        }
     }
 
     /// What is missing and why, a page at a time.
@@ -369,7 +376,7 @@ impl Jobs {
     }
 
     pub(super) fn directory(&self, id: JobId) -> PathBuf {
-        self.settings.data_dir.join("jobs").join(id.to_string())
+        directory::path_of(&self.settings.data_dir, id)
     }
 
     /// Stamps the end of a job.
@@ -415,47 +422,6 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
             tracing::warn!(%error, "the account's pause could not be written down");
         }
     }
-}
-
-/// The directories that have a job's id for a name, oldest job first. Anything else there somebody put there, or `recovery`
-/// set aside.
-pub(super) fn job_directories(data_dir: &Path) -> std::io::Result<Vec<(JobId, PathBuf)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(data_dir.join("jobs"))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.parse().ok().filter(|id: &JobId| id.to_string() == name));
-        found.extend(id.map(|id| (id, entry.path())));
-    }
-    found.sort_unstable_by_key(|(id, _)| id.0);
-    Ok(found)
-}
-
-/// A job that never ran has no directory, and nothing to be marked.
-async fn mark_deleted(directory: &Path) -> std::io::Result<()> {
-    let directory = directory.to_owned();
-    let mark = move || {
-        File::create(directory.join(DELETED))?;
-        File::open(&directory)?.sync_all()
-    };
-    let marked = tokio::task::spawn_blocking(move || unless_absent(mark()));
-    marked.await.map_err(std::io::Error::other)?
-}
-
-/// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
-/// must still tell that it was meant.
-pub(super) async fn remove_files(directory: PathBuf) -> std::io::Result<()> {
-    let remove = move || {
-        for entry in std::fs::read_dir(&directory)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() && entry.file_name() != DELETED {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        std::fs::remove_dir_all(&directory)
-    };
-    let removed = tokio::task::spawn_blocking(move || unless_absent(remove()));
-    removed.await.map_err(std::io::Error::other)?
 }
 
 /// Follows one job through its life, whether it runs or not.

@@ -18,7 +18,7 @@ use crate::clock::SharedClock;
 /// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
 
-/// Whatever the answer says of it; Zoom's last for an hour.
+/// The longest a token is trusted, whatever `expires_in` says; Zoom's last for an hour.
 const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
 /// A larger answer holds no token.
 const MOST_BYTES: usize = 64 << 10;

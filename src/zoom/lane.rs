@@ -56,7 +56,7 @@ pub struct Traffic {
 /// What a call ended with when it did not end with an answer.
 #[derive(Debug)]
 pub enum Ended {
-    /// The page token is no longer good: begin the chain of pages again. Or this is why it was given up.
+    /// The page token is no longer good. The caller may begin the chain again; if it will not, this is why it failed.
     Restart(Failure),
     Failed(Failure),
 }
@@ -93,7 +93,7 @@ const CHAINS: f64 = 8.0;
 const MOST_CHAINS: f64 = 512.0;
 /// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
 const SHORT_WAIT: Duration = Duration::from_secs(10);
-/// How long to wait when it does not say for how long it refuses everything.
+/// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
@@ -223,7 +223,7 @@ impl Lane {
             if effort.sits_out_outages
                 && matches!(decision, Decision::Fail(kind) if kind.concerns_the_account())
             {
-                // Fewer tries are for what fails alone, not for what a whole run would end with.
+                // Fewer tries may fail one call, but not a whole run.
                 decision = usual.decide(&outcome, tries, now, roll);
             }
             tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
@@ -238,7 +238,7 @@ impl Lane {
             match decision {
                 Decision::Fail(kind) => {
                     if let (FailureKind::MissingScopes, Some(generation)) = (kind, generation) {
-                        // A new one has the scopes that are added now.
+                        // The next token will have scopes that are added meanwhile.
                         account.tokens.give_up(generation);
                     }
                     return Err(Ended::Failed(outcome.into_failure(kind, tries)));
@@ -298,7 +298,7 @@ impl Lane {
         };
         let _turn = self.line.turn(rank).await;
         let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
-        // Not before: it may have waited for long. Not after: whoever waits for a new token should take no slot.
+        // Only now, as one taken before queueing may have ended since; and before the budget, so that a renewal holds no slot.
         let token = self.account.tokens.get().await?;
         self.account.budget.take().await;
         Ok((token, under_way))

@@ -101,7 +101,7 @@ fn processor_time() -> Duration {
 struct Waits(Mutex<[f64; 2]>);
 
 impl Waits {
-    /// Of what was there before, when one more answer is read.
+    /// Share of the sums that is kept with each further answer: an average over about 32.
     const KEPT: f64 = 1.0 - 1.0 / 32.0;
 
     fn note(&self, waited: Duration, worked: Duration) {

@@ -29,7 +29,7 @@ impl Default for RetryPolicy {
 
 /// Credentials that are refused so often are wrong.
 const TRIES_FOR_A_TOKEN: u32 = 3;
-/// At the daily limit also when the instant named has passed: clocks differ.
+/// The least pause at a daily limit, even if by our clock the instant named has passed: clocks differ.
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
 /// A limit is asked about again after a day and a little, whatever instant was named.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);

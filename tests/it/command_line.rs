@@ -182,8 +182,13 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
         std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["out.zip"], "nothing but the zip is left");
     // As if it had been killed while it removed its capture: the zip is whole, and stays.
-    std::fs::create_dir(home.path().join("out.zip.capture")).unwrap();
-    std::fs::write(home.path().join("out.zip.capture/publishing"), "").unwrap();
+    let half_removed = || {
+        std::fs::create_dir(home.path().join("out.zip.capture")).unwrap();
+        for file in ["removing", "publishing", "capture.segments"] {
+            std::fs::write(home.path().join("out.zip.capture").join(file), "1").unwrap();
+        }
+    };
+    half_removed();
     let whole = std::fs::read(home.path().join("out.zip")).unwrap();
     let mut command = extract(&sim, home.path());
     command.args(["--zip", "out.zip"]);
@@ -193,6 +198,42 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert!(!home.path().join("out.zip.capture").exists(), "nothing says any more that it is incomplete");
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
     assert!(tested.status.success());
+    // Once it has been moved away the command makes it anew.
+    half_removed();
+    std::fs::rename(home.path().join("out.zip"), home.path().join("moved.zip")).unwrap();
+    let mut command = extract(&sim, home.path());
+    command.args(["--zip", "out.zip"]);
+    let (code, out, err) = run(command).await;
+    assert!(code == 0 && home.path().join("out.zip").exists(), "{code} {out}{err}");
+    assert!(!home.path().join("out.zip.capture").exists());
+}
+
+/// It may hold what Zoom does not give any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_capture_stays_also_when_the_zip_is_whole() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let command = || {
+        let mut command = extract(&sim, home.path());
+        command.args(["--zip", "out.zip"]);
+        command
+    };
+    for kept in ["out.zip.damaged", "out.zip.damaged-2"] {
+        let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
+        sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: u32::MAX, answer });
+        assert_eq!(run(command()).await.0, 3);
+        sim.clear_script();
+        std::fs::write(home.path().join("out.zip.capture/capture.db"), [0x5a; 8_192]).unwrap();
+        let (code, out, err) = run(command()).await;
+        assert_eq!(code, 0, "{out}{err}");
+        let kept = home.path().join(kept);
+        let mut names: Vec<_> =
+            std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["capture.db.damaged", "capture.segments.damaged"]);
+        assert!(!home.path().join("out.zip.capture").exists());
+        std::fs::remove_file(home.path().join("out.zip")).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -353,7 +353,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
     )
     .await
     .unwrap();
-    sqlx::query("UPDATE jobs SET job = '{\"of\":\"another version\"}' WHERE id = ?")
+    sqlx::query("UPDATE jobs SET job = '{\"of\":\"another version\"}', state = 'running' WHERE id = ?")
         .bind(&jobs[1])
         .execute(&mut table)
         .await

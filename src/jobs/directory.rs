@@ -1,0 +1,115 @@
+//! The directories of jobs: what they and the files in them are called, and how they come and go.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::model::JobId;
+use crate::files::unless_absent;
+
+/// The archive.
+pub const ARCHIVE_NAME: &str = "archive.zip";
+/// How the names of earlier archives begin that held more: what a damaged capture has lost may be out of Zoom's reach by now.
+const FULLER_ARCHIVE: &str = "archive.before";
+/// In the directory of a job that is being deleted.
+pub const DELETED: &str = "deleted";
+
+pub fn path_of(data_dir: &Path, id: JobId) -> PathBuf {
+    data_dir.join("jobs").join(id.to_string())
+}
+
+/// The directories that have a job's id for a name, oldest job first. Anything else there somebody put there, or `recovery`
+/// set aside.
+pub fn all(data_dir: &Path) -> io::Result<Vec<(JobId, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(data_dir.join("jobs"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.parse().ok().filter(|id: &JobId| id.to_string() == name));
+        found.extend(id.map(|id| (id, entry.path())));
+    }
+    found.sort_unstable_by_key(|(id, _)| id.0);
+    Ok(found)
+}
+
+/// A job that never ran has no directory, and nothing to be marked.
+pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
+    let directory = directory.to_owned();
+    let mark = move || {
+        File::create(directory.join(DELETED))?;
+        File::open(&directory)?.sync_all()
+    };
+    let marked = tokio::task::spawn_blocking(move || unless_absent(mark()));
+    marked.await.map_err(io::Error::other)?
+}
+
+/// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
+/// must still tell that it was meant.
+pub async fn remove(directory: PathBuf) -> io::Result<()> {
+    let remove = move || {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name() != DELETED {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir_all(&directory)
+    };
+    let removed = tokio::task::spawn_blocking(move || unless_absent(remove()));
+    removed.await.map_err(io::Error::other)?
+}
+
+/// Makes a job's directory. Not its parents: a data directory that was removed must not come back half.
+pub async fn make(directory: &Path) -> io::Result<()> {
+    let directory = directory.to_owned();
+    let make = move || {
+        match DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        match directory.parent() {
+            // A directory is durable once its own is; a crash may have come between.
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
+}
+
+/// Gives the archive of this size a second name, which the next one does not take over.
+pub fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
+    let archive = directory.join(ARCHIVE_NAME);
+    let held = match fs::metadata(&archive) {
+        Ok(held) if held.len() == size => held,
+        // Lost, or replaced by a run that was killed before it could write that down.
+        Ok(_) => return Ok(()),
+        Err(error) => return unless_absent(Err(error)),
+    };
+    for number in 1.. {
+        let name = match number {
+            1 => format!("{FULLER_ARCHIVE}.zip"),
+            _ => format!("{FULLER_ARCHIVE}-{number}.zip"),
+        };
+        let kept = directory.join(&name);
+        match fs::metadata(&kept) {
+            Ok(other) if other.ino() == held.ino() => break,
+            // Taken by an earlier one that held more.
+            Ok(_) => {}
+            Err(error) => {
+                unless_absent(Err(error))?;
+                fs::hard_link(&archive, &kept)?;
+                tracing::warn!("the new archive holds less than the one before, which is kept as {name}");
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file in such a directory is an archive, or was set aside of a damaged capture.
+pub fn is_worth_keeping(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE) || name.contains(".damaged")
+}
