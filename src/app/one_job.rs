@@ -15,7 +15,7 @@ use super::{AppError, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page, put_back,
 };
-use crate::capture::{CaptureError, Counts, Location};
+use crate::capture::{CaptureError, Counts, Location, Meta};
 use crate::clock::SharedClock;
 use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
@@ -165,7 +165,7 @@ impl OneJob {
         let figures = || progress.snapshot(&lane.traffic, self.account.waiting(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
-            facts: vec![("version", env!("CARGO_PKG_VERSION").to_owned())],
+            facts: vec![(Meta::Version, env!("CARGO_PKG_VERSION").to_owned())],
             directory: self.directory.clone(),
             retry_failed: self.continues,
             lane: lane.clone(),

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::archive::assemble;
     use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, FailureNote, MessagesPage, Segment, Writer};
+    use crate::capture::{Change, FailureNote, MessagesPage, Meta, Segment, Writer};
     use jiff::civil::date;
     use proptest::prelude::*;
     use tempfile::TempDir;
@@ -98,7 +98,7 @@ mod tests {
         let windows = [(date(2026, 4, 1), date(2026, 4, 30)), (date(2026, 5, 1), date(2026, 5, 30))];
         let (directory, _, writer) = planned(&windows).await;
         let request = r#"{"from":"2026-04-01","to":"2026-05-30"}"#.to_owned();
-        let meta = vec![("request", request), ("started_at", "2026-05-30T18:00:00Z".to_owned())];
+        let meta = vec![(Meta::Request, request), (Meta::StartedAt, "2026-05-30T18:00:00Z".to_owned())];
         writer.commit(Change::SetMeta(meta)).await.unwrap();
         for number in [1, 2] {
             writer.commit(list(number, &["s8", "s7", "s6", "s5", "s4", "s3"])).await.unwrap();

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Kind, Location, NotFoundRow, Reader};
+use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader};
 use crate::json::text_of;
 
 /// What the capture says of the whole extraction.
@@ -34,20 +34,20 @@ impl Facts {
     pub async fn read(reader: &mut Reader) -> Result<Self, ArchiveError> {
         let missing = |what| move || CaptureError::Damaged(format!("{what} is missing from the capture"));
         let request: Value = reader
-            .meta("request")
+            .meta(Meta::Request)
             .await?
             .and_then(|text| serde_json::from_str(&text).ok())
             .ok_or_else(missing("the request"))?;
         let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
-        let traffic = reader.meta("traffic").await?.and_then(|text| serde_json::from_str(&text).ok());
+        let traffic = reader.meta(Meta::Traffic).await?.and_then(|text| serde_json::from_str(&text).ok());
         Ok(Self {
             from: day("from"),
             to: day("to"),
-            started_at: reader.meta("started_at").await?.ok_or_else(missing("when it was started"))?,
-            captured_until: reader.meta("captured_until").await?,
-            version: reader.meta("version").await?,
-            requester: reader.meta("requester").await?,
-            job_id: reader.meta("job_id").await?,
+            started_at: reader.meta(Meta::StartedAt).await?.ok_or_else(missing("when it was started"))?,
+            captured_until: reader.meta(Meta::CapturedUntil).await?,
+            version: reader.meta(Meta::Version).await?,
+            requester: reader.meta(Meta::Requester).await?,
+            job_id: reader.meta(Meta::JobId).await?,
             traffic: traffic.unwrap_or(Value::Null),
             request,
         })

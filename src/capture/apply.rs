@@ -5,7 +5,7 @@ use jiff::civil::Date;
 use serde_json::json;
 
 use super::writer::{Change, Effect, Kept};
-use super::{CaptureError, FailureNote, Tx, bulk, listed};
+use super::{CaptureError, FailureNote, Meta, Tx, bulk, listed};
 
 /// Writes one change, as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are
 /// cheaper written together, which is what the writer does.
@@ -249,10 +249,10 @@ async fn fail(
     Ok(())
 }
 
-async fn set_meta(tx: &mut Tx<'_>, meta: &[(&'static str, String)]) -> Result<(), CaptureError> {
-    for (key, value) in meta {
+async fn set_meta(tx: &mut Tx<'_>, meta: &[(Meta, String)]) -> Result<(), CaptureError> {
+    for (meta, value) in meta {
         sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
-            .bind(key)
+            .bind(meta.key())
             .bind(value)
             .execute(&mut **tx)
             .await?;

@@ -153,6 +153,37 @@ pub struct PageToken {
     pub at: Timestamp,
 }
 
+/// What a capture tells of its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meta {
+    /// What was asked for, as JSON; there is no plan without it.
+    Request,
+    StartedAt,
+    /// Only when the last day was not over.
+    CapturedUntil,
+    /// Totals of what was asked of Zoom, as JSON.
+    Traffic,
+    /// Of the program.
+    Version,
+    JobId,
+    /// The name of the key that asked for the job.
+    Requester,
+}
+
+impl Meta {
+    fn key(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::StartedAt => "started_at",
+            Self::CapturedUntil => "captured_until",
+            Self::Traffic => "traffic",
+            Self::Version => "version",
+            Self::JobId => "job_id",
+            Self::Requester => "requester",
+        }
+    }
+}
+
 /// One chain of pages still to be followed.
 #[derive(Debug, Clone)]
 pub struct Chain {

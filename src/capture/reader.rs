@@ -11,7 +11,7 @@ use sqlx::{Connection, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::segments::SegmentReader;
-use super::{CaptureError, Chain, Kind, PageToken, PendingRange};
+use super::{CaptureError, Chain, Kind, Meta, PageToken, PendingRange};
 
 /// Where a stored segment is, and what it inflates to.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ impl Reader {
         let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'")
             .fetch_one(&mut self.connection)
             .await?;
-        Ok(tables == 1 && self.meta("request").await?.is_some())
+        Ok(tables == 1 && self.meta(Meta::Request).await?.is_some())
     }
 
     /// Whether anything is still to be fetched.
@@ -71,9 +71,9 @@ impl Reader {
         .await?)
     }
 
-    pub async fn meta(&mut self, key: &str) -> Result<Option<String>, CaptureError> {
+    pub async fn meta(&mut self, meta: Meta) -> Result<Option<String>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT value FROM meta WHERE key = ?")
-            .bind(key)
+            .bind(meta.key())
             .fetch_optional(&mut self.connection)
             .await?)
     }

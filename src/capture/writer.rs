@@ -15,7 +15,7 @@ use super::apply::apply;
 use super::bulk;
 use super::listed::KnownSessions;
 use super::segments::Appender;
-use super::{CaptureError, FailureNote, Kind, Location, PageRef, PageToken, Segment};
+use super::{CaptureError, FailureNote, Kind, Location, Meta, PageRef, PageToken, Segment};
 
 /// Changes waiting for the next commit; more make their senders wait.
 const QUEUE: usize = 192;
@@ -114,9 +114,9 @@ pub enum Change {
     /// Plans the windows, each with one list to fetch.
     Plan {
         windows: Vec<(Date, Date)>,
-        meta: Vec<(&'static str, String)>,
+        meta: Vec<(Meta, String)>,
     },
-    SetMeta(Vec<(&'static str, String)>),
+    SetMeta(Vec<(Meta, String)>),
     /// A list page, with a unit and a range for each session new in that window.
     ListPage {
         page: PagePosition,

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::request::ExtractRequest;
 use super::run::ExtractError;
-use crate::capture::{CaptureError, Location, Reader};
+use crate::capture::{CaptureError, Location, Meta, Reader};
 
 /// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: a damaged index is
 /// set aside and everything fetched again; ranges whose messages are damaged are returned, to be fetched again.
@@ -73,10 +73,10 @@ pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError
 }
 
 async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {
-    let request = reader.meta("request").await?.unwrap_or_default();
+    let request = reader.meta(Meta::Request).await?.unwrap_or_default();
     let request = serde_json::from_str(&request)
         .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
-    let started_at = reader.meta("started_at").await?.and_then(|text| text.parse().ok());
-    let requester = reader.meta("requester").await?;
+    let started_at = reader.meta(Meta::StartedAt).await?.and_then(|text| text.parse().ok());
+    let requester = reader.meta(Meta::Requester).await?;
     Ok(Captured { request, started_at, requester, complete: !reader.has_pending().await? })
 }

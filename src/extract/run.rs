@@ -22,7 +22,7 @@ use super::request::ExtractRequest;
 use super::split::{Pace, Seen, Split};
 use super::{listing, ranges, split, windows};
 use crate::capture::{
-    CaptureError, Change, Counts, Effect, FailureNote, Location, PendingRange, Reader, Writer,
+    CaptureError, Change, Counts, Effect, FailureNote, Location, Meta, PendingRange, Reader, Writer,
 };
 use crate::clock::SharedClock;
 use crate::zoom::lane::Effort;
@@ -65,7 +65,7 @@ pub enum ExtractError {
 pub struct RunContext {
     pub request: ExtractRequest,
     /// Facts about the job that the archive will tell (id, requester, version).
-    pub facts: Vec<(&'static str, String)>,
+    pub facts: Vec<(Meta, String)>,
     /// The job's directory; its capture is there, or will be.
     pub directory: PathBuf,
     /// Try again what failed for good in an earlier run.
@@ -182,19 +182,19 @@ impl Shared {
     /// Plans a new capture, or takes up the figures of one that is there.
     async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
-        if let Some(totals) = reader.meta("traffic").await? {
+        if let Some(totals) = reader.meta(Meta::Traffic).await? {
             let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
             *self.context.progress.earlier.lock().unwrap_or_else(PoisonError::into_inner) = totals;
         }
-        if reader.meta("request").await?.is_none() {
+        if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();
             let mut meta = self.context.facts.clone();
-            meta.push(("request", serde_json::to_string(request).expect("a request is plain data")));
-            meta.push(("started_at", now.to_string()));
+            meta.push((Meta::Request, serde_json::to_string(request).expect("a request is plain data")));
+            meta.push((Meta::StartedAt, now.to_string()));
             if request.to >= self.context.clock.today() {
                 // Whatever was sent before this instant is asked for after it.
-                meta.push(("captured_until", now.to_string()));
+                meta.push((Meta::CapturedUntil, now.to_string()));
             }
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
@@ -341,7 +341,7 @@ impl Shared {
     async fn leave_totals(&self) -> Result<(), ExtractError> {
         let totals = self.context.progress.totals(&self.context.lane.traffic);
         let text = serde_json::to_string(&totals).expect("totals are numbers");
-        self.commit(Change::SetMeta(vec![("traffic", text)])).await?;
+        self.commit(Change::SetMeta(vec![(Meta::Traffic, text)])).await?;
         Ok(())
     }
 

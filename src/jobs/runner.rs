@@ -18,7 +18,7 @@ use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
-use crate::extract::{self, Counts, ExtractError, Progress, RunContext, Snapshot};
+use crate::extract::{self, Counts, ExtractError, Meta, Progress, RunContext, Snapshot};
 use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
@@ -218,10 +218,11 @@ async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) {
     }
 }
 
-fn facts(job: &Job) -> Vec<(&'static str, String)> {
-    let mut facts = vec![("job_id", job.id.to_string()), ("version", env!("CARGO_PKG_VERSION").to_owned())];
+fn facts(job: &Job) -> Vec<(Meta, String)> {
+    let mut facts =
+        vec![(Meta::JobId, job.id.to_string()), (Meta::Version, env!("CARGO_PKG_VERSION").to_owned())];
     if let Some(requester) = &job.requester {
-        facts.push(("requester", requester.clone()));
+        facts.push((Meta::Requester, requester.clone()));
     }
     facts
 }
