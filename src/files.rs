@@ -1,7 +1,9 @@
-//! What errors about files mean, and how much room there is.
+//! What errors about files mean, how much room there is, and names that are not taken yet.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// What is not there need not be moved or removed.
 pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {
@@ -20,4 +22,28 @@ pub fn is_full(error: &io::Error) -> bool {
 pub fn free_space(on: &File) -> io::Result<u64> {
     let stat = rustix::fs::fstatvfs(on)?;
     Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// `name("")`, `name("-2")`, `name("-3")` and so on.
+pub fn numbered<T>(name: impl Fn(&str) -> T) -> impl Iterator<Item = T> {
+    (1_u64..).map(move |number| if number == 1 { name("") } else { name(&format!("-{number}")) })
+}
+
+/// Gives a file the first of these names that is free as well, so that it stays when another takes its place. Returns that
+/// name; `None` when it has one of them already.
+pub fn keep_as(file: &Path, names: impl Iterator<Item = PathBuf>) -> io::Result<Option<PathBuf>> {
+    let own = fs::metadata(file)?;
+    for name in names {
+        match fs::metadata(&name) {
+            Ok(other) if (other.dev(), other.ino()) == (own.dev(), own.ino()) => return Ok(None),
+            // Another, kept before.
+            Ok(_) => {}
+            Err(error) => {
+                unless_absent(Err(error))?;
+                fs::hard_link(file, &name)?;
+                return Ok(Some(name));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -9,17 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::{AppError, lock};
 use crate::archive::{
-    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page, put_back,
+    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
 use crate::capture::{CaptureError, Counts, Location, Meta};
 use crate::clock::SharedClock;
 use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
 };
+use crate::files::{keep_as, numbered, unless_absent};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -45,7 +47,8 @@ impl Output {
     /// Whether there is something to go on with, or files that were made of it.
     pub fn is_begun(&self) -> bool {
         let directory = self.working_directory();
-        Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists()
+        !directory.join(REMOVING).exists()
+            && (Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists())
     }
 
     fn setting(&self) -> &'static str {
@@ -61,6 +64,10 @@ impl Output {
             Self::Directory(directory) => FOLDERS.map(|folder| directory.join(folder)).into(),
             Self::Zip(file) => vec![file.clone()],
         }
+    }
+
+    fn is_there(&self) -> bool {
+        self.places().iter().any(|path| path.exists())
     }
 
     pub fn path(&self) -> &Path {
@@ -81,12 +88,6 @@ pub enum OneJobError {
     OtherRequest { place: PathBuf, capture: PathBuf, there: String },
     #[error("{} exists already; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
-    #[error(
-        "{} holds {held} messages, edits and deletions; its capture was damaged, and Zoom gives only {now} of them now; move \
-        it away, then the same command makes what there is",
-        path.display()
-    )]
-    HoldsMore { path: PathBuf, held: u64, now: u64 },
     #[error(transparent)]
     Extract(#[from] ExtractError),
     #[error(transparent)]
@@ -105,6 +106,8 @@ pub struct Report {
     pub last: Snapshot,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
+    /// Where the files of before are, if they held more: what a damaged capture had brought may be out of Zoom's reach by now.
+    pub kept: Option<PathBuf>,
 }
 
 /// A prepared extraction.
@@ -120,7 +123,7 @@ pub struct OneJob {
     _lock: File,
 }
 
-/// There once the files are put into their places. Says how many items they hold.
+/// There once the files are put into their places.
 const PUBLISHING: &str = "publishing";
 /// There once all of a capture is in a zip, and while it is being removed.
 const REMOVING: &str = "removing";
@@ -128,6 +131,24 @@ const REMOVING: &str = "removing";
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures handed over for reading; the rest is in `failures.json`.
 const FAILURES_SHOWN: usize = 10;
+
+/// What stands in that mark: what the files in their places are of.
+#[derive(Debug, Serialize, Deserialize)]
+struct Published {
+    request: ExtractRequest,
+    items: u64,
+}
+
+impl Published {
+    fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(directory.join(PUBLISHING)).ok()?).ok()
+    }
+
+    fn leave(&self, directory: &Path) -> Result<(), OneJobError> {
+        let text = serde_json::to_string(self).expect("it is plain data");
+        leave_mark(directory, PUBLISHING, &text)
+    }
+}
 
 impl OneJob {
     pub async fn prepare(
@@ -146,9 +167,6 @@ impl OneJob {
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         if continues {
-            if let Target::Directory { target, staging } = target_of(&output, &directory) {
-                put_back(&target, &staging)?;
-            }
             check_same(&request, &output, &directory).await?;
         }
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
@@ -193,17 +211,23 @@ impl OneJob {
         report(&last);
         // Again: it may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let items = counts.items.iter().sum();
-        spare_fuller(&self.output, &self.directory, items)?;
-        leave_mark(&self.directory, PUBLISHING, &items.to_string())?;
+        let published = Published { request: self.request.clone(), items: counts.items.iter().sum() };
+        let before = Published::read(&self.directory).filter(|_| self.output.is_there());
+        let kept = match &before {
+            Some(before) if before.items > published.items => keep(&self.output, &self.directory)?,
+            _ => None,
+        };
+        // Of what is there until the new files take their places.
+        before.as_ref().unwrap_or(&published).leave(&self.directory)?;
         assemble(begun).await?;
+        published.leave(&self.directory)?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
             leave_mark(&self.directory, REMOVING, "")?;
             remove_capture(&self.directory)?;
         }
-        Ok(Report { counts, last, failures })
+        Ok(Report { counts, last, failures, kept })
     }
 }
 
@@ -243,54 +267,63 @@ fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
         let (name, path) = (entry.file_name(), entry.path());
         if name.to_string_lossy().contains(".damaged") {
             set_aside = true;
+        } else if path.is_dir() {
+            at(&path, std::fs::remove_dir_all(&path))?;
         } else if name != REMOVING {
-            at(&path, std::fs::remove_file(&path))?;
+            at(&path, unless_absent(std::fs::remove_file(&path)))?;
         }
     }
     if !set_aside {
         return at(directory, std::fs::remove_dir_all(directory));
     }
-    let names = (1..).map(|number| match number {
-        1 => directory.with_extension("damaged"),
-        _ => directory.with_extension(format!("damaged-{number}")),
-    });
-    let kept = names.into_iter().find(|kept| !kept.exists()).expect("there is no end of names");
+    let mut names = numbered(|suffix| directory.with_extension(format!("damaged{suffix}")));
+    let kept = names.find(|kept| !kept.exists()).expect("names do not end");
     at(&kept, std::fs::rename(directory, &kept))?;
     at(&kept, std::fs::remove_file(kept.join(REMOVING)))
 }
 
-/// What is in the place of the files is ours only once we have begun to put them there, and as long as there is the capture that
-/// they are made of: a zip whose capture is gone is whole.
+/// What is in the place of the files is ours only once we have begun to put them there. Of a zip that is whole nothing says so any
+/// more.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    let is_ours = output.is_begun() && directory.join(PUBLISHING).exists();
+    let is_ours = directory.join(PUBLISHING).exists();
     match output.places().into_iter().find(|path| path.exists()) {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
     }
 }
 
-/// What a damaged capture had brought may be out of Zoom's reach by now: then the files that were made of it have it.
-fn spare_fuller(output: &Output, directory: &Path, now: u64) -> Result<(), OneJobError> {
-    let held = std::fs::read_to_string(directory.join(PUBLISHING)).ok().and_then(|items| items.parse().ok());
-    match held {
-        Some(held) if held > now && output.places().iter().any(|path| path.exists()) => {
-            Err(OneJobError::HoldsMore { path: output.path().to_owned(), held, now })
+/// Keeps the files in their places under other names. Returns where, unless they have been kept before.
+fn keep(output: &Output, directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
+    match output {
+        Output::Zip(zip) => {
+            let names = numbered(|suffix| PathBuf::from(format!("{}.before{suffix}", zip.display())));
+            at(zip, keep_as(zip, names))
         }
-        _ => Ok(()),
+        Output::Directory(target) => {
+            let mut names = numbered(|suffix| directory.join(format!("before{suffix}")));
+            let kept = names.find(|kept| !kept.exists()).expect("names do not end");
+            at(&kept, std::fs::create_dir(&kept))?;
+            for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
+                at(&target.join(folder), std::fs::rename(target.join(folder), kept.join(folder)))?;
+            }
+            Ok(Some(kept))
+        }
     }
 }
 
 async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    let stored = match extract::captured(directory).await {
-        Ok(Some(Captured { request, .. })) => request,
-        // A capture whose plan was never committed belongs to nobody yet.
-        Ok(None) => return Ok(()),
+    let captured = match extract::captured(directory).await {
+        Ok(captured) => captured,
         // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
         Err(error) => match Location::in_directory(directory).check().await {
-            Err(damage) if damage.is_damaged() => return Ok(()),
+            Err(damage) if damage.is_damaged() => None,
             _ => return Err(error.into()),
         },
     };
+    let captured = captured.map(|Captured { request, .. }| request);
+    let published = || Published::read(directory).map(|Published { request, .. }| request);
+    // A capture whose plan was never committed belongs to nobody yet.
+    let Some(stored) = captured.or_else(published) else { return Ok(()) };
     if stored == *request {
         return Ok(());
     }

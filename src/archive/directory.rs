@@ -75,15 +75,6 @@ impl Sink for DirectorySink {
     }
 }
 
-/// Of a run that was killed while it put the folders into their places: those before, where there are no new ones yet.
-pub fn put_back(target: &Path, staging: &Path) -> Result<(), ArchiveError> {
-    let old = staging.with_extension("old");
-    for folder in FOLDERS.into_iter().filter(|folder| !target.join(folder).exists()) {
-        unless_absent(fs::rename(old.join(folder), target.join(folder)))?;
-    }
-    Ok(())
-}
-
 /// Brings everything in these folders to the disk. A sync for each file would take longer than all the rest.
 fn sync(staging: &Path) -> std::io::Result<()> {
     #[cfg(target_os = "linux")]

@@ -24,7 +24,7 @@ use std::thread::ScopedJoinHandle;
 
 pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble};
-pub use directory::{FOLDERS, put_back};
+pub use directory::FOLDERS;
 pub use render::{FailureLine, failures_page};
 pub use sink::{TEMPORARY, Target};
 

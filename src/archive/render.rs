@@ -240,15 +240,16 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
         "repeated_items_dropped": reader.repeats().await?,
         "unknown_members": reader.unknown_members().await?,
         "failures": counts.failures(),
-        "not_listed": not_listed(facts, reader).await?,
+        "not_selected": not_selected(facts, reader).await?,
         "not_found": null,
     });
     let text = format!("{document:#}");
     Ok(text.strip_suffix("null\n}").expect("its last member is null").to_owned())
 }
 
-/// The ids of sessions and channels that were asked for, and that nothing listed has: mistyped, perhaps, or silent in these days.
-async fn not_listed(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, ArchiveError> {
+/// The ids of sessions and channels that were asked for and that no session of the capture has: mistyped, perhaps, silent in these
+/// days, or left out by another filter.
+async fn not_selected(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, ArchiveError> {
     let wanted = |filter: &str| facts.request["sessions"][filter].as_array().cloned().unwrap_or_default();
     let [mut ids, mut channels] = [wanted("ids"), wanted("channel_ids")];
     let mut after = 0;

@@ -27,7 +27,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
-use crate::files::{self, unless_absent};
+use crate::files::{self, numbered, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
 pub use reader::{PageRef, Reader};
@@ -232,6 +232,7 @@ impl Location {
         std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
     }
 
+    #[cfg(test)]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -325,18 +326,14 @@ impl Location {
 
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
     pub fn move_damaged_away(&self) -> std::io::Result<()> {
-        let aside = |path: &Path, number: u32| match number {
-            1 => PathBuf::from(format!("{}.damaged", path.display())),
-            _ => PathBuf::from(format!("{}.damaged-{number}", path.display())),
-        };
-        let mut number = 1;
-        while aside(&self.path, number).try_exists()? || aside(&self.segments(), number).try_exists()? {
-            number += 1;
-        }
-        unless_absent(std::fs::rename(self.segments(), aside(&self.segments(), number)))?;
+        let segments = self.segments();
+        let aside = |path: &Path, suffix: &str| PathBuf::from(format!("{}.damaged{suffix}", path.display()));
+        let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
+        let is_free = |(index, segments): &(PathBuf, PathBuf)| !index.exists() && !segments.exists();
+        let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
+        unless_absent(std::fs::rename(&segments, segments_aside))?;
         // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
-        let files =
-            sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&aside(&self.path, number)));
+        let files = sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&index_aside));
         files.rev().try_for_each(|(from, to)| unless_absent(std::fs::rename(from, to)))
     }
 

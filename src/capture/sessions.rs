@@ -266,7 +266,7 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
 mod tests {
     use super::*;
     use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, MessagesPage, Segment};
+    use crate::capture::{Change, MessagesPage, PagePosition, Segment, Then};
     use jiff::civil::date;
 
     #[tokio::test]
@@ -314,6 +314,32 @@ mod tests {
                 pages.iter().map(|pages| pages.iter().map(|page| page.raw_len).collect()).collect();
             assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
         }
+        writer.close().await;
+    }
+
+    #[tokio::test]
+    async fn incomplete_sessions_come_some_at_a_time_as_well() {
+        let (_directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
+        for chain in 1..=3 {
+            let position = PagePosition { then: Then::Again, ..last_page(chain, 0) };
+            let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
+            writer.commit(Change::MessagesPage(page)).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let first = Place { settled: Place::INCOMPLETE, session: 1 };
+        for (after, most, most_pages, expected) in [
+            (Place::default(), 9, 9, &[1, 2, 3][..]),
+            (Place::default(), 2, 9, &[1, 2]),
+            (Place::default(), 9, 2, &[1, 2]),
+            (Place::default(), 9, 0, &[1]),
+            (first, 9, 9, &[2, 3]),
+        ] {
+            let found = reader.incomplete_after(after, most, most_pages).await.unwrap();
+            let found: Vec<i64> = found.iter().map(|session| session.row.id).collect();
+            assert_eq!(found, expected, "{after:?} {most} {most_pages}");
+        }
+        reader.close().await;
         writer.close().await;
     }
 

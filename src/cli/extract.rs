@@ -136,6 +136,9 @@ fn tell(report: &Report, output: &Output) {
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
+    if let Some(kept) = &report.kept {
+        say(format_args!("what was there before held more, and is kept as {}", kept.display()));
+    }
     let failures = report.counts.failures();
     if failures > 0 {
         say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));

@@ -128,6 +128,11 @@ impl Pass {
         let Some(PageToken { token, .. }) = resume else { return Self::default() };
         Self { token: Some(token.clone()), seq: pages, paging: Paging::taken_up(token), ..Self::default() }
     }
+
+    /// Whether no other is needed after its last page.
+    fn suffices(&self, passes: u32) -> bool {
+        self.seq == 0 || self.is_quiet || passes == MOST_PASSES
+    }
 }
 
 /// Follows the chain of list pages to its end, and again until that brings nothing new.
@@ -165,14 +170,17 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
         pass.previous = ids;
         pass.token.clone_from(&page.next);
         let is_last = pass.token.is_none();
+        // What has been read before brings nothing. Of another last page that may be known only once it is stored.
+        let ends = is_last && trouble.is_none() && pass.suffices(passes) && (pass.seq == 0 || !is_new);
         if is_new || passes == 1 || is_last {
             shared.wait_for_beat(BEAT).await;
-            // Whether the list ends with it depends on what it brings.
-            let then = page.next.as_ref().map_or(Then::Again, |token| {
-                Then::Next(PageToken { token: token.clone(), at: shared.now() })
-            });
-            let of = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
-            let brought = commit_page(shared, of, page.sessions).await?;
+            let then = match &page.next {
+                Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
+                None if ends => Then::End,
+                None => Then::Again,
+            };
+            let position = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
+            let brought = commit_page(shared, position, page.sessions).await?;
             pass.is_quiet &= brought == 0;
         }
         has_shown = true;
@@ -181,7 +189,9 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
         }
         if !is_last {
             pass.seq += 1;
-        } else if pass.seq == 0 || pass.is_quiet || passes == MOST_PASSES {
+        } else if ends {
+            return Ok(Ok(()));
+        } else if pass.suffices(passes) {
             shared.commit(Change::EndList { list: list.id }).await?;
             return Ok(Ok(()));
         } else {

@@ -100,7 +100,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
     })?;
     let mut reader = Reader { errors: Vec::new() };
     let request = reader.request(value, today);
-    for member in repeated_members(body).into_iter().take(MAX_UNKNOWN) {
+    for member in repeated_members(body, &["include", "sessions"]).into_iter().take(MAX_UNKNOWN) {
         reader.wrong(&member, "is there more than once");
     }
     let errors = reader.errors;

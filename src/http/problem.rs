@@ -168,7 +168,8 @@ impl From<JobsError> for Problem {
                 "the job has expired and its files were removed; submit it again",
             ),
             JobsError::DataDirectoryGone => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", detail)
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", &detail)
+                    .caused_by(&detail)
             }
             ref full if full.is_disk_full() => Self::new(
                 StatusCode::INSUFFICIENT_STORAGE,

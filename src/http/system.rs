@@ -44,10 +44,11 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
         return Err(refused("it is shutting down"));
     }
     if !state.jobs.has_its_files() {
-        return Err(refused("its data directory is gone; restart it once the directory is back"));
+        let gone = refused("its data directory is gone; restart it once the directory is back");
+        return Err(gone.caused_by("the table of jobs is no longer in DATA_DIR"));
     }
     if !state.jobs.has_room() {
-        return Err(refused("its disk is full"));
+        return Err(refused("its disk is full").caused_by("the disk of DATA_DIR is full"));
     }
     let count = state.jobs.count(JobState::Queued).await;
     count.map_err(|error| refused("its table of jobs does not answer").caused_by(error))?;

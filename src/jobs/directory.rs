@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::model::JobId;
-use crate::files::unless_absent;
+use crate::files::{keep_as, numbered, unless_absent};
 
 /// The archive.
 pub const ARCHIVE_NAME: &str = "archive.zip";
@@ -51,8 +51,9 @@ pub async fn remove(directory: PathBuf) -> io::Result<()> {
     let remove = move || {
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
-            if entry.file_type()?.is_file() && entry.file_name() != DELETED {
-                fs::remove_file(entry.path())?;
+            // Files of SQLite's go with its last connection, perhaps just now.
+            if entry.file_name() != DELETED && !entry.path().is_dir() {
+                unless_absent(fs::remove_file(entry.path()))?;
             }
         }
         fs::remove_dir_all(&directory)
@@ -81,29 +82,15 @@ pub async fn make(directory: &Path) -> io::Result<()> {
 /// Gives the archive of this size a second name, which the next one does not take over.
 pub fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
     let archive = directory.join(ARCHIVE_NAME);
-    let held = match fs::metadata(&archive) {
-        Ok(held) if held.len() == size => held,
+    match fs::metadata(&archive) {
+        Ok(held) if held.len() == size => {}
         // Lost, or replaced by a run that was killed before it could write that down.
         Ok(_) => return Ok(()),
         Err(error) => return unless_absent(Err(error)),
-    };
-    for number in 1.. {
-        let name = match number {
-            1 => format!("{FULLER_ARCHIVE}.zip"),
-            _ => format!("{FULLER_ARCHIVE}-{number}.zip"),
-        };
-        let kept = directory.join(&name);
-        match fs::metadata(&kept) {
-            Ok(other) if other.ino() == held.ino() => break,
-            // Taken by an earlier one that held more.
-            Ok(_) => {}
-            Err(error) => {
-                unless_absent(Err(error))?;
-                fs::hard_link(&archive, &kept)?;
-                tracing::warn!("the new archive holds less than the one before, which is kept as {name}");
-                break;
-            }
-        }
+    }
+    let names = numbered(|suffix| directory.join(format!("{FULLER_ARCHIVE}{suffix}.zip")));
+    if let Some(kept) = keep_as(&archive, names)? {
+        tracing::warn!(kept = %kept.display(), "the new archive holds less than the one before, which is kept");
     }
     Ok(())
 }

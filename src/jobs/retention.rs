@@ -26,11 +26,12 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
 }
 
 /// A time by which files may be removed: the wall clock may be set forward by mistake, so what it said once and the time that has
-/// really passed since must agree with it; or it must have said so for a day, as after a machine has slept.
+/// really passed since must agree with it; or it must have been ahead by the same for a day, as after a machine has slept.
 struct Steady {
     since: Duration,
     at: Timestamp,
-    ahead_since: Option<Duration>,
+    /// Since when the wall clock has been ahead, and by how much.
+    ahead: Option<(Duration, SignedDuration)>,
 }
 
 impl Steady {
@@ -39,18 +40,23 @@ impl Steady {
     const A_LITTLE: SignedDuration = SignedDuration::from_mins(1);
 
     fn at(elapsed: Duration, wall: Timestamp) -> Self {
-        Self { since: elapsed, at: wall, ahead_since: None }
+        Self { since: elapsed, at: wall, ahead: None }
     }
 
     fn time(&mut self, elapsed: Duration, wall: Timestamp) -> Timestamp {
         let passed = SignedDuration::try_from(elapsed.saturating_sub(self.since));
         let steady = self.at.checked_add(passed.unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
-        if wall.duration_since(steady) <= Self::A_LITTLE {
-            self.ahead_since = None;
+        let by = wall.duration_since(steady);
+        if by <= Self::A_LITTLE {
+            self.ahead = None;
             return steady.min(wall);
         }
-        let ahead_since = *self.ahead_since.get_or_insert(elapsed);
-        if elapsed.saturating_sub(ahead_since) < Self::BELIEVED_AFTER {
+        let since = match self.ahead {
+            Some((since, before)) if (by - before).abs() <= Self::A_LITTLE => since,
+            _ => elapsed,
+        };
+        self.ahead = Some((since, by));
+        if elapsed.saturating_sub(since) < Self::BELIEVED_AFTER {
             return steady;
         }
         *self = Self::at(elapsed, wall);
@@ -103,10 +109,11 @@ mod tests {
         assert_eq!(time(20, 5), minutes(5), "set back");
         assert_eq!(time(30, 90_000), minutes(30), "set forward");
         assert_eq!(time(40, 40), minutes(40), "and put right");
+        assert_eq!(time(45, 50), minutes(45), "it has slept for five minutes");
         for passed in [50, 1_000, 1_489] {
-            assert_eq!(time(passed, 90_000), minutes(passed.cast_signed()));
+            assert_eq!(time(passed, passed.cast_signed() + 90_000), minutes(passed.cast_signed()));
         }
-        assert_eq!(time(1_490, 90_000), minutes(90_000), "a day after it was seen to be ahead");
-        assert_eq!(time(1_500, 90_010), minutes(90_010));
+        assert_eq!(time(1_490, 91_490), minutes(91_490), "a day after it was seen to be ahead by so much");
+        assert_eq!(time(1_500, 91_500), minutes(91_500));
     }
 }

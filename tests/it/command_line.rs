@@ -85,7 +85,7 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
 
 /// What a damaged capture had brought may be out of Zoom's reach by now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn extract_does_not_replace_what_holds_more() {
+async fn what_held_more_is_kept_when_extract_makes_its_files_anew() {
     let sim = Simulator::start(account()).await.unwrap();
     let home = TempDir::new().unwrap();
     let fail = |matches| {
@@ -96,37 +96,42 @@ async fn extract_does_not_replace_what_holds_more() {
         };
         sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     };
-    fail(Match::Session(0));
-    for (capture, place, zip) in [
-        ("zoom_chat_reports/.capture", "zoom_chat_reports", None),
-        ("out.zip.capture", "out.zip", Some("out.zip")),
+    let to_zip: &[&str] = &["--zip", "out.zip"];
+    for (arguments, capture, made, kept) in [
+        (
+            &[][..],
+            "zoom_chat_reports/.capture",
+            "zoom_chat_reports/_metadata/SHA256SUMS",
+            "zoom_chat_reports/.capture/before/_metadata/SHA256SUMS",
+        ),
+        (to_zip, "out.zip.capture", "out.zip", "out.zip.before"),
     ] {
         let command = || {
             let mut command = extract(&sim, home.path());
-            command.args(zip.map(|zip| ["--zip", zip]).into_iter().flatten());
+            command.args(arguments);
             command
         };
-        let made =
-            home.path().join(if zip.is_some() { place } else { "zoom_chat_reports/_metadata/SHA256SUMS" });
+        let [capture, made, kept] = [capture, made, kept].map(|path| home.path().join(path));
+        fail(Match::Session(0));
         assert_eq!(run(command()).await.0, 3);
-        assert_eq!(run(command()).await.0, 3, "as much as before replaces it");
+        let (code, out, _) = run(command()).await;
+        assert!(code == 3 && !out.contains("is kept") && !kept.exists(), "as much as before replaces it");
         let before = std::fs::read(&made).unwrap();
         fail(Match::Session(1));
-        std::fs::write(home.path().join(capture).join("capture.segments"), "").unwrap();
-        let (code, _, err) = run(command()).await;
-        assert!(
-            code == 1 && err.contains(&format!("{place} holds ")) && err.contains("damaged"),
-            "{code} {err}"
-        );
-        assert!(std::fs::read(&made).unwrap() == before, "it is as it was");
-        for kept in ["sessions", "messages", "_metadata", "out.zip"] {
-            let at = home.path().join(if zip.is_some() { "" } else { place }).join(kept);
-            let _ = std::fs::rename(&at, at.with_extension("before"));
-        }
+        std::fs::write(capture.join("capture.segments"), "").unwrap();
         let (code, out, err) = run(command()).await;
-        assert!(code == 3 && made.exists(), "{code} {out}{err}");
+        assert!(code == 3 && out.contains("held more, and is kept as"), "{code} {out}{err}");
+        assert!(std::fs::read(&kept).unwrap() == before);
+        assert!(std::fs::read(&made).unwrap() != before, "what there is now");
+        // The damage is not told of again, and another request does not take the files for its own.
+        let (code, out, _) = run(command()).await;
+        assert!(code == 3 && !out.contains("is kept"), "{out}");
+        std::fs::write(capture.join("capture.db"), "").unwrap();
+        let mut other = command();
+        other.arg("--no-edited");
+        let (code, _, err) = run(other).await;
+        assert!(code == 1 && err.contains("with other options"), "{code} {err}");
         sim.clear_script();
-        fail(Match::Session(0));
     }
 }
 

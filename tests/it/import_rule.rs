@@ -18,7 +18,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("extract", &["zoom", "capture", "clock"]),
     ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
     ("http", &["jobs", "extract", "archive", "clock", "json", "telemetry"]),
-    ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "telemetry"]),
+    ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),
     ("config", &["app", "http", "jobs", "extract", "zoom", "telemetry"]),
     (
         "cli",

@@ -214,8 +214,8 @@ async fn filters_select_sessions_and_save_requests() {
     let wanted = [data.session(0).id, data.session(2).id];
     body["sessions"] = json!({ "ids": [&wanted[0], &wanted[1], "nobody"] });
     let (job, archive) = world.run(&body).await;
-    let not_listed = &archive.json("_metadata/extraction_summary.json")["not_listed"];
-    assert_eq!(*not_listed, json!(["nobody"]));
+    let not_selected = &archive.json("_metadata/extraction_summary.json")["not_selected"];
+    assert_eq!(*not_selected, json!(["nobody"]));
     let summary = archive.json("_metadata/sessions_summary.json");
     let ids: BTreeSet<_> =
         summary.as_array().unwrap().iter().map(|line| line["id"].as_str().unwrap().to_owned()).collect();
@@ -225,8 +225,8 @@ async fn filters_select_sessions_and_save_requests() {
     let channel = infos.map(|info| info["channel_id"].clone()).find(Value::is_string).unwrap();
     body["sessions"] = json!({ "channel_ids": ["nowhere", channel] });
     let (_, archive) = world.run(&body).await;
-    let not_listed = &archive.json("_metadata/extraction_summary.json")["not_listed"];
-    assert_eq!(*not_listed, json!(["nowhere"]));
+    let not_selected = &archive.json("_metadata/extraction_summary.json")["not_selected"];
+    assert_eq!(*not_selected, json!(["nowhere"]));
     body["sessions"] = json!({ "types": ["1:1"] });
     let (_, archive) = world.run(&body).await;
     let summary = archive.json("_metadata/sessions_summary.json");
