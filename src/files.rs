@@ -1,5 +1,6 @@
-//! What errors about files mean, how much room there is, and names that are not taken yet.
+//! What errors about files mean, how much room there is, names that are not taken yet, and what is in directories.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +28,34 @@ pub fn free_space(on: &File) -> io::Result<u64> {
 /// `name("")`, `name("-2")`, `name("-3")` and so on.
 pub fn numbered<T>(name: impl Fn(&str) -> T) -> impl Iterator<Item = T> {
     (1_u64..).map(move |number| if number == 1 { name("") } else { name(&format!("-{number}")) })
+}
+
+/// The first of these names that nothing has.
+pub fn free_name(name: impl Fn(&str) -> PathBuf) -> PathBuf {
+    numbered(name).find(|path| !path.exists()).expect("names do not end")
+}
+
+/// Removes what is in a directory but for the names that stay. What goes meanwhile by itself (files of SQLite's go with its last
+/// connection) is as good as removed.
+pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if !stays(&entry.file_name()) {
+            unless_absent(if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory has an entry with such a name.
+pub fn has_entry(directory: &Path, is_it: impl Fn(&OsStr) -> bool) -> io::Result<bool> {
+    for entry in fs::read_dir(directory)? {
+        if is_it(&entry?.file_name()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Gives a file the first of these names that is free as well, so that it stays when another takes its place. Returns that

@@ -1,9 +1,11 @@
-//! What those need who keep SQLite's files: whose they are, and what its error codes mean.
+//! What those need who keep SQLite's files: whose they are, whether they are sound, and what its error codes mean.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use sqlx::SqliteExecutor;
 
 /// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private. One that is there is not even
 /// opened: closing it would give up the locks that this process has on it.
@@ -27,6 +29,12 @@ pub fn is_disk_full(error: &sqlx::Error) -> bool {
 /// SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms.
 pub fn is_damage(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| [11, 26].contains(&(code & 0xff)))
+}
+
+/// What a torn write or a bad disk did to a database, if anything.
+pub async fn damage_to(database: impl SqliteExecutor<'_>) -> Result<Option<String>, sqlx::Error> {
+    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(database).await?;
+    Ok((verdict != "ok").then_some(verdict))
 }
 
 fn code(error: &sqlx::Error) -> Option<i32> {

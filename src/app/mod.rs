@@ -1,6 +1,7 @@
 //! The composition root: settings in, a running service out. The same for `serve`, `demo` and tests.
 //!
-//! Owns the order of start (lock, sockets, audit trail, jobs, server: who calls early waits) and of stop (no new requests, jobs stopped, connections drained).
+//! Owns the order of start (lock, sockets, audit trail, jobs, server: who calls early waits) and of stop (no new requests, jobs
+//! stopped, connections drained).
 
 pub mod one_job;
 

@@ -16,12 +16,12 @@ use super::{AppError, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
-use crate::capture::{CaptureError, Counts, Location, Meta};
+use crate::capture::{CaptureError, Counts, Location, Meta, is_set_aside};
 use crate::clock::SharedClock;
 use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
 };
-use crate::files::{keep_as, numbered, unless_absent};
+use crate::files::{free_name, has_entry, keep_as, numbered, remove_all_but};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -66,8 +66,9 @@ impl Output {
         }
     }
 
-    fn is_there(&self) -> bool {
-        self.places().iter().any(|path| path.exists())
+    /// What of it is there, the first of it.
+    fn found(&self) -> Option<PathBuf> {
+        self.places().into_iter().find(|path| path.exists())
     }
 
     pub fn path(&self) -> &Path {
@@ -193,7 +194,12 @@ impl OneJob {
             cancel: cancel.clone(),
             all_listed: CancellationToken::new(),
         };
-        let target = target_of(&self.output, &self.directory);
+        let target = match &self.output {
+            Output::Directory(target) => {
+                Target::Directory { target: target.clone(), staging: self.directory.join("output") }
+            }
+            Output::Zip(target) => Target::Zip(target.clone()),
+        };
         let input = AssembleInput { directory: self.directory.clone(), target, cancel };
         let (counts, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
@@ -212,7 +218,7 @@ impl OneJob {
         // Again: it may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
         let published = Published { request: self.request.clone(), items: counts.items.iter().sum() };
-        let before = Published::read(&self.directory).filter(|_| self.output.is_there());
+        let before = Published::read(&self.directory).filter(|_| self.output.found().is_some());
         let kept = match &before {
             Some(before) if before.items > published.items => keep(&self.output, &self.directory)?,
             _ => None,
@@ -236,15 +242,6 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
     done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
 }
 
-fn target_of(output: &Output, directory: &Path) -> Target {
-    match output {
-        Output::Directory(target) => {
-            Target::Directory { target: target.clone(), staging: directory.join("output") }
-        }
-        Output::Zip(target) => Target::Zip(target.clone()),
-    }
-}
-
 /// Writes a mark that is whole, and on the disk, or not there.
 fn leave_mark(directory: &Path, name: &str, text: &str) -> Result<(), OneJobError> {
     let (mark, new) = (directory.join(name), directory.join(format!("{name}.new")));
@@ -261,23 +258,11 @@ fn leave_mark(directory: &Path, name: &str, text: &str) -> Result<(), OneJobErro
 /// Removes a capture of which everything is in the zip; the mark that this is under way goes last. What had been set aside of a
 /// damaged one is not in it, perhaps: that stays, beside the zip.
 fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
-    let mut set_aside = false;
-    for entry in at(directory, std::fs::read_dir(directory))? {
-        let entry = at(directory, entry)?;
-        let (name, path) = (entry.file_name(), entry.path());
-        if name.to_string_lossy().contains(".damaged") {
-            set_aside = true;
-        } else if path.is_dir() {
-            at(&path, std::fs::remove_dir_all(&path))?;
-        } else if name != REMOVING {
-            at(&path, unless_absent(std::fs::remove_file(&path)))?;
-        }
-    }
-    if !set_aside {
+    at(directory, remove_all_but(directory, |name| name == REMOVING || is_set_aside(name)))?;
+    if !at(directory, has_entry(directory, is_set_aside))? {
         return at(directory, std::fs::remove_dir_all(directory));
     }
-    let mut names = numbered(|suffix| directory.with_extension(format!("damaged{suffix}")));
-    let kept = names.find(|kept| !kept.exists()).expect("names do not end");
+    let kept = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
     at(&kept, std::fs::rename(directory, &kept))?;
     at(&kept, std::fs::remove_file(kept.join(REMOVING)))
 }
@@ -286,7 +271,7 @@ fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
 /// more.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     let is_ours = directory.join(PUBLISHING).exists();
-    match output.places().into_iter().find(|path| path.exists()) {
+    match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
     }
@@ -300,8 +285,7 @@ fn keep(output: &Output, directory: &Path) -> Result<Option<PathBuf>, OneJobErro
             at(zip, keep_as(zip, names))
         }
         Output::Directory(target) => {
-            let mut names = numbered(|suffix| directory.join(format!("before{suffix}")));
-            let kept = names.find(|kept| !kept.exists()).expect("names do not end");
+            let kept = free_name(|suffix| directory.join(format!("before{suffix}")));
             at(&kept, std::fs::create_dir(&kept))?;
             for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
                 at(&target.join(folder), std::fs::rename(target.join(folder), kept.join(folder)))?;

@@ -300,16 +300,11 @@ pub async fn failures_page(
     after: Option<i64>,
     most: usize,
 ) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
+    // A job that has only just begun has a capture without a plan.
     let location = Location::in_directory(directory);
-    if !location.exists() {
-        return Ok((Vec::new(), None));
-    }
-    let rows = location.look(async |reader| {
-        // A job that has only just begun has a capture without a plan.
-        let begun = reader.has_plan().await?;
-        if begun { reader.failures(after.unwrap_or(i64::MIN), most as i64).await } else { Ok(Vec::new()) }
-    });
-    let rows = rows.await?;
+    let rows =
+        location.look_at_plan(async |reader| reader.failures(after.unwrap_or(i64::MIN), most as i64).await);
+    let rows = rows.await?.unwrap_or_default();
     let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))
 }

@@ -17,6 +17,7 @@ pub mod testing;
 mod totals;
 mod writer;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Row, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
 use crate::files::{self, numbered, unless_absent};
@@ -42,10 +43,11 @@ pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
+/// After the names of files of a damaged one that has been set aside.
+const SET_ASIDE: &str = ".damaged";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 5;
-const SET_VERSION: &str = "PRAGMA user_version = 5";
 
 /// What each version added. `schema.sql` has all of it, but for what is the same in new captures and old ones.
 const UPGRADES: [(i64, &str); 3] = [
@@ -278,6 +280,31 @@ impl Location {
         seen
     }
 
+    /// The same at a capture that has a plan; `None` of one that has not, or is not there.
+    pub async fn look_at_plan<T, E: From<CaptureError>>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        if !self.exists() {
+            return Ok(None);
+        }
+        self.look(async |reader| if reader.has_plan().await? { at(reader).await.map(Some) } else { Ok(None) })
+            .await
+    }
+
+    /// The same, but an error when there are messages of which no plan knows.
+    pub async fn look_at_sound_plan<T>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
+    ) -> Result<Option<T>, CaptureError> {
+        match self.look_at_plan(at).await? {
+            None if self.has_messages() => {
+                Err(CaptureError::Damaged("there are messages and no index of them".to_owned()))
+            }
+            seen => Ok(seen),
+        }
+    }
+
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
         let segments = SegmentReader::open(&self.segments())?;
@@ -286,16 +313,6 @@ impl Location {
 
     fn segments(&self) -> PathBuf {
         self.path.with_file_name(SEGMENTS)
-    }
-
-    /// Whether there is anything in it. An error when there are messages of which it knows nothing.
-    pub async fn has_plan(&self) -> Result<bool, CaptureError> {
-        let has_plan =
-            if self.exists() { self.look(async |reader| reader.has_plan().await).await? } else { false };
-        if !has_plan && self.has_messages() {
-            return Err(CaptureError::Damaged("there are messages and no index of them".to_owned()));
-        }
-        Ok(has_plan)
     }
 
     /// Reads the whole index and finds what a torn write or a bad disk did to it, also references to what is not there. Segments
@@ -311,7 +328,7 @@ impl Location {
                 return Err(CaptureError::Damaged(damage));
             }
         }
-        self.has_plan().await.map(drop)
+        self.look_at_sound_plan(async |_| Ok(())).await.map(drop)
     }
 
     /// Inflates every segment and returns the ranges that have one that is not what was stored. Once cancelled it looks no
@@ -327,7 +344,8 @@ impl Location {
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
     pub fn move_damaged_away(&self) -> std::io::Result<()> {
         let segments = self.segments();
-        let aside = |path: &Path, suffix: &str| PathBuf::from(format!("{}.damaged{suffix}", path.display()));
+        let aside =
+            |path: &Path, suffix: &str| PathBuf::from(format!("{}{SET_ASIDE}{suffix}", path.display()));
         let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
         let is_free = |(index, segments): &(PathBuf, PathBuf)| !index.exists() && !segments.exists();
         let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
@@ -357,26 +375,31 @@ impl Location {
     }
 }
 
+/// Whether a file has been set aside of a damaged capture.
+pub fn is_set_aside(name: &OsStr) -> bool {
+    name.to_string_lossy().contains(SET_ASIDE)
+}
+
 /// Makes the tables of a capture without any, or brings those of an earlier version up to date.
 async fn set_up(connection: &mut SqliteConnection, version: i64) -> Result<(), CaptureError> {
-    let mut scripts: Vec<&'static str> = match version {
+    let scripts: Vec<&'static str> = match version {
         0 => vec![include_str!("schema.sql"), SINCE_VERSION_4],
         _ => UPGRADES.into_iter().filter(|(to, _)| *to > version).map(|(_, script)| script).collect(),
     };
-    scripts.push(SET_VERSION);
     let mut transaction = connection.begin().await?;
     for script in scripts {
         sqlx::raw_sql(script).execute(&mut *transaction).await?;
     }
+    let set_version = AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+    sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
 }
 
 /// What is wrong with an index, if anything.
 async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx::Error> {
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut *connection).await?;
-    if verdict != "ok" {
-        return Ok(Some(verdict));
+    if let Some(damage) = sqlite::damage_to(&mut *connection).await? {
+        return Ok(Some(damage));
     }
     let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_optional(&mut *connection).await?;
     let table = dangling.map(|row| row.try_get::<String, _>(0)).transpose()?;

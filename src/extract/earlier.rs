@@ -52,24 +52,13 @@ pub struct Captured {
 /// How many failures the capture in a directory knows.
 pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     let location = Location::in_directory(directory);
-    if !location.exists() {
-        return Ok(0);
-    }
-    let failures = location.look(
-        async |reader| {
-            if reader.has_plan().await? { reader.failure_count().await } else { Ok(0) }
-        },
-    );
-    Ok(failures.await?)
+    let failures = location.look_at_plan(async |reader| reader.failure_count().await);
+    Ok(failures.await?.unwrap_or(0))
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
 pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
-    let location = Location::in_directory(directory);
-    if !location.has_plan().await? {
-        return Ok(None);
-    }
-    location.look(read).await.map(Some)
+    Location::in_directory(directory).look_at_sound_plan(read).await
 }
 
 async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {

@@ -18,7 +18,7 @@ pub mod run;
 mod split;
 pub mod windows;
 
-pub use crate::capture::{Counts, Meta};
+pub use crate::capture::{Counts, Meta, is_set_aside};
 pub use crate::zoom::{Account, Include, Waiting};
 pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};

@@ -16,7 +16,7 @@ use super::paging::Paging;
 use super::progress::{Figure, Outlook};
 use super::refused::{Verdict, verdict};
 use super::run::{BEAT, ExtractError, LONG_BEAT, RunContext, Shared, note, out_of_reach, run_effort};
-use super::split::{self, Split};
+use super::split::{self, Pace, Seen, Split};
 use super::windows::DateRange;
 use crate::capture::{
     Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
@@ -97,7 +97,7 @@ pub(super) async fn follow(
     let days = split::Days::new(days_of(&range), range.last_sent, shared.now());
     if range.chain.pages == 0
         && let Some(split) = split::in_advance(&days, range.pages_elsewhere, shared.pace())
-        && shared.pay_for(&split, &split::Seen::default())
+        && shared.pay_for(&split, &Seen::default())
     {
         return split_range(shared, &range, split.parts, split.expected_pages).await;
     }
@@ -105,8 +105,9 @@ pub(super) async fn follow(
     loop {
         match pages.next(shared, &mut range).await? {
             Step::More => {
-                pages.forecast(shared, &days, &mut outlook);
-                if let Some(split) = pages.split(shared, &days) {
+                let Some(seen) = pages.observed else { continue };
+                let pace = pages.forecast(shared, &days, &seen, &mut outlook);
+                if let Some(split) = paid_split(shared, &days, &seen, pace) {
                     pages.uncount(shared);
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
@@ -116,6 +117,23 @@ pub(super) async fn follow(
         }
     }
     Ok(Vec::new())
+}
+
+/// How a chain that has shown this is split if it turns out too long; that is paid for.
+fn paid_split(shared: &Shared, days: &split::Days, seen: &Seen, pace: Pace) -> Option<Split> {
+    let RunContext { lane, progress, .. } = &shared.context;
+    let idle = shared.idle.load(Relaxed);
+    let split = split::under_way(days, seen, pace).or_else(|| {
+        let chains = shared.chains.load(Relaxed).max(1);
+        let all_to_come = progress.requests_to_come(&lane.traffic)?;
+        let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
+        split::when_idle(days, seen, pace, mean, idle)
+    })?;
+    if !shared.pay_for(&split, seen) {
+        return None;
+    }
+    shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
+    Some(split)
 }
 
 /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
@@ -233,7 +251,7 @@ struct Pages {
     /// What the chain fails with at its end when a page of it is not of all the days it was asked for.
     leaves_out: Option<Failure>,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
-    observed: Option<split::Seen>,
+    observed: Option<Seen>,
     /// What is stored for this range: counted until something takes its place.
     counted: [u64; 3],
 }
@@ -248,7 +266,7 @@ impl Pages {
             previous: Arc::default(),
             paging: Paging::default(),
             leaves_out: None,
-            observed: Some(split::Seen::default()),
+            observed: Some(Seen::default()),
             counted: [0; 3],
         };
         if range.chain.pages == 0 {
@@ -320,29 +338,14 @@ impl Pages {
         })
     }
 
-    /// Tells the run how much of the chain is still to come, and how urgent that is, by what it has shown.
-    fn forecast(&mut self, shared: &Shared, days: &split::Days, outlook: &mut Outlook) {
-        let Some(seen) = self.observed else { return };
+    /// Tells the run how much of the chain is still to come by what it has shown, and how urgent that is. Returns how fast chains
+    /// are, this one considered.
+    fn forecast(&mut self, shared: &Shared, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> Pace {
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
-        self.urgent = shared.pace().is_tight_for(to_come).then_some(to_come as u32);
-    }
-
-    /// Splits the chain into others if it turns out too long, and pays for it.
-    fn split(&self, shared: &Shared, days: &split::Days) -> Option<Split> {
-        let RunContext { lane, progress, .. } = &shared.context;
-        let (seen, pace, idle) = (self.observed?, shared.pace(), shared.idle.load(Relaxed));
-        let split = split::under_way(days, &seen, pace).or_else(|| {
-            let chains = shared.chains.load(Relaxed).max(1);
-            let all_to_come = progress.requests_to_come(&lane.traffic)?;
-            let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
-            split::when_idle(days, &seen, pace, mean, idle)
-        })?;
-        if !shared.pay_for(&split, &seen) {
-            return None;
-        }
-        shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
-        Some(split)
+        let pace = shared.pace();
+        self.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
+        pace
     }
 
     /// Takes back what was counted of pages that are dropped.
@@ -355,7 +358,7 @@ impl Pages {
     /// Begins again. What is stored stays until the new first page takes its place, and so does the number of the range's pages:
     /// it says that the session has shown some.
     fn restart(&mut self) {
-        self.observed = Some(split::Seen::default());
+        self.observed = Some(Seen::default());
         self.leaves_out = None;
         self.token = None;
         self.seq = 0;

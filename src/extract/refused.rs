@@ -2,7 +2,6 @@
 //!
 //! It is found out by asking for the like of it. What is done about it is not decided here.
 
-use bytes::Bytes;
 use jiff::ToSpan;
 use jiff::civil::Date;
 
@@ -160,7 +159,5 @@ async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> 
 
 /// Only to see whether there is an answer.
 async fn ask(shared: &Shared, call: Call) -> Result<(), Ended> {
-    let asked = call.clone();
-    let read = move |body: Bytes| asked.is_answered_by(&body);
-    shared.context.lane.fetch(&call, run_effort(Effort::MOST_URGENT), read).await
+    shared.context.lane.fetch(&call, run_effort(Effort::MOST_URGENT), call.any_answer()).await
 }

@@ -1,13 +1,13 @@
 //! The directories of jobs: what they and the files in them are called, and how they come and go.
 
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::model::JobId;
-use crate::files::{keep_as, numbered, unless_absent};
+use crate::extract::is_set_aside;
+use crate::files::{has_entry, keep_as, numbered, remove_all_but, unless_absent};
 
 /// The archive.
 pub const ARCHIVE_NAME: &str = "archive.zip";
@@ -49,13 +49,7 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
 /// must still tell that it was meant.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
     let remove = move || {
-        for entry in fs::read_dir(&directory)? {
-            let entry = entry?;
-            // Files of SQLite's go with its last connection, perhaps just now.
-            if entry.file_name() != DELETED && !entry.path().is_dir() {
-                unless_absent(fs::remove_file(entry.path()))?;
-            }
-        }
+        remove_all_but(&directory, |name| name == DELETED)?;
         fs::remove_dir_all(&directory)
     };
     let removed = tokio::task::spawn_blocking(move || unless_absent(remove()));
@@ -95,8 +89,8 @@ pub fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a file in such a directory is an archive, or was set aside of a damaged capture.
-pub fn is_worth_keeping(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE) || name.contains(".damaged")
+/// Whether there is an archive, or what had been set aside of a damaged capture.
+pub fn holds_something(directory: &Path) -> io::Result<bool> {
+    let is_archive = |name: &str| name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE);
+    has_entry(directory, |name| is_set_aside(name) || is_archive(&name.to_string_lossy()))
 }

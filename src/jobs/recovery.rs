@@ -70,7 +70,7 @@ async fn bring_back_or_remove(
                 store.insert(&job, None).await?;
                 return Ok(true);
             }
-            Ok(None) => holds_something(directory)?.then(|| "it has no capture".to_owned()),
+            Ok(None) => directory::holds_something(directory)?.then(|| "it has no capture".to_owned()),
             Err(error) if error.is_damaged_capture() => Some(error.to_string()),
             Err(error) => return Err(error.into()),
         };
@@ -87,16 +87,6 @@ async fn bring_back_or_remove(
     }
     tracing::info!(directory = %id, "removing the files of a job that is gone");
     directory::remove(directory.to_owned()).await?;
-    Ok(false)
-}
-
-/// Whether there is an archive, or what had been set aside of a damaged capture.
-fn holds_something(directory: &Path) -> Result<bool, JobsError> {
-    for entry in std::fs::read_dir(directory)? {
-        if directory::is_worth_keeping(&entry?.file_name()) {
-            return Ok(true);
-        }
-    }
     Ok(false)
 }
 

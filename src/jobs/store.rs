@@ -84,11 +84,9 @@ impl JobStore {
     /// Opens a table that is there, if it is sound.
     pub async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path).await?;
-        let checked: Result<String, _> =
-            sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&store.pool).await;
-        let error = match checked {
-            Ok(verdict) if verdict == "ok" => return Ok(store),
-            Ok(verdict) => StoreError::Damaged(verdict),
+        let error = match sqlite::damage_to(&store.pool).await {
+            Ok(None) => return Ok(store),
+            Ok(Some(damage)) => StoreError::Damaged(damage),
             Err(error) => error.into(),
         };
         // Before anybody renames the file: who closes the last connection removes the log by its name.

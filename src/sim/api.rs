@@ -14,19 +14,18 @@ use jiff::civil::Date;
 
 use super::answers::{error, json_body, no_such_session, oauth_error, raw, too_many};
 use super::calendar::{self, DAY_MS};
-use super::dataset::{Dataset, ItemOptions};
+use super::dataset::Dataset;
 use super::encoding::{base64_decode_standard, parse_pairs, percent_decode, push_number};
 use super::faults::{FaultAnswer, Faults, Request};
 use super::feed::Cursor;
 use super::limits::{Limits, Verdict};
 use super::noise::Noise;
+use super::query::{Endpoint, Query, Refused};
 use super::settings::SimSettings;
 use super::tokens::{self, AccessTokens};
 
 const LIST: &str = "/v2/report/chat/sessions";
 const CLASSIC_SCOPES: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
-const LIST_SCOPE: &str = "report:read:list_chat_sessions:admin";
-const MESSAGES_SCOPE: &str = "report:read:chat_session:admin";
 
 /// Counters of what arrived and was answered.
 #[derive(Clone, Debug, Default)]
@@ -90,8 +89,6 @@ impl Delivery {
         }
     }
 }
-
-type Refused = Response<Body>;
 
 impl Api {
     pub(super) fn new(settings: SimSettings) -> Arc<Self> {
@@ -408,30 +405,6 @@ impl Api {
     }
 }
 
-/// The two that there are.
-#[derive(Clone, Copy)]
-enum Endpoint {
-    List,
-    Messages,
-}
-
-impl Endpoint {
-    /// Of the granular scopes the one it needs.
-    fn scope(self) -> &'static str {
-        match self {
-            Self::List => LIST_SCOPE,
-            Self::Messages => MESSAGES_SCOPE,
-        }
-    }
-
-    fn largest_page(self) -> u32 {
-        match self {
-            Self::List => 300,
-            Self::Messages => 100,
-        }
-    }
-}
-
 fn check_scopes(granted: &[String], endpoint: Endpoint) -> Result<(), Refused> {
     let has = |scope: &str| granted.iter().any(|granted| granted == scope);
     let granular = endpoint.scope();
@@ -440,71 +413,6 @@ fn check_scopes(granted: &[String], endpoint: Endpoint) -> Result<(), Refused> {
     }
     let message = format!("Invalid access token, does not contain scopes:[{granular}].");
     Err(error(400, 4711, &message))
-}
-
-/// A query of either endpoint, validated as the vendor does.
-struct Query {
-    days: (Date, Date),
-    page_size: u32,
-    page_token: Option<String>,
-    options: ItemOptions,
-    /// What a page token is bound to.
-    bound: String,
-}
-
-impl Query {
-    fn read(text: &str, endpoint: Endpoint, today: Date) -> Result<Self, Refused> {
-        let pairs: BTreeMap<String, String> = parse_pairs(text).into_iter().collect();
-        let bad = |name: &str, why: &str| error(400, 300, &format!("Validation Failed. {name}: {why}"));
-        let day = |name: &str| -> Result<Date, Refused> {
-            let value = pairs.get(name).ok_or_else(|| bad(name, "is required"))?;
-            if value.len() != 10 {
-                return Err(bad(name, "must be yyyy-mm-dd"));
-            }
-            value.parse().map_err(|_| bad(name, "must be yyyy-mm-dd"))
-        };
-        let (from, to) = (day("from")?, day("to")?);
-        if from > to {
-            return Err(bad("from", "must not be after to"));
-        }
-        if to >= from.saturating_add(1.month()) {
-            return Err(bad("to", "the range must be within one month"));
-        }
-        if from < today.saturating_sub(6.months()) {
-            return Err(bad("from", "must be within the last six months"));
-        }
-        let most = endpoint.largest_page();
-        let page_size = match pairs.get("page_size") {
-            None => 30,
-            Some(value) => value
-                .parse()
-                .ok()
-                .filter(|size| (1..=most).contains(size))
-                .ok_or_else(|| bad("page_size", "is out of range"))?,
-        };
-        let switch = |name: &str| match pairs.get(name).map(String::as_str) {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(_) => Err(bad(name, "must be true or false")),
-        };
-        let fields = pairs.get("include_fields").map(String::as_str).unwrap_or_default();
-        if fields.split(',').any(|field| !["", "edited_messages", "deleted_messages"].contains(&field)) {
-            return Err(bad("include_fields", "must be edited_messages, deleted_messages or both"));
-        }
-        let options = ItemOptions {
-            edited: fields.contains("edited_messages"),
-            deleted: fields.contains("deleted_messages"),
-            bot_messages: switch("include_bot_message")?,
-            reactions: switch("include_reactions")?,
-            custom_emoji_reactions: switch("include_custom_emoji_reactions")?,
-            all_modifications: switch("query_all_modifications")?,
-        };
-        switch("include_reacted_sessions")?;
-        switch("include_reaction_recent_changed")?;
-        let page_token = pairs.get("next_page_token").filter(|token| !token.is_empty()).cloned();
-        let bound = format!("{from} {to} {page_size} {options:?}");
-        Ok(Self { days: (from, to), page_size, page_token, options, bound })
-    }
 }
 
 fn push_head(out: &mut String, query: &Query, next: Option<String>) {

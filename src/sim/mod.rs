@@ -2,7 +2,8 @@
 //!
 //! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every
 //! test. Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten
-//! million messages needs no memory; `api` answers (in the words of `answers`), `limits` refuses, `faults` spoils, `server` owns the sockets.
+//! million messages needs no memory; `query` reads what is asked, `api` answers (in the words of
+//! `answers`), `limits` refuses, `faults` spoils, `server` owns the sockets.
 
 mod answers;
 mod api;
@@ -14,6 +15,7 @@ mod feed;
 mod hostile;
 mod limits;
 mod noise;
+mod query;
 mod render;
 mod server;
 mod settings;

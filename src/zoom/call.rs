@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::civil::Date;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -76,11 +77,11 @@ impl Call {
         }
     }
 
-    /// Whether this is an answer to it.
-    pub fn is_answered_by(&self, body: &[u8]) -> ReadResult<()> {
+    /// Reads whatever is an answer to it, and keeps nothing.
+    pub fn any_answer(&self) -> fn(Bytes) -> ReadResult<()> {
         match self {
-            Self::ListSessions { .. } => Page::read(body, SESSIONS).map(drop),
-            Self::Messages { .. } => Page::read(body, MESSAGES).map(drop),
+            Self::ListSessions { .. } => |body| Page::read(&body, SESSIONS).map(drop),
+            Self::Messages { .. } => |body| Page::read(&body, MESSAGES).map(drop),
         }
     }
 

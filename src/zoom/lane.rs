@@ -275,9 +275,7 @@ impl Lane {
             .outage(call)
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                let asked = probe.clone();
-                let read = move |body: Bytes| asked.is_answered_by(&body);
-                match self.send(&probe, Effort::MOST_URGENT, read).await {
+                match self.send(&probe, Effort::MOST_URGENT, probe.any_answer()).await {
                     Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),
                     _ => Ok(()),
                 }
