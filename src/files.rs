@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What is not there need not be moved or removed.
@@ -12,6 +11,11 @@ pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Whether something has this name, be it a link that leads nowhere.
+pub fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 /// The disk, or what its user may have of it, is full.
@@ -32,7 +36,7 @@ pub fn numbered<T>(name: impl Fn(&str) -> T) -> impl Iterator<Item = T> {
 
 /// The first of these names that nothing has.
 pub fn free_name(name: impl Fn(&str) -> PathBuf) -> PathBuf {
-    numbered(name).find(|path| !path.exists()).expect("names do not end")
+    numbered(name).find(|path| !is_there(path)).expect("names do not end")
 }
 
 /// Removes what is in a directory but for the names that stay. What goes meanwhile by itself (files of SQLite's go with its last
@@ -56,23 +60,4 @@ pub fn has_entry(directory: &Path, is_it: impl Fn(&OsStr) -> bool) -> io::Result
         }
     }
     Ok(false)
-}
-
-/// Gives a file the first of these names that is free as well, so that it stays when another takes its place. Returns that
-/// name; `None` when it has one of them already.
-pub fn keep_as(file: &Path, names: impl Iterator<Item = PathBuf>) -> io::Result<Option<PathBuf>> {
-    let own = fs::metadata(file)?;
-    for name in names {
-        match fs::metadata(&name) {
-            Ok(other) if (other.dev(), other.ino()) == (own.dev(), own.ino()) => return Ok(None),
-            // Another, kept before.
-            Ok(_) => {}
-            Err(error) => {
-                unless_absent(Err(error))?;
-                fs::hard_link(file, &name)?;
-                return Ok(Some(name));
-            }
-        }
-    }
-    Ok(None)
 }

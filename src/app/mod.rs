@@ -8,7 +8,7 @@ pub mod one_job;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,18 +142,26 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     // For nobody else to read, whatever the umask: chats go there.
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
     let path = directory.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| self::unusable(setting, &path, error))?;
+    let unusable = |error| self::unusable(setting, &path, error);
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        // Not when whoever held it has moved or removed the directory meanwhile.
+        Ok(()) if is_at(&file, &path).map_err(unusable)? => Ok(file),
+        Ok(()) => lock(directory, setting),
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(AppError::Locked { setting, path: directory.to_owned() })
         }
         Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+/// Whether an open file still has this name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match path.metadata() {
+        Ok(named) => Ok((named.dev(), named.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

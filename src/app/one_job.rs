@@ -4,7 +4,6 @@
 //! command cannot quietly overwrite what an earlier one brought.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +15,13 @@ use super::{AppError, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
-use crate::capture::{CaptureError, Counts, Location, Meta, is_set_aside};
+use crate::capture::{CaptureError, Location, Meta, is_set_aside};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, Snapshot,
+    self, Account, Captured, Extent, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress,
+    RunContext, Snapshot,
 };
-use crate::files::{free_name, has_entry, keep_as, numbered, remove_all_but};
+use crate::files::{free_name, has_entry, is_there, remove_all_but, unless_absent};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -47,8 +47,7 @@ impl Output {
     /// Whether there is something to go on with, or files that were made of it.
     pub fn is_begun(&self) -> bool {
         let directory = self.working_directory();
-        !directory.join(REMOVING).exists()
-            && (Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists())
+        Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists()
     }
 
     fn setting(&self) -> &'static str {
@@ -68,7 +67,15 @@ impl Output {
 
     /// What of it is there, the first of it.
     fn found(&self) -> Option<PathBuf> {
-        self.places().into_iter().find(|path| path.exists())
+        self.places().into_iter().find(|path| is_there(path))
+    }
+
+    /// A name for what is there, when something else is to take its place.
+    fn name_to_keep(&self) -> PathBuf {
+        free_name(|suffix| match self {
+            Self::Directory(_) => self.working_directory().join(format!("before{suffix}")),
+            Self::Zip(file) => PathBuf::from(format!("{}.before{suffix}", file.display())),
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -102,12 +109,12 @@ pub enum OneJobError {
 /// How it ended.
 #[derive(Debug)]
 pub struct Report {
-    /// What the capture holds.
-    pub counts: Counts,
+    pub outcome: Outcome,
     pub last: Snapshot,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
-    /// Where the files of before are, if they held more: what a damaged capture had brought may be out of Zoom's reach by now.
+    /// Where the files of before are, if they may hold more: what a damaged capture had brought may be out of Zoom's reach by
+    /// now.
     pub kept: Option<PathBuf>,
 }
 
@@ -126,28 +133,42 @@ pub struct OneJob {
 
 /// There once the files are put into their places.
 const PUBLISHING: &str = "publishing";
-/// There once all of a capture is in a zip, and while it is being removed.
-const REMOVING: &str = "removing";
+/// What a capture's directory is called while it is being removed: all of it is in the zip.
+const REMOVED: &str = "capture-removed";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures handed over for reading; the rest is in `failures.json`.
 const FAILURES_SHOWN: usize = 10;
 
-/// What stands in that mark: what the files in their places are of.
+/// What stands in that mark: what the files in their places were made of.
 #[derive(Debug, Serialize, Deserialize)]
 struct Published {
     request: ExtractRequest,
-    items: u64,
+    extent: Extent,
 }
 
 impl Published {
-    fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(directory.join(PUBLISHING)).ok()?).ok()
+    fn read(directory: &Path) -> Result<Option<Self>, OneJobError> {
+        let mark = directory.join(PUBLISHING);
+        let read = match std::fs::read(&mark) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(Into::into),
+            Err(error) => unless_absent(Err(error)).map(|()| None),
+        };
+        at(&mark, read)
     }
 
+    /// Leaves a mark that is whole, and on the disk, or not there.
     fn leave(&self, directory: &Path) -> Result<(), OneJobError> {
-        let text = serde_json::to_string(self).expect("it is plain data");
-        leave_mark(directory, PUBLISHING, &text)
+        let mark = directory.join(PUBLISHING);
+        let new = mark.with_extension("new");
+        let write = || {
+            let mut file = File::create(&new)?;
+            serde_json::to_writer(&mut file, self)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &mark)?;
+            File::open(directory)?.sync_all()
+        };
+        at(&mark, write())
     }
 }
 
@@ -160,13 +181,15 @@ impl OneJob {
     ) -> Result<Self, OneJobError> {
         let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
         let directory = output.working_directory();
-        if directory.join(REMOVING).exists() {
-            let _lock = lock(&directory, output.setting())?;
-            remove_capture(&directory)?;
+        if matches!(output, Output::Zip(_)) {
+            // What is left when an earlier one was killed.
+            remove(&directory.with_extension(REMOVED))?;
         }
-        let continues = output.is_begun();
+        // Before anything is made, and again once no other process may make anything there.
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
+        spare_others(&output, &directory)?;
+        let continues = output.is_begun();
         if continues {
             check_same(&request, &output, &directory).await?;
         }
@@ -201,10 +224,9 @@ impl OneJob {
             Output::Zip(target) => Target::Zip(target.clone()),
         };
         let input = AssembleInput { directory: self.directory.clone(), target, cancel };
-        let (counts, begun) = {
+        let (outcome, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
-            let running = alongside(extract::run(context), input, all_listed, &self.clock);
-            tokio::pin!(running);
+            let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
             loop {
                 tokio::select! {
                     ended = &mut running => break ended,
@@ -212,28 +234,25 @@ impl OneJob {
                 }
             }
         };
-        let counts = counts?;
+        let outcome = outcome?;
         let last = figures();
         report(&last);
         // Again: it may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let published = Published { request: self.request.clone(), items: counts.items.iter().sum() };
-        let before = Published::read(&self.directory).filter(|_| self.output.found().is_some());
-        let kept = match &before {
-            Some(before) if before.items > published.items => keep(&self.output, &self.directory)?,
-            _ => None,
-        };
+        let before = Published::read(&self.directory)?.filter(|_| self.output.found().is_some());
+        let published = Published { request: self.request.clone(), extent: outcome.extent };
+        let kept = before.as_ref().filter(|before| !outcome.extent.covers(&before.extent));
+        let kept = kept.map(|_| self.output.name_to_keep());
         // Of what is there until the new files take their places.
         before.as_ref().unwrap_or(&published).leave(&self.directory)?;
-        assemble(begun).await?;
+        assemble(begun, kept.clone()).await?;
         published.leave(&self.directory)?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
-        if matches!(self.output, Output::Zip(_)) && counts.failures() == 0 {
+        if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
-            leave_mark(&self.directory, REMOVING, "")?;
             remove_capture(&self.directory)?;
         }
-        Ok(Report { counts, last, failures, kept })
+        Ok(Report { outcome, last, failures, kept })
     }
 }
 
@@ -242,29 +261,21 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
     done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
 }
 
-/// Writes a mark that is whole, and on the disk, or not there.
-fn leave_mark(directory: &Path, name: &str, text: &str) -> Result<(), OneJobError> {
-    let (mark, new) = (directory.join(name), directory.join(format!("{name}.new")));
-    let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&new, &mark)?;
-        File::open(directory)?.sync_all()
+/// Removes a capture of which everything is in the zip. It first gets another name: another process finds all of it or nothing.
+/// What had been set aside of a damaged one is not in the zip, perhaps: that stays, beside it.
+fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
+    let set_aside = at(directory, has_entry(directory, is_set_aside))?;
+    let moved = if set_aside {
+        free_name(|suffix| directory.with_extension(format!("damaged{suffix}")))
+    } else {
+        directory.with_extension(REMOVED)
     };
-    at(&mark, write())
+    at(&moved, std::fs::rename(directory, &moved))?;
+    if set_aside { at(&moved, remove_all_but(&moved, is_set_aside)) } else { remove(&moved) }
 }
 
-/// Removes a capture of which everything is in the zip; the mark that this is under way goes last. What had been set aside of a
-/// damaged one is not in it, perhaps: that stays, beside the zip.
-fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
-    at(directory, remove_all_but(directory, |name| name == REMOVING || is_set_aside(name)))?;
-    if !at(directory, has_entry(directory, is_set_aside))? {
-        return at(directory, std::fs::remove_dir_all(directory));
-    }
-    let kept = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
-    at(&kept, std::fs::rename(directory, &kept))?;
-    at(&kept, std::fs::remove_file(kept.join(REMOVING)))
+fn remove(directory: &Path) -> Result<(), OneJobError> {
+    at(directory, unless_absent(std::fs::remove_dir_all(directory)))
 }
 
 /// What is in the place of the files is ours only once we have begun to put them there. Of a zip that is whole nothing says so any
@@ -274,24 +285,6 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
-    }
-}
-
-/// Keeps the files in their places under other names. Returns where, unless they have been kept before.
-fn keep(output: &Output, directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
-    match output {
-        Output::Zip(zip) => {
-            let names = numbered(|suffix| PathBuf::from(format!("{}.before{suffix}", zip.display())));
-            at(zip, keep_as(zip, names))
-        }
-        Output::Directory(target) => {
-            let kept = free_name(|suffix| directory.join(format!("before{suffix}")));
-            at(&kept, std::fs::create_dir(&kept))?;
-            for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
-                at(&target.join(folder), std::fs::rename(target.join(folder), kept.join(folder)))?;
-            }
-            Ok(Some(kept))
-        }
     }
 }
 
@@ -305,9 +298,9 @@ async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path)
         },
     };
     let captured = captured.map(|Captured { request, .. }| request);
-    let published = || Published::read(directory).map(|Published { request, .. }| request);
+    let published = Published::read(directory)?.map(|Published { request, .. }| request);
     // A capture whose plan was never committed belongs to nobody yet.
-    let Some(stored) = captured.or_else(published) else { return Ok(()) };
+    let Some(stored) = captured.or(published) else { return Ok(()) };
     if stored == *request {
         return Ok(());
     }

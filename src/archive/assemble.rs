@@ -6,7 +6,7 @@
 //! written while the rest is still being fetched, and the same capture gives the same bytes, however much was.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use tokio::runtime::Handle;
@@ -43,15 +43,19 @@ pub struct AssembleInput {
     pub cancel: CancellationToken,
 }
 
-/// Makes the archive, or what is left to be made of it. Returns size and hash of a zip; nothing of a directory.
-pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Option<ArchiveFile>, ArchiveError> {
+/// Makes the archive, or what is left to be made of it. What it replaces gets the name `keep`, if there is one. Returns size
+/// and hash of a zip; nothing of a directory.
+pub async fn assemble(
+    Begun { input, assembly }: Begun,
+    keep: Option<PathBuf>,
+) -> Result<Option<ArchiveFile>, ArchiveError> {
     on_own_thread(move |runtime| {
         let mut assembly = match assembly {
             Some(assembly) => assembly,
             None => Assembly::begin(input, runtime)?,
         };
         assembly.add_all()?;
-        assembly.finish()
+        assembly.finish(keep.as_deref())
     })
     .await
 }
@@ -194,7 +198,7 @@ impl Assembly {
     }
 
     /// Adds what is of no session, and puts the archive into its place.
-    fn finish(self) -> Result<Option<ArchiveFile>, ArchiveError> {
+    fn finish(self, keep: Option<&Path>) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { input, runtime, mut reader, mut scratch, mut sink, .. } = self;
         let (written, summary) = std::thread::scope(|scope| {
             let summary = scope.spawn(|| runtime.block_on(summary(&mut reader)));
@@ -234,7 +238,7 @@ impl Assembly {
             lines.finish(b"\n")
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
-        sink.publish(scratch.entries()?)
+        sink.publish(scratch.entries()?, keep)
     }
 }
 

@@ -13,7 +13,7 @@ use super::sink::{Entry, Fill, Sink, Text};
 use super::zip::Located;
 use super::{ArchiveError, ArchiveFile};
 use crate::capture::inflate;
-use crate::files::unless_absent;
+use crate::files::{is_there, unless_absent};
 
 /// The top-level folders of an archive. The first says what is in the others: it comes last and goes first.
 pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
@@ -56,21 +56,28 @@ impl Sink for DirectorySink {
     }
 
     /// Moves the finished tree into its place; what an earlier run left of these folders is replaced.
-    fn publish(self: Box<Self>, _: Entries) -> Result<Option<ArchiveFile>, ArchiveError> {
+    fn publish(
+        self: Box<Self>,
+        _: Entries,
+        keep: Option<&Path>,
+    ) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { staging: Staging(staging), target } = &*self;
-        let old = staging.with_extension("old");
-        unless_absent(fs::remove_dir_all(&old))?;
-        fs::create_dir_all(&old)?;
+        let not_kept = staging.with_extension("old");
+        unless_absent(fs::remove_dir_all(&not_kept))?;
+        let old = keep.unwrap_or(&not_kept);
+        fs::create_dir_all(old)?;
         sync(staging)?;
-        for folder in FOLDERS.into_iter().filter(|folder| target.join(folder).exists()) {
+        for folder in FOLDERS.into_iter().filter(|folder| is_there(&target.join(folder))) {
             fs::rename(target.join(folder), old.join(folder))?;
         }
         for folder in FOLDERS.into_iter().rev() {
             fs::rename(staging.join(folder), target.join(folder))?;
         }
-        File::open(target)?.sync_all()?;
+        for changed in [old, target] {
+            File::open(changed)?.sync_all()?;
+        }
         // Everything is in its place. Best effort, as of the staging directory: the next one begins with removing it.
-        let _ = fs::remove_dir_all(&old);
+        let _ = fs::remove_dir_all(&not_kept);
         Ok(None)
     }
 }

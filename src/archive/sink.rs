@@ -27,8 +27,12 @@ pub trait Sink: Debug + Send {
     /// Writes an entry. Tells what [`publish`](Self::publish) wants to know of it.
     fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError>;
 
-    /// All entries have been written: puts the whole into its place.
-    fn publish(self: Box<Self>, entries: Entries) -> Result<Option<ArchiveFile>, ArchiveError>;
+    /// All entries have been written: puts the whole into its place. What it replaces gets the name `keep`, if there is one.
+    fn publish(
+        self: Box<Self>,
+        entries: Entries,
+        keep: Option<&Path>,
+    ) -> Result<Option<ArchiveFile>, ArchiveError>;
 }
 
 /// Writes what is in an entry.

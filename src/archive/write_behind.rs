@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
+use crate::files::unless_absent;
+
 /// Synced whenever so much more has been written.
 const STRETCH: usize = 32 << 20;
 
@@ -47,11 +49,15 @@ impl WriteBehind {
         Ok(Self { file, unsynced: 0, wake, syncing, temporary, target })
     }
 
-    /// When it returns everything written is on the disk, and in its place.
-    pub fn publish(self) -> io::Result<()> {
+    /// When it returns everything written is on the disk, and in its place. What was there gets the name `keep`, on the same
+    /// disk, if there is one.
+    pub fn publish(self, keep: Option<&Path>) -> io::Result<()> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
         self.file.sync_all()?;
+        if let Some(keep) = keep {
+            unless_absent(std::fs::rename(&self.target, keep))?;
+        }
         std::fs::rename(&self.temporary.0, &self.target)?;
         sync_parent(&self.target)
     }
@@ -90,17 +96,19 @@ mod tests {
     fn a_file_is_in_its_place_once_it_is_published_and_nothing_else_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let [temporary, target] = ["temporary", "target"].map(|name| directory.path().join(name));
-        for publish in [false, true] {
+        let begun = |text: &[u8]| {
             let mut file = WriteBehind::create(temporary.clone(), target.clone()).unwrap();
-            file.write_all(b"text").unwrap();
-            assert!(temporary.exists() && !target.exists());
-            if publish {
-                file.publish().unwrap();
-            } else {
-                drop(file);
-            }
-            assert!(!temporary.exists() && target.exists() == publish);
+            file.write_all(text).unwrap();
+            assert!(temporary.exists());
+            file
+        };
+        drop(begun(b"dropped"));
+        assert!(!temporary.exists() && !target.exists());
+        let kept = directory.path().join("kept");
+        for (text, keep) in [("first", Some(&*kept)), ("second", Some(&kept)), ("third", None)] {
+            begun(text.as_bytes()).publish(keep).unwrap();
+            assert!(!temporary.exists() && std::fs::read(&target).unwrap() == text.as_bytes());
         }
-        assert_eq!(std::fs::read(&target).unwrap(), b"text");
+        assert_eq!(std::fs::read(&kept).unwrap(), b"first");
     }
 }

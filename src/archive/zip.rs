@@ -5,6 +5,7 @@
 //! for 400,000 entries it would be 50 MB of memory.
 
 use std::io::{BufWriter, Write};
+use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -256,13 +257,17 @@ impl Sink for ZipSink<WriteBehind> {
         Ok(Some(entry.finish()?))
     }
 
-    fn publish(self: Box<Self>, mut entries: Entries) -> Result<Option<ArchiveFile>, ArchiveError> {
+    fn publish(
+        self: Box<Self>,
+        mut entries: Entries,
+        keep: Option<&Path>,
+    ) -> Result<Option<ArchiveFile>, ArchiveError> {
         let mut directory = self.directory();
         while let Some((name, (_, located))) = entries.next()? {
             directory.list(name, located.expect("every entry of a zip was located"))?;
         }
         let (file, made) = directory.finish()?;
-        file.publish()?;
+        file.publish(keep)?;
         Ok(Some(made))
     }
 }

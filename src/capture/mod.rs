@@ -161,6 +161,8 @@ pub enum Meta {
     /// What was asked for, as JSON; there is no plan without it.
     Request,
     StartedAt,
+    /// When messages in it were found damaged last, to be fetched again.
+    DamagedAt,
     /// Only when the last day was not over.
     CapturedUntil,
     /// Totals of what was asked of Zoom, as JSON.
@@ -177,6 +179,7 @@ impl Meta {
         match self {
             Self::Request => "request",
             Self::StartedAt => "started_at",
+            Self::DamagedAt => "damaged_at",
             Self::CapturedUntil => "captured_until",
             Self::Traffic => "traffic",
             Self::Version => "version",

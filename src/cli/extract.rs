@@ -14,7 +14,7 @@ use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
 use crate::extract::check::help_for;
 use crate::extract::windows::{DateRange, oldest_reachable, parse_day, validate_from};
-use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, SessionFilter, Snapshot};
+use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, Outcome, SessionFilter, Snapshot};
 use crate::shutdown;
 
 #[derive(Debug, Args)]
@@ -86,12 +86,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     reporter.clear();
     let report = ended.map_err(|error| explain(&error, &output))?;
     tell(&report, &output);
-    if to == today {
-        say(format_args!(
-            "{to} was not over yet; for the rest of it extract it another day, into another place"
-        ));
-    }
-    Ok(if report.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
+    Ok(if report.outcome.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
 /// Everything that is wrong with the two days is told at once.
@@ -122,13 +117,14 @@ fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
 }
 
 fn tell(report: &Report, output: &Output) {
-    let [messages, edited, deleted] = report.counts.items;
-    if report.counts.sessions_total == 0 {
+    let Outcome { counts, captured_until, .. } = &report.outcome;
+    let [messages, edited, deleted] = counts.items;
+    if counts.sessions_total == 0 {
         say("there were no sessions in this range");
     }
     say(format_args!(
         "{}, {}, {} edited, {} deleted; {} in all, {} repeated -> {}",
-        counted(report.counts.sessions_total, "session"),
+        counted(counts.sessions_total, "session"),
         counted(messages, "message"),
         grouped(edited),
         grouped(deleted),
@@ -137,9 +133,14 @@ fn tell(report: &Report, output: &Output) {
         output.path().display()
     ));
     if let Some(kept) = &report.kept {
-        say(format_args!("what was there before held more, and is kept as {}", kept.display()));
+        say(format_args!("what was there before may hold more, and is kept as {}", kept.display()));
     }
-    let failures = report.counts.failures();
+    if let Some(until) = captured_until {
+        say(format_args!(
+            "the last day was not over at {until:.0}; for the rest of it extract it another day, into another place"
+        ));
+    }
+    let failures = counts.failures();
     if failures > 0 {
         say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));
         for failure in &report.failures {

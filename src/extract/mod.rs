@@ -23,4 +23,4 @@ pub use crate::zoom::{Account, Include, Waiting};
 pub use earlier::{Captured, captured, failures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, SessionFilter};
-pub use run::{ExtractError, ExtractSettings, RunContext, run};
+pub use run::{Extent, ExtractError, ExtractSettings, Outcome, RunContext, run};

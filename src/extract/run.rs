@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -101,8 +102,35 @@ pub(super) struct Shared {
     readers: Semaphore,
 }
 
-/// Runs until everything is fetched or failed for good, or until cancelled. Returns what the capture then holds.
-pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the capture holds.
+    pub counts: Counts,
+    pub extent: Extent,
+    /// When it was begun, if its last day was not over then.
+    pub captured_until: Option<Timestamp>,
+}
+
+/// How far a capture reaches, or what was made of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Nothing was lost of it since.
+    sound_since: Option<Timestamp>,
+    /// Messages, edited and deleted ones.
+    items: u64,
+}
+
+impl Extent {
+    /// Whether it holds all that another did. When the other was damaged meanwhile nobody knows: what was fetched again may
+    /// have been out of Zoom's reach by then.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.sound_since == other.sound_since && self.items >= other.items
+    }
+}
+
+/// Runs until everything is fetched or failed for good, or until cancelled.
+pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let location = Location::in_directory(&context.directory);
     let damaged = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
@@ -111,6 +139,8 @@ pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     let writer = location.open_writer().await?;
     let ready = async {
         if !damaged.is_empty() {
+            let now = context.clock.now().to_string();
+            writer.commit(Change::SetMeta(vec![(Meta::DamagedAt, now)])).await?;
             writer.commit(Change::RefetchRanges(damaged)).await?;
         }
         location.open_reader().await
@@ -137,8 +167,8 @@ pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     let result = shared.clone().work(&mut reader).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
-    let counts = reader.counts().await;
-    if let Ok(counts) = &counts {
+    let outcome = outcome(&mut reader).await;
+    if let Ok(Outcome { counts, .. }) = &outcome {
         shared.context.progress.set_to(counts);
     }
     reader.close().await;
@@ -147,7 +177,19 @@ pub async fn run(context: RunContext) -> Result<Counts, ExtractError> {
     }
     result?;
     left?;
-    Ok(counts?)
+    Ok(outcome?)
+}
+
+async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
+    let counts = reader.counts().await?;
+    let mut time = async |meta| -> Result<Option<Timestamp>, CaptureError> {
+        Ok(reader.meta(meta).await?.and_then(|text| text.parse().ok()))
+    };
+    let started_at = time(Meta::StartedAt).await?;
+    let extent =
+        Extent { sound_since: time(Meta::DamagedAt).await?.or(started_at), items: counts.items.iter().sum() };
+    let captured_until = time(Meta::CapturedUntil).await?;
+    Ok(Outcome { counts, extent, captured_until })
 }
 
 impl Shared {

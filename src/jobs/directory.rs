@@ -6,13 +6,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::model::JobId;
+use crate::archive::ArchiveFile;
 use crate::extract::is_set_aside;
-use crate::files::{has_entry, keep_as, numbered, remove_all_but, unless_absent};
+use crate::files::{free_name, has_entry, remove_all_but, unless_absent};
 
 /// The archive.
 pub const ARCHIVE_NAME: &str = "archive.zip";
-/// How the names of earlier archives begin that held more: what a damaged capture has lost may be out of Zoom's reach by now.
-const FULLER_ARCHIVE: &str = "archive.before";
+/// How the names of earlier archives begin that may hold more: what a damaged capture has lost may be out of Zoom's reach by now.
+const EARLIER_ARCHIVE: &str = "archive.before";
 /// In the directory of a job that is being deleted.
 pub const DELETED: &str = "deleted";
 
@@ -73,24 +74,18 @@ pub async fn make(directory: &Path) -> io::Result<()> {
     tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
 }
 
-/// Gives the archive of this size a second name, which the next one does not take over.
-pub fn keep_archive(directory: &Path, size: u64) -> io::Result<()> {
-    let archive = directory.join(ARCHIVE_NAME);
-    match fs::metadata(&archive) {
-        Ok(held) if held.len() == size => {}
-        // Lost, or replaced by a run that was killed before it could write that down.
-        Ok(_) => return Ok(()),
-        Err(error) => return unless_absent(Err(error)),
-    }
-    let names = numbered(|suffix| directory.join(format!("{FULLER_ARCHIVE}{suffix}.zip")));
-    if let Some(kept) = keep_as(&archive, names)? {
-        tracing::warn!(kept = %kept.display(), "the new archive holds less than the one before, which is kept");
-    }
-    Ok(())
+/// Whether this archive is there. After a crash the file may be newer than its record, so sizes are compared.
+pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
+    fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
+}
+
+/// A name for the archive that is there, when another is to take its place.
+pub fn name_to_keep(directory: &Path) -> PathBuf {
+    free_name(|suffix| directory.join(format!("{EARLIER_ARCHIVE}{suffix}.zip")))
 }
 
 /// Whether there is an archive, or what had been set aside of a damaged capture.
 pub fn holds_something(directory: &Path) -> io::Result<bool> {
-    let is_archive = |name: &str| name == ARCHIVE_NAME || name.starts_with(FULLER_ARCHIVE);
+    let is_archive = |name: &str| name == ARCHIVE_NAME || name.starts_with(EARLIER_ARCHIVE);
     has_entry(directory, |name| is_set_aside(name) || is_archive(&name.to_string_lossy()))
 }

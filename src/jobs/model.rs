@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::archive::ArchiveFile;
 use crate::clock::Clock;
-use crate::extract::{ExtractRequest, Snapshot};
+use crate::extract::{Extent, ExtractRequest, Snapshot};
 
 /// A job's id: a UUID of version 7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -124,9 +124,9 @@ pub struct Job {
     pub failures_total: u64,
     pub error: Option<JobError>,
     pub archive: Option<ArchiveFile>,
-    /// How many messages, edited and deleted ones the archive holds.
+    /// What the archive was made of.
     #[serde(default)]
-    pub items_in_archive: u64,
+    pub archived: Extent,
     /// The user asked to stop it while it was running.
     pub cancel_requested: bool,
     /// What failed is to be tried again when it runs next.
@@ -149,7 +149,7 @@ impl Job {
             failures_total: 0,
             error: None,
             archive: None,
-            items_in_archive: 0,
+            archived: Extent::default(),
             cancel_requested: false,
             retry_failed: false,
         }

@@ -18,7 +18,7 @@ use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
-use crate::extract::{self, Counts, ExtractError, Meta, Progress, RunContext, Snapshot};
+use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
 use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
@@ -84,7 +84,7 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
 
 /// How the work on a job ended, before it is written down.
 enum End {
-    Whole(ArchiveFile, Counts),
+    Whole(ArchiveFile, Outcome),
     Cancelled,
     Failed(JobError),
 }
@@ -150,12 +150,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
 /// What is to be written down of a job that has ended.
 async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
     match end {
-        End::Whole(archive, counts) => {
+        End::Whole(archive, Outcome { counts, extent, .. }) => {
             job.failures_total = counts.failures();
             let is_whole = job.failures_total == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
             job.archive = Some(archive);
-            job.items_in_archive = counts.items.iter().sum();
+            job.archived = extent;
             job.progress.percent = Some(100.0);
         }
         End::Failed(error) => {
@@ -170,11 +170,8 @@ async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
     {
         job.failures_total = failures;
     }
-    // This may be the archive of an earlier run. After a crash the file may be newer than its record, so sizes are compared.
-    let is_there = |archive: &ArchiveFile| {
-        std::fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
-    };
-    job.archive = job.archive.take().filter(is_there);
+    // This may be the archive of an earlier run.
+    job.archive = job.archive.take().filter(|archive| directory::has_archive(directory, archive));
     // Taken back only now: a crash before this line retries once more, which loses nothing.
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
@@ -227,8 +224,8 @@ fn facts(job: &Job) -> Vec<(Meta, String)> {
     facts
 }
 
-/// Extracts and assembles. `None` when the service stops: the job goes on later. The archive that the job has, if that holds
-/// more than what there is now, stays beside the new one.
+/// Extracts and assembles. `None` when the service stops: the job goes on later. The archive that the job has stays beside the
+/// new one if it may hold what that does not.
 async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
     let directory = context.directory.clone();
@@ -241,22 +238,22 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     let input =
         archive::AssembleInput { directory: directory.clone(), target, cancel: context.cancel.clone() };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
-    let (counts, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
-    let counts = match counts {
-        Ok(counts) => counts,
+    let (outcome, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
-    if let Some(archive) = &job.archive
-        && counts.items.iter().sum::<u64>() < job.items_in_archive
-        && let Err(error) = directory::keep_archive(&directory, archive.size)
-    {
-        let help =
-            "the new archive would hold less than the one there is: move that away, then retry the job";
-        return Some(End::Failed(trouble("archive", &error, Some(help))));
-    }
-    match archive::assemble(begun).await {
-        Ok(archive) => Some(End::Whole(archive.expect("a zip has a size and a hash"), counts)),
+    let earlier = job.archive.as_ref().filter(|archive| directory::has_archive(&directory, archive));
+    let keep = earlier.filter(|_| !outcome.extent.covers(&job.archived));
+    let keep = keep.map(|_| directory::name_to_keep(&directory));
+    match archive::assemble(begun, keep.clone()).await {
+        Ok(archive) => {
+            if let Some(kept) = keep {
+                tracing::warn!(kept = %kept.display(), "the archive before may hold more, and is kept");
+            }
+            Some(End::Whole(archive.expect("a zip has a size and a hash"), outcome))
+        }
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))

@@ -85,7 +85,7 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
 
 /// What a damaged capture had brought may be out of Zoom's reach by now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_held_more_is_kept_when_extract_makes_its_files_anew() {
+async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
     let sim = Simulator::start(account()).await.unwrap();
     let home = TempDir::new().unwrap();
     let fail = |matches| {
@@ -117,10 +117,12 @@ async fn what_held_more_is_kept_when_extract_makes_its_files_anew() {
         let (code, out, _) = run(command()).await;
         assert!(code == 3 && !out.contains("is kept") && !kept.exists(), "as much as before replaces it");
         let before = std::fs::read(&made).unwrap();
+        // More than before, but not all of it.
+        sim.clear_script();
         fail(Match::Session(1));
         std::fs::write(capture.join("capture.segments"), "").unwrap();
         let (code, out, err) = run(command()).await;
-        assert!(code == 3 && out.contains("held more, and is kept as"), "{code} {out}{err}");
+        assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
         assert!(std::fs::read(&kept).unwrap() == before);
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
         // The damage is not told of again, and another request does not take the files for its own.
@@ -131,6 +133,12 @@ async fn what_held_more_is_kept_when_extract_makes_its_files_anew() {
         other.arg("--no-edited");
         let (code, _, err) = run(other).await;
         assert!(code == 1 && err.contains("with other options"), "{code} {err}");
+        // Nor does the same one when nothing tells any more what they were made of.
+        std::fs::write(capture.join("publishing"), "").unwrap();
+        let before = std::fs::read(&made).unwrap();
+        let (code, _, err) = run(command()).await;
+        assert!(code == 1 && err.contains("publishing cannot be used"), "{code} {err}");
+        assert!(std::fs::read(&made).unwrap() == before);
         sim.clear_script();
     }
 }
@@ -183,14 +191,16 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert!(out.contains("2,000 messages"), "{out}");
     assert_eq!(std::fs::read(home.path().join("out.zip.tmp")).unwrap(), b"another's");
     std::fs::remove_file(home.path().join("out.zip.tmp")).unwrap();
-    let names: Vec<_> =
-        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["out.zip"], "nothing but the zip is left");
+    let in_home = || -> Vec<_> {
+        std::fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(in_home(), ["out.zip"], "nothing but the zip is left");
     // As if it had been killed while it removed its capture: the zip is whole, and stays.
     let half_removed = || {
-        std::fs::create_dir(home.path().join("out.zip.capture")).unwrap();
-        for file in ["removing", "publishing", "capture.segments"] {
-            std::fs::write(home.path().join("out.zip.capture").join(file), "1").unwrap();
+        let capture = home.path().join("out.zip.capture-removed");
+        std::fs::create_dir(&capture).unwrap();
+        for file in ["publishing", "capture.segments"] {
+            std::fs::write(capture.join(file), "1").unwrap();
         }
     };
     half_removed();
@@ -200,7 +210,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let (code, _, err) = run(command).await;
     assert!(code == 1 && err.contains("exists already"), "{code} {err}");
     assert!(std::fs::read(home.path().join("out.zip")).unwrap() == whole);
-    assert!(!home.path().join("out.zip.capture").exists(), "nothing says any more that it is incomplete");
+    assert_eq!(in_home(), ["out.zip"], "nothing says any more that it is incomplete");
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
     assert!(tested.status.success());
     // Once it has been moved away the command makes it anew.
@@ -209,8 +219,17 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let mut command = extract(&sim, home.path());
     command.args(["--zip", "out.zip"]);
     let (code, out, err) = run(command).await;
-    assert!(code == 0 && home.path().join("out.zip").exists(), "{code} {out}{err}");
-    assert!(!home.path().join("out.zip.capture").exists());
+    assert!(code == 0, "{code} {out}{err}");
+    std::fs::remove_file(home.path().join("moved.zip")).unwrap();
+    assert_eq!(in_home(), ["out.zip"]);
+    // A link is somebody's, also when it leads nowhere.
+    std::fs::remove_file(home.path().join("out.zip")).unwrap();
+    std::os::unix::fs::symlink("nowhere", home.path().join("out.zip")).unwrap();
+    let mut command = extract(&sim, home.path());
+    command.args(["--zip", "out.zip"]);
+    let (code, _, err) = run(command).await;
+    assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+    assert_eq!(in_home(), ["out.zip"]);
 }
 
 /// It may hold what Zoom does not give any more.
