@@ -20,7 +20,7 @@ use super::scratch::{Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
 use super::zip::Located;
 use super::{ArchiveError, ArchiveFile, check, copy, joined, layout};
-use crate::capture::{Location, Place, Reader, SEPARATOR};
+use crate::capture::{Location, Place, Reader, SEPARATOR, Stored};
 use crate::files::free_space;
 
 /// Sessions taken from the database at a time.
@@ -164,19 +164,18 @@ impl Assembly {
 
     fn add_sessions(&mut self, which: Which<'_>) -> Result<(), ArchiveError> {
         let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
-        let segments = reader.segments().clone();
         let mut read =
             |after, scratch: &Scratch| runtime.block_on(sessions_after(reader, after, which, facts, scratch));
         let mut next = read(self.last, scratch)?;
         let mut made = Vec::new();
-        while let Some((last, sessions)) = next
+        while let Some(Round { last, sessions, stored }) = next
             && !which.is_told_to_stop()
         {
             check(cancel)?;
             // While some are copied and hashed, those before are put away and the next are read.
             let (copied, hashed, after) = std::thread::scope(|scope| {
-                let copying = scope.spawn(|| copy::sessions(&sessions, &segments, cancel, &mut **sink));
-                let hashing = scope.spawn(|| hash::sessions(&sessions, &segments, cancel, which.threads()));
+                let copying = scope.spawn(|| copy::sessions(&sessions, &stored, cancel, &mut **sink));
+                let hashing = scope.spawn(|| hash::sessions(&sessions, &stored, cancel, which.threads()));
                 let put_away = put_away(std::mem::take(&mut made), scratch);
                 let after = put_away.and_then(|()| read(last, scratch));
                 (joined(copying), joined(hashing), after)
@@ -319,23 +318,32 @@ fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> 
     Ok(())
 }
 
-/// Some sessions after this place, and the place of the last of them.
+/// Some sessions, which are added together.
+struct Round {
+    /// The place of the last of them.
+    last: Place,
+    sessions: Vec<WholeSession>,
+    stored: Stored,
+}
+
+/// Some sessions after this place.
 async fn sessions_after(
     reader: &mut Reader,
     after: Place,
     which: Which<'_>,
     facts: &Facts,
     scratch: &Scratch,
-) -> Result<Option<(Place, Vec<WholeSession>)>, ArchiveError> {
+) -> Result<Option<Round>, ArchiveError> {
     let mut sessions = reader.complete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
     if sessions.is_empty() && matches!(which, Which::All) {
         sessions = reader.incomplete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
     }
     let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
     let pages = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
+    let stored = reader.segments().of(pages.iter().flatten());
     let sessions = sessions.into_iter().zip(pages);
     let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, scratch));
-    Ok(Some((last, sessions.collect())))
+    Ok(Some(Round { last, sessions: sessions.collect(), stored }))
 }
 
 /// Many short lines as one entry, compressed some at a time.

@@ -6,20 +6,21 @@ use super::files::{Part, SessionFile, WholeSession};
 use super::sink::{Entry, Sink};
 use super::zip::Located;
 use super::{ArchiveError, check};
-use crate::capture::SegmentReader;
+use crate::capture::Stored;
 
 /// Writes the files of these sessions, one after the other. Returns what the sink returned for each.
 pub fn sessions(
     sessions: &[WholeSession],
-    segments: &SegmentReader,
+    stored: &Stored,
     cancel: &CancellationToken,
     sink: &mut dyn Sink,
 ) -> Result<Vec<Vec<Option<Located>>>, ArchiveError> {
-    let write = |part: Part<'_>, entry: &mut dyn Entry| match part {
+    let mut packed = Vec::new();
+    let mut write = |part: Part<'_>, entry: &mut dyn Entry| match part {
         Part::Text(text) => entry.text(text.as_bytes()),
         Part::Page(page) => {
             check(cancel)?;
-            entry.piece(&segments.packed(page)?, page.raw_len, page.crc32)
+            entry.piece(stored.packed(page, &mut packed)?, page.raw_len, page.crc32)
         }
     };
     let mut file = |session: &WholeSession, file: &SessionFile| {

@@ -1,7 +1,7 @@
 //! SHA-256, beside the writing: of every file, and of the archive itself.
 
 use std::io::{self, Write};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::files::{Holds, Part, Parts, SessionFile, WholeSession};
 use super::sink::{Entry, Text};
 use super::{ArchiveError, check, joined};
-use crate::capture::{CaptureError, PageRef, SegmentReader};
+use crate::capture::{CaptureError, PageRef, Stored};
 
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
 /// are worth.
 const BATCH: u64 = 64 << 10;
-/// Batches inflated by one thread and waiting to be hashed.
-const AHEAD: usize = 1;
+/// Of each thread that inflates: one is filled while another waits to be hashed.
+const BATCHES: usize = 2;
 
 pub type Sha256Digest = [u8; 32];
 
@@ -47,49 +47,84 @@ impl Text for Hashing<'_> {
 #[derive(Debug)]
 pub struct HashingWriter<W> {
     inner: W,
-    written: SyncSender<Vec<u8>>,
+    buffer: Vec<u8>,
+    full: Sender<Vec<u8>>,
+    /// Buffers that have been hashed.
+    empty: Receiver<Vec<u8>>,
     hashing: JoinHandle<Sha256Digest>,
 }
 
 impl<W: Write> HashingWriter<W> {
+    /// So many bytes are written, and given away to be hashed, at a time.
+    const AT_A_TIME: usize = 64 << 10;
+
     pub fn new(inner: W) -> Self {
-        let (written, stretches) = mpsc::sync_channel::<Vec<u8>>(1);
+        let (full, to_hash) = mpsc::channel::<Vec<u8>>();
+        let (hashed, empty) = mpsc::channel();
+        for _ in 0..2 {
+            hashed.send(Vec::with_capacity(Self::AT_A_TIME)).expect("its other end is here");
+        }
         let hashing = std::thread::spawn(move || {
-            let hash = stretches.iter().fold(Sha256::new(), Sha256::chain_update);
+            let mut hash = Sha256::new();
+            for mut buffer in to_hash {
+                hash.update(&buffer);
+                buffer.clear();
+                // Nobody takes it once everything has been written.
+                let _ = hashed.send(buffer);
+            }
             hash.finalize().into()
         });
-        Self { inner, written, hashing }
+        Self { inner, buffer: Vec::with_capacity(Self::AT_A_TIME), full, empty, hashing }
+    }
+
+    fn pass_on(&mut self) -> io::Result<()> {
+        self.inner.write_all(&self.buffer)?;
+        let next = self.empty.recv().map_err(io::Error::other)?;
+        self.full.send(std::mem::replace(&mut self.buffer, next)).map_err(io::Error::other)
     }
 
     /// The hash of all that was written.
-    pub fn finish(self) -> io::Result<(W, Sha256Digest)> {
-        drop(self.written);
+    pub fn finish(mut self) -> io::Result<(W, Sha256Digest)> {
+        self.pass_on()?;
+        drop(self.full);
         let digest = self.hashing.join().map_err(|_| io::Error::other("hashing panicked"))?;
         Ok((self.inner, digest))
     }
 }
 
 impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(buffer)?;
-        self.written.send(buffer[..written].to_vec()).map_err(io::Error::other)?;
-        Ok(written)
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let fitting = bytes.len().min(Self::AT_A_TIME - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..fitting]);
+        if self.buffer.len() == Self::AT_A_TIME {
+            self.pass_on()?;
+        }
+        Ok(fitting)
     }
 
+    /// Everything is written by [`finish`](Self::finish).
     fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+        Ok(())
     }
 }
 
 /// The hashes of a session's files, and its line of the summary.
 pub type Hashed = (Vec<Sha256Digest>, String);
 
-type Inflated = Result<Vec<Vec<u8>>, CaptureError>;
+/// Some pages, inflated one after the other.
+#[derive(Debug, Default)]
+struct Batch {
+    raw: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+type Inflated = Result<Batch, CaptureError>;
 
 /// Hashes the files of these sessions, a share of them on each thread, and renders their lines of the summary.
 pub fn sessions(
     sessions: &[WholeSession],
-    segments: &SegmentReader,
+    stored: &Stored,
     cancel: &CancellationToken,
     threads: usize,
 ) -> Result<Vec<Hashed>, ArchiveError> {
@@ -97,7 +132,7 @@ pub fn sessions(
     // Threads that inflate for each share, so that there are about as many in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
     std::thread::scope(|scope| {
-        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of, segments, cancel, each)));
+        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of, stored, cancel, each)));
         let shares: Vec<_> = shares.collect();
         let mut hashed = Vec::with_capacity(sessions.len());
         for share in shares {
@@ -111,7 +146,7 @@ pub fn sessions(
 /// batch by batch of pages, so that one giant session keeps all of them busy as well.
 fn share(
     sessions: &[WholeSession],
-    segments: &SegmentReader,
+    stored: &Stored,
     cancel: &CancellationToken,
     threads: usize,
 ) -> Result<Vec<Hashed>, ArchiveError> {
@@ -120,26 +155,70 @@ fn share(
     std::thread::scope(|scope| {
         let threads = threads.min(batches.len());
         let inflating = (0..threads).map(|nth| {
-            let (sender, inflated) = mpsc::sync_channel::<Inflated>(AHEAD);
-            let mut own = batches.iter().skip(nth).step_by(threads);
-            let inflate = |batch: &[&PageRef]| batch.iter().map(|page| segments.inflated(page)).collect();
-            // Nobody takes any more once one could not be read, or the job was cancelled.
-            scope.spawn(move || own.try_for_each(|batch| sender.send(inflate(batch))));
-            inflated
-        });
-        let inflating: Vec<Receiver<Inflated>> = inflating.collect();
-        let mut in_turn = inflating.iter().cycle();
-        let mut batch = Vec::new().into_iter();
-        let mut next = || loop {
-            check(cancel)?;
-            if let Some(raw) = batch.next() {
-                return Ok(raw);
+            let (full, inflated) = mpsc::channel();
+            let (hashed, empty) = mpsc::channel();
+            for _ in 0..BATCHES {
+                hashed.send(Batch::default()).expect("its other end is here");
             }
-            let inflated = in_turn.next().expect("there is a thread as long as there are pages").recv();
-            batch = inflated.map_err(io::Error::other)??.into_iter();
-        };
-        sessions.iter().map(|each| Ok((session(each, &mut next)?, each.line()))).collect()
+            let own = batches.iter().skip(nth).step_by(threads);
+            scope.spawn(move || inflate_all(own.copied(), stored, &empty, &full));
+            (inflated, hashed)
+        });
+        let mut pages = Pages { inflating: inflating.collect(), turn: 0, batch: Batch::default(), passed: 0 };
+        let mut hash = |each: &WholeSession| Ok((session(each, &mut pages, cancel)?, each.line()));
+        sessions.iter().map(&mut hash).collect()
     })
+}
+
+/// Ends early when nobody takes any more: one could not be read, or the job was cancelled.
+fn inflate_all<'a>(
+    batches: impl Iterator<Item = &'a [&'a PageRef]>,
+    stored: &Stored,
+    empty: &Receiver<Batch>,
+    full: &Sender<Inflated>,
+) {
+    let mut packed = Vec::new();
+    let mut inflate = |pages: &[&PageRef], mut batch: Batch| {
+        batch.raw.clear();
+        batch.ends.clear();
+        for page in pages {
+            page.inflate_to(stored.packed(page, &mut packed)?, &mut batch.raw)?;
+            batch.ends.push(batch.raw.len());
+        }
+        Ok(batch)
+    };
+    for pages in batches {
+        let Ok(batch) = empty.recv() else { return };
+        if full.send(inflate(pages, batch)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Pages in their order: batches come from some threads in turns, and each gets one back for it.
+struct Pages {
+    inflating: Vec<(Receiver<Inflated>, Sender<Batch>)>,
+    /// Whose batch is the next.
+    turn: usize,
+    batch: Batch,
+    /// Pages of it that have been used.
+    passed: usize,
+}
+
+impl Pages {
+    fn next(&mut self) -> Result<&[u8], ArchiveError> {
+        if self.passed == self.batch.ends.len() {
+            let (inflated, empty) = &self.inflating[self.turn];
+            let next = inflated.recv().map_err(io::Error::other)??;
+            // It may have been the last of that thread.
+            let _ = empty.send(std::mem::replace(&mut self.batch, next));
+            (self.turn, self.passed) = ((self.turn + 1) % self.inflating.len(), 0);
+        }
+        let from = self.passed.checked_sub(1).map_or(0, |before| self.batch.ends[before]);
+        let to = self.batch.ends[self.passed];
+        self.passed += 1;
+        Ok(&self.batch.raw[from..to])
+    }
 }
 
 /// Cuts into stretches of at most so many bytes, or one page.
@@ -158,10 +237,11 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// The hashes of a session's files; `next` yields its pages, inflated, in their order.
+/// The hashes of a session's files, whose pages are the next.
 fn session(
     session: &WholeSession,
-    next: &mut impl FnMut() -> Result<Vec<u8>, ArchiveError>,
+    pages: &mut Pages,
+    cancel: &CancellationToken,
 ) -> Result<Vec<Sha256Digest>, ArchiveError> {
     let begin = |file: &SessionFile| {
         let parts = session.parts(file.holds);
@@ -169,10 +249,11 @@ fn session(
     };
     let mut files: Vec<_> = session.files.iter().map(begin).collect();
     for page in &session.pages {
-        let raw = next()?;
+        check(cancel)?;
+        let raw = pages.next()?;
         for file in files.iter_mut().filter(|file| file.holds.includes(page.kind)) {
             file.text_up_to_a_page();
-            file.hash.update(&raw);
+            file.hash.update(raw);
         }
     }
     Ok(files.into_iter().map(FileHash::finish).collect())
@@ -195,5 +276,22 @@ impl FileHash<'_> {
     fn finish(mut self) -> Sha256Digest {
         self.text_up_to_a_page();
         self.hash.finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_pieces_of_any_size_is_written_and_hashed_as_a_whole() {
+        const MOST: usize = HashingWriter::<Vec<u8>>::AT_A_TIME;
+        let bytes: Vec<u8> = (0..5 * MOST + 7).map(|nth| (nth % 251) as u8).collect();
+        for size in [999, MOST - 1, MOST, MOST + 1, bytes.len()] {
+            let mut writer = HashingWriter::new(Vec::new());
+            bytes.chunks(size).for_each(|piece| writer.write_all(piece).unwrap());
+            let (written, digest) = writer.finish().unwrap();
+            assert!(written == bytes && digest == *Sha256::digest(&bytes), "pieces of {size}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::capture::{inflate, pack};
+use crate::capture::{inflate_to, pack};
 
 /// Records are put together until they make so many bytes. One such block of each stretch is in memory when they are merged.
 const BLOCK: usize = 8 << 10;
@@ -177,8 +177,8 @@ impl Stretch {
         let mut packed = vec![0; packed_len as usize];
         self.spill.file.read_exact_at(&mut packed, self.rest.start + HEADER as u64)?;
         self.rest.start += (HEADER + packed.len()) as u64;
-        self.block = inflate(&packed, u64::from(raw_len), crc32).map_err(io::Error::other)?;
-        Ok(())
+        self.block.clear();
+        inflate_to(&packed, u64::from(raw_len), crc32, &mut self.block).map_err(io::Error::other)
     }
 }
 

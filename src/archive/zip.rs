@@ -4,7 +4,7 @@
 //! in any order, and what the archive's directory will tell of each is returned to the caller, who keeps it sorted on disk:
 //! for 400,000 entries it would be 50 MB of memory.
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -38,9 +38,6 @@ const MOST_ENTRIES: u64 = u16::MAX as u64;
 const GLUE_MOST: usize = 1 << 10;
 /// Longer text holds mostly hashes and ids, of which a higher level saves little.
 const LEVEL: u32 = 2;
-
-/// How much is written, and given away to be hashed, at a time.
-const AT_A_TIME: usize = 64 << 10;
 
 /// Counts what goes to the file.
 #[derive(Debug)]
@@ -93,14 +90,14 @@ pub struct Located {
 
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
-    out: CountingWriter<BufWriter<HashingWriter<W>>>,
+    out: CountingWriter<HashingWriter<W>>,
     modified: Modified,
 }
 
 /// The end of an archive.
 #[derive(Debug)]
 pub struct ZipDirectory<W: Write> {
-    out: CountingWriter<BufWriter<HashingWriter<W>>>,
+    out: CountingWriter<HashingWriter<W>>,
     begins: u64,
     entries: u64,
     any_zip64: bool,
@@ -110,8 +107,8 @@ pub struct ZipDirectory<W: Write> {
 impl<W: Write> ZipSink<W> {
     /// Every entry carries the time `modified`, which comes from the capture: the same capture gives the same bytes.
     pub fn new(writer: W, modified: Timestamp) -> Self {
-        let inner = BufWriter::with_capacity(AT_A_TIME, HashingWriter::new(writer));
-        Self { out: CountingWriter { inner, size: 0 }, modified: modified.into() }
+        let out = CountingWriter { inner: HashingWriter::new(writer), size: 0 };
+        Self { out, modified: modified.into() }
     }
 
     /// Begins an entry whose bytes come as pieces of deflate.
@@ -185,8 +182,7 @@ impl<W: Write> ZipDirectory<W> {
         end.u32(0).u16(entries).u16(entries).u32_at_most(length).u32_at_most(begins).u16(0);
         self.out.write_all(&end.0)?;
         let CountingWriter { inner, size } = self.out;
-        let written = inner.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        let (file, sha256) = written.finish()?;
+        let (file, sha256) = inner.finish()?;
         Ok((file, ArchiveFile { size, sha256: hex::encode(sha256) }))
     }
 }

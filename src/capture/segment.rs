@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 
 use super::{CaptureError, Kind, PageRef};
 
@@ -28,13 +28,14 @@ pub struct Segment {
 impl Segment {
     /// Joins and compresses items, each exactly as received.
     pub fn of_items(items: &[&str], level: u32) -> Option<Self> {
-        let raw = items.join(SEPARATOR);
-        (!items.is_empty()).then(|| Self {
-            items: items.len() as u32,
-            raw_len: raw.len() as u64,
-            crc32: crc32fast::hash(raw.as_bytes()),
-            data: pack(raw.as_bytes(), level).into(),
-        })
+        let (first, others) = items.split_first()?;
+        let separated = others.iter().flat_map(|item| [SEPARATOR, *item]);
+        let parts = || std::iter::once(*first).chain(separated.clone()).map(str::as_bytes);
+        let mut crc32 = crc32fast::Hasher::new();
+        parts().for_each(|part| crc32.update(part));
+        let raw_len = parts().map(<[u8]>::len).sum();
+        let data = pack_parts(parts(), raw_len, level).into();
+        Some(Self { items: items.len() as u32, raw_len: raw_len as u64, crc32: crc32.finalize(), data })
     }
 
     /// As the index has it, once it stands there.
@@ -52,46 +53,68 @@ thread_local! {
 
 /// Compresses `raw` into a piece of deflate as described above.
 pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
+    pack_parts(std::iter::once(raw), raw.len(), level)
+}
+
+/// The same of some parts, so many bytes in all, as if they were joined.
+fn pack_parts<'a>(parts: impl Iterator<Item = &'a [u8]>, raw_len: usize, level: u32) -> Vec<u8> {
     COMPRESSOR.with_borrow_mut(|deflate| {
         deflate.reset();
         deflate.set_level(Compression::new(level)).expect("no byte has been taken that another level holds");
-        pack_with(deflate, raw)
+        let mut packed = Vec::with_capacity(raw_len / 3 + 64);
+        for part in parts {
+            pack_part(deflate, part, FlushCompress::None, &mut packed);
+        }
+        pack_part(deflate, &[], FlushCompress::Sync, &mut packed);
+        packed
     })
 }
 
-fn pack_with(deflate: &mut Compress, raw: &[u8]) -> Vec<u8> {
-    let mut packed = Vec::with_capacity(raw.len() / 3 + 64);
+fn pack_part(deflate: &mut Compress, part: &[u8], flush: FlushCompress, packed: &mut Vec<u8>) {
+    let before = deflate.total_in();
     loop {
-        let read = deflate.total_in() as usize;
-        let status = deflate.compress_vec(&raw[read..], &mut packed, FlushCompress::Sync);
-        let status = status.expect("deflate accepts any input");
-        // With room left in the output after a flush, all input and the flush itself have been written.
-        if status == Status::Ok
-            && deflate.total_in() as usize == raw.len()
-            && packed.len() < packed.capacity()
-        {
-            return packed;
+        let read = (deflate.total_in() - before) as usize;
+        let status = deflate.compress_vec(&part[read..], packed, flush);
+        status.expect("deflate accepts any input");
+        // With room left in the output all input, and the flush itself, has been taken.
+        if packed.len() < packed.capacity() && (deflate.total_in() - before) as usize == part.len() {
+            return;
         }
         packed.reserve(packed.capacity().max(256));
     }
 }
 
-/// Restores a segment and checks it against its length and CRC-32.
+impl PageRef {
+    /// Restores its segment at the end of `raw`, and checks it.
+    pub fn inflate_to(&self, packed: &[u8], raw: &mut Vec<u8>) -> Result<(), CaptureError> {
+        inflate_to(packed, self.raw_len, self.crc32, raw)
+    }
+}
+
+/// Restores what was packed, and checks it.
 pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, CaptureError> {
+    let mut raw = Vec::new();
+    inflate_to(data, raw_len, crc32, &mut raw).map(|()| raw)
+}
+
+/// Restores what was packed, at the end of `raw`, and checks it against its length and CRC-32.
+pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> Result<(), CaptureError> {
     if raw_len / MOST_INFLATED > data.len() as u64 {
         return Err(CaptureError::Damaged("a segment cannot be as long as the index says".to_owned()));
     }
+    let before = raw.len();
     // Room for one byte more than there should be, so that one too many shows.
-    let mut raw = Vec::with_capacity(raw_len as usize + 1);
+    raw.reserve(raw_len as usize + 1);
     let read = DECOMPRESSOR.with_borrow_mut(|inflate| {
         inflate.reset(false);
-        inflate.decompress_vec(data, &mut raw, FlushDecompress::Sync).map(|_| inflate.total_in())
+        inflate.decompress_vec(data, raw, FlushDecompress::Sync).map(|_| inflate.total_in())
     });
     let read = read.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
-    if read != data.len() as u64 || raw.len() as u64 != raw_len || crc32fast::hash(&raw) != crc32 {
+    let inflated = &raw[before..];
+    if read != data.len() as u64 || inflated.len() as u64 != raw_len || crc32fast::hash(inflated) != crc32 {
         return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
     }
-    Ok(raw)
+    Ok(())
 }
 
 #[cfg(test)]

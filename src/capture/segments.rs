@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,11 @@ use crate::files::free_space;
 const KEEP_FREE: u64 = 4 << 20;
 /// Written at a time, of segments that are smaller.
 const AT_A_TIME: usize = 64 << 10;
+
+/// Segments of no more bytes in all are read at once.
+const READ_AT_ONCE: u64 = 2 << 20;
+/// What lies between two of them is read as well if it is no more: a trip to the system costs as much.
+const GAP: u64 = 2 << 10;
 
 /// The writer's end of the file.
 #[derive(Debug)]
@@ -90,8 +96,8 @@ impl SegmentReader {
         Ok(self.file.as_ref().map_or(Ok(0), |file| file.metadata().map(|data| data.len()))?)
     }
 
-    /// One segment, compressed as it is stored.
-    pub fn packed(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+    /// Fills the buffer with one segment, compressed as it is stored.
+    fn read(&self, page: &PageRef, buffer: &mut Vec<u8>) -> Result<(), CaptureError> {
         let damaged = |what: &str| CaptureError::Damaged(what.to_owned());
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
         let end = page.offset.checked_add(page.length).filter(|end| i64::try_from(*end).is_ok());
@@ -99,8 +105,8 @@ impl SegmentReader {
         if page.length > UNCHECKED_LENGTH && end > self.size()? {
             return Err(damaged("a segment cannot be as long as the index says"));
         }
-        let mut data = vec![0; page.length as usize];
-        match file.read_exact_at(&mut data, page.offset) {
+        buffer.resize(page.length as usize, 0);
+        match file.read_exact_at(buffer, page.offset) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(damaged("the file of segments ends too soon"))
             }
@@ -109,12 +115,64 @@ impl SegmentReader {
                 Err(damaged("the disk cannot read a segment any more"))
             }
             Err(error) => Err(error.into()),
-            Ok(()) => Ok(data),
+            Ok(()) => Ok(()),
         }
     }
 
     /// One segment, inflated and checked.
     pub fn inflated(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
-        super::inflate(&self.packed(page)?, page.raw_len, page.crc32)
+        let mut packed = Vec::new();
+        self.read(page, &mut packed)?;
+        super::inflate(&packed, page.raw_len, page.crc32)
+    }
+
+    /// The segments of these pages, of which some will be needed more than once. If they are small they are read at once.
+    pub fn of<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> Stored {
+        let mut places: Vec<Range<u64>> =
+            pages.map(|page| page.offset..page.offset.saturating_add(page.length)).collect();
+        let bytes = places.iter().fold(0_u64, |sum, place| sum.saturating_add(place.end - place.start));
+        if bytes > READ_AT_ONCE {
+            places.clear();
+        }
+        places.sort_unstable_by_key(|place| place.start);
+        let mut stretches: Vec<Range<u64>> = Vec::new();
+        for place in places {
+            match stretches.last_mut() {
+                Some(last) if place.start <= last.end.saturating_add(GAP) => {
+                    last.end = last.end.max(place.end);
+                }
+                _ => stretches.push(place),
+            }
+        }
+        let read = |Range { start, end }: Range<u64>| {
+            let mut bytes = vec![0; (end - start) as usize];
+            // What cannot be read is told when it is read by itself.
+            self.file.as_ref()?.read_exact_at(&mut bytes, start).ok()?;
+            Some((start, bytes))
+        };
+        Stored { segments: self.clone(), stretches: stretches.into_iter().filter_map(read).collect() }
+    }
+}
+
+/// The segments of some pages.
+#[derive(Debug)]
+pub struct Stored {
+    segments: Arc<SegmentReader>,
+    /// What has been read of them already, with where it begins.
+    stretches: Vec<(u64, Vec<u8>)>,
+}
+
+impl Stored {
+    /// One segment, compressed as it is stored; in the buffer, if it had to be read.
+    pub fn packed<'a>(&'a self, page: &PageRef, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], CaptureError> {
+        let after = self.stretches.partition_point(|(start, _)| *start <= page.offset);
+        if let Some((start, bytes)) = after.checked_sub(1).map(|before| &self.stretches[before])
+            && let Some(from) = bytes.get((page.offset - start) as usize..)
+            && let Some(segment) = from.get(..page.length as usize)
+        {
+            return Ok(segment);
+        }
+        self.segments.read(page, buffer)?;
+        Ok(buffer)
     }
 }
