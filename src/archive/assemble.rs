@@ -16,11 +16,11 @@ use super::ahead::Begun;
 use super::files::{SessionFile, WholeSession};
 use super::hash::{self, Hashing, Sha256Digest};
 use super::render::{self, Facts, SessionInfo};
-use super::scratch::{Names, Scratch};
+use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Sink, Target, Text};
 use super::zip::Located;
 use super::{ArchiveError, ArchiveFile, check, copy, joined, layout};
-use crate::capture::{Location, Place, Reader, SEPARATOR, Stored};
+use crate::capture::{Location, Place, Reader, SEPARATOR, Stored, WindowTotals};
 use crate::files::free_space;
 
 /// Sessions taken from the database at a time.
@@ -99,11 +99,14 @@ pub(super) struct Assembly {
     /// For waiting for the reader.
     runtime: Handle,
     reader: Reader,
+    keys: Keys,
     scratch: Scratch,
     sink: Box<dyn Sink>,
     facts: Facts,
     /// Of the last session that is in it.
     last: Place,
+    /// What the sessions that are in it have in all.
+    totals: WindowTotals,
     /// Bytes of all segments that are in it.
     copied: u64,
 }
@@ -124,9 +127,10 @@ impl Assembly {
                 names.add(*session, zoom_id, &SessionInfo::read(info).name)?;
             }
         }
-        let scratch = names.settle()?;
+        let (keys, scratch) = names.settle()?;
         let sink = sink::open(&input.directory, input.target.clone(), facts.started())?;
-        Ok(Self { input, runtime, reader, scratch, sink, facts, last: Place::default(), copied: 0 })
+        let (last, totals) = (Place::default(), WindowTotals::default());
+        Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
     }
 
     /// Adds the sessions of which everything is there, until told to stop. Leaves as much of the disk free as the capture takes
@@ -163,24 +167,26 @@ impl Assembly {
     }
 
     fn add_sessions(&mut self, which: Which<'_>) -> Result<(), ArchiveError> {
-        let Self { input: AssembleInput { cancel, .. }, runtime, reader, scratch, sink, facts, .. } = self;
-        let mut read =
-            |after, scratch: &Scratch| runtime.block_on(sessions_after(reader, after, which, facts, scratch));
-        let mut next = read(self.last, scratch)?;
+        let Self { input: AssembleInput { cancel, .. }, runtime, reader, keys, scratch, sink, facts, .. } =
+            self;
+        let mut read = |after| runtime.block_on(sessions_after(reader, after, which, facts, keys));
+        let mut next = read(self.last)?;
         let mut made = Vec::new();
-        while let Some(Round { last, sessions, stored }) = next
+        while let Some(Round { last, sessions, stored, totals }) = next
             && !which.is_told_to_stop()
         {
             check(cancel)?;
             // While some are copied and hashed, those before are put away and the next are read.
-            let (copied, hashed, after) = std::thread::scope(|scope| {
+            let (copied, hashed, put, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| copy::sessions(&sessions, &stored, cancel, &mut **sink));
                 let hashing = scope.spawn(|| hash::sessions(&sessions, &stored, cancel, which.threads()));
-                let put_away = put_away(std::mem::take(&mut made), scratch);
-                let after = put_away.and_then(|()| read(last, scratch));
-                (joined(copying), joined(hashing), after)
+                let putting = scope.spawn(|| put_away(std::mem::take(&mut made), scratch));
+                let after = read(last);
+                (joined(copying), joined(hashing), joined(putting), after)
             });
+            put?;
             let (copied, hashed) = (copied?, hashed?);
+            self.totals.add(&totals);
             self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
             let results = sessions.into_iter().zip(copied).zip(hashed);
             let results = results.map(|((WholeSession { key, files, .. }, located), (hashes, line))| Made {
@@ -198,13 +204,9 @@ impl Assembly {
 
     /// Adds what is of no session, and puts the archive into its place.
     fn finish(self, keep: Option<&Path>) -> Result<Option<ArchiveFile>, ArchiveError> {
-        let Self { input, runtime, mut reader, mut scratch, mut sink, .. } = self;
-        let (written, summary) = std::thread::scope(|scope| {
-            let summary = scope.spawn(|| runtime.block_on(summary(&mut reader)));
-            (add_lines(&mut scratch, &mut *sink, &input.cancel), joined(summary))
-        });
-        written?;
-        let summary = summary?;
+        let Self { input, runtime, mut reader, mut scratch, mut sink, totals, .. } = self;
+        add_lines(&mut scratch, &mut *sink, &input.cancel)?;
+        let summary = runtime.block_on(render::summary(&mut reader, scratch.sessions(), &totals))?;
         let mut after = i64::MIN;
         while let Some((last, some)) = runtime.block_on(render::not_found(&mut reader, after))? {
             check(&input.cancel)?;
@@ -275,12 +277,6 @@ fn add_hashed(
     scratch.add_entry(name, sha256, located)
 }
 
-/// What there is to tell of the whole, also of what happened since the archive was begun.
-async fn summary(reader: &mut Reader) -> Result<String, ArchiveError> {
-    let facts = Facts::read(reader).await?;
-    render::summary(&facts, reader).await
-}
-
 /// An array, one item a line.
 fn add_array(
     entry: &mut Hashing<'_>,
@@ -324,6 +320,7 @@ struct Round {
     last: Place,
     sessions: Vec<WholeSession>,
     stored: Stored,
+    totals: WindowTotals,
 }
 
 /// Some sessions after this place.
@@ -332,18 +329,18 @@ async fn sessions_after(
     after: Place,
     which: Which<'_>,
     facts: &Facts,
-    scratch: &Scratch,
+    keys: &Keys,
 ) -> Result<Option<Round>, ArchiveError> {
     let mut sessions = reader.complete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
     if sessions.is_empty() && matches!(which, Which::All) {
         sessions = reader.incomplete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
     }
     let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
-    let pages = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
+    let (pages, totals) = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
     let stored = reader.segments().of(pages.iter().flatten());
     let sessions = sessions.into_iter().zip(pages);
-    let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, scratch));
-    Ok(Some(Round { last, sessions: sessions.collect(), stored }))
+    let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, keys));
+    Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))
 }
 
 /// Many short lines as one entry, compressed some at a time.

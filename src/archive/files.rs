@@ -4,7 +4,7 @@ use std::iter;
 
 use super::layout;
 use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo};
-use super::scratch::Scratch;
+use super::scratch::Keys;
 use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
 /// A session of which nothing more will come.
@@ -55,9 +55,9 @@ impl Holds {
 }
 
 impl WholeSession {
-    pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, scratch: &Scratch) -> Self {
+    pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, keys: &Keys) -> Self {
         let frame = SessionFrame::new(&row.info, &row.zoom_id, facts, totals(&pages));
-        let (info, key) = (SessionInfo::read(&row.info), scratch.key(&row));
+        let (info, key) = (SessionInfo::read(&row.info), keys.of(&row));
         let of_a_kind = pages.chunk_by(|one, next| one.kind == next.kind).map(|pages| {
             let kind = pages[0].kind;
             SessionFile { name: layout::items_entry(&key, kind), holds: Holds::Items(kind) }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader};
+use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader, WindowTotals};
 use crate::json::text_of;
 
 /// What the capture says of the whole extraction.
@@ -202,26 +202,36 @@ impl From<FailureRow> for FailureLine {
     }
 }
 
-/// `extraction_summary.json`, up to its last member: what was not found may be long.
-pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, ArchiveError> {
-    let counts = reader.counts().await?;
-    let windows = reader.window_counts().await?;
+/// `extraction_summary.json`, up to its last member: what was not found may be long. Of so many sessions, which have these
+/// totals.
+pub async fn summary(
+    reader: &mut Reader,
+    sessions: u64,
+    totals: &WindowTotals,
+) -> Result<String, ArchiveError> {
+    // Read again, for what happened since the archive was begun.
+    let facts = &Facts::read(reader).await?;
+    let windows = reader.windows().await?;
     let last = windows.len().saturating_sub(1);
+    let mut items = [0; 3];
     let windows: Vec<Value> = windows
         .iter()
         .enumerate()
-        .map(|(index, window)| {
+        .map(|(index, (window, from, to))| {
+            let total = totals.of(*window);
+            let [messages, edited, deleted] = total.items;
+            items.iter_mut().zip(total.items).for_each(|(sum, items)| *sum += items);
             json!({
-                "from": window.from.to_string(), "to": window.to.to_string(),
+                "from": from.to_string(), "to": to.to_string(),
                 "open": index == last && facts.captured_until.is_some(),
-                "sessions": window.units,
-                "messages": window.items[0], "edited_messages": window.items[1], "deleted_messages": window.items[2],
+                "sessions": total.listed,
+                "messages": messages, "edited_messages": edited, "deleted_messages": deleted,
             })
         })
         .collect();
-    let [messages, edited, deleted] = counts.items;
+    let [messages, edited, deleted] = items;
     let document = json!({
-        "total_sessions": counts.sessions_total,
+        "total_sessions": sessions,
         "total_messages": messages,
         "total_edited_messages": edited,
         "total_deleted_messages": deleted,
@@ -239,7 +249,7 @@ pub async fn summary(facts: &Facts, reader: &mut Reader) -> Result<String, Archi
         "rate_limited": facts.traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
         "unknown_members": reader.unknown_members().await?,
-        "failures": counts.failures(),
+        "failures": reader.failure_count().await?,
         "not_selected": not_selected(facts, reader).await?,
         "not_found": null,
     });

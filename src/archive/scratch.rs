@@ -24,13 +24,28 @@ type Noted = (Option<Sha256Digest>, Option<Located>);
 #[derive(Debug)]
 pub struct Scratch {
     sessions: u64,
-    /// Sessions whose files would meet another's on a disk that ignores case.
-    colliding: HashSet<i64>,
     /// Sessions whose line is there.
     added: u64,
     entries: Sorter,
     lines: Sorter,
     not_found: Sorter,
+}
+
+/// What sessions' files are named by.
+#[derive(Debug)]
+pub struct Keys {
+    /// Sessions whose files would meet another's on a disk that ignores case.
+    colliding: HashSet<i64>,
+}
+
+impl Keys {
+    pub fn of(&self, session: &SessionRow) -> String {
+        if self.colliding.contains(&session.id) {
+            layout::hashed_key(&session.zoom_id)
+        } else {
+            layout::key(&session.zoom_id)
+        }
+    }
 }
 
 /// The names of all sessions: first of all it must be known which of them would meet.
@@ -56,7 +71,7 @@ impl Names {
         Ok(())
     }
 
-    pub fn settle(mut self) -> Result<Scratch, ArchiveError> {
+    pub fn settle(mut self) -> Result<(Keys, Scratch), ArchiveError> {
         let mut colliding = HashSet::new();
         let mut merged = self.folded.merged()?;
         let mut before = (Vec::new(), 0);
@@ -69,14 +84,14 @@ impl Names {
         }
         // Another file: this one is gone before the system has written much of it.
         let spill = spill(&self.directory)?;
-        Ok(Scratch {
+        let scratch = Scratch {
             sessions: self.sessions,
-            colliding,
             added: 0,
             entries: Sorter::new(spill.clone(), SORT_MEMORY),
             lines: Sorter::new(spill.clone(), SORT_MEMORY),
             not_found: Sorter::new(spill, SORT_MEMORY),
-        })
+        };
+        Ok((Keys { colliding }, scratch))
     }
 }
 
@@ -92,13 +107,9 @@ fn folded(name: &str) -> [u8; 8] {
 }
 
 impl Scratch {
-    /// What a session's files are named by.
-    pub fn key(&self, session: &SessionRow) -> String {
-        if self.colliding.contains(&session.id) {
-            layout::hashed_key(&session.zoom_id)
-        } else {
-            layout::key(&session.zoom_id)
-        }
+    /// All of them.
+    pub fn sessions(&self) -> u64 {
+        self.sessions
     }
 
     /// Sessions that are still to be added.
@@ -210,7 +221,7 @@ mod tests {
         for id in [1, 2] {
             names.add(id, &format!("s{id}"), "").unwrap();
         }
-        let mut scratch = names.settle().unwrap();
+        let (_, mut scratch) = names.settle().unwrap();
         let mut add = |key: &str| {
             scratch.add_entry("messages/same.json", None, None).unwrap();
             scratch.add_line(key, "{}").unwrap();

@@ -35,8 +35,8 @@ pub use reader::{PageRef, Reader};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 use segments::Appender;
 pub use segments::{SegmentReader, Stored};
-pub use sessions::{Place, PlacedSession, SessionRow};
-pub use totals::{Counts, FailureRow, NotFoundRow, WindowCount};
+pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
+pub use totals::{Counts, FailureRow, NotFoundRow};
 use writer::Store;
 pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Then, Writer};
 

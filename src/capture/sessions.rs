@@ -34,12 +34,42 @@ pub struct PlacedSession {
     pub row: SessionRow,
     pub place: Place,
     ranges: Vec<Range>,
+    /// The windows that list it.
+    listed_in: Vec<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Range {
     id: i64,
+    window: i64,
     pages: i64,
+}
+
+/// What some sessions have in each window, by its number.
+#[derive(Debug, Default)]
+pub struct WindowTotals(HashMap<i64, WindowTotal>);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WindowTotal {
+    /// Sessions that it lists.
+    pub listed: u64,
+    pub items: [u64; 3],
+}
+
+impl WindowTotals {
+    pub fn of(&self, window: i64) -> WindowTotal {
+        self.0.get(&window).copied().unwrap_or_default()
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        for (window, other) in &other.0 {
+            let total = self.0.entry(*window).or_default();
+            total.listed += other.listed;
+            for (sum, items) in total.items.iter_mut().zip(other.items) {
+                *sum += items;
+            }
+        }
+    }
 }
 
 impl PlacedSession {
@@ -59,7 +89,7 @@ macro_rules! placed {
     ($places:literal) => {
         concat!(
             "SELECT json_group_array(json_array(p.settled, p.session, s.zoom_id, s.info,
-                (SELECT json_group_array(json_array(window, state,
+                (SELECT json_group_array(json_array(window, listed, state,
                     (SELECT json_group_array(json_array(first_day, id, pages, newest_first)) FROM ranges WHERE unit = u.id)))
                  FROM units u WHERE u.session = p.session)))
              FROM (",
@@ -145,23 +175,27 @@ impl Reader {
     }
 
     /// Where the stored segments of these sessions are: of each in the order of kinds, windows, ranges, pages. Small, also
-    /// for a session of millions of messages; so many pages are read at a time.
+    /// for a session of millions of messages; so many pages are read at a time. And what that is in all.
     pub async fn pages_of(
         &mut self,
         sessions: &[PlacedSession],
         at_a_time: i64,
-    ) -> Result<Vec<Vec<PageRef>>, CaptureError> {
+    ) -> Result<(Vec<Vec<PageRef>>, WindowTotals), CaptureError> {
         // Each range with the index of its session, and its own within that session.
         let ranges = sessions.iter().enumerate().flat_map(|(nth, session)| {
-            session.ranges.iter().enumerate().map(move |(order, range)| (range, (nth, order)))
+            session.ranges.iter().enumerate().map(move |(order, range)| (range, (nth, order, range.window)))
         });
         let ranges: Vec<_> = ranges.collect();
         let mut found: Vec<Vec<(usize, i64, PageRef)>> = vec![Vec::new(); sessions.len()];
+        let mut totals = WindowTotals::default();
+        for window in sessions.iter().flat_map(|session| &session.listed_in) {
+            totals.0.entry(*window).or_default().listed += 1;
+        }
         let mut rest = &ranges[..];
         while !rest.is_empty() {
             let (some, others) = rest.split_at(fitting(rest.iter().map(|(range, _)| range.pages), at_a_time));
             rest = others;
-            let places: HashMap<i64, (usize, usize)> =
+            let places: HashMap<i64, (usize, usize, i64)> =
                 some.iter().map(|(range, place)| (range.id, *place)).collect();
             let pages: String = sqlx::query_scalar(
                 "SELECT json_group_array(json_array(range, seq, kind, items, raw_len, crc32, offset, length))
@@ -174,8 +208,9 @@ impl Reader {
                 let ReadPage { range, seq, kind, items, raw_len, crc32, offset, length } = page;
                 let gone =
                     || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
-                let (nth, order) = *places.get(&range).ok_or_else(gone)?;
+                let (nth, order, window) = *places.get(&range).ok_or_else(gone)?;
                 let page = PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length };
+                totals.0.entry(window).or_default().items[page.kind as usize] += items;
                 found[nth].push((order, seq, page));
             }
         }
@@ -183,7 +218,7 @@ impl Reader {
             pages.sort_unstable_by_key(|(order, seq, page)| (page.kind, *order, *seq));
             pages.into_iter().map(|(.., page)| page).collect()
         };
-        Ok(found.into_iter().map(in_order).collect())
+        Ok((found.into_iter().map(in_order).collect(), totals))
     }
 }
 
@@ -211,6 +246,7 @@ struct ReadSession<'a> {
 #[derive(Deserialize)]
 struct ReadUnit<'a> {
     window: i64,
+    listed: i64,
     state: &'a str,
     #[serde(borrow)]
     ranges: Vec<ReadRange<'a>>,
@@ -241,19 +277,21 @@ impl From<ReadSession<'_>> for PlacedSession {
     fn from(ReadSession { settled, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
         let not_found = !units.is_empty() && units.iter().all(|unit| unit.state == "not_found");
         units.sort_by_key(|unit| unit.window);
-        let ranges = units.into_iter().flat_map(|ReadUnit { mut ranges, .. }| {
+        let listed_in = units.iter().filter(|unit| unit.listed != 0).map(|unit| unit.window).collect();
+        let ranges = units.into_iter().flat_map(|ReadUnit { window, mut ranges, .. }| {
             ranges.sort_by_key(|range| (range.first_day, range.id));
             // As they would stand if the unit had not been split.
             if ranges.iter().map(|range| range.newest_first).sum::<i64>() > 0 {
                 ranges.reverse();
             }
-            ranges.into_iter().map(|ReadRange { id, pages, .. }| Range { id, pages })
+            ranges.into_iter().map(move |ReadRange { id, pages, .. }| Range { id, window, pages })
         });
         let ranges = ranges.collect();
         Self {
             row: SessionRow { id, zoom_id, info, not_found },
             place: Place { settled, session: id },
             ranges,
+            listed_in,
         }
     }
 }
@@ -309,10 +347,15 @@ mod tests {
         let ids: Vec<i64> = sessions.iter().map(|session| session.row.id).collect();
         assert_eq!(ids, [2, 1, 3]);
         for at_a_time in 1..9 {
-            let pages = reader.pages_of(&sessions, at_a_time).await.unwrap();
+            let (pages, totals) = reader.pages_of(&sessions, at_a_time).await.unwrap();
             let lengths: Vec<Vec<u64>> =
                 pages.iter().map(|pages| pages.iter().map(|page| page.raw_len).collect()).collect();
             assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
+            let total = |listed, messages, deleted| WindowTotal { listed, items: [messages, 0, deleted] };
+            assert_eq!(
+                [1, 2, 3].map(|window| totals.of(window)),
+                [total(1, 3, 3), total(3, 2, 2), total(0, 0, 0)]
+            );
         }
         writer.close().await;
     }
@@ -365,7 +408,7 @@ mod tests {
             }
             let mut reader = location.open_reader().await.unwrap();
             let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
-            let pages = reader.pages_of(&sessions, 9).await.unwrap();
+            let (pages, _) = reader.pages_of(&sessions, 9).await.unwrap();
             let lengths: Vec<u64> = pages[0].iter().map(|page| page.raw_len).collect();
             assert_eq!(lengths, if newest_first { [4, 3, 3, 1, 2] } else { [1, 3, 3, 4, 2] });
             reader.close().await;

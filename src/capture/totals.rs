@@ -29,15 +29,6 @@ impl Counts {
     }
 }
 
-/// A window with its counts.
-#[derive(Debug, Clone)]
-pub struct WindowCount {
-    pub from: Date,
-    pub to: Date,
-    pub units: u64,
-    pub items: [u64; 3],
-}
-
 /// Days of a session in a window that listed it and then knew nothing of it.
 #[derive(Debug, Clone)]
 pub struct NotFoundRow {
@@ -108,25 +99,6 @@ impl Reader {
             .fetch_one(&mut self.connection)
             .await?;
         Ok(bytes as u64)
-    }
-
-    /// A query for each window: one that groups all pages would have to sort them.
-    pub async fn window_counts(&mut self) -> Result<Vec<WindowCount>, CaptureError> {
-        let mut counts = Vec::new();
-        for (window, from, to) in self.windows().await? {
-            let units = self.units_listed(window).await?;
-            let row = sqlx::query(
-                "SELECT sum(p.items) FILTER (WHERE p.kind = 0) AS m0, sum(p.items) FILTER (WHERE p.kind = 1) AS m1,
-                        sum(p.items) FILTER (WHERE p.kind = 2) AS m2
-                 FROM ranges r CROSS JOIN pages p ON p.range = r.id WHERE r.window = ?",
-            )
-            .bind(window)
-            .fetch_one(&mut self.connection)
-            .await?;
-            let items = [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?];
-            counts.push(WindowCount { from, to, units, items });
-        }
-        Ok(counts)
     }
 
     /// How many ranges and listings failed for good: without the totals of all pages, which take a while.
