@@ -6,7 +6,9 @@
 //! written while the rest is still being fetched, and the same capture gives the same bytes, however much was.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread::available_parallelism;
 
 use tokio::runtime::Handle;
@@ -65,7 +67,7 @@ pub(super) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce(Handle) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || work(runtime)).await.map_err(std::io::Error::other)?
+    tokio::task::spawn_blocking(move || work(runtime)).await.map_err(io::Error::other)?
 }
 
 /// Which sessions are to be added.
@@ -234,9 +236,11 @@ impl Assembly {
         })?;
         runtime.block_on(reader.close());
         let located = sink.entry(layout::SUMS, &mut |entry| {
-            let mut lines = Lines::new(entry, b"", b"\n");
-            scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
-            lines.finish(b"\n")
+            made_beside(entry, |put| {
+                let mut lines = Lines::new(put, b"", b"\n");
+                scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
+                lines.finish(b"\n")
+            })
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
         sink.publish(scratch.entries()?, keep)
@@ -251,12 +255,14 @@ fn add_lines(
 ) -> Result<(), ArchiveError> {
     let mut sorted = scratch.sorted_lines()?;
     add_hashed(scratch, sink, layout::SESSIONS, &mut |entry| {
-        let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
-        while let Some(line) = sorted.next()? {
-            check(cancel)?;
-            lines.push(line)?;
-        }
-        lines.finish(b"\n]\n")
+        made_beside(entry, |put| {
+            let mut lines = Lines::new(put, b"[\n", SEPARATOR.as_bytes());
+            while let Some(line) = sorted.next()? {
+                check(cancel)?;
+                lines.push(line)?;
+            }
+            lines.finish(b"\n]\n")
+        })
     })
 }
 
@@ -283,7 +289,8 @@ fn add_array(
     mut next: impl FnMut() -> Result<Option<String>, ArchiveError>,
 ) -> Result<(), ArchiveError> {
     let Some(mut item) = next()? else { return entry.text(b"[]") };
-    let mut lines = Lines::new(entry, b"[\n", SEPARATOR.as_bytes());
+    let mut put = |block: Vec<u8>| entry.text(&block);
+    let mut lines = Lines::new(&mut put, b"[\n", SEPARATOR.as_bytes());
     loop {
         lines.push(&item)?;
         match next()? {
@@ -343,36 +350,55 @@ async fn sessions_after(
     Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))
 }
 
-/// Many short lines as one entry, compressed some at a time.
-struct Lines<'a, T: Text + ?Sized> {
-    entry: &'a mut T,
-    buffer: Vec<u8>,
+/// Writes blocks of text that are made on a thread of their own, while those before are compressed.
+fn made_beside(
+    entry: &mut (impl Text + ?Sized),
+    make: impl FnOnce(&mut Put<'_>) -> Result<(), ArchiveError> + Send,
+) -> Result<(), ArchiveError> {
+    std::thread::scope(|scope| {
+        let (made, blocks) = mpsc::sync_channel::<Vec<u8>>(1);
+        let making =
+            scope.spawn(move || make(&mut |block| Ok(made.send(block).map_err(io::Error::other)?)));
+        // Nobody takes any more once one could not be written.
+        let written = blocks.into_iter().try_for_each(|block| entry.text(&block));
+        let made = joined(making);
+        written.and(made)
+    })
+}
+
+/// Takes a block of text.
+type Put<'a> = dyn FnMut(Vec<u8>) -> Result<(), ArchiveError> + 'a;
+
+/// Many short lines, some at a time.
+struct Lines<'a, 'b> {
+    put: &'a mut Put<'b>,
+    block: Vec<u8>,
     separator: &'static [u8],
     first: bool,
 }
 
-impl<'a, T: Text + ?Sized> Lines<'a, T> {
+impl<'a, 'b> Lines<'a, 'b> {
     const AT_A_TIME: usize = 128 << 10;
 
-    fn new(entry: &'a mut T, before: &[u8], separator: &'static [u8]) -> Self {
-        Self { entry, buffer: before.to_vec(), separator, first: true }
+    fn new(put: &'a mut Put<'b>, before: &[u8], separator: &'static [u8]) -> Self {
+        Self { put, block: before.to_vec(), separator, first: true }
     }
 
     fn push(&mut self, line: &str) -> Result<(), ArchiveError> {
         if !self.first {
-            self.buffer.extend_from_slice(self.separator);
+            self.block.extend_from_slice(self.separator);
         }
         self.first = false;
-        self.buffer.extend_from_slice(line.as_bytes());
-        if self.buffer.len() >= Self::AT_A_TIME {
-            self.entry.text(&self.buffer)?;
-            self.buffer.clear();
+        self.block.extend_from_slice(line.as_bytes());
+        if self.block.len() >= Self::AT_A_TIME {
+            let next = Vec::with_capacity(self.block.len());
+            (self.put)(std::mem::replace(&mut self.block, next))?;
         }
         Ok(())
     }
 
     fn finish(mut self, after: &[u8]) -> Result<(), ArchiveError> {
-        self.buffer.extend_from_slice(after);
-        self.entry.text(&self.buffer)
+        self.block.extend_from_slice(after);
+        (self.put)(self.block)
     }
 }
