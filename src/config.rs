@@ -337,6 +337,9 @@ impl ServiceArgs {
         for (name, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
             errors.push(format!("{name} must be at least 1"));
         }
+        if self.retention.is_zero() {
+            errors.push("RETENTION must be longer than 0".to_owned());
+        }
         if self.max_running_jobs > MOST_RUNNING_JOBS {
             errors.push(format!("MAX_RUNNING_JOBS must be at most {MOST_RUNNING_JOBS}"));
         }
@@ -383,9 +386,8 @@ impl ServiceArgs {
 
 /// `https://host` or with a port, nothing after it.
 fn origin_of(text: &str) -> Result<HeaderValue, String> {
-    let url = reqwest::Url::parse(text)
-        .map_err(|_| "CORS_ORIGINS must hold origins such as https://tools.example.org".to_owned())?;
     let wrong = || format!("CORS_ORIGINS must hold origins such as https://tools.example.org, not {text}");
+    let url = reqwest::Url::parse(text).map_err(|_| wrong())?;
     if url.origin().ascii_serialization() != text || !["http", "https"].contains(&url.scheme()) {
         return Err(wrong());
     }

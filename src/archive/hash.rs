@@ -1,5 +1,6 @@
 //! SHA-256, beside the writing: of every file, and of the archive itself.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
@@ -19,6 +20,13 @@ const BATCH: u64 = 64 << 10;
 const BATCHES: usize = 2;
 
 pub type Sha256Digest = [u8; 32];
+
+/// Lower-case hex.
+pub fn sha256_of(mut file: File) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut file, &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
+}
 
 /// An entry whose text is hashed as well.
 pub struct Hashing<'a> {

@@ -25,6 +25,7 @@ use std::thread::ScopedJoinHandle;
 pub use ahead::{Begun, alongside};
 pub use assemble::{AssembleInput, assemble};
 pub use directory::FOLDERS;
+pub use hash::sha256_of;
 pub use render::{FailureLine, failures_page};
 pub use sink::{TEMPORARY, Target};
 

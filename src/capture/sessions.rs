@@ -353,7 +353,7 @@ mod tests {
             assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
             let total = |listed, messages, deleted| WindowTotal { listed, items: [messages, 0, deleted] };
             assert_eq!(
-                [1, 2, 3].map(|window| totals.of(window)),
+                [0, 1, 2].map(|window| totals.of(window)),
                 [total(1, 3, 3), total(3, 2, 2), total(0, 0, 0)]
             );
         }

@@ -348,14 +348,15 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
 /// Retry a job
 ///
 /// Runs only the failed or missing parts of a failed, cancelled or incomplete job and makes the archive again; the old one
-/// stays until then. Also for a completed job whose archive got lost.
+/// stays until then. Also for a completed job whose archive got lost, or is not byte for byte what it was: it is read through
+/// before the answer.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job is under way, or has expired, or is completed and its archive is there", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job is under way, or has expired, or is completed and its archive is there and sound", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )

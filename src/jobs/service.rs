@@ -18,7 +18,7 @@ use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{JobStore, Known, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
-use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
+use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page, sha256_of};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
 use crate::files::{free_space, is_full, unless_absent};
@@ -260,7 +260,7 @@ impl Jobs {
         loop {
             let read = self.stored(id).await?;
             let state = read.state;
-            let is_whole = state == JobState::Completed && self.has_its_archive(&read).await?;
+            let is_whole = state == JobState::Completed && self.has_sound_archive(&read).await?;
             if is_whole || !state.may_become(JobState::Queued) {
                 return Err(JobsError::WrongState { state, action: "retried" });
             }
@@ -355,9 +355,13 @@ impl Jobs {
         }
     }
 
-    async fn has_its_archive(&self, job: &Job) -> Result<bool, JobsError> {
+    /// Whether the archive is there, byte for byte: that of a large one takes a while.
+    async fn has_sound_archive(&self, job: &Job) -> Result<bool, JobsError> {
         match self.open_archive(job).await {
-            Ok(_) => Ok(true),
+            Ok((archive, file)) => {
+                let hashed = tokio::task::spawn_blocking(move || sha256_of(file));
+                Ok(hashed.await.map_err(std::io::Error::other)?? == archive.sha256)
+            }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.
             Err(error) => Err(error),
