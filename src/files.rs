@@ -23,6 +23,11 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// The disk cannot read any more what is there.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Bytes that may still be written to the disk that holds this file or directory.
 pub fn free_space(on: &File) -> io::Result<u64> {
     let stat = rustix::fs::fstatvfs(on)?;

@@ -24,6 +24,8 @@ use crate::zoom::ZoomSettings;
 
 /// The setting of the service's directory.
 const DATA_DIR: &str = "DATA_DIR";
+/// In a directory that a process has for itself.
+const LOCK: &str = "lock";
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
 
@@ -141,7 +143,7 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let unusable = |error| unusable(setting, directory, error);
     // For nobody else to read, whatever the umask: chats go there.
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-    let path = directory.join("lock");
+    let path = directory.join(LOCK);
     let unusable = |error| self::unusable(setting, &path, error);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
     match file.try_lock() {

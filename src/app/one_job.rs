@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::{AppError, lock};
+use super::{AppError, LOCK, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
@@ -21,7 +21,7 @@ use crate::extract::{
     self, Account, Captured, Extent, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress,
     RunContext, Snapshot,
 };
-use crate::files::{free_name, has_entry, is_there, remove_all_but, unless_absent};
+use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, unless_absent};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -36,11 +36,7 @@ impl Output {
     fn working_directory(&self) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.join(".capture"),
-            Self::Zip(file) => {
-                let mut name = file.as_os_str().to_owned();
-                name.push(".capture");
-                PathBuf::from(name)
-            }
+            Self::Zip(file) => beside(file, ".capture"),
         }
     }
 
@@ -70,12 +66,18 @@ impl Output {
         self.places().into_iter().find(|path| is_there(path))
     }
 
-    /// A name for what is there, when something else is to take its place.
-    fn name_to_keep(&self) -> PathBuf {
-        free_name(|suffix| match self {
+    /// What that is called when it is kept while others take its place.
+    fn kept_as(&self, suffix: &str) -> PathBuf {
+        match self {
             Self::Directory(_) => self.working_directory().join(format!("before{suffix}")),
-            Self::Zip(file) => PathBuf::from(format!("{}.before{suffix}", file.display())),
-        })
+            Self::Zip(file) => beside(file, &format!(".before{suffix}")),
+        }
+    }
+
+    /// A suffix that is free.
+    fn suffix_to_keep(&self) -> String {
+        let mut suffixes = numbered(str::to_owned);
+        suffixes.find(|suffix| !is_there(&self.kept_as(suffix))).expect("names do not end")
     }
 
     pub fn path(&self) -> &Path {
@@ -116,6 +118,8 @@ pub struct Report {
     /// Where the files of before are, if they may hold more: what a damaged capture had brought may be out of Zoom's reach by
     /// now.
     pub kept: Option<PathBuf>,
+    /// Where a damaged capture is, of which the zip may not have everything.
+    pub damaged: Option<PathBuf>,
 }
 
 /// A prepared extraction.
@@ -141,10 +145,14 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 const FAILURES_SHOWN: usize = 10;
 
 /// What stands in that mark: what the files in their places were made of.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Published {
     request: ExtractRequest,
+    #[serde(default)]
     extent: Extent,
+    /// Others are taking their places, and they are kept, with this suffix.
+    #[serde(default)]
+    kept: Option<String>,
 }
 
 impl Published {
@@ -237,23 +245,37 @@ impl OneJob {
         let outcome = outcome?;
         let last = figures();
         report(&last);
-        // Again: it may have been put there meanwhile.
+        let assembled = assemble(begun).await?;
+        // Again: something may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let before = Published::read(&self.directory)?.filter(|_| self.output.found().is_some());
-        let published = Published { request: self.request.clone(), extent: outcome.extent };
-        let kept = before.as_ref().filter(|before| !outcome.extent.covers(&before.extent));
-        let kept = kept.map(|_| self.output.name_to_keep());
-        // Of what is there until the new files take their places.
-        before.as_ref().unwrap_or(&published).leave(&self.directory)?;
-        assemble(begun, kept.clone()).await?;
+        let before = Published::read(&self.directory)?;
+        let published = Published { request: self.request.clone(), extent: outcome.extent, kept: None };
+        let kept = before.as_ref().and_then(|before| {
+            let may_lose = self.output.found().is_some() && !outcome.extent.covers(&before.extent);
+            // A run that was killed may have begun to move them.
+            before.kept.clone().or_else(|| may_lose.then(|| self.output.suffix_to_keep()))
+        });
+        let extent = before.map_or(outcome.extent, |before| before.extent);
+        Published { extent, kept: kept.clone(), ..published.clone() }.leave(&self.directory)?;
+        let kept = kept.map(|suffix| self.output.kept_as(&suffix));
+        assembled.publish(kept.clone()).await?;
         published.leave(&self.directory)?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
-        if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
+        let damaged = if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
-            remove_capture(&self.directory)?;
-        }
-        Ok(Report { outcome, last, failures, kept })
+            remove_capture(&self.directory)?
+        } else {
+            None
+        };
+        Ok(Report { outcome, last, failures, kept, damaged })
     }
+}
+
+/// A file's name with something after it.
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// Names the file that something could not be done to.
@@ -262,20 +284,28 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
 }
 
 /// Removes a capture of which everything is in the zip. It first gets another name: another process finds all of it or nothing.
-/// What had been set aside of a damaged one is not in the zip, perhaps: that stays, beside it.
-fn remove_capture(directory: &Path) -> Result<(), OneJobError> {
-    let set_aside = at(directory, has_entry(directory, is_set_aside))?;
-    let moved = if set_aside {
-        free_name(|suffix| directory.with_extension(format!("damaged{suffix}")))
-    } else {
-        directory.with_extension(REMOVED)
-    };
-    at(&moved, std::fs::rename(directory, &moved))?;
-    if set_aside { at(&moved, remove_all_but(&moved, is_set_aside)) } else { remove(&moved) }
+/// What had been set aside of a damaged one is not in the zip, perhaps: that stays, beside it, and its name is returned.
+fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
+    if at(directory, has_entry(directory, is_set_aside))? {
+        let damaged = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
+        at(&damaged, std::fs::rename(directory, &damaged))?;
+        at(&damaged, remove_all_but(&damaged, is_set_aside))?;
+        return Ok(Some(damaged));
+    }
+    let removed = directory.with_extension(REMOVED);
+    at(&removed, std::fs::rename(directory, &removed))?;
+    remove(&removed).map(|()| None)
 }
 
+/// Removes a capture's directory. Its lock goes last, and tells until then that it is one.
 fn remove(directory: &Path) -> Result<(), OneJobError> {
-    at(directory, unless_absent(std::fs::remove_dir_all(directory)))
+    if is_there(&directory.join(LOCK)) {
+        at(directory, remove_all_but(directory, |name| name == LOCK))?;
+        return at(directory, std::fs::remove_dir_all(directory));
+    }
+    // Empty if it is one. Anything else is somebody's.
+    let _ = std::fs::remove_dir(directory);
+    Ok(())
 }
 
 /// What is in the place of the files is ours only once we have begun to put them there. Of a zip that is whole nothing says so any

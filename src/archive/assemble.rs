@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::available_parallelism;
 
@@ -15,13 +15,13 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
-use super::files::{SessionFile, WholeSession};
+use super::files::WholeSession;
 use super::hash::{self, Hashing, Sha256Digest};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Keys, Names, Scratch};
-use super::sink::{self, Sink, Target, Text};
+use super::sink::{self, Assembled, Sink, Target, Text};
 use super::zip::Located;
-use super::{ArchiveError, ArchiveFile, check, copy, joined, layout};
+use super::{ArchiveError, check, copy, joined, layout};
 use crate::capture::{Location, Place, Reader, SEPARATOR, Stored, WindowTotals};
 use crate::files::free_space;
 
@@ -45,19 +45,15 @@ pub struct AssembleInput {
     pub cancel: CancellationToken,
 }
 
-/// Makes the archive, or what is left to be made of it. What it replaces gets the name `keep`, if there is one. Returns size
-/// and hash of a zip; nothing of a directory.
-pub async fn assemble(
-    Begun { input, assembly }: Begun,
-    keep: Option<PathBuf>,
-) -> Result<Option<ArchiveFile>, ArchiveError> {
+/// Makes the archive, or what is left to be made of it.
+pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Assembled, ArchiveError> {
     on_own_thread(move |runtime| {
         let mut assembly = match assembly {
             Some(assembly) => assembly,
             None => Assembly::begin(input, runtime)?,
         };
         assembly.add_all()?;
-        assembly.finish(keep.as_deref())
+        assembly.finish()
     })
     .await
 }
@@ -85,7 +81,7 @@ impl Which<'_> {
         matches!(self, Self::Complete { until } if until.is_cancelled())
     }
 
-    /// How many threads inflate and hash.
+    /// In how many shares sessions are hashed, each on a thread of its own.
     fn threads(self) -> usize {
         match self {
             Self::Complete { .. } => 1,
@@ -179,33 +175,35 @@ impl Assembly {
         {
             check(cancel)?;
             // While some are copied and hashed, those before are put away and the next are read.
+            // When one fails the other need not go on.
+            let stop = cancel.child_token();
             let (copied, hashed, put, after) = std::thread::scope(|scope| {
-                let copying = scope.spawn(|| copy::sessions(&sessions, &stored, cancel, &mut **sink));
-                let hashing = scope.spawn(|| hash::sessions(&sessions, &stored, cancel, which.threads()));
+                let copying = scope.spawn(|| {
+                    copy::sessions(&sessions, &stored, &stop, &mut **sink).inspect_err(|_| stop.cancel())
+                });
+                let hashing = scope.spawn(|| {
+                    hash::sessions(&sessions, &stored, &stop, which.threads()).inspect_err(|_| stop.cancel())
+                });
                 let putting = scope.spawn(|| put_away(std::mem::take(&mut made), scratch));
                 let after = read(last);
                 (joined(copying), joined(hashing), joined(putting), after)
             });
             put?;
-            let (copied, hashed) = (copied?, hashed?);
+            let (located, hashes) = match (copied, hashed) {
+                (Err(ArchiveError::Cancelled), Err(cause)) => return Err(cause),
+                (copied, hashed) => (copied?, hashed?),
+            };
             self.totals.add(&totals);
             self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
-            let results = sessions.into_iter().zip(copied).zip(hashed);
-            let results = results.map(|((WholeSession { key, files, .. }, located), (hashes, line))| Made {
-                key,
-                files,
-                located,
-                hashes,
-                line,
-            });
-            made = results.collect();
+            let results = sessions.into_iter().zip(located).zip(hashes);
+            made = results.map(|((session, located), hashes)| Made { session, located, hashes }).collect();
             (self.last, next) = (last, after?);
         }
         put_away(made, scratch)
     }
 
-    /// Adds what is of no session, and puts the archive into its place.
-    fn finish(self, keep: Option<&Path>) -> Result<Option<ArchiveFile>, ArchiveError> {
+    /// Adds what is of no session.
+    fn finish(self) -> Result<Assembled, ArchiveError> {
         let Self { input, runtime, mut reader, mut scratch, mut sink, totals, .. } = self;
         add_lines(&mut scratch, &mut *sink, &input.cancel)?;
         let summary = runtime.block_on(render::summary(&mut reader, scratch.sessions(), &totals))?;
@@ -243,7 +241,7 @@ impl Assembly {
             })
         })?;
         scratch.add_entry(layout::SUMS, None, located)?;
-        sink.publish(scratch.entries()?, keep)
+        sink.finish(scratch.entries()?)
     }
 }
 
@@ -302,21 +300,18 @@ fn add_array(
 
 /// A session whose files are in the archive.
 struct Made {
-    key: String,
-    files: Vec<SessionFile>,
+    session: WholeSession,
     /// Where those are, and what they hash to.
     located: Vec<Option<Located>>,
     hashes: Vec<Sha256Digest>,
-    /// In the summary of sessions.
-    line: String,
 }
 
 fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> {
-    for Made { key, files, located, hashes, line } in made {
-        for ((file, located), hash) in files.iter().zip(located).zip(hashes) {
+    for Made { session, located, hashes } in made {
+        for ((file, located), hash) in session.files.iter().zip(located).zip(hashes) {
             scratch.add_entry(&file.name, Some(hash), located)?;
         }
-        scratch.add_line(&key, &line)?;
+        scratch.add_line(&session.key, &session.line())?;
     }
     Ok(())
 }

@@ -8,10 +8,10 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::ArchiveError;
 use super::scratch::Entries;
-use super::sink::{Entry, Fill, Sink, Text};
+use super::sink::{Assembled, Entry, Fill, Sink, Text, Whole};
 use super::zip::Located;
-use super::{ArchiveError, ArchiveFile};
 use crate::capture::inflate;
 use crate::files::{is_there, unless_absent};
 
@@ -55,20 +55,24 @@ impl Sink for DirectorySink {
         Ok(None)
     }
 
+    fn finish(self: Box<Self>, _: Entries) -> Result<Assembled, ArchiveError> {
+        sync(&self.staging.0)?;
+        Ok(Assembled { archive: None, whole: self })
+    }
+}
+
+impl Whole for DirectorySink {
     /// Moves the finished tree into its place; what an earlier run left of these folders is replaced.
-    fn publish(
-        self: Box<Self>,
-        _: Entries,
-        keep: Option<&Path>,
-    ) -> Result<Option<ArchiveFile>, ArchiveError> {
+    fn publish(self: Box<Self>, keep: Option<&Path>) -> std::io::Result<()> {
         let Self { staging: Staging(staging), target } = &*self;
         let not_kept = staging.with_extension("old");
         unless_absent(fs::remove_dir_all(&not_kept))?;
+        fs::create_dir_all(&not_kept)?;
         let old = keep.unwrap_or(&not_kept);
         fs::create_dir_all(old)?;
-        sync(staging)?;
         for folder in FOLDERS.into_iter().filter(|folder| is_there(&target.join(folder))) {
-            fs::rename(target.join(folder), old.join(folder))?;
+            let is_kept = is_there(&old.join(folder));
+            fs::rename(target.join(folder), if is_kept { &not_kept } else { old }.join(folder))?;
         }
         for folder in FOLDERS.into_iter().rev() {
             fs::rename(staging.join(folder), target.join(folder))?;
@@ -78,7 +82,7 @@ impl Sink for DirectorySink {
         }
         // Everything is in its place. Best effort, as of the staging directory: the next one begins with removing it.
         let _ = fs::remove_dir_all(&not_kept);
-        Ok(None)
+        Ok(())
     }
 }
 

@@ -10,7 +10,8 @@ use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 /// A session of which nothing more will come.
 #[derive(Debug)]
 pub struct WholeSession {
-    row: SessionRow,
+    zoom_id: String,
+    not_found: bool,
     info: SessionInfo,
     /// What its files are named by.
     pub key: String,
@@ -64,7 +65,8 @@ impl WholeSession {
         });
         let name = layout::session_entry(&key, &info.name);
         let files = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
-        Self { row, info, key, files, frame, pages }
+        let SessionRow { zoom_id, not_found, .. } = row;
+        Self { zoom_id, not_found, info, key, files, frame, pages }
     }
 
     /// What such a file of it consists of, from the first byte to the last.
@@ -99,8 +101,8 @@ impl WholeSession {
     pub fn line(&self) -> String {
         let mut names: Vec<&str> = self.files.iter().map(|file| &file.name[..]).collect();
         names.sort_unstable();
-        let SessionRow { zoom_id, not_found, .. } = &self.row;
-        render::session_line(zoom_id, &self.key, &self.info, &names, totals(&self.pages), *not_found)
+        let Self { zoom_id, not_found, key, info, .. } = self;
+        render::session_line(zoom_id, key, info, &names, totals(&self.pages), *not_found)
     }
 }
 

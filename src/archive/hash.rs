@@ -1,7 +1,7 @@
 //! SHA-256, beside the writing: of every file, and of the archive itself.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
@@ -22,10 +22,16 @@ const BATCHES: usize = 2;
 pub type Sha256Digest = [u8; 32];
 
 /// Lower-case hex.
-pub fn sha256_of(mut file: File) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    io::copy(&mut file, &mut hash)?;
-    Ok(hex::encode(hash.finalize()))
+pub fn sha256_of(mut file: File, cancel: &CancellationToken) -> Result<String, ArchiveError> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 256 << 10]);
+    loop {
+        check(cancel)?;
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hex::encode(hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+    }
 }
 
 /// An entry whose text is hashed as well.
@@ -116,9 +122,6 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
-/// The hashes of a session's files, and its line of the summary.
-pub type Hashed = (Vec<Sha256Digest>, String);
-
 /// Some pages, inflated one after the other.
 #[derive(Debug, Default)]
 struct Batch {
@@ -129,13 +132,13 @@ struct Batch {
 
 type Inflated = Result<Batch, CaptureError>;
 
-/// Hashes the files of these sessions, a share of them on each thread, and renders their lines of the summary.
+/// Hashes the files of these sessions, a share of them on each thread.
 pub fn sessions(
     sessions: &[WholeSession],
     stored: &Stored,
     cancel: &CancellationToken,
     threads: usize,
-) -> Result<Vec<Hashed>, ArchiveError> {
+) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
     // Threads that inflate for each share, so that there are about as many in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
@@ -157,7 +160,7 @@ fn share(
     stored: &Stored,
     cancel: &CancellationToken,
     threads: usize,
-) -> Result<Vec<Hashed>, ArchiveError> {
+) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
     let batches = in_batches(&pages);
     std::thread::scope(|scope| {
@@ -173,8 +176,7 @@ fn share(
             (inflated, hashed)
         });
         let mut pages = Pages { inflating: inflating.collect(), turn: 0, batch: Batch::default(), passed: 0 };
-        let mut hash = |each: &WholeSession| Ok((session(each, &mut pages, cancel)?, each.line()));
-        sessions.iter().map(&mut hash).collect()
+        sessions.iter().map(|each| session(each, &mut pages, cancel)).collect()
     })
 }
 

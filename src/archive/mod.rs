@@ -27,7 +27,7 @@ pub use assemble::{AssembleInput, assemble};
 pub use directory::FOLDERS;
 pub use hash::sha256_of;
 pub use render::{FailureLine, failures_page};
-pub use sink::{TEMPORARY, Target};
+pub use sink::{Assembled, TEMPORARY, Target};
 
 use tokio_util::sync::CancellationToken;
 

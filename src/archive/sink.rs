@@ -1,6 +1,7 @@
 //! Where entries go, one after the other: a zip or a directory.
 
 use std::fmt::Debug;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -24,15 +25,35 @@ pub enum Target {
 }
 
 pub trait Sink: Debug + Send {
-    /// Writes an entry. Tells what [`publish`](Self::publish) wants to know of it.
+    /// Writes an entry. Tells what [`finish`](Self::finish) wants to know of it.
     fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError>;
 
-    /// All entries have been written: puts the whole into its place. What it replaces gets the name `keep`, if there is one.
-    fn publish(
-        self: Box<Self>,
-        entries: Entries,
-        keep: Option<&Path>,
-    ) -> Result<Option<ArchiveFile>, ArchiveError>;
+    /// All entries have been written: brings the whole to the disk.
+    fn finish(self: Box<Self>, entries: Entries) -> Result<Assembled, ArchiveError>;
+}
+
+/// An archive that is whole, and not in its place yet. It goes when it is dropped.
+#[derive(Debug)]
+pub struct Assembled {
+    /// Size and hash of a zip; of a directory there are none.
+    pub(super) archive: Option<ArchiveFile>,
+    pub(super) whole: Box<dyn Whole>,
+}
+
+impl Assembled {
+    /// Puts it into its place. What it replaces gets the name `keep`, on the same disk, if there is one. If something has that
+    /// name already this was begun before and cut short.
+    pub async fn publish(self, keep: Option<PathBuf>) -> Result<Option<ArchiveFile>, ArchiveError> {
+        let Self { archive, whole } = self;
+        let placed = tokio::task::spawn_blocking(move || whole.publish(keep.as_deref()));
+        placed.await.map_err(io::Error::other)??;
+        Ok(archive)
+    }
+}
+
+/// What can be put into its place by renaming.
+pub trait Whole: Debug + Send {
+    fn publish(self: Box<Self>, keep: Option<&Path>) -> io::Result<()>;
 }
 
 /// Writes what is in an entry.

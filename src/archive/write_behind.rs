@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
-use crate::files::unless_absent;
+use super::sink::Whole;
+use crate::files::is_there;
 
 /// Synced whenever so much more has been written.
 const STRETCH: usize = 32 << 20;
@@ -25,13 +26,20 @@ pub struct WriteBehind {
     target: PathBuf,
 }
 
+/// A file that is whole.
+#[derive(Debug)]
+pub struct WholeFile {
+    temporary: Temporary,
+    target: PathBuf,
+}
+
 /// A file that is removed unless it got another name.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // Best effort: a sweep at start removes what could not be removed now.
+        // Best effort: the next one overwrites it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -49,17 +57,28 @@ impl WriteBehind {
         Ok(Self { file, unsynced: 0, wake, syncing, temporary, target })
     }
 
-    /// When it returns everything written is on the disk, and in its place. What was there gets the name `keep`, on the same
-    /// disk, if there is one.
-    pub fn publish(self, keep: Option<&Path>) -> io::Result<()> {
+    /// When it returns everything written is on the disk.
+    pub fn finish(self) -> io::Result<WholeFile> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
         self.file.sync_all()?;
-        if let Some(keep) = keep {
-            unless_absent(std::fs::rename(&self.target, keep))?;
+        Ok(WholeFile { temporary: self.temporary, target: self.target })
+    }
+}
+
+impl Whole for WholeFile {
+    fn publish(self: Box<Self>, keep: Option<&Path>) -> io::Result<()> {
+        let Self { temporary, target } = &*self;
+        let kept = keep.filter(|keep| is_there(target) && !is_there(keep));
+        if let Some(kept) = kept {
+            std::fs::rename(target, kept)?;
         }
-        std::fs::rename(&self.temporary.0, &self.target)?;
-        sync_parent(&self.target)
+        if let Err(error) = std::fs::rename(&temporary.0, target) {
+            // Best effort: better there than under another name.
+            let _ = kept.map(|kept| std::fs::rename(kept, target));
+            return Err(error);
+        }
+        sync_parent(target)
     }
 }
 
@@ -103,10 +122,14 @@ mod tests {
             file
         };
         drop(begun(b"dropped"));
+        drop(begun(b"dropped when it is whole").finish().unwrap());
         assert!(!temporary.exists() && !target.exists());
         let kept = directory.path().join("kept");
-        for (text, keep) in [("first", Some(&*kept)), ("second", Some(&kept)), ("third", None)] {
-            begun(text.as_bytes()).publish(keep).unwrap();
+        // What is kept is kept, also when that was begun before and cut short.
+        for (text, keep) in
+            [("first", Some(&*kept)), ("second", Some(&kept)), ("third", Some(&kept)), ("fourth", None)]
+        {
+            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(keep).unwrap();
             assert!(!temporary.exists() && std::fs::read(&target).unwrap() == text.as_bytes());
         }
         assert_eq!(std::fs::read(&kept).unwrap(), b"first");

@@ -5,7 +5,6 @@
 //! for 400,000 entries it would be 50 MB of memory.
 
 use std::io::Write;
-use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::HashingWriter;
 use super::scratch::Entries;
-use super::sink::{Entry, Fill, Sink, Text};
+use super::sink::{Assembled, Entry, Fill, Sink, Text};
 use super::write_behind::WriteBehind;
 use super::{ArchiveError, ArchiveFile};
 use crate::capture::pack;
@@ -253,18 +252,13 @@ impl Sink for ZipSink<WriteBehind> {
         Ok(Some(entry.finish()?))
     }
 
-    fn publish(
-        self: Box<Self>,
-        mut entries: Entries,
-        keep: Option<&Path>,
-    ) -> Result<Option<ArchiveFile>, ArchiveError> {
+    fn finish(self: Box<Self>, mut entries: Entries) -> Result<Assembled, ArchiveError> {
         let mut directory = self.directory();
         while let Some((name, (_, located))) = entries.next()? {
             directory.list(name, located.expect("every entry of a zip was located"))?;
         }
         let (file, made) = directory.finish()?;
-        file.publish(keep)?;
-        Ok(Some(made))
+        Ok(Assembled { archive: Some(made), whole: Box::new(file.finish()?) })
     }
 }
 

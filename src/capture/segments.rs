@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{CaptureError, PageRef};
-use crate::files::free_space;
+use crate::files::{free_space, is_unreadable};
 
 /// Left free: on a disk that is nearly full the service must still be able to write down how a job ended, or that one is deleted.
 const KEEP_FREE: u64 = 4 << 20;
@@ -20,7 +20,8 @@ const AT_A_TIME: usize = 64 << 10;
 
 /// Segments of no more bytes in all are read at once.
 const READ_AT_ONCE: u64 = 2 << 20;
-/// What lies between two of them is read as well if it is no more: a trip to the system costs as much.
+/// What lies between two of them is read as well if it is no more, and no more than the second: a trip to the system costs as
+/// much.
 const GAP: u64 = 2 << 10;
 
 /// The writer's end of the file.
@@ -111,9 +112,7 @@ impl SegmentReader {
                 Err(damaged("the file of segments ends too soon"))
             }
             // What the disk cannot read any more is as lost as what it reads wrongly: a retry fetches it again.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                Err(damaged("the disk cannot read a segment any more"))
-            }
+            Err(error) if is_unreadable(&error) => Err(damaged("the disk cannot read a segment any more")),
             Err(error) => Err(error.into()),
             Ok(()) => Ok(()),
         }
@@ -138,7 +137,7 @@ impl SegmentReader {
         let mut stretches: Vec<Range<u64>> = Vec::new();
         for place in places {
             match stretches.last_mut() {
-                Some(last) if place.start <= last.end.saturating_add(GAP) => {
+                Some(last) if place.start.saturating_sub(last.end) <= GAP.min(place.end - place.start) => {
                     last.end = last.end.max(place.end);
                 }
                 _ => stretches.push(place),

@@ -42,7 +42,7 @@ pub struct PlacedSession {
 struct Range {
     id: i64,
     window: i64,
-    pages: i64,
+    pages: u32,
 }
 
 /// What some sessions have in each window, by its number.
@@ -74,7 +74,7 @@ impl WindowTotals {
 
 impl PlacedSession {
     fn pages(&self) -> i64 {
-        self.ranges.iter().map(|range| range.pages).sum()
+        self.ranges.iter().map(|range| i64::from(range.pages)).sum()
     }
 }
 
@@ -193,7 +193,8 @@ impl Reader {
         }
         let mut rest = &ranges[..];
         while !rest.is_empty() {
-            let (some, others) = rest.split_at(fitting(rest.iter().map(|(range, _)| range.pages), at_a_time));
+            let (some, others) =
+                rest.split_at(fitting(rest.iter().map(|(range, _)| i64::from(range.pages)), at_a_time));
             rest = others;
             let places: HashMap<i64, (usize, usize, i64)> =
                 some.iter().map(|(range, place)| (range.id, *place)).collect();
@@ -256,7 +257,7 @@ struct ReadUnit<'a> {
 struct ReadRange<'a> {
     first_day: &'a str,
     id: i64,
-    pages: i64,
+    pages: u32,
     newest_first: i64,
 }
 

@@ -135,6 +135,9 @@ fn tell(report: &Report, output: &Output) {
     if let Some(kept) = &report.kept {
         say(format_args!("what was there before may hold more, and is kept as {}", kept.display()));
     }
+    if let Some(damaged) = &report.damaged {
+        say(format_args!("what was damaged on the disk is kept as {}", damaged.display()));
+    }
     if let Some(until) = captured_until {
         say(format_args!(
             "the last day was not over at {until:.0}; for the rest of it extract it another day, into another place"

@@ -112,7 +112,7 @@ pub struct Outcome {
     pub captured_until: Option<Timestamp>,
 }
 
-/// How far a capture reaches, or what was made of it.
+/// How much a capture holds, and since when it has been sound: to compare it with the one that an archive was made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// Nothing was lost of it since.
@@ -122,8 +122,8 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Whether it holds all that another did. When the other was damaged meanwhile nobody knows: what was fetched again may
-    /// have been out of Zoom's reach by then.
+    /// Whether it holds all that another did, as far as that can be told: as much at least, and nothing was damaged meanwhile.
+    /// What was fetched again may have been out of Zoom's reach by then.
     pub fn covers(&self, other: &Self) -> bool {
         self.sound_since == other.sound_since && self.items >= other.items
     }

@@ -19,7 +19,7 @@ use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
-use crate::files;
+use crate::files::{self, is_there};
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -244,10 +244,11 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
-    let earlier = job.archive.as_ref().filter(|archive| directory::has_archive(&directory, archive));
-    let keep = earlier.filter(|_| !outcome.extent.covers(&job.archived));
-    let keep = keep.map(|_| directory::name_to_keep(&directory));
-    match archive::assemble(begun, keep.clone()).await {
+    // Whatever the record says of the archive: it may be lost, or older than the file after a crash.
+    let keep = is_there(&directory.join(ARCHIVE_NAME)) && !outcome.extent.covers(&job.archived);
+    let keep = keep.then(|| directory::name_to_keep(&directory));
+    let made = async { archive::assemble(begun).await?.publish(keep.clone()).await };
+    match made.await {
         Ok(archive) => {
             if let Some(kept) = keep {
                 tracing::warn!(kept = %kept.display(), "the archive before may hold more, and is kept");

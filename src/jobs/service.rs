@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,7 +21,7 @@ use super::{recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page, sha256_of};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
-use crate::files::{free_space, is_full, unless_absent};
+use crate::files::{free_space, is_full, is_unreadable, unless_absent};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -87,6 +87,8 @@ pub struct Jobs {
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
+    /// An archive is read through for one caller at a time.
+    hashing: Semaphore,
     tasks: TaskTracker,
 }
 
@@ -109,6 +111,7 @@ impl Jobs {
             interrupted: Mutex::new(interrupted.into()),
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
+            hashing: Semaphore::new(1),
             tasks: TaskTracker::new(),
         });
         for state in JobState::ENDS {
@@ -359,8 +362,13 @@ impl Jobs {
     async fn has_sound_archive(&self, job: &Job) -> Result<bool, JobsError> {
         match self.open_archive(job).await {
             Ok((archive, file)) => {
-                let hashed = tokio::task::spawn_blocking(move || sha256_of(file));
-                Ok(hashed.await.map_err(std::io::Error::other)?? == archive.sha256)
+                let _one_at_a_time = self.hashing.acquire().await.expect("the semaphore is never closed");
+                let stop = self.stop.clone();
+                let hashed = tokio::task::spawn_blocking(move || sha256_of(file, &stop));
+                match hashed.await.map_err(std::io::Error::other)? {
+                    Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
+                    hashed => Ok(hashed? == archive.sha256),
+                }
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.

@@ -124,6 +124,13 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         let (code, out, err) = run(command()).await;
         assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
         assert!(std::fs::read(&kept).unwrap() == before);
+        // As if it had been killed before it could write down that the new files are in their places.
+        let mark = std::fs::read_to_string(capture.join("publishing")).unwrap();
+        assert!(mark.contains(r#""kept":null"#), "{mark}");
+        std::fs::write(capture.join("publishing"), mark.replace("null}", r#"""}"#)).unwrap();
+        let (code, out, err) = run(command()).await;
+        assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
+        assert!(std::fs::read(&kept).unwrap() == before, "the first");
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
         // The damage is not told of again, and another request does not take the files for its own.
         let (code, out, _) = run(command()).await;
@@ -199,7 +206,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let half_removed = || {
         let capture = home.path().join("out.zip.capture-removed");
         std::fs::create_dir(&capture).unwrap();
-        for file in ["publishing", "capture.segments"] {
+        for file in ["lock", "publishing", "capture.segments"] {
             std::fs::write(capture.join(file), "1").unwrap();
         }
     };
@@ -222,6 +229,14 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert!(code == 0, "{code} {out}{err}");
     std::fs::remove_file(home.path().join("moved.zip")).unwrap();
     assert_eq!(in_home(), ["out.zip"]);
+    // What has that name and is no capture is somebody's.
+    std::fs::create_dir(home.path().join("out.zip.capture-removed")).unwrap();
+    std::fs::write(home.path().join("out.zip.capture-removed/mine"), "mine").unwrap();
+    let mut command = extract(&sim, home.path());
+    command.args(["--zip", "out.zip"]);
+    assert_eq!(run(command).await.0, 1);
+    assert!(home.path().join("out.zip.capture-removed/mine").exists());
+    std::fs::remove_dir_all(home.path().join("out.zip.capture-removed")).unwrap();
     // A link is somebody's, also when it leads nowhere.
     std::fs::remove_file(home.path().join("out.zip")).unwrap();
     std::os::unix::fs::symlink("nowhere", home.path().join("out.zip")).unwrap();

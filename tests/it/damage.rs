@@ -215,7 +215,9 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let table = world.settings.jobs.data_dir.join("state.db");
     let options = SqliteConnectOptions::new().filename(table);
     let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-    let failed = "UPDATE jobs SET state = 'failed', job = json_set(job, '$.state', 'failed') WHERE id = ?";
+    // And the archive is not recorded, as after the loss of the table.
+    let failed = "UPDATE jobs SET state = 'failed',
+                  job = json_set(job, '$.state', 'failed', '$.archive', NULL) WHERE id = ?";
     sqlx::query(failed).bind(id).execute(&mut table).await.unwrap();
     table.close().await.unwrap();
     script(
