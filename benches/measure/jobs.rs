@@ -32,7 +32,7 @@ pub async fn unpaced(profile: Profile) -> Value {
     let target = Target::Zip(directory.join("again.zip"));
     let input = AssembleInput { directory, target, cancel: CancellationToken::new() };
     let started = clock.elapsed();
-    let made = assemble(Begun::nothing(input)).await.unwrap().publish(None).await.unwrap().unwrap();
+    let made = assemble(Begun::nothing(input)).await.unwrap().publish(|_| None).await.unwrap().unwrap();
     let assembled = (clock.elapsed() - started).as_secs_f64();
     let floor = raw / 1e6 * floor::seconds_for_a_megabyte(run.simulator.profile.text_scale);
     let cpu = run.service.cpu_seconds();

@@ -4,6 +4,7 @@
 //! stopped, connections drained).
 
 pub mod one_job;
+mod published;
 
 use std::fs::File;
 use std::io;

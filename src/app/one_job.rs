@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::published::{Published, put_in_place};
 use super::{AppError, LOCK, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
@@ -18,8 +18,8 @@ use crate::archive::{
 use crate::capture::{CaptureError, Location, Meta, is_set_aside};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, Extent, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress,
-    RunContext, Snapshot,
+    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
+    Snapshot,
 };
 use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, unless_absent};
 use crate::zoom::ZoomSettings;
@@ -43,7 +43,7 @@ impl Output {
     /// Whether there is something to go on with, or files that were made of it.
     pub fn is_begun(&self) -> bool {
         let directory = self.working_directory();
-        Location::in_directory(&directory).is_begun() || directory.join(PUBLISHING).exists()
+        Location::in_directory(&directory).is_begun() || Published::is_in(&directory)
     }
 
     fn setting(&self) -> &'static str {
@@ -66,18 +66,24 @@ impl Output {
         self.places().into_iter().find(|path| is_there(path))
     }
 
-    /// What that is called when it is kept while others take its place.
-    fn kept_as(&self, suffix: &str) -> PathBuf {
+    /// Where what stands in a place goes when it is kept and something else is put there.
+    fn kept_as(&self, place: &Path) -> PathBuf {
+        free_name(|suffix| match (self, place.file_name()) {
+            (Self::Directory(_), Some(folder)) => self.before(suffix).join(folder),
+            _ => self.before(suffix),
+        })
+    }
+
+    fn before(&self, suffix: &str) -> PathBuf {
         match self {
-            Self::Directory(_) => self.working_directory().join(format!("before{suffix}")),
+            Self::Directory(directory) => directory.join(format!("before{suffix}")),
             Self::Zip(file) => beside(file, &format!(".before{suffix}")),
         }
     }
 
-    /// A suffix that is free.
-    fn suffix_to_keep(&self) -> String {
-        let mut suffixes = numbered(str::to_owned);
-        suffixes.find(|suffix| !is_there(&self.kept_as(suffix))).expect("names do not end")
+    /// All that has been kept.
+    fn kept(&self) -> Vec<PathBuf> {
+        numbered(|suffix| self.before(suffix)).take_while(|path| is_there(path)).collect()
     }
 
     pub fn path(&self) -> &Path {
@@ -115,11 +121,11 @@ pub struct Report {
     pub last: Snapshot,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
-    /// Where the files of before are, if they may hold more: what a damaged capture had brought may be out of Zoom's reach by
+    /// Files of before and damaged captures that may hold what the new files do not: some of it may be out of Zoom's reach by
     /// now.
-    pub kept: Option<PathBuf>,
-    /// Where a damaged capture is, of which the zip may not have everything.
-    pub damaged: Option<PathBuf>,
+    pub kept: Vec<PathBuf>,
+    /// Why the capture could not be removed. All of it is in the zip.
+    pub left: Option<OneJobError>,
 }
 
 /// A prepared extraction.
@@ -135,50 +141,12 @@ pub struct OneJob {
     _lock: File,
 }
 
-/// There once the files are put into their places.
-const PUBLISHING: &str = "publishing";
 /// What a capture's directory is called while it is being removed: all of it is in the zip.
 const REMOVED: &str = "capture-removed";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures handed over for reading; the rest is in `failures.json`.
 const FAILURES_SHOWN: usize = 10;
-
-/// What stands in that mark: what the files in their places were made of.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Published {
-    request: ExtractRequest,
-    #[serde(default)]
-    extent: Extent,
-    /// Others are taking their places, and they are kept, with this suffix.
-    #[serde(default)]
-    kept: Option<String>,
-}
-
-impl Published {
-    fn read(directory: &Path) -> Result<Option<Self>, OneJobError> {
-        let mark = directory.join(PUBLISHING);
-        let read = match std::fs::read(&mark) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(Into::into),
-            Err(error) => unless_absent(Err(error)).map(|()| None),
-        };
-        at(&mark, read)
-    }
-
-    /// Leaves a mark that is whole, and on the disk, or not there.
-    fn leave(&self, directory: &Path) -> Result<(), OneJobError> {
-        let mark = directory.join(PUBLISHING);
-        let new = mark.with_extension("new");
-        let write = || {
-            let mut file = File::create(&new)?;
-            serde_json::to_writer(&mut file, self)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &mark)?;
-            File::open(directory)?.sync_all()
-        };
-        at(&mark, write())
-    }
-}
 
 impl OneJob {
     pub async fn prepare(
@@ -248,26 +216,20 @@ impl OneJob {
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let before = Published::read(&self.directory)?;
-        let published = Published { request: self.request.clone(), extent: outcome.extent, kept: None };
-        let kept = before.as_ref().and_then(|before| {
-            let may_lose = self.output.found().is_some() && !outcome.extent.covers(&before.extent);
-            // A run that was killed may have begun to move them.
-            before.kept.clone().or_else(|| may_lose.then(|| self.output.suffix_to_keep()))
-        });
-        let extent = before.map_or(outcome.extent, |before| before.extent);
-        Published { extent, kept: kept.clone(), ..published.clone() }.leave(&self.directory)?;
-        let kept = kept.map(|suffix| self.output.kept_as(&suffix));
-        assembled.publish(kept.clone()).await?;
-        published.leave(&self.directory)?;
+        let output = self.output.clone();
+        let kept_as = move |place: &Path| output.kept_as(place);
+        put_in_place(assembled, self.request.clone(), outcome.extent, &self.directory, kept_as).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
-        let damaged = if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
+        let mut kept = self.output.kept();
+        let mut left = None;
+        if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
-            remove_capture(&self.directory)?
-        } else {
-            None
-        };
-        Ok(Report { outcome, last, failures, kept, damaged })
+            match remove_capture(&self.directory) {
+                Ok(damaged) => kept.extend(damaged),
+                Err(error) => left = Some(error),
+            }
+        }
+        Ok(Report { outcome, last, failures, kept, left })
     }
 }
 
@@ -300,8 +262,10 @@ fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
 /// Removes a capture's directory. Its lock goes last, and tells until then that it is one.
 fn remove(directory: &Path) -> Result<(), OneJobError> {
     if is_there(&directory.join(LOCK)) {
-        at(directory, remove_all_but(directory, |name| name == LOCK))?;
-        return at(directory, std::fs::remove_dir_all(directory));
+        // Another process may be at it as well.
+        let removed = remove_all_but(directory, |name| name == LOCK);
+        let removed = removed.and_then(|()| std::fs::remove_dir_all(directory));
+        return at(directory, unless_absent(removed));
     }
     // Empty if it is one. Anything else is somebody's.
     let _ = std::fs::remove_dir(directory);
@@ -311,7 +275,7 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
 /// What is in the place of the files is ours only once we have begun to put them there. Of a zip that is whole nothing says so any
 /// more.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    let is_ours = directory.join(PUBLISHING).exists();
+    let is_ours = Published::is_in(directory);
     match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
@@ -328,7 +292,8 @@ async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path)
         },
     };
     let captured = captured.map(|Captured { request, .. }| request);
-    let published = Published::read(directory)?.map(|Published { request, .. }| request);
+    let published = at(&Published::path(directory), Published::read(directory))?;
+    let published = published.map(|Published { request, .. }| request);
     // A capture whose plan was never committed belongs to nobody yet.
     let Some(stored) = captured.or(published) else { return Ok(()) };
     if stored == *request {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::ArchiveError;
 use super::scratch::Entries;
-use super::sink::{Assembled, Entry, Fill, Sink, Text, Whole};
+use super::sink::{Assembled, Entry, Fill, Keep, Sink, Text, Whole};
 use super::zip::Located;
 use crate::capture::inflate;
 use crate::files::{is_there, unless_absent};
@@ -21,6 +21,8 @@ pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
 #[derive(Debug)]
 pub struct DirectorySink {
     staging: Staging,
+    /// Opened before anything is written: a sync tells of what has gone wrong since.
+    disk: File,
     target: PathBuf,
 }
 
@@ -43,7 +45,8 @@ impl DirectorySink {
             // Chats are for their owner only, whatever the directory is that they end in.
             fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
         }
-        Ok(Self { staging: Staging(staging), target })
+        let disk = File::open(&staging)?;
+        Ok(Self { staging: Staging(staging), disk, target })
     }
 }
 
@@ -56,40 +59,57 @@ impl Sink for DirectorySink {
     }
 
     fn finish(self: Box<Self>, _: Entries) -> Result<Assembled, ArchiveError> {
-        sync(&self.staging.0)?;
+        sync(&self.disk, &self.staging.0)?;
         Ok(Assembled { archive: None, whole: self })
     }
 }
 
 impl Whole for DirectorySink {
-    /// Moves the finished tree into its place; what an earlier run left of these folders is replaced.
-    fn publish(self: Box<Self>, keep: Option<&Path>) -> std::io::Result<()> {
-        let Self { staging: Staging(staging), target } = &*self;
-        let not_kept = staging.with_extension("old");
-        unless_absent(fs::remove_dir_all(&not_kept))?;
-        fs::create_dir_all(&not_kept)?;
-        let old = keep.unwrap_or(&not_kept);
-        fs::create_dir_all(old)?;
-        for folder in FOLDERS.into_iter().filter(|folder| is_there(&target.join(folder))) {
-            let is_kept = is_there(&old.join(folder));
-            fs::rename(target.join(folder), if is_kept { &not_kept } else { old }.join(folder))?;
+    fn items(&self) -> Vec<PathBuf> {
+        FOLDERS.map(|folder| self.staging.0.join(folder)).into()
+    }
+
+    /// Moves the finished tree into its place.
+    fn publish(self: Box<Self>, keep: &Keep<'_>) -> std::io::Result<()> {
+        let Self { staging: Staging(staging), target, .. } = &*self;
+        // What is replaced goes there before it is removed.
+        let old = staging.with_extension("old");
+        // If one was cut short.
+        put_back(&old, target)?;
+        unless_absent(fs::remove_dir_all(&old))?;
+        fs::create_dir_all(&old)?;
+        let move_all = || {
+            for place in FOLDERS.map(|folder| target.join(folder)).iter().filter(|place| is_there(place)) {
+                let to = keep(place).unwrap_or_else(|| old.join(place.file_name().unwrap_or_default()));
+                to.parent().map_or(Ok(()), fs::create_dir_all)?;
+                fs::rename(place, to)?;
+            }
+            FOLDERS.iter().rev().try_for_each(|folder| fs::rename(staging.join(folder), target.join(folder)))
+        };
+        if let Err(error) = move_all() {
+            // Best effort: what has been moved already stands better in its place.
+            let _ = put_back(&old, target);
+            return Err(error);
         }
-        for folder in FOLDERS.into_iter().rev() {
-            fs::rename(staging.join(folder), target.join(folder))?;
-        }
-        for changed in [old, target] {
-            File::open(changed)?.sync_all()?;
-        }
+        File::open(target)?.sync_all()?;
         // Everything is in its place. Best effort, as of the staging directory: the next one begins with removing it.
-        let _ = fs::remove_dir_all(&not_kept);
+        let _ = fs::remove_dir_all(&old);
         Ok(())
     }
 }
 
+/// Moves folders back to where nothing is.
+fn put_back(old: &Path, target: &Path) -> std::io::Result<()> {
+    let places = FOLDERS.map(|folder| (old.join(folder), target.join(folder)));
+    let mut missing = places.iter().filter(|(old, place)| is_there(old) && !is_there(place));
+    missing.try_for_each(|(old, place)| fs::rename(old, place))
+}
+
 /// Brings everything in these folders to the disk. A sync for each file would take longer than all the rest.
-fn sync(staging: &Path) -> std::io::Result<()> {
+#[cfg_attr(target_os = "linux", expect(unused_variables, reason = "the whole disk is synced at once"))]
+fn sync(disk: &File, staging: &Path) -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
-    rustix::fs::syncfs(File::open(staging)?)?;
+    rustix::fs::syncfs(disk)?;
     #[cfg(not(target_os = "linux"))]
     for folder in FOLDERS {
         for file in fs::read_dir(staging.join(folder))? {

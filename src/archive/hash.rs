@@ -108,11 +108,11 @@ impl<W: Write> HashingWriter<W> {
 
 impl<W: Write> Write for HashingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let fitting = bytes.len().min(Self::AT_A_TIME - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..fitting]);
         if self.buffer.len() == Self::AT_A_TIME {
             self.pass_on()?;
         }
+        let fitting = bytes.len().min(Self::AT_A_TIME - self.buffer.len());
+        self.buffer.extend_from_slice(&bytes[..fitting]);
         Ok(fitting)
     }
 
@@ -154,24 +154,24 @@ pub fn sessions(
 }
 
 /// Each segment is inflated once, on one of so many threads and a little ahead of this one, and feeds two hashes. That goes
-/// batch by batch of pages, so that one giant session keeps all of them busy as well.
+/// batch by batch of pages, so that a giant session, which is the only one of its round, keeps all of them busy as well.
 fn share(
     sessions: &[WholeSession],
     stored: &Stored,
     cancel: &CancellationToken,
-    threads: usize,
+    inflaters: usize,
 ) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let pages: Vec<&PageRef> = sessions.iter().flat_map(|session| &session.pages).collect();
     let batches = in_batches(&pages);
     std::thread::scope(|scope| {
-        let threads = threads.min(batches.len());
-        let inflating = (0..threads).map(|nth| {
+        let inflaters = inflaters.min(batches.len());
+        let inflating = (0..inflaters).map(|nth| {
             let (full, inflated) = mpsc::channel();
             let (hashed, empty) = mpsc::channel();
             for _ in 0..BATCHES {
                 hashed.send(Batch::default()).expect("its other end is here");
             }
-            let own = batches.iter().skip(nth).step_by(threads);
+            let own = batches.iter().skip(nth).step_by(inflaters);
             scope.spawn(move || inflate_all(own.copied(), stored, &empty, &full));
             (inflated, hashed)
         });

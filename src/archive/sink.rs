@@ -36,24 +36,36 @@ pub trait Sink: Debug + Send {
 #[derive(Debug)]
 pub struct Assembled {
     /// Size and hash of a zip; of a directory there are none.
-    pub(super) archive: Option<ArchiveFile>,
+    pub archive: Option<ArchiveFile>,
     pub(super) whole: Box<dyn Whole>,
 }
 
 impl Assembled {
-    /// Puts it into its place. What it replaces gets the name `keep`, on the same disk, if there is one. If something has that
-    /// name already this was begun before and cut short.
-    pub async fn publish(self, keep: Option<PathBuf>) -> Result<Option<ArchiveFile>, ArchiveError> {
+    /// The files or folders that it consists of, where they are now.
+    pub fn items(&self) -> Vec<PathBuf> {
+        self.whole.items()
+    }
+
+    /// Puts it into its place. What stands there goes where `keep` says, on the same disk, or if that says nothing is replaced.
+    pub async fn publish(
+        self,
+        keep: impl Fn(&Path) -> Option<PathBuf> + Send + 'static,
+    ) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { archive, whole } = self;
-        let placed = tokio::task::spawn_blocking(move || whole.publish(keep.as_deref()));
+        let placed = tokio::task::spawn_blocking(move || whole.publish(&keep));
         placed.await.map_err(io::Error::other)??;
         Ok(archive)
     }
 }
 
+/// Says where what stands in a place goes, if it is kept.
+pub type Keep<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
+
 /// What can be put into its place by renaming.
 pub trait Whole: Debug + Send {
-    fn publish(self: Box<Self>, keep: Option<&Path>) -> io::Result<()>;
+    fn items(&self) -> Vec<PathBuf>;
+
+    fn publish(self: Box<Self>, keep: &Keep<'_>) -> io::Result<()>;
 }
 
 /// Writes what is in an entry.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
-use super::sink::Whole;
+use super::sink::{Keep, Whole};
 use crate::files::is_there;
 
 /// Synced whenever so much more has been written.
@@ -67,10 +67,14 @@ impl WriteBehind {
 }
 
 impl Whole for WholeFile {
-    fn publish(self: Box<Self>, keep: Option<&Path>) -> io::Result<()> {
+    fn items(&self) -> Vec<PathBuf> {
+        vec![self.temporary.0.clone()]
+    }
+
+    fn publish(self: Box<Self>, keep: &Keep<'_>) -> io::Result<()> {
         let Self { temporary, target } = &*self;
-        let kept = keep.filter(|keep| is_there(target) && !is_there(keep));
-        if let Some(kept) = kept {
+        let kept = if is_there(target) { keep(target) } else { None };
+        if let Some(kept) = &kept {
             std::fs::rename(target, kept)?;
         }
         if let Err(error) = std::fs::rename(&temporary.0, target) {
@@ -95,7 +99,7 @@ impl Write for WriteBehind {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let written = (&*self.file).write(buffer)?;
         self.unsynced += written;
-        // While the last sync goes on, this one waits for the next write.
+        // While one goes on another may wait; a third is for a later write.
         if self.unsynced >= STRETCH && self.wake.try_send(()).is_ok() {
             self.unsynced = 0;
         }
@@ -125,11 +129,9 @@ mod tests {
         drop(begun(b"dropped when it is whole").finish().unwrap());
         assert!(!temporary.exists() && !target.exists());
         let kept = directory.path().join("kept");
-        // What is kept is kept, also when that was begun before and cut short.
-        for (text, keep) in
-            [("first", Some(&*kept)), ("second", Some(&kept)), ("third", Some(&kept)), ("fourth", None)]
-        {
-            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(keep).unwrap();
+        for (text, is_kept) in [("first", true), ("second", true), ("third", false)] {
+            let keep = |_: &Path| is_kept.then(|| kept.clone());
+            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(&keep).unwrap();
             assert!(!temporary.exists() && std::fs::read(&target).unwrap() == text.as_bytes());
         }
         assert_eq!(std::fs::read(&kept).unwrap(), b"first");

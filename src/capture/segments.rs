@@ -20,8 +20,7 @@ const AT_A_TIME: usize = 64 << 10;
 
 /// Segments of no more bytes in all are read at once.
 const READ_AT_ONCE: u64 = 2 << 20;
-/// What lies between two of them is read as well if it is no more, and no more than the second: a trip to the system costs as
-/// much.
+/// A gap between two of them is read as well if it is not longer, nor longer than the second: a trip to the system costs as much.
 const GAP: u64 = 2 << 10;
 
 /// The writer's end of the file.
@@ -131,7 +130,7 @@ impl SegmentReader {
             pages.map(|page| page.offset..page.offset.saturating_add(page.length)).collect();
         let bytes = places.iter().fold(0_u64, |sum, place| sum.saturating_add(place.end - place.start));
         if bytes > READ_AT_ONCE {
-            places.clear();
+            return Stored { segments: self.clone(), stretches: Vec::new() };
         }
         places.sort_unstable_by_key(|place| place.start);
         let mut stretches: Vec<Range<u64>> = Vec::new();
@@ -173,5 +172,35 @@ impl Stored {
         }
         self.segments.read(page, buffer)?;
         Ok(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Kind;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_segment_is_the_same_whether_it_was_read_with_others_or_by_itself(
+            places in proptest::collection::vec((0u64..60_000, 0u64..3_000), 0..20), far in any::<u64>(),
+        ) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let bytes: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).take(60_000).collect();
+            std::fs::write(file.path(), &bytes).unwrap();
+            let segments = Arc::new(SegmentReader::open(file.path()).unwrap());
+            let page = |(offset, length)| PageRef { kind: Kind::Messages, items: 1, raw_len: 0, crc32: 0, offset, length };
+            // Beyond the end, as a damaged index may have it.
+            let pages: Vec<PageRef> = places.into_iter().chain([(far, 100), (59_990, far % 50)]).map(page).collect();
+            let stored = segments.of(pages.iter());
+            for page in &pages {
+                let there = usize::try_from(page.offset).ok().and_then(|from| {
+                    bytes.get(from..from.checked_add(usize::try_from(page.length).ok()?)?)
+                });
+                let mut buffer = Vec::new();
+                prop_assert_eq!(stored.packed(page, &mut buffer).ok(), there);
+            }
+        }
     }
 }

@@ -57,6 +57,15 @@ pub struct WindowTotal {
 }
 
 impl WindowTotals {
+    fn list(&mut self, window: i64) {
+        self.0.entry(window).or_default().listed += 1;
+    }
+
+    fn count(&mut self, window: i64, page: &PageRef) {
+        let items = &mut self.0.entry(window).or_default().items[page.kind as usize];
+        *items = items.saturating_add(page.items);
+    }
+
     pub fn of(&self, window: i64) -> WindowTotal {
         self.0.get(&window).copied().unwrap_or_default()
     }
@@ -66,7 +75,7 @@ impl WindowTotals {
             let total = self.0.entry(*window).or_default();
             total.listed += other.listed;
             for (sum, items) in total.items.iter_mut().zip(other.items) {
-                *sum += items;
+                *sum = sum.saturating_add(items);
             }
         }
     }
@@ -175,7 +184,8 @@ impl Reader {
     }
 
     /// Where the stored segments of these sessions are: of each in the order of kinds, windows, ranges, pages. Small, also
-    /// for a session of millions of messages; so many pages are read at a time. And what that is in all.
+    /// for a session of millions of messages; so many pages are read at a time. Also returned is what the
+    /// sessions have in each window.
     pub async fn pages_of(
         &mut self,
         sessions: &[PlacedSession],
@@ -189,7 +199,7 @@ impl Reader {
         let mut found: Vec<Vec<(usize, i64, PageRef)>> = vec![Vec::new(); sessions.len()];
         let mut totals = WindowTotals::default();
         for window in sessions.iter().flat_map(|session| &session.listed_in) {
-            totals.0.entry(*window).or_default().listed += 1;
+            totals.list(*window);
         }
         let mut rest = &ranges[..];
         while !rest.is_empty() {
@@ -211,7 +221,7 @@ impl Reader {
                     || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
                 let (nth, order, window) = *places.get(&range).ok_or_else(gone)?;
                 let page = PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length };
-                totals.0.entry(window).or_default().items[page.kind as usize] += items;
+                totals.count(window, &page);
                 found[nth].push((order, seq, page));
             }
         }

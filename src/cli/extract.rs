@@ -132,11 +132,11 @@ fn tell(report: &Report, output: &Output) {
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
-    if let Some(kept) = &report.kept {
+    for kept in &report.kept {
         say(format_args!("what was there before may hold more, and is kept as {}", kept.display()));
     }
-    if let Some(damaged) = &report.damaged {
-        say(format_args!("what was damaged on the disk is kept as {}", damaged.display()));
+    if let Some(error) = &report.left {
+        remark(format_args!("{error}; all of it is in {}: remove it", output.path().display()));
     }
     if let Some(until) = captured_until {
         say(format_args!(

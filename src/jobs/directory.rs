@@ -5,8 +5,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::model::JobId;
-use crate::archive::ArchiveFile;
+use crate::archive::{ArchiveFile, sha256_of};
 use crate::extract::is_set_aside;
 use crate::files::{free_name, has_entry, remove_all_but, unless_absent};
 
@@ -79,9 +81,18 @@ pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
     fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
 }
 
-/// A name for the archive that is there, when another is to take its place.
+/// Whether a file is this archive, byte for byte.
+pub fn is_it(file: &Path, archive: &ArchiveFile) -> bool {
+    let hash = || sha256_of(File::open(file)?, &CancellationToken::new());
+    fs::metadata(file).is_ok_and(|file| file.len() == archive.size)
+        && hash().is_ok_and(|hash| hash == archive.sha256)
+}
+
+/// A name for the archive that is there, when another is to take its place and may hold less.
 pub fn name_to_keep(directory: &Path) -> PathBuf {
-    free_name(|suffix| directory.join(format!("{EARLIER_ARCHIVE}{suffix}.zip")))
+    let kept = free_name(|suffix| directory.join(format!("{EARLIER_ARCHIVE}{suffix}.zip")));
+    tracing::warn!(kept = %kept.display(), "the archive before may hold more, and is kept");
+    kept
 }
 
 /// Whether there is an archive, or what had been set aside of a damaged capture.

@@ -11,7 +11,7 @@ use super::store::JobStore;
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
 use crate::extract::{self, Captured};
-use crate::files::unless_absent;
+use crate::files::{free_name, unless_absent};
 
 /// Opens the table, mending it if it is damaged, and rebuilds what it has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
@@ -76,7 +76,7 @@ async fn bring_back_or_remove(
         };
         if let Some(reason) = lost {
             // Not a job's name any more, so it is left to a person.
-            let set_aside = directory.with_extension("damaged");
+            let set_aside = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
             std::fs::rename(directory, &set_aside)?;
             tracing::error!(
                 reason, job.id = %id, set_aside = %set_aside.display(),

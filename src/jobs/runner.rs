@@ -19,7 +19,7 @@ use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
-use crate::files::{self, is_there};
+use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -244,17 +244,18 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
         Err(ExtractError::Cancelled) => return stopped(),
         Err(error) => return Some(End::Failed(extract_trouble(&error))),
     };
-    // Whatever the record says of the archive: it may be lost, or older than the file after a crash.
-    let keep = is_there(&directory.join(ARCHIVE_NAME)) && !outcome.extent.covers(&job.archived);
-    let keep = keep.then(|| directory::name_to_keep(&directory));
-    let made = async { archive::assemble(begun).await?.publish(keep.clone()).await };
+    let made = async {
+        let assembled = archive::assemble(begun).await?;
+        let (is_covered, made) = (outcome.extent.covers(&job.archived), assembled.archive.clone());
+        // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
+        let may_hold_more = move |there: &Path| {
+            !is_covered && !made.as_ref().is_some_and(|made| directory::is_it(there, made))
+        };
+        let keep = move |there: &Path| may_hold_more(there).then(|| directory::name_to_keep(&directory));
+        assembled.publish(keep).await
+    };
     match made.await {
-        Ok(archive) => {
-            if let Some(kept) = keep {
-                tracing::warn!(kept = %kept.display(), "the archive before may hold more, and is kept");
-            }
-            Some(End::Whole(archive.expect("a zip has a size and a hash"), outcome))
-        }
+        Ok(archive) => Some(End::Whole(archive.expect("a zip has a size and a hash"), outcome)),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))

@@ -97,14 +97,16 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     };
     let to_zip: &[&str] = &["--zip", "out.zip"];
-    for (arguments, capture, made, kept) in [
+    for (arguments, capture, place, made, kept, kept_too) in [
         (
             &[][..],
             "zoom_chat_reports/.capture",
+            "zoom_chat_reports/messages",
             "zoom_chat_reports/_metadata/SHA256SUMS",
-            "zoom_chat_reports/.capture/before/_metadata/SHA256SUMS",
+            "zoom_chat_reports/before/_metadata/SHA256SUMS",
+            "zoom_chat_reports/before-2/messages/mine",
         ),
-        (to_zip, "out.zip.capture", "out.zip", "out.zip.before"),
+        (to_zip, "out.zip.capture", "out.zip", "out.zip", "out.zip.before", "out.zip.before-2"),
     ] {
         let command = || {
             let mut command = extract(&sim, home.path());
@@ -124,17 +126,19 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         let (code, out, err) = run(command()).await;
         assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
         assert!(std::fs::read(&kept).unwrap() == before);
-        // As if it had been killed before it could write down that the new files are in their places.
-        let mark = std::fs::read_to_string(capture.join("publishing")).unwrap();
-        assert!(mark.contains(r#""kept":null"#), "{mark}");
-        std::fs::write(capture.join("publishing"), mark.replace("null}", r#"""}"#)).unwrap();
-        let (code, out, err) = run(command()).await;
-        assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
-        assert!(std::fs::read(&kept).unwrap() == before, "the first");
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
-        // The damage is not told of again, and another request does not take the files for its own.
-        let (code, out, _) = run(command()).await;
-        assert!(code == 3 && !out.contains("is kept"), "{out}");
+        // It is told of as long as it is there. What somebody has put in the place is kept as well, and replaced is only what the
+        // command has made itself.
+        let place = home.path().join(place);
+        std::fs::rename(&place, home.path().join(format!("moved-{}", arguments.len()))).unwrap();
+        let mine = if arguments.is_empty() { place.join("mine") } else { place };
+        std::fs::create_dir_all(mine.parent().unwrap()).unwrap();
+        std::fs::write(&mine, "mine").unwrap();
+        for _ in 0..2 {
+            let (code, out, _) = run(command()).await;
+            assert!(code == 3 && out.matches("may hold more, and is kept as").count() == 2, "{out}");
+            assert_eq!(std::fs::read(home.path().join(kept_too)).unwrap(), b"mine");
+        }
         std::fs::write(capture.join("capture.db"), "").unwrap();
         let mut other = command();
         other.arg("--no-edited");

@@ -1,0 +1,98 @@
+//! What `extract` has put where a user wanted it. What it made itself it replaces by what holds as much; whatever else stands
+//! there is kept under another name.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::archive::{ArchiveError, Assembled};
+use crate::extract::{Extent, ExtractRequest};
+use crate::files::unless_absent;
+
+/// Its name in the capture's directory.
+const MARK: &str = "publishing";
+
+/// A mark: there once files are put into their places.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Published {
+    pub request: ExtractRequest,
+    /// Whatever of it may stand there: while others are put there those of before as well.
+    made: Vec<Made>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
+    extent: Extent,
+    items: Vec<Identity>,
+}
+
+/// What a file or a folder is recognised by when it has been renamed, and not any more when it has been changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let data = path.symlink_metadata()?;
+        Ok(Self { device: data.dev(), inode: data.ino(), modified: (data.mtime(), data.mtime_nsec()) })
+    }
+}
+
+impl Published {
+    pub fn is_in(directory: &Path) -> bool {
+        Self::path(directory).exists()
+    }
+
+    pub fn path(directory: &Path) -> PathBuf {
+        directory.join(MARK)
+    }
+
+    pub fn read(directory: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(Self::path(directory)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) => unless_absent(Err(error)).map(|()| None),
+        }
+    }
+
+    /// Leaves a mark that is whole, and on the disk, or not there.
+    fn leave(&self, directory: &Path) -> io::Result<()> {
+        let mark = Self::path(directory);
+        let new = mark.with_extension("new");
+        let mut file = File::create(&new)?;
+        serde_json::to_writer(&mut file, self)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &mark)?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// Whether this was made here and something of such an extent may take its place.
+    fn may_be_replaced(&self, path: &Path, by: &Extent) -> bool {
+        let is_it = |made: &&Made| Identity::of(path).is_ok_and(|identity| made.items.contains(&identity));
+        self.made.iter().find(is_it).is_some_and(|made| by.covers(&made.extent))
+    }
+}
+
+/// Puts what was made of a capture into its place. `kept_as` names what something there is called from then on, if it is kept.
+pub(super) async fn put_in_place(
+    assembled: Assembled,
+    request: ExtractRequest,
+    extent: Extent,
+    directory: &Path,
+    kept_as: impl Fn(&Path) -> PathBuf + Send + 'static,
+) -> Result<(), ArchiveError> {
+    let items: io::Result<Vec<Identity>> = assembled.items().iter().map(|item| Identity::of(item)).collect();
+    let new = Made { extent, items: items? };
+    let before = Published::read(directory)?.map(|mark| mark.made).unwrap_or_default();
+    let made = before.into_iter().chain([new.clone()]).collect();
+    let either = Published { request: request.clone(), made };
+    either.leave(directory)?;
+    let keep = move |path: &Path| (!either.may_be_replaced(path, &extent)).then(|| kept_as(path));
+    assembled.publish(keep).await?;
+    Ok(Published { request, made: vec![new] }.leave(directory)?)
+}
