@@ -39,6 +39,13 @@ pub fn numbered<T>(name: impl Fn(&str) -> T) -> impl Iterator<Item = T> {
     (1_u64..).map(move |number| if number == 1 { name("") } else { name(&format!("-{number}")) })
 }
 
+/// A name with something after it.
+pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// The first of these names that nothing has.
 pub fn free_name(name: impl Fn(&str) -> PathBuf) -> PathBuf {
     numbered(name).find(|path| !is_there(path)).expect("names do not end")
@@ -55,6 +62,13 @@ pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::R
         }
     }
     Ok(())
+}
+
+/// Removes a directory. One entry, which tells what it is, goes last: what is left of a removal that was cut short still tells.
+/// Another process may be at it as well.
+pub fn remove_but_last(directory: &Path, last: &str) -> io::Result<()> {
+    let removed = remove_all_but(directory, |name| name == last);
+    unless_absent(removed.and_then(|()| fs::remove_dir_all(directory)))
 }
 
 /// Whether a directory has an entry with such a name.

@@ -21,7 +21,7 @@ use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
     Snapshot,
 };
-use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, unless_absent};
+use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, remove_but_last, suffixed};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -36,7 +36,7 @@ impl Output {
     fn working_directory(&self) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.join(".capture"),
-            Self::Zip(file) => beside(file, ".capture"),
+            Self::Zip(file) => suffixed(file, ".capture"),
         }
     }
 
@@ -77,7 +77,7 @@ impl Output {
     fn before(&self, suffix: &str) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.join(format!("before{suffix}")),
-            Self::Zip(file) => beside(file, &format!(".before{suffix}")),
+            Self::Zip(file) => suffixed(file, &format!(".before{suffix}")),
         }
     }
 
@@ -233,13 +233,6 @@ impl OneJob {
     }
 }
 
-/// A file's name with something after it.
-fn beside(file: &Path, suffix: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
 /// Names the file that something could not be done to.
 fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
     done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
@@ -262,10 +255,7 @@ fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
 /// Removes a capture's directory. Its lock goes last, and tells until then that it is one.
 fn remove(directory: &Path) -> Result<(), OneJobError> {
     if is_there(&directory.join(LOCK)) {
-        // Another process may be at it as well.
-        let removed = remove_all_but(directory, |name| name == LOCK);
-        let removed = removed.and_then(|()| std::fs::remove_dir_all(directory));
-        return at(directory, unless_absent(removed));
+        return at(directory, remove_but_last(directory, LOCK));
     }
     // Empty if it is one. Anything else is somebody's.
     let _ = std::fs::remove_dir(directory);

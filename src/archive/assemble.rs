@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
 use std::thread::available_parallelism;
 
 use tokio::runtime::Handle;
@@ -17,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::ahead::Begun;
 use super::files::WholeSession;
 use super::hash::{self, Hashing, Sha256Digest};
+use super::lines::{Lines, made_beside};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Sink, Target, Text};
@@ -343,57 +343,4 @@ async fn sessions_after(
     let sessions = sessions.into_iter().zip(pages);
     let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, keys));
     Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))
-}
-
-/// Writes blocks of text that are made on a thread of their own, while those before are compressed.
-fn made_beside(
-    entry: &mut (impl Text + ?Sized),
-    make: impl FnOnce(&mut Put<'_>) -> Result<(), ArchiveError> + Send,
-) -> Result<(), ArchiveError> {
-    std::thread::scope(|scope| {
-        let (made, blocks) = mpsc::sync_channel::<Vec<u8>>(1);
-        let making =
-            scope.spawn(move || make(&mut |block| Ok(made.send(block).map_err(io::Error::other)?)));
-        // Nobody takes any more once one could not be written.
-        let written = blocks.into_iter().try_for_each(|block| entry.text(&block));
-        let made = joined(making);
-        written.and(made)
-    })
-}
-
-/// Takes a block of text.
-type Put<'a> = dyn FnMut(Vec<u8>) -> Result<(), ArchiveError> + 'a;
-
-/// Many short lines, some at a time.
-struct Lines<'a, 'b> {
-    put: &'a mut Put<'b>,
-    block: Vec<u8>,
-    separator: &'static [u8],
-    first: bool,
-}
-
-impl<'a, 'b> Lines<'a, 'b> {
-    const AT_A_TIME: usize = 128 << 10;
-
-    fn new(put: &'a mut Put<'b>, before: &[u8], separator: &'static [u8]) -> Self {
-        Self { put, block: before.to_vec(), separator, first: true }
-    }
-
-    fn push(&mut self, line: &str) -> Result<(), ArchiveError> {
-        if !self.first {
-            self.block.extend_from_slice(self.separator);
-        }
-        self.first = false;
-        self.block.extend_from_slice(line.as_bytes());
-        if self.block.len() >= Self::AT_A_TIME {
-            let next = Vec::with_capacity(self.block.len());
-            (self.put)(std::mem::replace(&mut self.block, next))?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self, after: &[u8]) -> Result<(), ArchiveError> {
-        self.block.extend_from_slice(after);
-        (self.put)(self.block)
-    }
 }

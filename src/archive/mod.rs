@@ -1,8 +1,8 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
 //! `layout` names entries, `render` makes the small documents, `files` are those of sessions. `assemble` has them written
-//! (`copy`) to a `sink`, a zip (`zip`) or a directory (`directory`), and hashed beside that (`hash`); `scratch` remembers
-//! names and hashes, sorted (`sort`). `ahead` begins while the rest is still being fetched. Asks nothing of Zoom, and no
+//! (`copy`) to a `sink`, a zip (`zip`) or a directory (`directory`), and hashed beside that (`hash`); `lines` are what summaries
+//! consist of; `scratch` remembers names and hashes, sorted (`sort`). `ahead` begins while the rest is still being fetched. Asks nothing of Zoom, and no
 //! time but the capture's own goes into an archive.
 
 mod ahead;
@@ -12,6 +12,7 @@ mod directory;
 mod files;
 mod hash;
 mod layout;
+mod lines;
 mod render;
 mod scratch;
 mod sink;

@@ -220,7 +220,7 @@ pub async fn summary(
         .map(|(index, (window, from, to))| {
             let total = totals.of(*window);
             let [messages, edited, deleted] = total.items;
-            items.iter_mut().zip(total.items).for_each(|(sum, items)| *sum += items);
+            items.iter_mut().zip(total.items).for_each(|(sum, more)| *sum = u64::saturating_add(*sum, more));
             json!({
                 "from": from.to_string(), "to": to.to_string(),
                 "open": index == last && facts.captured_until.is_some(),

@@ -28,7 +28,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
-use crate::files::{self, numbered, unless_absent};
+use crate::files::{self, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
 pub use reader::{PageRef, Reader};
@@ -347,10 +347,9 @@ impl Location {
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
     pub fn move_damaged_away(&self) -> std::io::Result<()> {
         let segments = self.segments();
-        let aside =
-            |path: &Path, suffix: &str| PathBuf::from(format!("{}{SET_ASIDE}{suffix}", path.display()));
+        let aside = |path: &Path, suffix: &str| suffixed(path, &format!("{SET_ASIDE}{suffix}"));
         let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
-        let is_free = |(index, segments): &(PathBuf, PathBuf)| !index.exists() && !segments.exists();
+        let is_free = |(index, segments): &(PathBuf, PathBuf)| !is_there(index) && !is_there(segments);
         let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
         unless_absent(std::fs::rename(&segments, segments_aside))?;
         // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::model::JobId;
-use crate::archive::{ArchiveFile, sha256_of};
+use crate::archive::{ArchiveError, ArchiveFile, sha256_of};
 use crate::extract::is_set_aside;
-use crate::files::{free_name, has_entry, remove_all_but, unless_absent};
+use crate::files::{free_name, has_entry, is_unreadable, remove_but_last, unless_absent};
 
 /// The archive.
 pub const ARCHIVE_NAME: &str = "archive.zip";
@@ -51,11 +51,7 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
 /// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
 /// must still tell that it was meant.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
-    let remove = move || {
-        remove_all_but(&directory, |name| name == DELETED)?;
-        fs::remove_dir_all(&directory)
-    };
-    let removed = tokio::task::spawn_blocking(move || unless_absent(remove()));
+    let removed = tokio::task::spawn_blocking(move || remove_but_last(&directory, DELETED));
     removed.await.map_err(io::Error::other)?
 }
 
@@ -81,11 +77,15 @@ pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
     fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
 }
 
-/// Whether a file is this archive, byte for byte.
-pub fn is_it(file: &Path, archive: &ArchiveFile) -> bool {
-    let hash = || sha256_of(File::open(file)?, &CancellationToken::new());
-    fs::metadata(file).is_ok_and(|file| file.len() == archive.size)
-        && hash().is_ok_and(|hash| hash == archive.sha256)
+/// Whether an open file is this archive, byte for byte. What the disk cannot read is not.
+pub fn is_it(file: File, archive: &ArchiveFile, cancel: &CancellationToken) -> Result<bool, ArchiveError> {
+    if file.metadata()?.len() != archive.size {
+        return Ok(false);
+    }
+    match sha256_of(file, cancel) {
+        Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
+        hashed => Ok(hashed? == archive.sha256),
+    }
 }
 
 /// A name for the archive that is there, when another is to take its place and may hold less.

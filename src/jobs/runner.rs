@@ -2,6 +2,7 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -246,11 +247,14 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     };
     let made = async {
         let assembled = archive::assemble(begun).await?;
-        let (is_covered, made) = (outcome.extent.covers(&job.archived), assembled.archive.clone());
-        // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
-        let may_hold_more = move |there: &Path| {
-            !is_covered && !made.as_ref().is_some_and(|made| directory::is_it(there, made))
+        let made = assembled.archive.clone().expect("a zip has a size and a hash");
+        let is_covered = outcome.extent.covers(&job.archived);
+        let is_same = move |there: &Path| {
+            let there = File::open(there).map_err(ArchiveError::from);
+            there.and_then(|there| directory::is_it(there, &made, &CancellationToken::new()))
         };
+        // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
+        let may_hold_more = move |there: &Path| !is_covered && !is_same(there).unwrap_or(false);
         let keep = move |there: &Path| may_hold_more(there).then(|| directory::name_to_keep(&directory));
         assembled.publish(keep).await
     };

@@ -18,10 +18,10 @@ use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
 use super::store::{JobStore, Known, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
-use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page, sha256_of};
+use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
-use crate::files::{free_space, is_full, is_unreadable, unless_absent};
+use crate::files::{free_space, is_full, unless_absent};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -364,11 +364,8 @@ impl Jobs {
             Ok((archive, file)) => {
                 let _one_at_a_time = self.hashing.acquire().await.expect("the semaphore is never closed");
                 let stop = self.stop.clone();
-                let hashed = tokio::task::spawn_blocking(move || sha256_of(file, &stop));
-                match hashed.await.map_err(std::io::Error::other)? {
-                    Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
-                    hashed => Ok(hashed? == archive.sha256),
-                }
+                let looked = tokio::task::spawn_blocking(move || directory::is_it(file, &archive, &stop));
+                Ok(looked.await.map_err(std::io::Error::other)??)
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.
