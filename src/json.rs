@@ -31,6 +31,58 @@ pub fn text_of(raw: &RawValue) -> Option<String> {
     serde_json::Deserializer::from_str(raw.get()).deserialize_bytes(Lossy).ok()
 }
 
+/// The members of an object that have these names; of one that comes twice the last.
+pub fn members<'a, const N: usize>(
+    object: &'a str,
+    names: [&str; N],
+) -> serde_json::Result<[Option<&'a RawValue>; N]> {
+    serde_json::Deserializer::from_str(object).deserialize_map(Members(names))
+}
+
+struct Members<'n, const N: usize>([&'n str; N]);
+
+impl<'de, const N: usize> Visitor<'de> for Members<'_, N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = [None; N];
+        while let Some(place) = map.next_key_seed(PlaceOf(&self.0))? {
+            match place {
+                Some(place) => found[place] = Some(map.next_value()?),
+                None => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Where a name stands among these.
+struct PlaceOf<'n>(&'n [&'n str]);
+
+impl<'de> DeserializeSeed<'de> for PlaceOf<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for PlaceOf<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|known| *known == name))
+    }
+}
+
 /// The members that come more than once in an object, and in those of its members that have these names (`sessions.ids`). Of what
 /// is no JSON those before its end.
 pub fn repeated_members(text: &[u8], nested: &[&str]) -> Vec<String> {
@@ -116,6 +168,17 @@ impl<'de> Visitor<'de> for Repeated<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_member_that_comes_twice_the_last_is_found() {
+        let object = r#"{"a":1,"\u0062":[{"a":7}],"a":{"c":2},"":null}"#;
+        let found = members(object, ["b", "a", "c", ""]).unwrap();
+        let texts = found.map(|raw| raw.map(RawValue::get));
+        assert_eq!(texts, [Some(r#"[{"a":7}]"#), Some(r#"{"c":2}"#), None, Some("null")]);
+        for other in ["[]", r#"{"a":1"#, "7"] {
+            assert!(members(other, ["a"]).is_err(), "{other}");
+        }
+    }
 
     #[test]
     fn members_that_come_twice_are_told_once_as_deep_as_is_asked_for() {

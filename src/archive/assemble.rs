@@ -29,7 +29,7 @@ use crate::files::free_space;
 const AT_A_TIME: i64 = 250;
 /// And so many pages at most, if that is more than one session: where each is has to be remembered meanwhile.
 const PAGES_AT_A_TIME: i64 = 2_500;
-/// More would hold memory for nothing: the archive is written, and hashed as a whole, by one each.
+/// One thread writes the zip and another hashes it as a whole: more that hash sessions would only wait for those.
 const MOST_THREADS: usize = 8;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
@@ -122,7 +122,7 @@ impl Assembly {
             after = last.0;
             check(&input.cancel)?;
             for (session, zoom_id, info) in &sessions {
-                names.add(*session, zoom_id, &SessionInfo::read(info).name)?;
+                names.add(*session, zoom_id, &SessionInfo::name_in(info))?;
             }
         }
         let (keys, scratch) = names.settle()?;
@@ -302,7 +302,7 @@ fn add_array(
 struct Made {
     session: WholeSession,
     /// Where those are, and what they hash to.
-    located: Vec<Option<Located>>,
+    located: Vec<Located>,
     hashes: Vec<Sha256Digest>,
 }
 
@@ -339,7 +339,7 @@ async fn sessions_after(
     }
     let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
     let (pages, totals) = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
-    let stored = reader.segments().of(pages.iter().flatten());
+    let stored = reader.segments().read_ahead(pages.iter().flatten());
     let sessions = sessions.into_iter().zip(pages);
     let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, keys));
     Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))

@@ -14,7 +14,7 @@ pub fn sessions(
     stored: &Stored,
     cancel: &CancellationToken,
     sink: &mut dyn Sink,
-) -> Result<Vec<Vec<Option<Located>>>, ArchiveError> {
+) -> Result<Vec<Vec<Located>>, ArchiveError> {
     let mut packed = Vec::new();
     let mut write = |part: Part<'_>, entry: &mut dyn Entry| match part {
         Part::Text(text) => entry.text(text.as_bytes()),

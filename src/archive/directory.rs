@@ -51,11 +51,11 @@ impl DirectorySink {
 }
 
 impl Sink for DirectorySink {
-    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError> {
+    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
         let mut file = BufWriter::new(File::create_new(self.staging.0.join(name))?);
         fill(&mut file)?;
         file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        Ok(None)
+        Ok(Located::default())
     }
 
     fn finish(self: Box<Self>, _: Entries) -> Result<Assembled, ArchiveError> {

@@ -16,6 +16,8 @@ use crate::capture::{CaptureError, PageRef, Stored};
 /// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
 /// are worth.
 const BATCH: u64 = 64 << 10;
+/// A share of no more bytes is inflated by the thread that hashes it: others would hardly begin.
+const SMALL: u64 = 16 * BATCH;
 /// Of each thread that inflates: one is filled while another waits to be hashed.
 const BATCHES: usize = 2;
 
@@ -142,8 +144,15 @@ pub fn sessions(
     let size = sessions.len().div_ceil(threads).max(1);
     // Threads that inflate for each share, so that there are about as many in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
+    let share = move |of: &[WholeSession]| {
+        if raw_len(of) > SMALL {
+            inflating_ahead(of, stored, cancel, each)
+        } else {
+            in_turns(of, stored, cancel)
+        }
+    };
     std::thread::scope(|scope| {
-        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of, stored, cancel, each)));
+        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of)));
         let shares: Vec<_> = shares.collect();
         let mut hashed = Vec::with_capacity(sessions.len());
         for share in shares {
@@ -153,9 +162,32 @@ pub fn sessions(
     })
 }
 
-/// Each segment is inflated once, on one of so many threads and a little ahead of this one, and feeds two hashes. That goes
-/// batch by batch of pages, so that a giant session, which is the only one of its round, keeps all of them busy as well.
-fn share(
+fn raw_len(sessions: &[WholeSession]) -> u64 {
+    let pages = sessions.iter().flat_map(|session| &session.pages);
+    pages.fold(0, |sum, page| sum.saturating_add(page.raw_len))
+}
+
+/// Each segment is inflated once, and feeds two hashes.
+fn in_turns(
+    sessions: &[WholeSession],
+    stored: &Stored,
+    cancel: &CancellationToken,
+) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
+    let (mut packed, mut raw) = (Vec::new(), Vec::new());
+    let hash = |each: &WholeSession| {
+        session(each, cancel, |page, take| {
+            raw.clear();
+            page.inflate_to(stored.packed(page, &mut packed)?, &mut raw)?;
+            take(&raw);
+            Ok(())
+        })
+    };
+    sessions.iter().map(hash).collect()
+}
+
+/// The same with the segments inflated on so many other threads, a little ahead of this one. That goes batch by batch of pages,
+/// so that a giant session, which is the only one of its round, keeps all of them busy as well.
+fn inflating_ahead(
     sessions: &[WholeSession],
     stored: &Stored,
     cancel: &CancellationToken,
@@ -176,7 +208,13 @@ fn share(
             (inflated, hashed)
         });
         let mut pages = Pages { inflating: inflating.collect(), turn: 0, batch: Batch::default(), passed: 0 };
-        sessions.iter().map(|each| session(each, &mut pages, cancel)).collect()
+        let hash = |each: &WholeSession| {
+            session(each, cancel, |_, take| {
+                take(pages.next()?);
+                Ok(())
+            })
+        };
+        sessions.iter().map(hash).collect()
     })
 }
 
@@ -247,11 +285,11 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// The hashes of a session's files, whose pages are the next.
+/// The hashes of a session's files. Pages are asked for in their order, and are passed on as they inflate.
 fn session(
     session: &WholeSession,
-    pages: &mut Pages,
     cancel: &CancellationToken,
+    mut inflated: impl FnMut(&PageRef, &mut dyn FnMut(&[u8])) -> Result<(), ArchiveError>,
 ) -> Result<Vec<Sha256Digest>, ArchiveError> {
     let begin = |file: &SessionFile| {
         let parts = session.parts(file.holds);
@@ -260,11 +298,12 @@ fn session(
     let mut files: Vec<_> = session.files.iter().map(begin).collect();
     for page in &session.pages {
         check(cancel)?;
-        let raw = pages.next()?;
-        for file in files.iter_mut().filter(|file| file.holds.includes(page.kind)) {
-            file.text_up_to_a_page();
-            file.hash.update(raw);
-        }
+        inflated(page, &mut |raw| {
+            for file in files.iter_mut().filter(|file| file.holds.includes(page.kind)) {
+                file.text_up_to_a_page();
+                file.hash.update(raw);
+            }
+        })?;
     }
     Ok(files.into_iter().map(FileHash::finish).collect())
 }

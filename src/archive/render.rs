@@ -3,18 +3,19 @@
 //! Keys that the script this service replaces had are kept under their names; ours come beside them. Everything
 //! volatile (times, versions, counts of requests) comes from the capture.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
 use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader, WindowTotals};
-use crate::json::text_of;
+use crate::json::{members, text_of};
 
 /// What the capture says of the whole extraction.
 #[derive(Debug, Clone)]
@@ -62,9 +63,10 @@ impl Facts {
 }
 
 /// A session's members as far as the summaries tell of them.
-#[derive(Debug, Default)]
+#[derive(Debug, Serialize)]
 pub struct SessionInfo {
     pub name: String,
+    #[serde(rename = "type")]
     kind: Value,
     status: Value,
     member_count: usize,
@@ -74,25 +76,32 @@ pub struct SessionInfo {
 
 impl SessionInfo {
     pub fn read(info: &str) -> Self {
-        let members: HashMap<String, &RawValue> = serde_json::from_str(info).unwrap_or_default();
-        let value = |name: &str| -> Value {
-            let Some(raw) = members.get(name) else {
-                return Value::Null;
-            };
+        let wanted =
+            ["name", "type", "status", "member_emails", "has_external_member", "last_message_sent_time"];
+        let [name, kind, status, emails, external, last_sent] = members(info, wanted).unwrap_or_default();
+        let value = |raw: Option<&RawValue>| -> Value {
+            let Some(raw) = raw else { return Value::Null };
             serde_json::from_str(raw.get())
                 .unwrap_or_else(|_| text_of(raw).map_or(Value::Null, Value::String))
         };
+        let emails = emails.and_then(|raw| serde_json::from_str::<Vec<IgnoredAny>>(raw.get()).ok());
         Self {
-            name: members.get("name").and_then(|raw| text_of(raw)).unwrap_or_default(),
-            kind: value("type"),
-            status: value("status"),
-            member_count: value("member_emails").as_array().map_or(0, Vec::len),
-            has_external_member: match value("has_external_member") {
+            name: name.and_then(text_of).unwrap_or_default(),
+            kind: value(kind),
+            status: value(status),
+            member_count: emails.map_or(0, |emails| emails.len()),
+            has_external_member: match value(external) {
                 Value::Null => Value::Bool(false),
                 other => other,
             },
-            last_message_time: value("last_message_sent_time"),
+            last_message_time: value(last_sent),
         }
+    }
+
+    /// The name alone.
+    pub fn name_in(info: &str) -> String {
+        let [name] = members(info, ["name"]).unwrap_or_default();
+        name.and_then(text_of).unwrap_or_default()
     }
 }
 
@@ -105,21 +114,28 @@ pub fn session_line(
     totals: [u64; 3],
     not_found: bool,
 ) -> String {
-    let [messages, edited, deleted] = totals;
-    json!({
-        "id": id,
-        "name": info.name,
-        "type": info.kind,
-        "status": info.status,
-        "member_count": info.member_count,
-        "has_external_member": info.has_external_member,
-        "last_message_time": info.last_message_time,
-        "key": key,
-        "files": files,
-        "counts": { "messages": messages, "edited_messages": edited, "deleted_messages": deleted },
-        "not_found": not_found,
-    })
-    .to_string()
+    let [messages, edited_messages, deleted_messages] = totals;
+    let counts = ItemCounts { messages, edited_messages, deleted_messages };
+    let line = SessionLine { id, info, key, files, counts, not_found };
+    serde_json::to_string(&line).expect("a line is plain data")
+}
+
+#[derive(Serialize)]
+struct SessionLine<'a> {
+    id: &'a str,
+    #[serde(flatten)]
+    info: &'a SessionInfo,
+    key: &'a str,
+    files: &'a [&'a str],
+    counts: ItemCounts,
+    not_found: bool,
+}
+
+#[derive(Serialize)]
+struct ItemCounts {
+    messages: u64,
+    edited_messages: u64,
+    deleted_messages: u64,
 }
 
 /// Around the items of an array that is a file of its own.
@@ -261,20 +277,27 @@ pub async fn summary(
 /// days, or left out by another filter.
 async fn not_selected(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, ArchiveError> {
     let wanted = |filter: &str| facts.request["sessions"][filter].as_array().cloned().unwrap_or_default();
-    let [mut ids, mut channels] = [wanted("ids"), wanted("channel_ids")];
+    let (ids, channels) = (wanted("ids"), wanted("channel_ids"));
+    let [mut missing_ids, mut missing_channels] =
+        [&ids, &channels].map(|ids| ids.iter().filter_map(Value::as_str).collect::<HashSet<_>>());
     let mut after = 0;
-    while !(ids.is_empty() && channels.is_empty()) {
+    while !(missing_ids.is_empty() && missing_channels.is_empty()) {
         let sessions = reader.session_infos(after, 500).await?;
         let Some((last, ..)) = sessions.last() else { break };
         after = *last;
         for (_, id, info) in &sessions {
-            let members: HashMap<String, &RawValue> = serde_json::from_str(info).unwrap_or_default();
-            let channel = members.get("channel_id").and_then(|raw| text_of(raw));
-            ids.retain(|wanted| wanted != id);
-            channels.retain(|wanted| wanted.as_str() != channel.as_deref());
+            missing_ids.remove(&id[..]);
+            let [channel] = members(info, ["channel_id"]).unwrap_or_default();
+            if let Some(channel) = channel.and_then(text_of) {
+                missing_channels.remove(&channel[..]);
+            }
         }
     }
-    Ok(ids.iter().chain(&channels).filter_map(|id| id.as_str().map(str::to_owned)).collect())
+    let in_order = |wanted: &[Value], missing: &HashSet<&str>| -> Vec<String> {
+        let missing = wanted.iter().filter_map(Value::as_str).filter(|id| missing.contains(id));
+        missing.map(str::to_owned).collect()
+    };
+    Ok([in_order(&ids, &missing_ids), in_order(&channels, &missing_channels)].concat())
 }
 
 /// After the last member.

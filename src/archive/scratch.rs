@@ -19,7 +19,7 @@ use crate::capture::{CaptureError, SessionRow};
 const SORT_MEMORY: usize = 1 << 20;
 
 /// What is remembered of an entry; the file that holds the hashes of the others has none itself.
-type Noted = (Option<Sha256Digest>, Option<Located>);
+type Noted = (Option<Sha256Digest>, Located);
 
 #[derive(Debug)]
 pub struct Scratch {
@@ -127,7 +127,7 @@ impl Scratch {
         &mut self,
         name: &str,
         sha256: Option<Sha256Digest>,
-        located: Option<Located>,
+        located: Located,
     ) -> Result<(), ArchiveError> {
         let noted: Noted = (sha256, located);
         let noted = postcard::to_stdvec(&noted).map_err(std::io::Error::other)?;
@@ -223,7 +223,7 @@ mod tests {
         }
         let (_, mut scratch) = names.settle().unwrap();
         let mut add = |key: &str| {
-            scratch.add_entry("messages/same.json", None, None).unwrap();
+            scratch.add_entry("messages/same.json", None, Located::default()).unwrap();
             scratch.add_line(key, "{}").unwrap();
             scratch.check_whole()
         };

@@ -25,8 +25,8 @@ pub enum Target {
 }
 
 pub trait Sink: Debug + Send {
-    /// Writes an entry. Tells what [`finish`](Self::finish) wants to know of it.
-    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError>;
+    /// Writes an entry. Tells what [`finish`](Self::finish) wants to know of it; of a file in a directory that is nothing.
+    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError>;
 
     /// All entries have been written: brings the whole to the disk.
     fn finish(self: Box<Self>, entries: Entries) -> Result<Assembled, ArchiveError>;

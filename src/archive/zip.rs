@@ -79,7 +79,7 @@ impl From<Timestamp> for Modified {
 }
 
 /// What the directory tells of an entry beside its name.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Located {
     crc: u32,
     packed_len: u64,
@@ -138,7 +138,7 @@ impl<W: Write> ZipDirectory<W> {
     pub fn list(&mut self, name: &str, entry: Located) -> Result<(), ArchiveError> {
         let Located { crc, packed_len, raw_len, offset } = entry;
         let Modified { time, date, unix } = self.modified;
-        let mut extra = Record(Vec::new());
+        let mut extra = Record(Vec::with_capacity(Record::USUAL));
         // "UT": the time of the last change only.
         extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
         let too_long: Vec<u64> =
@@ -246,16 +246,16 @@ impl<W: Write> Entry for ZipEntry<'_, W> {
 }
 
 impl Sink for ZipSink<WriteBehind> {
-    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Option<Located>, ArchiveError> {
+    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
         let mut entry = self.begin(name)?;
         fill(&mut entry)?;
-        Ok(Some(entry.finish()?))
+        entry.finish()
     }
 
     fn finish(self: Box<Self>, mut entries: Entries) -> Result<Assembled, ArchiveError> {
         let mut directory = self.directory();
         while let Some((name, (_, located))) = entries.next()? {
-            directory.list(name, located.expect("every entry of a zip was located"))?;
+            directory.list(name, located)?;
         }
         let (file, made) = directory.finish()?;
         Ok(Assembled { archive: Some(made), whole: Box::new(file.finish()?) })
@@ -266,8 +266,13 @@ impl Sink for ZipSink<WriteBehind> {
 struct Record(Vec<u8>);
 
 impl Record {
+    /// Most have room in so many bytes, names included.
+    const USUAL: usize = 192;
+
     fn new(signature: u32) -> Self {
-        Self(signature.to_le_bytes().to_vec())
+        let mut record = Self(Vec::with_capacity(Self::USUAL));
+        record.u32(signature);
+        record
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {

@@ -2,16 +2,14 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use serde_json::json;
 
 use super::writer::{Change, Effect, Kept};
 use super::{CaptureError, FailureNote, Meta, Tx, bulk, listed};
 
-/// Writes one change, as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are
-/// cheaper written together, which is what the writer does.
+/// Writes one change that is no page of messages, as a part of the commit of this number; its segments stand from `offset` on.
 pub(super) async fn apply(
     tx: &mut Tx<'_>,
-    number: i64,
+    commit: i64,
     change: &Change,
     offset: u64,
 ) -> Result<Effect, CaptureError> {
@@ -49,16 +47,16 @@ pub(super) async fn apply(
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failure, *at).await?;
         }
-        Change::MessagesPage(page) => effect = bulk::messages_pages(tx, number, &[(page, offset)]).await?,
+        Change::MessagesPage(_) => unreachable!("pages are written together, by `bulk::messages_pages`"),
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
-            effect = bulk::settle(tx, number, &[*range]).await?;
+            effect = bulk::settle(tx, commit, &[*range]).await?;
         }
         Change::FailRange { range, kept, failure, at } => {
             keep(tx, *range, kept, offset).await?;
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failure, *at).await?;
-            effect = bulk::settle(tx, number, &[*range]).await?;
+            effect = bulk::settle(tx, commit, &[*range]).await?;
         }
         Change::CutRange { range, reachable_from, kept, failure, at } => {
             cut_range(tx, *range, *reachable_from, (kept, offset), (failure, *at)).await?;
@@ -180,7 +178,7 @@ async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
 
 /// Sets the pages of these ranges aside.
 pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<(), CaptureError> {
-    let ranges = json!(ranges).to_string();
+    let ranges = bulk::json(&ranges);
     for statement in [
         "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
          SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length

@@ -1,7 +1,8 @@
 //! The messages pages of a group of changes, written in few statements: each is a trip to SQLite's own thread and back, which
 //! costs more than the writing.
 
-use serde_json::json;
+use jiff::Timestamp;
+use serde::Serialize;
 
 use super::apply::set_aside;
 use super::writer::{Effect, MessagesPage, PagePosition};
@@ -13,6 +14,24 @@ pub(super) struct Row {
     pub range: i64,
     pub seq: i64,
     pub page: PageRef,
+}
+
+/// Where a chain goes on after a page, and what of it is remembered there.
+#[derive(Serialize)]
+struct Place<'a> {
+    range: i64,
+    pages: i64,
+    token: Option<&'a str>,
+    at: Option<Timestamp>,
+    query: Option<&'a str>,
+    repeats: u64,
+    direction: i64,
+    ends: bool,
+}
+
+/// Rows as one argument of a statement, which takes them apart again: the same statement for however many there are.
+pub(super) fn json(rows: &impl Serialize) -> String {
+    serde_json::to_string(rows).expect("rows are texts and numbers")
 }
 
 /// Stores pages of different chains, each with the place where its chain goes on; the segments of each stand from the offset
@@ -39,11 +58,16 @@ pub(super) async fn messages_pages(
         .iter()
         .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
             let next = position.next();
-            json!({
-                "range": position.chain, "pages": position.seq + 1, "token": next.map(|next| &next.token),
-                "at": next.map(|next| next.at.to_string()), "query": next.and(query.as_deref()), "repeats": repeats,
-                "direction": direction, "ends": position.is_the_end(),
-            })
+            Place {
+                range: position.chain,
+                pages: position.seq + 1,
+                token: next.map(|next| &next.token[..]),
+                at: next.map(|next| next.at),
+                query: next.and(query.as_deref()),
+                repeats: *repeats,
+                direction: *direction,
+                ends: position.is_the_end(),
+            }
         })
         .collect();
     sqlx::query(
@@ -54,7 +78,7 @@ pub(super) async fn messages_pages(
              state = iif(p.value ->> 'ends', 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )
-    .bind(json!(places).to_string())
+    .bind(json(&places))
     .execute(&mut **tx)
     .await?;
     let ended: Vec<i64> = pages
@@ -72,7 +96,8 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
     rows.sort_unstable_by_key(|row| (row.range, row.seq, row.page.kind));
     let values = |Row { range, seq, page }: &Row| {
-        json!([range, seq, page.kind as i64, page.items, page.raw_len, page.crc32, page.offset, page.length])
+        let PageRef { kind, items, raw_len, crc32, offset, length } = *page;
+        (*range, *seq, kind as i64, items, raw_len, crc32, offset, length)
     };
     // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
     sqlx::query(
@@ -81,7 +106,7 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
                 p.value ->> 4, p.value ->> 5, p.value ->> 6, p.value ->> 7
          FROM json_each(?) AS p WHERE p.value ->> 0 IN (SELECT id FROM ranges)",
     )
-    .bind(json!(rows.iter().map(values).collect::<Vec<_>>()).to_string())
+    .bind(json(&rows.iter().map(values).collect::<Vec<_>>()))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -97,7 +122,7 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     let replaced: Vec<i64> = sqlx::query_scalar(
         "SELECT id FROM ranges WHERE pages > 0 AND id IN (SELECT value FROM json_each(?))",
     )
-    .bind(json!(first).to_string())
+    .bind(json(&first))
     .fetch_all(&mut **tx)
     .await?;
     if replaced.is_empty() { Ok(()) } else { set_aside(tx, &replaced).await }
@@ -116,7 +141,7 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
          WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?1)))
          RETURNING state, session",
     )
-    .bind(json!(ranges).to_string())
+    .bind(json(&ranges))
     .bind(commit)
     .fetch_all(&mut **tx)
     .await?;
@@ -138,7 +163,7 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
             "SELECT count(*) FROM (SELECT DISTINCT value AS id FROM json_each(?)) s WHERE NOT EXISTS
                  (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))",
         )
-        .bind(json!(sessions).to_string())
+        .bind(json(&sessions))
         .fetch_one(&mut **tx)
         .await?;
         effect.sessions_done = done as u64;
@@ -164,7 +189,7 @@ pub(super) async fn unknown_members(
             Of::Lists => (Some(page.chain), None),
             Of::Ranges => (None, Some(page.chain)),
         };
-        page.unknown.iter().map(move |(name, value)| json!([list, range, page.seq, name, value]))
+        page.unknown.iter().map(move |(name, value)| (list, range, page.seq, name, value))
     });
     let members: Vec<_> = members.collect();
     if members.is_empty() {
@@ -174,7 +199,7 @@ pub(super) async fn unknown_members(
         "INSERT INTO unknown_members (list, range, seq, name, value)
          SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m",
     )
-    .bind(json!(members).to_string())
+    .bind(json(&members))
     .execute(&mut **tx)
     .await?;
     Ok(())

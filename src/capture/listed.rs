@@ -6,13 +6,14 @@ use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
 use jiff::civil::Date;
-use serde_json::json;
 use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
-use super::bulk::{Of, unknown_members};
+use super::bulk::{Of, json, unknown_members};
 use super::writer::{Effect, ListedSession, PagePosition};
 use super::{CaptureError, Tx};
+use crate::files::unless_absent;
+use crate::sqlite;
 
 /// Zoom's ids of all sessions, in a throw-away database beside the capture, made from the sessions when it is needed. An index
 /// of the capture would be changed at random places, nearly a page of it for each new session, and each time written to
@@ -35,7 +36,8 @@ impl KnownSessions {
             return Ok(());
         }
         // It starts empty, also when a crash left one.
-        std::fs::File::create(&self.path)?;
+        unless_absent(std::fs::remove_file(&self.path))?;
+        sqlite::make_private(&self.path)?;
         let path = self.path.to_string_lossy().into_owned();
         sqlx::query("ATTACH ? AS known").bind(path).execute(&mut *connection).await?;
         // It lives as long as it is attached.
@@ -104,7 +106,7 @@ async fn list_sessions(
     let known: Vec<(i64, i64)> = sqlx::query_as(
         "SELECT listed.key, k.id FROM json_each(?) AS listed CROSS JOIN known.sessions k ON k.zoom_id = listed.value",
     )
-    .bind(json!(zoom_ids).to_string())
+    .bind(json(&zoom_ids))
     .fetch_all(&mut **tx)
     .await?;
     let known: HashMap<usize, i64> = known.into_iter().map(|(key, id)| (key as usize, id)).collect();
@@ -132,18 +134,21 @@ async fn list_sessions(
 }
 
 async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<(), CaptureError> {
-    if new.is_empty() {
-        return Ok(());
-    }
-    let rows: Vec<_> = new.iter().map(|(id, session)| json!([id, session.zoom_id, session.info])).collect();
-    let rows = json!(rows).to_string();
-    for statement in [
+    let Some(first) = new.first() else { return Ok(()) };
+    let rows: Vec<_> = new.iter().map(|(id, session)| (id, &session.zoom_id, &session.info)).collect();
+    sqlx::query(
         "INSERT INTO sessions (id, zoom_id, info)
          SELECT s.value ->> 0, s.value ->> 1, s.value ->> 2 FROM json_each(?) AS s",
-        "INSERT INTO known.sessions (id, zoom_id) SELECT s.value ->> 0, s.value ->> 1 FROM json_each(?) AS s",
-    ] {
-        sqlx::query(statement).bind(&rows).execute(&mut **tx).await?;
-    }
+    )
+    .bind(json(&rows))
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO known.sessions (id, zoom_id) SELECT id, zoom_id FROM main.sessions WHERE id >= ?",
+    )
+    .bind(first.0)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 
@@ -157,13 +162,13 @@ async fn list_again(
     if there.is_empty() {
         return Ok((0, 0));
     }
-    let infos: Vec<_> = there.iter().map(|(id, session)| json!([id, session.info])).collect();
+    let infos: Vec<_> = there.iter().map(|(id, session)| (id, &session.info)).collect();
     sqlx::query(
         "UPDATE sessions SET info = listed.value ->> 1 FROM json_each(?) AS listed
          WHERE sessions.id = listed.value ->> 0 AND sessions.info <> listed.value ->> 1
          AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = sessions.id AND u.listed AND u.window > ?)",
     )
-    .bind(json!(infos).to_string())
+    .bind(json(&infos))
     .bind(window)
     .execute(&mut **tx)
     .await?;
@@ -177,7 +182,7 @@ async fn list_again(
                          AND u.state IN ('done', 'not_found')))
          FROM json_each(?1) AS s",
     )
-    .bind(json!(ids).to_string())
+    .bind(json(&ids))
     .bind(window)
     .fetch_one(&mut **tx)
     .await?;
@@ -194,35 +199,36 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
          WHERE listed = 0
          RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
     )
-    .bind(json!(sessions).to_string())
+    .bind(json(&sessions))
     .bind(window)
     .fetch_all(&mut **tx)
     .await?;
-    let last_range: i64 =
-        sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM ranges").fetch_one(&mut **tx).await?;
+    if units.is_empty() {
+        return Ok(0);
+    }
+    // A unit may have been probed for some days before it was listed: the whole window replaces those.
+    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
+    let mut replaced: Vec<i64> = Vec::new();
+    if !probed.is_empty() {
+        replaced = sqlx::query_scalar("SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?))")
+            .bind(json(&probed))
+            .fetch_all(&mut **tx)
+            .await?;
+    }
     let all: Vec<i64> = units.iter().map(|(id, _)| *id).collect();
     sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day)
          SELECT u.value, w.idx, w.first_day, w.last_day FROM json_each(?) u JOIN windows w ON w.idx = ?",
     )
-    .bind(json!(all).to_string())
+    .bind(json(&all))
     .bind(window)
     .execute(&mut **tx)
     .await?;
-    // A unit may have been probed for some days before it was listed: the whole window replaces those. They go last, so
-    // that the new ranges do not get their numbers: chains of theirs may be under way.
-    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
-    if !probed.is_empty() {
-        let replaced: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?)) AND id <= ?",
-        )
-        .bind(json!(probed).to_string())
-        .bind(last_range)
-        .fetch_all(&mut **tx)
-        .await?;
+    // They go last, so that the new ranges do not get their numbers: chains of theirs may be under way.
+    if !replaced.is_empty() {
         set_aside(tx, &replaced).await?;
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
-            .bind(json!(replaced).to_string())
+            .bind(json(&replaced))
             .execute(&mut **tx)
             .await?;
     }

@@ -49,7 +49,8 @@ const SET_ASIDE: &str = ".damaged";
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 const SCHEMA_VERSION: i64 = 5;
 
-/// What each version added. `schema.sql` has all of it, but for what is the same in new captures and old ones.
+/// What each version added to older captures. In new ones `schema.sql` has all of it, but for [`SINCE_VERSION_4`], which is run
+/// for both.
 const UPGRADES: [(i64, &str); 3] = [
     // The order in which units came to their ends. The index comes first: made of all units at once it would sort them in
     // memory.
@@ -106,7 +107,7 @@ impl From<sqlx::Error> for CaptureError {
     fn from(error: sqlx::Error) -> Self {
         if sqlite::is_disk_full(&error) {
             Self::DiskFull
-        } else if sqlite::is_damage(&error) {
+        } else if sqlite::is_damage(&error) || matches!(error, sqlx::Error::ColumnDecode { .. }) {
             Self::Damaged(error.to_string())
         } else {
             Self::Database(error)
@@ -247,7 +248,8 @@ impl Location {
         Ok(Writer::start(self.clone(), self.open_store().await?))
     }
 
-    async fn open_store(&self) -> Result<Store, CaptureError> {
+    /// A connection to the index, which has the tables of this version.
+    async fn up_to_date(&self) -> Result<SqliteConnection, CaptureError> {
         sqlite::make_private(&self.path)?;
         let mut connection = self.options().connect().await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
@@ -256,13 +258,20 @@ impl Location {
             SCHEMA_VERSION => {}
             found => return Err(CaptureError::OtherVersion { found }),
         }
+        Ok(connection)
+    }
+
+    async fn open_store(&self) -> Result<Store, CaptureError> {
+        let mut connection = self.up_to_date().await?;
         let end: i64 = sqlx::query_scalar(
             "SELECT CAST(max(coalesce((SELECT max(offset + length) FROM pages), 0),
                              coalesce((SELECT max(offset + length) FROM set_aside), 0)) AS INTEGER)",
         )
         .fetch_one(&mut connection)
         .await?;
-        let segments = Appender::open(&self.segments(), end as u64)?;
+        let path = self.segments();
+        let opened = tokio::task::spawn_blocking(move || Appender::open(&path, end as u64));
+        let segments = opened.await.map_err(std::io::Error::other)??;
         let commits =
             sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
                 .fetch_one(&mut connection)
@@ -334,10 +343,11 @@ impl Location {
         self.look_at_sound_plan(async |_| Ok(())).await.map(drop)
     }
 
-    /// Inflates every segment and returns the ranges that have one that is not what was stored. Once cancelled it looks no
-    /// further.
+    /// Reads everything through that an archive is made of, and returns the ranges with a segment that is not what was stored; an
+    /// index that cannot be read is an error. Once cancelled it looks no further.
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
+        self.up_to_date().await?.close().await?;
         let checked = tokio::task::spawn_blocking(move || {
             runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await))
         });

@@ -162,7 +162,9 @@ impl Reader {
         .bind(range)
         .fetch_all(&mut self.connection)
         .await?;
-        rows.iter().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?, page_ref(row)?))).collect()
+        // One that cannot be is as lost as one whose segment is damaged.
+        let pages = rows.iter().filter_map(|row| page_ref(row).ok().map(|page| (row, page)));
+        pages.map(|(row, page)| Ok((date(row, "first_day")?, date(row, "last_day")?, page))).collect()
     }
 
     /// Days that could not be listed, but for those that failed with this code, as (window, first day, last day).
@@ -250,7 +252,8 @@ impl Reader {
         Ok(kinds)
     }
 
-    /// The ranges with a segment that is not what was stored, as far as it was looked before `cancel`.
+    /// The ranges with a segment that is not what was stored, as far as it was looked before `cancel`. An error if sessions
+    /// cannot be read.
     pub(super) async fn damaged_ranges(
         &mut self,
         cancel: &CancellationToken,
@@ -259,6 +262,7 @@ impl Reader {
         if !self.has_plan().await? {
             return Ok(damaged);
         }
+        self.read_sessions_through(cancel).await?;
         let mut after = (0_i64, 0_i64, 0_i64);
         while !cancel.is_cancelled() {
             let rows = sqlx::query(
@@ -294,8 +298,10 @@ impl Reader {
     }
 }
 
+/// A number that is none of those below zero; 0 if it is absent.
 pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
-    Ok(row.try_get::<Option<i64>, _>(column)?.unwrap_or(0) as u64)
+    let number = row.try_get::<Option<i64>, _>(column)?.unwrap_or(0);
+    u64::try_from(number).map_err(|_| CaptureError::Damaged(format!("{column} is below zero")))
 }
 
 fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
@@ -315,13 +321,9 @@ pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     let token: Option<String> = row.try_get("next_token")?;
     let at: Option<String> = row.try_get("token_at")?;
-    let resume = match (token, at) {
-        (Some(token), Some(at)) => {
-            let at = at.parse().map_err(|_| CaptureError::Damaged("token_at is no instant".to_owned()))?;
-            Some(PageToken { token, at })
-        }
-        _ => None,
-    };
+    // A token of nobody knows when is of no use: the chain begins again.
+    let at = at.and_then(|at| at.parse().ok());
+    let resume = token.zip(at).map(|(token, at)| PageToken { token, at });
     Ok(Chain {
         id: row.try_get("id")?,
         window: row.try_get("window")?,
@@ -337,7 +339,9 @@ fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
         kind: Kind::try_from(row.try_get::<i64, _>("kind")?)?,
         items: number(row, "items")?,
         raw_len: number(row, "raw_len")?,
-        crc32: row.try_get::<i64, _>("crc32")? as u32,
+        crc32: number(row, "crc32")?
+            .try_into()
+            .map_err(|_| CaptureError::Damaged("crc32 is too large".to_owned()))?,
         offset: number(row, "offset")?,
         length: number(row, "length")?,
     })

@@ -1,15 +1,21 @@
 -- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text. Segments are in a file beside.
+-- What a bad disk makes of a value is found by the types, constraints and references here, which a check of the whole file
+-- goes by. Only pages have none of their own: what is wrong with one costs its range, not all.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
-CREATE TABLE windows (idx INTEGER PRIMARY KEY, first_day TEXT NOT NULL, last_day TEXT NOT NULL) STRICT;
+CREATE TABLE windows (
+    idx INTEGER PRIMARY KEY,
+    first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),
+    last_day TEXT NOT NULL CHECK (last_day IS date(last_day))
+) STRICT;
 
 -- A chain of list pages: a whole window, or a part of one that could not be listed whole.
 CREATE TABLE lists (
     id INTEGER PRIMARY KEY,
     window INTEGER NOT NULL REFERENCES windows(idx),
-    first_day TEXT NOT NULL,
-    last_day TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, cut, failed
+    first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),
+    last_day TEXT NOT NULL CHECK (last_day IS date(last_day)),
+    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'cut', 'failed')),
     next_token TEXT, token_at TEXT, pages INTEGER NOT NULL DEFAULT 0,
     failure TEXT, failed_at TEXT
 ) STRICT;
@@ -25,7 +31,7 @@ CREATE TABLE units (
     session INTEGER NOT NULL REFERENCES sessions(id),
     window INTEGER NOT NULL REFERENCES windows(idx),
     listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
-    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
+    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
     expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when pages of it were dropped, to be fetched again
     settled INTEGER,                                -- the commit that last ended a range of it; later ones have higher numbers
     UNIQUE (session, window)
@@ -36,11 +42,11 @@ CREATE TABLE ranges (
     id INTEGER PRIMARY KEY,
     unit INTEGER NOT NULL REFERENCES units(id),
     window INTEGER NOT NULL,
-    first_day TEXT NOT NULL,
-    last_day TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending',          -- pending, done, not_found, failed
+    first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),
+    last_day TEXT NOT NULL CHECK (last_day IS date(last_day)),
+    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
     next_token TEXT, token_at TEXT, query TEXT,
-    pages INTEGER NOT NULL DEFAULT 0,
+    pages INTEGER NOT NULL DEFAULT 0 CHECK (pages BETWEEN 0 AND 4294967295),
     repeats INTEGER NOT NULL DEFAULT 0,             -- items dropped because the page before held them already
     failure TEXT, failed_at TEXT,
     newest_first INTEGER NOT NULL DEFAULT 0         -- pages in that order, less those in the other

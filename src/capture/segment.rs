@@ -10,7 +10,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 
 use super::{CaptureError, Kind, PageRef};
 
-/// No byte of deflate becomes more than about a thousand.
+/// Deflate expands to at most 1,032 times its size.
 const MOST_INFLATED: u64 = 1_100;
 
 /// Between two items, inside a segment and between segments.

@@ -125,7 +125,7 @@ impl SegmentReader {
     }
 
     /// The segments of these pages, of which some will be needed more than once. If they are small they are read at once.
-    pub fn of<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> Stored {
+    pub fn read_ahead<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> Stored {
         let mut places: Vec<Range<u64>> =
             pages.map(|page| page.offset..page.offset.saturating_add(page.length)).collect();
         let bytes = places.iter().fold(0_u64, |sum, place| sum.saturating_add(place.end - place.start));
@@ -193,7 +193,7 @@ mod tests {
             let page = |(offset, length)| PageRef { kind: Kind::Messages, items: 1, raw_len: 0, crc32: 0, offset, length };
             // Beyond the end, as a damaged index may have it.
             let pages: Vec<PageRef> = places.into_iter().chain([(far, 100), (59_990, far % 50)]).map(page).collect();
-            let stored = segments.of(pages.iter());
+            let stored = segments.read_ahead(pages.iter());
             for page in &pages {
                 let there = usize::try_from(page.offset).ok().and_then(|from| {
                     bytes.get(from..from.checked_add(usize::try_from(page.length).ok()?)?)

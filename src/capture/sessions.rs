@@ -5,9 +5,11 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
 
 use super::CaptureError;
+use super::bulk::json;
 use super::reader::{PageRef, Reader};
 
 /// A session with what is known of it.
@@ -129,6 +131,30 @@ impl Reader {
         Ok(sessions)
     }
 
+    /// Reads all sessions, as for an archive, as far as it came before `cancel`. An error if one cannot be read, or is in no order.
+    pub(super) async fn read_sessions_through(
+        &mut self,
+        cancel: &CancellationToken,
+    ) -> Result<(), CaptureError> {
+        const AT_A_TIME: i64 = 500;
+        let sessions: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&mut self.connection).await?;
+        let (mut read, mut after) = (0, Place::default());
+        while !cancel.is_cancelled() {
+            let mut some = self.complete_after(after, AT_A_TIME, i64::MAX).await?;
+            if some.is_empty() {
+                some = self.incomplete_after(after, AT_A_TIME, i64::MAX).await?;
+            }
+            let Some(last) = some.last() else {
+                let lost = CaptureError::Damaged(format!("of {sessions} sessions {read} can be found"));
+                return if read == sessions { Ok(()) } else { Err(lost) };
+            };
+            after = last.place;
+            read += some.len() as i64;
+        }
+        Ok(())
+    }
+
     /// The next sessions after `after` of which everything is there: at most so many and, if it is more than one, with at most
     /// so many pages.
     pub async fn complete_after(
@@ -177,6 +203,8 @@ impl Reader {
             .fetch_one(&mut self.connection)
             .await?;
         let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
+        // It goes into the archive as it is.
+        sessions.iter().try_for_each(|session| of_json::<&RawValue>(&session.info).map(drop))?;
         let mut sessions: Vec<PlacedSession> = sessions.into_iter().map(PlacedSession::from).collect();
         sessions.sort_unstable_by_key(|session| session.place);
         sessions.truncate(fitting(sessions.iter().map(PlacedSession::pages), most_pages));
@@ -212,7 +240,7 @@ impl Reader {
                 "SELECT json_group_array(json_array(range, seq, kind, items, raw_len, crc32, offset, length))
                  FROM pages WHERE range IN (SELECT value FROM json_each(?))",
             )
-            .bind(json!(places.keys().collect::<Vec<_>>()).to_string())
+            .bind(json(&places.keys().collect::<Vec<_>>()))
             .fetch_one(&mut self.connection)
             .await?;
             for page in of_json::<Vec<ReadPage>>(&pages)? {

@@ -4,8 +4,8 @@
 -- may be all there is.
 CREATE TABLE set_aside (
     unit INTEGER NOT NULL REFERENCES units(id),
-    first_day TEXT NOT NULL,
-    last_day TEXT NOT NULL,
+    first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),
+    last_day TEXT NOT NULL CHECK (last_day IS date(last_day)),
     kind INTEGER NOT NULL,
     items INTEGER NOT NULL,
     raw_len INTEGER NOT NULL,

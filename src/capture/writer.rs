@@ -44,7 +44,7 @@ pub enum Then {
     Next(PageToken),
     /// Nothing: all of the chain has been received.
     End,
-    /// Its chain's first page again, or a failure.
+    /// Neither: its range stays pending, and its chain begins again or the range fails.
     Again,
 }
 

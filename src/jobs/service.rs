@@ -327,7 +327,10 @@ impl Jobs {
         if job.state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
-        Ok(failures_page(&self.directory(id), after, most).await?)
+        let directory = self.directory(id);
+        // To its end also if the caller hangs up: the capture is closed then, not some time later.
+        let page = self.run_to_its_end(async move { failures_page(&directory, after, most).await });
+        Ok(page.await.map_err(std::io::Error::other)??)
     }
 
     /// The archive's file, if there is one, and what it should be.

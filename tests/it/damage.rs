@@ -121,6 +121,18 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         of_a_page("length = 35184372088832"),
         of_a_page("offset = -1"),
         of_a_page("offset = 9223372036854775807"),
+        of_a_page("items = -5"),
+        of_a_page("crc32 = crc32 + 4294967296"),
+        "UPDATE ranges SET pages = -1 WHERE id = 1".to_owned(),
+        "UPDATE ranges SET last_day = '2026-02-30' WHERE id = 1".to_owned(),
+        "UPDATE ranges SET token_at = 'some day', next_token = 'x', state = 'pending' WHERE id = 1"
+            .to_owned(),
+        "UPDATE units SET state = 'dome' WHERE id = 1".to_owned(),
+        "UPDATE units SET settled = NULL WHERE id = 1".to_owned(),
+        "UPDATE sessions SET info = replace(info, '\"name\"', '\"name') WHERE id = 1".to_owned(),
+        "UPDATE sessions SET info = CAST(info || x'ff' AS TEXT) WHERE id = 1".to_owned(),
+        "UPDATE sessions SET zoom_id = CAST(x'ff' AS TEXT) WHERE id = 1".to_owned(),
+        "UPDATE windows SET first_day = '2026-02-30' WHERE idx = 0".to_owned(),
         "UPDATE ranges SET unit = 999999 WHERE id = 1".to_owned(),
         "UPDATE ranges SET unit = 999999, state = 'pending' WHERE id = 1".to_owned(),
         "UPDATE units SET session = 999999 WHERE id = 1".to_owned(),
@@ -131,7 +143,8 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         let directory = world.settings.jobs.data_dir.join("jobs").join(id);
         let options = SqliteConnectOptions::new().filename(directory.join("capture.db")).foreign_keys(false);
         let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(wrong.clone())).execute(&mut capture).await.unwrap();
+        let as_a_bad_disk_would = format!("PRAGMA ignore_check_constraints = ON; {wrong}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(as_a_bad_disk_would)).execute(&mut capture).await.unwrap();
         capture.close().await.unwrap();
         std::fs::remove_file(directory.join("archive.zip")).unwrap();
         assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
