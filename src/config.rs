@@ -204,7 +204,8 @@ impl ZoomArgs {
         });
         if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
             errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());
-        } else if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
+        }
+        if self.zoom_rate_limit.is_some_and(|limit| !(0.0..=10_000.0).contains(&limit)) {
             errors.push("ZOOM_RATE_LIMIT must be from 0 (no pacing) to 10000 requests a second".to_owned());
         } else if self.limit().is_some_and(|limit| limit < LEAST_LIMIT) {
             let name = if self.zoom_rate_limit.is_some() { "ZOOM_RATE_LIMIT" } else { "ZOOM_RATE_SHARE" };

@@ -98,10 +98,10 @@ pub enum OneJobError {
     #[error(transparent)]
     App(#[from] AppError),
     #[error(
-        "{} holds an extraction of {there}; choose another place, or remove it and what was made of it to begin anew",
+        "{} holds an extraction of {there}; choose another place, or remove it and its output to start over",
         capture.display()
     )]
-    OtherRequest { place: PathBuf, capture: PathBuf, there: String },
+    OtherRequest { capture: PathBuf, there: String },
     #[error("{} exists already; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
@@ -167,7 +167,7 @@ impl OneJob {
         spare_others(&output, &directory)?;
         let continues = output.is_begun();
         if continues {
-            check_same(&request, &output, &directory).await?;
+            check_same(&request, &account.mark(), &directory).await?;
         }
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
@@ -180,7 +180,7 @@ impl OneJob {
     ) -> Result<Report, OneJobError> {
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
-        let figures = || progress.snapshot(&lane.traffic, self.account.waiting(), self.clock.elapsed());
+        let figures = || progress.snapshot(&lane.traffic, lane.waiting(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
             facts: vec![(Meta::Version, env!("CARGO_PKG_VERSION").to_owned())],
@@ -272,7 +272,7 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     }
 }
 
-async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path) -> Result<(), OneJobError> {
+async fn check_same(request: &ExtractRequest, account: &str, directory: &Path) -> Result<(), OneJobError> {
     let captured = match extract::captured(directory).await {
         Ok(captured) => captured,
         // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
@@ -281,6 +281,10 @@ async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path)
             _ => return Err(error.into()),
         },
     };
+    let other = |there: String| Err(OneJobError::OtherRequest { capture: directory.to_owned(), there });
+    if captured.as_ref().and_then(|captured| captured.account.as_ref()).is_some_and(|mark| mark != account) {
+        return other("another Zoom account".to_owned());
+    }
     let captured = captured.map(|Captured { request, .. }| request);
     let published = at(&Published::path(directory), Published::read(directory))?;
     let published = published.map(|Published { request, .. }| request);
@@ -290,14 +294,6 @@ async fn check_same(request: &ExtractRequest, output: &Output, directory: &Path)
         return Ok(());
     }
     let same_dates = stored.range() == request.range();
-    Err(OneJobError::OtherRequest {
-        place: output.path().to_owned(),
-        capture: directory.to_owned(),
-        there: format!(
-            "{} to {}{}",
-            stored.from,
-            stored.to,
-            if same_dates { " with other options" } else { "" }
-        ),
-    })
+    let but = if same_dates { " with other options" } else { "" };
+    other(format!("{} to {}{but}", stored.from, stored.to))
 }

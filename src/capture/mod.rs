@@ -173,6 +173,8 @@ pub enum Meta {
     JobId,
     /// The name of the key that asked for the job.
     Requester,
+    /// Tells whose chats it holds from those of other accounts.
+    Account,
 }
 
 impl Meta {
@@ -186,6 +188,7 @@ impl Meta {
             Self::Version => "version",
             Self::JobId => "job_id",
             Self::Requester => "requester",
+            Self::Account => "account",
         }
     }
 }

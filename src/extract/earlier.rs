@@ -1,13 +1,16 @@
 //! What an earlier run left in a job's directory: whether it is sound, and what it tells.
 
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::progress::{Progress, Snapshot, TrafficTotals};
 use super::request::ExtractRequest;
 use super::run::ExtractError;
 use crate::capture::{CaptureError, Location, Meta, Reader};
+use crate::zoom::lane::Traffic;
 
 /// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: a damaged index is
 /// set aside and everything fetched again; ranges whose messages are damaged are returned, to be fetched again.
@@ -45,6 +48,8 @@ pub struct Captured {
     pub request: ExtractRequest,
     pub started_at: Option<Timestamp>,
     pub requester: Option<String>,
+    /// The mark of the account.
+    pub account: Option<String>,
     /// Nothing is left to be fetched.
     pub complete: bool,
 }
@@ -54,6 +59,26 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     let location = Location::in_directory(directory);
     let failures = location.look_at_plan(async |reader| reader.failure_count().await);
     Ok(failures.await?.unwrap_or(0))
+}
+
+/// What the capture in a directory holds, as a job tells of it, and how many failures it knows.
+pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, ExtractError> {
+    let location = Location::in_directory(directory);
+    let held = location.look_at_plan(async |reader| {
+        Ok::<_, CaptureError>((reader.counts().await?, traffic_in(reader).await?))
+    });
+    Ok(held.await?.map(|(counts, traffic)| {
+        let progress = Progress::default();
+        progress.set_to(&counts);
+        progress.resume_from(traffic);
+        (progress.snapshot(&Traffic::default(), None, Duration::ZERO), counts.failures())
+    }))
+}
+
+/// What runs that have ended asked of Zoom.
+pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, CaptureError> {
+    let totals = reader.meta(Meta::Traffic).await?;
+    Ok(totals.and_then(|totals| serde_json::from_str(&totals).ok()).unwrap_or_default())
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
@@ -67,5 +92,6 @@ async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {
         .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
     let started_at = reader.meta(Meta::StartedAt).await?.and_then(|text| text.parse().ok());
     let requester = reader.meta(Meta::Requester).await?;
-    Ok(Captured { request, started_at, requester, complete: !reader.has_pending().await? })
+    let account = reader.meta(Meta::Account).await?;
+    Ok(Captured { request, started_at, requester, account, complete: !reader.has_pending().await? })
 }

@@ -38,7 +38,9 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
         Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
     });
     let (last, days_not_listed) = look.await?;
-    for (window, from, to) in days_not_listed {
+    let oldest = shared.oldest_reachable();
+    for (window, from, to) in days_not_listed.into_iter().filter(|(.., to)| *to >= oldest) {
+        let from = from.max(oldest);
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
             let sessions = (first, first + PROBED_AT_A_TIME - 1);
             shared.commit(Change::ProbeDays { window, days: (from, to), sessions }).await?;

@@ -20,7 +20,7 @@ pub mod windows;
 
 pub use crate::capture::{Counts, Meta, is_set_aside};
 pub use crate::zoom::{Account, Include, Waiting};
-pub use earlier::{Captured, captured, failures_in};
+pub use earlier::{Captured, captured, failures_in, figures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, SessionFilter};
 pub use run::{Extent, ExtractError, ExtractSettings, Outcome, RunContext, run};

@@ -50,7 +50,7 @@ pub struct Progress {
     chains: Figure,
     pages_to_come: Figure,
     /// Traffic of earlier runs of the same job, which a restart must not forget.
-    pub earlier: Mutex<TrafficTotals>,
+    earlier: Mutex<TrafficTotals>,
     rate: Mutex<Rate>,
 }
 
@@ -111,6 +111,11 @@ impl Progress {
         ] {
             counter.set(value);
         }
+    }
+
+    /// Adds to what earlier runs have left.
+    pub fn resume_from(&self, earlier: TrafficTotals) {
+        *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = earlier;
     }
 
     pub fn totals(&self, traffic: &Traffic) -> TrafficTotals {

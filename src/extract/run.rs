@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::earlier::check_earlier;
+use super::earlier::{self, check_earlier};
 use super::feed::Feed;
-use super::progress::{Progress, TrafficTotals};
+use super::progress::Progress;
 use super::request::ExtractRequest;
 use super::split::{Pace, Seen, Split};
 use super::{listing, ranges, split, windows};
@@ -55,6 +55,8 @@ pub enum ExtractError {
     /// Every further call would fail the same way.
     #[error("{0}")]
     Account(Failure),
+    #[error("what was captured so far is of another Zoom account")]
+    OtherAccount,
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error("a task of the run panicked")]
@@ -135,6 +137,10 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let damaged = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
+    }
+    let account = location.look_at_plan(async |reader| reader.meta(Meta::Account).await).await?;
+    if account.flatten().is_some_and(|account| account != context.lane.account().mark()) {
+        return Err(ExtractError::OtherAccount);
     }
     let writer = location.open_writer().await?;
     let ready = async {
@@ -224,16 +230,14 @@ impl Shared {
     /// Plans a new capture, or takes up the figures of one that is there.
     async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
-        if let Some(totals) = reader.meta(Meta::Traffic).await? {
-            let totals: TrafficTotals = serde_json::from_str(&totals).unwrap_or_default();
-            *self.context.progress.earlier.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-        }
+        self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();
             let mut meta = self.context.facts.clone();
             meta.push((Meta::Request, serde_json::to_string(request).expect("a request is plain data")));
             meta.push((Meta::StartedAt, now.to_string()));
+            meta.push((Meta::Account, self.context.lane.account().mark()));
             if request.to >= self.context.clock.today() {
                 // Whatever was sent before this instant is asked for after it.
                 meta.push((Meta::CapturedUntil, now.to_string()));

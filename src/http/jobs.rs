@@ -65,7 +65,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
     }
 }
 
-/// What is asked for stands in the body.
+/// None: what is asked for stands in the path, or in the body.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
@@ -336,12 +336,17 @@ impl Shown {
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
         (status = 202, description = "The job stops", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job has ended already", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
+pub(super) async fn cancel(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+    Parameters(NoParameters {}): Parameters<NoParameters>,
+) -> Result<Response, Problem> {
     Ok(accepted(&state.jobs.cancel(id).await?))
 }
 
@@ -355,13 +360,18 @@ pub(super) async fn cancel(State(state): State<AppState>, PathId(id): PathId) ->
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is under way, or has expired, or is completed and its archive is there and sound", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> Result<Response, Problem> {
+pub(super) async fn retry(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+    Parameters(NoParameters {}): Parameters<NoParameters>,
+) -> Result<Response, Problem> {
     Ok(accepted(&state.jobs.retry(id).await?))
 }
 
@@ -373,13 +383,18 @@ pub(super) async fn retry(State(state): State<AppState>, PathId(id): PathId) -> 
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
         (status = 204, description = "The job is gone"),
+        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn delete(State(state): State<AppState>, PathId(id): PathId) -> Result<StatusCode, Problem> {
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    PathId(id): PathId,
+    Parameters(NoParameters {}): Parameters<NoParameters>,
+) -> Result<StatusCode, Problem> {
     state.jobs.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

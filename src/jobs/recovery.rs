@@ -95,7 +95,7 @@ async fn bring_back_or_remove(
 /// Nothing when the directory holds no capture, or one that has not begun.
 async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Option<Job>, ArchiveError> {
     let Some(captured) = extract::captured(directory).await? else { return Ok(None) };
-    let Captured { request, started_at, requester, complete } = captured;
+    let Captured { request, started_at, requester, complete, .. } = captured;
     let started_at = started_at.unwrap_or_else(|| clock.now());
     let mut job = Job::new(id, request, requester, started_at);
     job.started_at = Some(started_at);

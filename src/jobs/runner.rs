@@ -101,7 +101,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     let progress = Arc::new(Progress::default());
     let claimed = job.clone();
     let figures = || {
-        let now = progress.snapshot(&lane.traffic, jobs.account.waiting(), jobs.clock.elapsed());
+        let now = progress.snapshot(&lane.traffic, lane.waiting(), jobs.clock.elapsed());
         // Until the capture has been looked at, what is known is what an earlier run told.
         if now.windows_total == 0 {
             Snapshot { waiting: now.waiting, ..claimed.progress.clone() }
@@ -238,6 +238,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
     let input =
         archive::AssembleInput { directory: directory.clone(), target, cancel: context.cancel.clone() };
+    let cancel = context.cancel.clone();
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
     let (outcome, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
     let outcome = match outcome {
@@ -248,18 +249,14 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
     let made = async {
         let assembled = archive::assemble(begun).await?;
         let made = assembled.archive.clone().expect("a zip has a size and a hash");
-        let is_covered = outcome.extent.covers(&job.archived);
-        let is_same = move |there: &Path| {
-            let there = File::open(there).map_err(ArchiveError::from);
-            there.and_then(|there| directory::is_it(there, &made, &CancellationToken::new()))
-        };
         // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
-        let may_hold_more = move |there: &Path| !is_covered && !is_same(there).unwrap_or(false);
-        let keep = move |there: &Path| may_hold_more(there).then(|| directory::name_to_keep(&directory));
-        assembled.publish(keep).await
+        let is_kept =
+            !outcome.extent.covers(&job.archived) && !is_there_already(&directory, &made, cancel).await?;
+        assembled.publish(move |_| is_kept.then(|| directory::name_to_keep(&directory))).await?;
+        Ok(made)
     };
     match made.await {
-        Ok(archive) => Some(End::Whole(archive.expect("a zip has a size and a hash"), outcome)),
+        Ok(archive) => Some(End::Whole(archive, outcome)),
         Err(ArchiveError::Cancelled) => stopped(),
         Err(error) => Some(End::Failed(if error.is_disk_full() {
             trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
@@ -272,6 +269,24 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
                 Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
             )
         })),
+    }
+}
+
+/// Whether this archive, byte for byte, is in the job's directory.
+async fn is_there_already(
+    directory: &Path,
+    archive: &ArchiveFile,
+    cancel: CancellationToken,
+) -> Result<bool, ArchiveError> {
+    let (path, archive) = (directory.join(ARCHIVE_NAME), archive.clone());
+    let compared = tokio::task::spawn_blocking(move || {
+        let there = File::open(path).map_err(ArchiveError::from);
+        there.and_then(|there| directory::is_it(there, &archive, &cancel))
+    });
+    match compared.await.map_err(std::io::Error::other)? {
+        Err(ArchiveError::Cancelled) => Err(ArchiveError::Cancelled),
+        // One that cannot be read is not replaced.
+        compared => Ok(compared.unwrap_or(false)),
     }
 }
 
@@ -296,6 +311,13 @@ fn extract_trouble(error: &ExtractError) -> JobError {
         ExtractError::Capture(_) => {
             trouble("capture", error, Some("check DATA_DIR and its disk; retry goes on where it stopped"))
         }
+        ExtractError::OtherAccount => trouble(
+            "other-account",
+            error,
+            Some(
+                "start the service with the account that the job was begun with and retry it, or submit it anew",
+            ),
+        ),
         ExtractError::Cancelled | ExtractError::Panicked => trouble("internal", error, None),
     }
 }

@@ -16,11 +16,11 @@ use tokio_util::task::TaskTracker;
 use super::directory::{self, ARCHIVE_NAME, DELETED};
 use super::model::{Job, JobId, JobState};
 use super::registry::Registry;
-use super::store::{JobStore, Known, ListFilter, Listed, StoreError};
+use super::store::{AccountPause, JobStore, Known, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
 use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
-use crate::extract::{Account, ExtractRequest, ExtractSettings};
+use crate::extract::{self, Account, ExtractRequest, ExtractSettings};
 use crate::files::{free_space, is_full, unless_absent};
 
 /// Free space that it takes to write down a job.
@@ -117,8 +117,10 @@ impl Jobs {
         for state in JobState::ENDS {
             ended(state).increment(0);
         }
-        if let Some(pause) = jobs.store.pause().await? {
-            jobs.account.budget().pause(pause);
+        if let Some(AccountPause { account, waiting }) = jobs.store.pause().await?
+            && account == jobs.account.mark()
+        {
+            jobs.account.budget().pause(waiting);
         }
         jobs.tasks.spawn(remember_pauses(jobs.clone()));
         jobs.tasks.spawn(runner::run(jobs.clone()));
@@ -233,6 +235,10 @@ impl Jobs {
             let mut job = read.clone();
             if ends_now {
                 job.state = JobState::Cancelled;
+                // It may have been interrupted: then its record is of the time when it began.
+                if let Ok(Some((progress, failures))) = extract::figures_in(&self.directory(id)).await {
+                    (job.progress, job.failures_total) = (progress, failures);
+                }
                 self.finish(&mut job);
             } else {
                 // Written down first: a crash between asking and stopping still ends in `cancelled`.
@@ -297,8 +303,13 @@ impl Jobs {
             }
             // Before the record goes: what has neither that nor this mark is a job that the table has lost.
             directory::mark_deleted(&directory).await?;
-            if self.store.remove(id, state).await? {
-                break;
+            match self.store.remove(id, state).await {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    unless_absent(std::fs::remove_file(directory.join(DELETED)))?;
+                    return Err(error.into());
+                }
             }
         }
         // The record is gone first: a record without files would be a lie.
@@ -429,7 +440,8 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
     let mut pauses = jobs.account.budget().pauses();
     while let Some(Ok(())) = jobs.stop.run_until_cancelled(pauses.changed()).await {
         let pause = pauses.borrow_and_update().clone();
-        let Some(pause) = pause else { continue };
+        let Some(waiting) = pause else { continue };
+        let pause = AccountPause { account: jobs.account.mark(), waiting };
         if let Err(error) = jobs.store.set_pause(&pause).await {
             tracing::warn!(%error, "the account's pause could not be written down");
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
@@ -53,6 +54,14 @@ pub enum Known {
     Same(Box<Job>),
     /// It came with another request.
     Conflict,
+}
+
+/// A pause that Zoom has put upon an account.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccountPause {
+    /// The account's mark.
+    pub account: String,
+    pub waiting: Waiting,
 }
 
 #[derive(Debug, Clone)]
@@ -143,21 +152,24 @@ impl JobStore {
         idempotency_scope: Option<&str>,
     ) -> Result<Option<Known>, StoreError> {
         let request = serde_json::to_string(&job.request)?;
-        let inserted = sqlx::query(
-            "INSERT INTO jobs (id, state, idempotency_scope, request, job) VALUES (?, ?, ?, ?, ?)
-             ON CONFLICT (idempotency_scope) WHERE idempotency_scope IS NOT NULL DO NOTHING",
-        )
-        .bind(job.id.to_string())
-        .bind(job.state.as_str())
-        .bind(idempotency_scope)
-        .bind(&request)
-        .bind(serde_json::to_string(job)?)
-        .execute(&self.pool)
-        .await?;
-        match idempotency_scope {
-            // Somebody was faster with the same key.
-            Some(scope) if inserted.rows_affected() == 0 => self.known(scope, &job.request).await,
-            _ => Ok(None),
+        loop {
+            let inserted = sqlx::query(
+                "INSERT INTO jobs (id, state, idempotency_scope, request, job) VALUES (?, ?, ?, ?, ?)
+                 ON CONFLICT (idempotency_scope) WHERE idempotency_scope IS NOT NULL DO NOTHING",
+            )
+            .bind(job.id.to_string())
+            .bind(job.state.as_str())
+            .bind(idempotency_scope)
+            .bind(&request)
+            .bind(serde_json::to_string(job)?)
+            .execute(&self.pool)
+            .await?;
+            let is_taken = inserted.rows_affected() == 0;
+            let Some(scope) = idempotency_scope.filter(|_| is_taken) else { return Ok(None) };
+            // Somebody was faster with the same key. That job may be gone by now: then once more.
+            if let Some(known) = self.known(scope, &job.request).await? {
+                return Ok(Some(known));
+            }
         }
     }
 
@@ -257,7 +269,7 @@ impl JobStore {
     }
 
     /// The pause that was in force when it was last written down; it may be over.
-    pub async fn pause(&self) -> Result<Option<Waiting>, StoreError> {
+    pub async fn pause(&self) -> Result<Option<AccountPause>, StoreError> {
         let text: Option<String> =
             sqlx::query_scalar("SELECT pause FROM account_pause").fetch_optional(&self.pool).await?;
         let read = |text: String| serde_json::from_str(&text);
@@ -269,7 +281,7 @@ impl JobStore {
         }))
     }
 
-    pub async fn set_pause(&self, pause: &Waiting) -> Result<(), StoreError> {
+    pub async fn set_pause(&self, pause: &AccountPause) -> Result<(), StoreError> {
         sqlx::query("INSERT OR REPLACE INTO account_pause (only, pause) VALUES (1, ?)")
             .bind(serde_json::to_string(pause)?)
             .execute(&self.pool)
@@ -289,7 +301,7 @@ impl JobStore {
 }
 
 /// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
-pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Waiting>) {
+pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<AccountPause>) {
     let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let Ok(mut connection) = options.connect().await else { return (Vec::new(), None) };
@@ -371,9 +383,9 @@ mod tests {
     #[tokio::test]
     async fn a_pause_that_cannot_be_read_holds_nothing_up() {
         let (_directory, store) = new().await;
-        let pause = Waiting { until: Timestamp::MAX, reason: "daily".to_owned() };
-        store.set_pause(&pause).await.unwrap();
-        assert_eq!(store.pause().await.unwrap().map(|pause| pause.until), Some(Timestamp::MAX));
+        let waiting = Waiting { until: Timestamp::MAX, reason: "daily".to_owned() };
+        store.set_pause(&AccountPause { account: "a".to_owned(), waiting }).await.unwrap();
+        assert_eq!(store.pause().await.unwrap().map(|pause| pause.waiting.until), Some(Timestamp::MAX));
         sqlx::query("UPDATE account_pause SET pause = '{'").execute(&store.pool).await.unwrap();
         assert!(store.pause().await.unwrap().is_none());
     }

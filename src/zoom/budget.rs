@@ -150,6 +150,10 @@ impl Budget {
     pub fn slow_down(&self, asked: Duration) -> bool {
         let now = self.clock.elapsed();
         let refused_since = self.with_pace(|pace| {
+            // One of long ago may be the last that was asked.
+            if pace.last_slow_down.is_none_or(|last| now.saturating_sub(last) > HOPELESS) {
+                pace.refused_since = None;
+            }
             pace.slow_down(now, asked);
             *pace.refused_since.get_or_insert(now)
         });

@@ -14,6 +14,7 @@ use super::budget::{Budget, Waiting};
 use super::call::Call;
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
+use super::outcome::Outcome;
 use super::readers::Readers;
 use super::retry::RetryPolicy;
 use super::transport::http_client;
@@ -41,6 +42,14 @@ pub struct ZoomSettings {
     pub retry: RetryPolicy,
 }
 
+/// What is asked of Zoom: the list of sessions, and messages.
+pub(super) const ENDPOINTS: [&str; 2] = ["the list of sessions", "messages"];
+
+/// Which of them.
+pub(super) fn endpoint(call: &Call) -> usize {
+    usize::from(call.subject().is_some())
+}
+
 /// An account: its client, tokens and budget.
 pub struct Account {
     pub(super) http: reqwest::Client,
@@ -48,7 +57,7 @@ pub struct Account {
     pub(super) tokens: Tokens,
     pub(super) budget: Budget,
     /// Of the list, and of messages: one may be down while the other answers.
-    outages: [Outage; 2],
+    pub(super) outages: [Outage; 2],
     /// What Zoom is asked to find out whether it answers.
     answered: Mutex<Answered>,
     /// Jobs under way.
@@ -70,7 +79,7 @@ impl Account {
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
         let readers = Readers::new(clock.clone());
-        let outages = std::array::from_fn(|_| Outage::new(settings.max_outage, clock.clone()));
+        let outages = ENDPOINTS.map(|of| Outage::new(of, settings.max_outage, clock.clone()));
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
         Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
@@ -83,6 +92,11 @@ impl Account {
             .limit()
             .map_or_else(|| "without pacing".to_owned(), |limit| format!("{limit} requests/s"));
         format!("API {}, tokens from {}, {pace}", self.settings.api_base, self.settings.oauth_base)
+    }
+
+    /// Tells the account from others, without naming it.
+    pub fn mark(&self) -> String {
+        self.settings.credentials.account_mark()
     }
 
     pub fn budget(&self) -> &Budget {
@@ -99,15 +113,21 @@ impl Account {
         self.is_paced() && !self.readers.are_behind()
     }
 
-    /// Why nothing is being asked at the moment, if so.
+    /// Why nothing is being asked at the moment, or of one endpoint, if so.
     pub fn waiting(&self) -> Option<Waiting> {
         self.budget.waiting().or_else(|| self.outages.iter().find_map(Outage::waiting))
     }
 
+    /// Whether this is what an outage of that endpoint looks like: a gateway's refusals only where Zoom was reached before, as
+    /// they would else be of a wrong address.
+    pub(super) fn looks_like_an_outage(&self, call: &Call, outcome: &Outcome) -> bool {
+        let was_reached = || self.answered.lock().unwrap_or_else(PoisonError::into_inner).any_like(call);
+        outcome.looks_like_an_outage() || (outcome.is_of_a_gateway() && was_reached())
+    }
+
     /// Whether the endpoint of this call answers.
     pub(super) fn outage(&self, call: &Call) -> &Outage {
-        let [list, messages] = &self.outages;
-        if call.subject().is_none() { list } else { messages }
+        &self.outages[endpoint(call)]
     }
 
     pub fn tokens(&self) -> &Tokens {
@@ -161,6 +181,10 @@ impl Answered {
             *before = last.take();
         }
         *last = Some(call.clone());
+    }
+
+    fn any_like(&self, call: &Call) -> bool {
+        if call.subject().is_none() { self.list.is_some() } else { self.messages[0].is_some() }
     }
 
     /// Of the same endpoint, and of another session or, a list, of none of its days.

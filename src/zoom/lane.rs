@@ -4,7 +4,7 @@
 //! the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::auth::Token;
 use super::budget::Waiting;
 use super::call::Call;
-use super::client::Account;
+use super::client::{Account, ENDPOINTS, endpoint};
 use super::line::{Line, Rank};
 use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
@@ -67,6 +67,22 @@ struct Tried {
     generation: Option<u64>,
 }
 
+/// One of those that this counter counts.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn among(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget, and hold no
 /// more answers at the same time than they may.
 #[derive(Debug)]
@@ -77,6 +93,8 @@ pub struct Lane {
     pub traffic: Traffic,
     /// How long an answer takes, smoothed, in microseconds.
     latency_us: AtomicU64,
+    /// Callers that wait until an endpoint answers again.
+    sitting_out: [AtomicUsize; ENDPOINTS.len()],
 }
 
 /// Without pacing the processors are the limit; this many pages a second is about what two of them read.
@@ -95,6 +113,8 @@ const MOST_CHAINS: f64 = 512.0;
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// More of a refusal is not read.
+const MOST_OF_A_REFUSAL: usize = 64 << 10;
 /// What an answer is taken to need before the first has come.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 
@@ -113,6 +133,7 @@ impl Lane {
             account,
             traffic: Traffic::default(),
             latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
+            sitting_out: Default::default(),
         }
     }
 
@@ -227,7 +248,7 @@ impl Lane {
                 decision = usual.decide(&outcome, tries, now, roll);
             }
             tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
-            if !outcome.looks_like_an_outage() {
+            if !account.looks_like_an_outage(call, &outcome) {
                 outage.answered();
             } else if effort.sits_out_outages
                 && outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
@@ -271,16 +292,26 @@ impl Lane {
     /// Waits until Zoom answers. True when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
+        let _waits = Counted::among(&self.sitting_out[endpoint(call)]);
         account
             .outage(call)
             .sit_out(async || {
                 let probe = account.probe_for(call);
                 match self.send(&probe, Effort::MOST_URGENT, probe.any_answer()).await {
-                    Err(Tried { outcome, .. }) if outcome.looks_like_an_outage() => Err(outcome.describe()),
+                    Err(Tried { outcome, .. }) if account.looks_like_an_outage(&probe, &outcome) => {
+                        Err(outcome.describe())
+                    }
                     _ => Ok(()),
                 }
             })
             .await
+    }
+
+    /// Why this job asks nothing at the moment, or some of its callers do not, if so.
+    pub fn waiting(&self) -> Option<Waiting> {
+        let outages = self.account.outages.iter().zip(&self.sitting_out);
+        let mut waited_for = outages.filter(|(_, callers)| callers.load(Relaxed) > 0);
+        self.account.budget.waiting().or_else(|| waited_for.find_map(|(outage, _)| outage.waiting()))
     }
 
     /// The permit is to be held until the answer is dealt with.
@@ -355,7 +386,12 @@ impl Lane {
         self.believe_limit(&headers);
         let bytes = response.content_length().unwrap_or_else(|| self.mean_answer());
         let _room = account.readers.room_for(bytes).await;
-        let body = collect(response, account.settings.max_answer_bytes).await?;
+        let body = if status == 200 {
+            collect(response, account.settings.max_answer_bytes).await?
+        } else {
+            // What the status says holds without it as well.
+            collect(response, MOST_OF_A_REFUSAL).await.unwrap_or_default()
+        };
         self.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
         if status != 429 {

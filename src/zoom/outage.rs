@@ -23,6 +23,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Outage {
+    /// The endpoint, in words.
+    of: &'static str,
     clock: SharedClock,
     /// Nobody waits longer than this.
     longest: Duration,
@@ -67,8 +69,9 @@ impl Mark {
 }
 
 impl Outage {
-    pub fn new(longest: Duration, clock: SharedClock) -> Self {
+    pub fn new(of: &'static str, longest: Duration, clock: SharedClock) -> Self {
         Self {
+            of,
             clock,
             longest,
             state: Mutex::default(),
@@ -93,7 +96,7 @@ impl Outage {
             state.down.take()
         });
         if let Some(down) = ended {
-            tracing::info!(since = %down.since, "Zoom answers again");
+            tracing::info!(of = self.of, since = %down.since, "Zoom answers again");
             self.over.notify_waiters();
         }
     }
@@ -172,7 +175,7 @@ impl Outage {
             began
         });
         if began {
-            tracing::warn!(why, "Zoom does not answer, all jobs wait");
+            tracing::warn!(of = self.of, why, "Zoom does not answer, whoever needs that waits");
         }
     }
 
@@ -210,7 +213,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     fn outage(clock: &Arc<ManualClock>) -> Arc<Outage> {
-        Arc::new(Outage::new(Duration::from_secs(3_600), clock.clone()))
+        Arc::new(Outage::new("messages", Duration::from_secs(3_600), clock.clone()))
     }
 
     fn clock() -> Arc<ManualClock> {

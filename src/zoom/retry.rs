@@ -81,7 +81,7 @@ impl RetryPolicy {
                         kind: refusal.limit,
                         after: match (refusal.limit, &refusal.retry_after) {
                             (LimitKind::PerSecond, _) => asked,
-                            (LimitKind::Daily, None) => until_midnight(now),
+                            (LimitKind::Daily, None) => until_midnight(now) + LEAST_PAUSE,
                             (LimitKind::Daily, Some(_)) => asked.max(LEAST_PAUSE),
                         }
                         .min(LONGEST_PAUSE),
@@ -111,6 +111,11 @@ impl Outcome {
     /// True when Zoom did not accept the access token.
     pub fn is_token_refusal(&self) -> bool {
         matches!(self, Self::Refused(refusal) if matches!(refusal.class(), Class::Token))
+    }
+
+    /// True when whoever stands between refused this, not Zoom in its own words.
+    pub fn is_of_a_gateway(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Passing(_)))
     }
 }
 
@@ -226,7 +231,7 @@ mod tests {
         };
         assert_eq!(wait(daily(Some(named))), 9 * 3600);
         assert_eq!(wait(daily(Some(RetryAfter::At(now())))), 60, "it has passed, by our clock");
-        assert_eq!(wait(daily(None)), 6 * 3600);
+        assert_eq!(wait(daily(None)), 6 * 3600 + 60, "our clock may be ahead");
     }
 
     proptest! {

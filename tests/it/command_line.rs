@@ -50,6 +50,10 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     let (code, out, _) = run(extract(&sim, home.path())).await;
     assert_eq!((code, sim.stats().requests), (0, asked), "{out}");
     let mut other = extract(&sim, home.path());
+    other.env("ZOOM_ACCOUNT_ID", "another");
+    let (code, _, err) = run(other).await;
+    assert!(code == 1 && err.contains("of another Zoom account"), "{code} {err}");
+    let mut other = extract(&sim, home.path());
     other.arg("--no-edited");
     let (code, _, err) = run(other).await;
     assert_eq!(code, 1);

@@ -92,17 +92,43 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     let first = world.submit(&world.everything()).await;
     let second = world.submit(&world.everything()).await;
     for id in [&first, &second] {
-        world.wait_until(id, |job| job["state"] == "running").await;
+        world.wait_until(id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     }
     world.settings.jobs.max_running = 1;
     world.restart().await;
     for (id, other) in [(&second, "running"), (&first, "cancelled")] {
         assert_eq!(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await.status(), 202);
-        assert_eq!(world.finished(id).await["state"], "cancelled");
+        let cancelled = world.finished(id).await;
+        assert_eq!(cancelled["state"], "cancelled");
+        let progress = &cancelled["progress"];
+        let figures = ["messages", "requests", "sessions_total"].map(|name| progress[name].as_u64().unwrap());
+        assert!(figures[0] > 1_000 && figures[1] > 10 && figures[2] > 1, "{cancelled:#}");
         let another = if id == &second { &first } else { &second };
         let job: Value = world.get(&format!("/v1/jobs/{another}")).await.json().await.unwrap();
         assert_eq!(job["state"], other, "it need not end first");
     }
+}
+
+/// Chats of two organisations never meet in one archive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
+    let mut world = World::new(account(20)).await;
+    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
+    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.stop().await;
+    world.sim.clear_script();
+    let asked = world.sim.stats().requests;
+    let own = std::mem::replace(&mut world.settings.zoom.credentials.account_id, "another".to_owned());
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["error"]["code"], "other-account", "{job:#}");
+    assert_eq!(world.sim.stats().requests, asked);
+    world.settings.zoom.credentials.account_id = own;
+    world.restart().await;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
