@@ -54,7 +54,7 @@ pub struct ZoomArgs {
     /// Client ID of the app
     #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID")]
     pub zoom_client_id: Option<String>,
-    /// Client secret of the app; set it in the environment: others can see flags
+    /// Client secret of the app; use the environment: other users can see flags
     #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub zoom_client_secret: Option<SecretString>,
     /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
@@ -63,13 +63,13 @@ pub struct ZoomArgs {
     /// Share of the limit this service may use; leave some for other apps of the account
     #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0)]
     pub zoom_rate_share: f64,
-    /// Requests a second, instead of plan and share; 0 asks without pacing (for measurements)
+    /// Requests a second, instead of plan and share; 0 disables pacing (for measurements only)
     #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND")]
     pub zoom_rate_limit: Option<f64>,
-    /// Where the API is (a region, a government cloud, the simulator)
+    /// Base URL of the API (a region, a government cloud, the simulator)
     #[arg(long, env = "ZOOM_API_BASE_URL", value_name = "URL", default_value = API_BASE_URL)]
     pub zoom_api_base_url: String,
-    /// Where tokens come from
+    /// Base URL for OAuth tokens
     #[arg(long, env = "ZOOM_OAUTH_BASE_URL", value_name = "URL", default_value = OAUTH_BASE_URL)]
     pub zoom_oauth_base_url: String,
     /// The longest a request may take
@@ -78,7 +78,7 @@ pub struct ZoomArgs {
     /// The longest to wait for a connection
     #[arg(long, env = "CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
-    /// Longest pause within an answer
+    /// The longest time without data during an answer
     #[arg(long, env = "IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub idle_timeout: Duration,
     /// The largest answer to accept, in bytes
@@ -108,10 +108,10 @@ pub struct ServiceArgs {
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
     #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub api_keys: Option<SecretString>,
-    /// Keys that may look and download but change nothing; in the same form
+    /// Read-only keys: they may look and download; in the same form
     #[arg(long, env = "READ_ONLY_API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub read_only_api_keys: Option<SecretString>,
-    /// A file of more keys: one a line, `key` or `name:key`, after `read-only ` for one that changes nothing
+    /// File with more keys, one per line (`key` or `name:key`); prefix a line with `read-only ` for a read-only key
     #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
     pub api_keys_file: Option<PathBuf>,
     /// Where to offer /metrics, without a key, instead of at LISTEN_ADDR
@@ -157,7 +157,7 @@ pub struct LogArgs {
 
 const API_BASE_URL: &str = "https://api.zoom.us/v2";
 const OAUTH_BASE_URL: &str = "https://zoom.us";
-/// Fewer requests a second, and nothing would ever come to its end.
+/// With fewer requests a second no job would ever end.
 const LEAST_LIMIT: f64 = 0.01;
 /// Each may hold a thread while it waits, of 512 that the runtime has for what blocks.
 const MOST_RUNNING_JOBS: usize = 256;
@@ -317,16 +317,18 @@ impl ServiceArgs {
         let mut errors = Vec::new();
         let api_keys = self.keys(&mut errors);
         // When keys could not be read, do not also complain that there are none.
-        let has_no_keys = errors.is_empty() && api_keys.is_empty();
-        if has_no_keys && !self.listen_addr.ip().is_loopback() {
+        let is_open_to_all = errors.is_empty() && api_keys.is_empty();
+        if is_open_to_all && !self.listen_addr.ip().is_loopback() {
             errors.push(format!(
                 "LISTEN_ADDR {} can be reached from other machines: set API_KEYS, or listen on 127.0.0.1",
                 self.listen_addr
             ));
         }
         if self.metrics_addr == Some(self.listen_addr) {
-            errors
-                .push("METRICS_ADDR must not be LISTEN_ADDR; left out, /metrics is offered there".to_owned());
+            errors.push(
+                "METRICS_ADDR must differ from LISTEN_ADDR; leave it out to serve /metrics at LISTEN_ADDR"
+                    .to_owned(),
+            );
         }
         let counts = [
             ("MAX_RUNNING_JOBS", self.max_running_jobs),
@@ -348,7 +350,7 @@ impl ServiceArgs {
         let cors_origins: Vec<_> = cors_origins
             .filter_map(|origin| origin_of(origin.trim()).map_err(|error| errors.push(error)).ok())
             .collect();
-        if !cors_origins.is_empty() && has_no_keys {
+        if !cors_origins.is_empty() && is_open_to_all {
             errors.push(
                 "CORS_ORIGINS needs API_KEYS: without keys no web page may call, wherever it comes from"
                     .to_owned(),

@@ -1,5 +1,5 @@
-//! What JSON may hold and readers like to pass over: strings that are no Unicode, members that come twice. A leaf: it imports
-//! nothing of ours, anyone may use it.
+//! What most JSON readers pass over: strings that are no Unicode, members that come twice; and single members of an object
+//! without the rest. A leaf: it imports nothing of ours, anyone may use it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -1,4 +1,4 @@
-//! What a processor must do at the least with what Zoom sends: each piece of it alone, one after the other, and nothing between.
+//! The least processor time that a page costs: each step of the work measured alone, one after the other.
 
 use sha2::{Digest, Sha256};
 use zoom_chat_reports::capture::{Segment, inflate};

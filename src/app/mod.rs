@@ -148,7 +148,7 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let unusable = |error| self::unusable(setting, &path, error);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
     match file.try_lock() {
-        // Not when whoever held it has moved or removed the directory meanwhile.
+        // The directory may have been moved or removed between opening and locking: then the new one is locked.
         Ok(()) if is_at(&file, &path).map_err(unusable)? => Ok(file),
         Ok(()) => lock(directory, setting),
         Err(std::fs::TryLockError::WouldBlock) => {

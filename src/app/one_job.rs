@@ -262,8 +262,8 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
     Ok(())
 }
 
-/// What is in the place of the files is ours only once we have begun to put them there. Of a zip that is whole nothing says so any
-/// more.
+/// What is in the place of the files is ours only if our mark says so. A finished zip has none any more, so it always counts as
+/// somebody else's.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     let is_ours = Published::is_in(directory);
     match output.found() {

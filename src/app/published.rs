@@ -1,5 +1,5 @@
-//! What `extract` has put where a user wanted it. What it made itself it replaces by what holds as much; whatever else stands
-//! there is kept under another name.
+//! What `extract` has published where a user wanted it. Its own output it replaces by what holds as much; anything else that
+//! stands there is kept under another name.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +19,7 @@ const MARK: &str = "publishing";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Published {
     pub request: ExtractRequest,
-    /// Whatever of it may stand there: while others are put there those of before as well.
+    /// What may stand there: while the old ones are being replaced, both.
     made: Vec<Made>,
 }
 

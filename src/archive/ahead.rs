@@ -1,7 +1,6 @@
-//! What can be done before the last message is there: the files of sessions that are complete are written and hashed, so that
-//! little is left for the end.
+//! Writes and hashes the files of complete sessions while others are still being fetched, so that little is left for the end.
 //!
-//! Nothing is taken for complete that could still change: no more units must be found.
+//! A session counts as complete only when no more of its units can be found.
 
 use std::time::Duration;
 

@@ -1,9 +1,8 @@
-//! Capture to archive, session by session in the order in which they became complete: what the capture holds of each is
-//! copied into its files, and hashed beside that. Summaries and hashes of the files come last, and the archive's directory,
-//! which is sorted. Runs on a thread of its own.
+//! Builds the archive from the capture, session by session: what the capture holds of each is copied into its files, and
+//! hashed beside that. Summaries, hashes and the archive's directory, which is sorted, come last. Runs on a thread of its own.
 //!
-//! In that order, and not in that of names, because whatever becomes complete later stands later: what is there can be
-//! written while the rest is still being fetched, and the same capture gives the same bytes, however much was.
+//! Sessions come in the order of their completion, not of their names: so writing can begin while fetching goes on, and the
+//! same capture gives the same bytes however early it began.
 
 use std::fs::File;
 use std::io;

@@ -78,7 +78,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     };
     let job = OneJob::prepare(args.zoom.settings()?, request, output.clone(), clock.clone()).await?;
     if job.continues {
-        remark(format_args!("going on with what {} holds already", output.path().display()));
+        remark(format_args!("resuming from what {} holds already", output.path().display()));
     }
     let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());
@@ -106,7 +106,8 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
 }
 
 fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
-    let go_on = format!("what was received is kept; the same command goes on ({})", output.path().display());
+    let go_on =
+        format!("what was received is kept; run the same command to resume ({})", output.path().display());
     match error {
         OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) => {
@@ -133,14 +134,14 @@ fn tell(report: &Report, output: &Output) {
         output.path().display()
     ));
     for kept in &report.kept {
-        say(format_args!("what was there before may hold more, and is kept as {}", kept.display()));
+        say(format_args!("what was there before may hold more; it is kept as {}", kept.display()));
     }
     if let Some(error) = &report.left {
         remark(format_args!("{error}; all of it is in {}: remove it", output.path().display()));
     }
     if let Some(until) = captured_until {
         say(format_args!(
-            "the last day was not over at {until:.0}; for the rest of it extract it another day, into another place"
+            "the last day is complete only until {until:.0}; extract it again later, into another place"
         ));
     }
     let failures = counts.failures();

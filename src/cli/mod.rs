@@ -35,8 +35,8 @@ const WITH_FAILURES: u8 = 3;
     name = "zoom-chat-reports",
     version,
     max_term_width = 110,
-    after_help = "Settings come from flags, the environment and .env, in this order.\n\
-                  Exit codes: 0 whole, 3 finished with failures, 1 failed, 2 wrong use."
+    after_help = "Precedence of settings: flags, then the environment, then .env.\n\
+                  Exit codes: 0 complete, 3 finished with failures, 1 failed, 2 wrong use."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -51,9 +51,9 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Extract a date range into a directory or a zip, without a service
     Extract(Box<extract::ExtractArgs>),
-    /// Is the account ready? One line per step, exit code 1 if not
+    /// Check that the Zoom account is ready: one line per step, exit code 1 if not
     Check(Box<check::CheckArgs>),
-    /// Watch a whole extraction from a simulated account, no credentials needed
+    /// Watch a complete extraction from a simulated account; needs no credentials
     Demo(demo::DemoArgs),
     /// Run the simulator of Zoom's API alone
     Simulate(simulate::SimulateArgs),
@@ -75,9 +75,9 @@ impl Command {
     /// Warns of `ZOOM_…` variables that are no setting: a misspelt one would be passed over.
     fn tell_of_misspelt_settings(&self) {
         let tell: fn(&str) = match self {
-            Self::Serve(_) => |name| tracing::warn!("{name} is set, but is no setting"),
+            Self::Serve(_) => |name| tracing::warn!("{name} is not a known setting and is ignored"),
             Self::Extract(_) | Self::Check(_) => {
-                |name| remark(format_args!("warning: {name} is set, but is no setting"))
+                |name| remark(format_args!("warning: {name} is not a known setting and is ignored"))
             }
             Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => return,
         };

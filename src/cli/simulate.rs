@@ -42,7 +42,7 @@ pub(super) struct SimulateArgs {
     /// Level of random faults
     #[arg(long, value_enum, default_value_t = FaultLevel::None)]
     faults: FaultLevel,
-    /// Everything that looks random follows from this number
+    /// Random seed: the same number gives the same account and faults
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Lifetime of an access token in seconds

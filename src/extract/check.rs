@@ -254,6 +254,6 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
             "Zoom's paging is at fault; try again later"
         }
-        FailureKind::OutOfReach => "nothing brings these days back; start jobs earlier next time",
+        FailureKind::OutOfReach => "these days can no longer be retrieved; start jobs earlier next time",
     }
 }

@@ -1,5 +1,5 @@
-//! What no chain of pages may do, of a list or of a range: give a page token twice, go on without bringing anything new, begin
-//! again forever.
+//! Detects chains of pages that would never end, of a list or of a range: a page token that repeats, pages that bring nothing
+//! new, restarts without end.
 
 use std::collections::HashSet;
 

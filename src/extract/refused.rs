@@ -1,6 +1,6 @@
-//! What a refusal of a session's days means: nobody may have them any more, the session alone is refused, or there is nothing.
+//! What a refusal of a session's days means: that everybody is refused, that the session alone is, or that there is nothing.
 //!
-//! It is found out by asking for the like of it. What is done about it is not decided here.
+//! Finds out by sending comparable requests. What is done about it is not decided here.
 
 use jiff::ToSpan;
 use jiff::civil::Date;
@@ -104,8 +104,8 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
-/// Of a part of its days it may mean either, so it must be said twice, and days in which the session has shown some are asked
-/// for. Only Zoom's own word counts: a gateway may refuse what it cannot read in a session's id.
+/// Of a part of a split window it is ambiguous: these days count as empty only if Zoom says so twice and days of the session
+/// that have shown pages are still answered. Only Zoom's own word counts: a gateway may refuse what it cannot read in an id.
 async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,

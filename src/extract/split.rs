@@ -53,8 +53,8 @@ impl Pace {
         self.share_of_the_run(pages) > TIGHT
     }
 
-    /// What it is worth to cut a chain of so many pages: for how much of the rest of the run it would wait then, at most 1.
-    /// None when it would not.
+    /// By how much a chain of so many pages would outlast the rest of the run, as a share of that rest, at most 1; `None` if it
+    /// ends first.
     fn worth_of_cutting(&self, pages: f64) -> Option<f64> {
         let share = self.share_of_the_run(pages);
         (share > 1.0).then(|| (share - 1.0).min(1.0))

@@ -45,7 +45,7 @@ pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The archive is not ready, or got lost; the detail says what to do", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
-        (status = 412, description = "The archive is another than `If-Match` says", body = Problem, content_type = "application/problem+json"),
+        (status = 412, description = "The archive does not match `If-Match`", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many downloads at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
     )

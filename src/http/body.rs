@@ -23,23 +23,29 @@ pub struct JobRequest {
     #[schema(value_type = String, format = Date, example = "2026-10-14")]
     pub to: String,
     pub include: Option<IncludeRequest>,
-    /// By which time edited and deleted items are selected. `sent_time` is complete for the range.
+    /// How edited and deleted items are selected: by the time their message was sent (`sent_time`, the default: complete for
+    /// the range), or by the time of the edit or deletion (`modification_time`).
     #[schema(value_type = Option<EditsByRequest>)]
     pub edits_by: Option<String>,
     pub sessions: Option<SessionsRequest>,
-    /// A note of yours.
+    /// Free text, shown with the job.
     #[schema(max_length = 200)]
     pub label: Option<String>,
 }
 
-/// What to ask for beside the messages; all true unless said otherwise.
+/// What to extract besides messages; each is true by default.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IncludeRequest {
+    /// Earlier versions of edited messages.
     pub edited: Option<bool>,
+    /// Deleted messages.
     pub deleted: Option<bool>,
+    /// Messages of bots.
     pub bot_messages: Option<bool>,
+    /// Emoji reactions to messages.
     pub reactions: Option<bool>,
+    /// Reactions with the account's own emoji.
     pub custom_emoji_reactions: Option<bool>,
 }
 
@@ -50,15 +56,17 @@ pub enum EditsByRequest {
     ModificationTime,
 }
 
-/// Which sessions: those that match every filter given; all, if there is none. Filters save requests.
+/// Only sessions that match all given filters; without filters, all sessions. Filters save requests.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SessionsRequest {
     /// `1:1` or `group`.
     #[schema(max_items = 1000)]
     pub types: Option<Vec<SessionType>>,
+    /// Zoom's session ids.
     #[schema(max_items = 1000)]
     pub ids: Option<Vec<String>>,
+    /// Zoom's channel ids.
     #[schema(max_items = 1000)]
     pub channel_ids: Option<Vec<String>>,
     /// Part of the name, case-insensitive.

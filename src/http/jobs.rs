@@ -244,8 +244,8 @@ pub(super) async fn list(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
-    /// Answer at the next change, at the latest after this time (at most 60s). With `If-None-Match`: at once if it has
-    /// changed already, 304 if it is still unchanged at the end; without it, at once if the job has ended. For example `30s`.
+    /// Wait up to this long (at most 60s) for the job to change, for example `30s`. With `If-None-Match`: answers at once if it
+    /// has changed already, and 304 if it has not changed by the end. Without: answers at once if the job has ended.
     #[param(pattern = "^[0-9]{1,19}(ms|s|m)?$")]
     wait: Option<String>,
 }
@@ -330,7 +330,7 @@ impl Shown {
 
 /// Cancel a job
 ///
-/// Stops within a second or two; what was captured stays, and `retry` goes on from there.
+/// Stops the job within a second or two. Received data is kept, and `retry` resumes it.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
@@ -352,9 +352,9 @@ pub(super) async fn cancel(
 
 /// Retry a job
 ///
-/// Runs only the failed or missing parts of a failed, cancelled or incomplete job and makes the archive again; the old one
-/// stays until then. Also for a completed job whose archive got lost, or is not byte for byte what it was: it is read through
-/// before the answer.
+/// Fetches only the failed or missing parts of a failed, cancelled or incomplete job and rebuilds the archive; the old one
+/// stays until then. Also repairs a completed job whose archive is lost or altered: its archive is read in full before the
+/// answer.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
@@ -362,7 +362,7 @@ pub(super) async fn cancel(
         (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job is under way, or has expired, or is completed and its archive is there and sound", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job is active, has expired, or is completed with an intact archive", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
@@ -460,7 +460,7 @@ pub(super) struct FailureView {
         (status = 200, description = "A page of failures", body = FailurePage),
         (status = 400, description = "A parameter is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The capture is damaged; retry fetches again what is", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The capture is damaged; `retry` fetches the damaged parts again", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired", body = Problem, content_type = "application/problem+json"),
     )
 )]

@@ -91,7 +91,7 @@ impl Problem {
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-at-once",
                 "Too many at once",
-                format!("as many {what} as {setting} allows are under way; try again later"),
+                format!("the limit of concurrent {what} ({setting}) is reached; try again later"),
             )
         }
     }
@@ -149,7 +149,10 @@ impl From<JobsError> for Problem {
                     "archive-not-ready",
                     "The archive is not ready",
                     if state.is_final() {
-                        format!("the job is {} and has made no archive; POST its retry", state.as_str())
+                        format!(
+                            "the job is {} and has made no archive; retry it (POST its /retry)",
+                            state.as_str()
+                        )
                     } else {
                         "the job has not made an archive yet; watch its state".to_owned()
                     },
@@ -159,7 +162,7 @@ impl From<JobsError> for Problem {
                 StatusCode::CONFLICT,
                 "archive-lost",
                 "The archive got lost",
-                format!("{detail}; POST the job's retry to have it made again of what was captured"),
+                format!("{detail}; retry the job (POST its /retry) to rebuild it from what was captured"),
             ),
             JobsError::ArchiveGone => Self::new(
                 StatusCode::GONE,
@@ -182,7 +185,7 @@ impl From<JobsError> for Problem {
                 StatusCode::CONFLICT,
                 "capture-damaged",
                 "The capture is damaged",
-                format!("{detail}; POST the job's retry"),
+                format!("{detail}; retry the job (POST its /retry)"),
             ),
             JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
                 Self::internal().caused_by(detail)

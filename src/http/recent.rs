@@ -1,4 +1,4 @@
-//! What was seen lately, in a memory that does not grow with how many people come by.
+//! What was seen lately (callers, looks), in bounded memory.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// How many keys are remembered at once; when there are so many, a new one is not.
 const MAX_KEYS: usize = 10_000;
-/// When there are so many, those whose life is over are looked for this often at most.
+/// When there are so many, those whose life is over are removed at most this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Things seen within a while, and how often.

@@ -32,7 +32,7 @@ pub(super) async fn healthz() -> Json<Health> {
 
 /// Ready
 ///
-/// Can take jobs: the table of jobs answers, and its disk has room. Depends neither on Zoom nor on how many jobs wait.
+/// 200 when the table of jobs can be read and its disk has room. Depends neither on Zoom nor on the length of the queue.
 #[utoipa::path(get, path = "/readyz", tag = "service", operation_id = "ready", security(()),
     responses((status = 200, description = "Ready", body = Health),
         (status = 503, description = "Not ready", body = Problem, content_type = "application/problem+json")))]
@@ -89,9 +89,10 @@ pub(super) struct StepView {
     help: Option<String>,
 }
 
-/// Is the account ready?
+/// Check the Zoom account
 ///
-/// Tries settings, token, scopes, the list, and one session's messages. Answers 200 also when a step fails.
+/// Tries the settings, a token, its scopes, the list of sessions and the messages of one. Answers 200 also when a step
+/// fails; see `ok`.
 #[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
     responses((status = 200, description = "The steps", body = CheckAnswer)))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Json<CheckAnswer> {

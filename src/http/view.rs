@@ -7,8 +7,8 @@ use utoipa::ToSchema;
 use crate::extract::ExtractRequest;
 use crate::jobs::{Job, JobState};
 
-/// The life of a job. `queued` and `running` change by themselves; the others are final, but every one of them ends
-/// as `expired` when the retention is over.
+/// The state of a job. `queued` and `running` are transient; the others are final, but become `expired` when the retention
+/// period is over.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(dead_code, reason = "it only describes")]
@@ -22,7 +22,7 @@ pub enum State {
     Expired,
 }
 
-/// One extraction and where it stands.
+/// An extraction job and its progress.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     /// UUID of version 7.
@@ -30,7 +30,7 @@ pub struct JobView {
     pub id: String,
     #[schema(value_type = State)]
     pub state: JobState,
-    /// The request with every default filled in.
+    /// The request, with all defaults filled in.
     #[schema(value_type = super::body::JobRequest)]
     pub request: ExtractRequest,
     /// The name of the API key that asked for it.
@@ -41,13 +41,13 @@ pub struct JobView {
     pub started_at: Option<Timestamp>,
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
-    /// A finished job's files are removed within a minute or so after this.
+    /// The job's files are removed within about a minute after this time.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// Parts missing when the job last ended; see `/v1/jobs/{id}/failures`, which also grows while it runs.
+    /// Parts that were missing when the job last ended. `/v1/jobs/{id}/failures` lists them, also while the job runs.
     pub failures_total: u64,
-    /// Why it failed; null otherwise.
+    /// Why the job failed; null otherwise.
     pub error: Option<ErrorView>,
     /// The archive, once there is one.
     pub archive: Option<ArchiveView>,
@@ -60,14 +60,14 @@ pub struct ProgressView {
     pub windows_listed: u64,
     pub sessions_total: u64,
     pub sessions_done: u64,
-    /// One session in one window is a unit.
+    /// A unit is one session in one window.
     pub units_total: u64,
     pub units_done: u64,
     pub units_failed: u64,
     pub messages: u64,
     pub edited_messages: u64,
     pub deleted_messages: u64,
-    /// Requests sent to Zoom, repetitions included; without those of the last seconds before the process was killed.
+    /// Requests sent to Zoom, including repeated ones. Those of the last seconds before a kill may be missing.
     pub requests: u64,
     pub retries: u64,
     /// Answers with status 429.
@@ -78,7 +78,7 @@ pub struct ProgressView {
     pub requests_per_second: Option<f64>,
     pub percent: Option<f64>,
     pub eta_seconds: Option<u64>,
-    /// Nothing is asked of Zoom before this instant.
+    /// No requests are sent to Zoom before this time.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub waiting_until: Option<Timestamp>,
     pub waiting_reason: Option<String>,

@@ -1,5 +1,4 @@
-//! The file of the table of jobs: made where there is none, and mended where it is damaged: what can be read of it goes into
-//! a new one, which takes its place, and it is set aside.
+//! Opens the file of the table of jobs. A damaged one is set aside, and what can be read of it is copied into a new one.
 
 use std::path::{Path, PathBuf};
 

@@ -43,7 +43,7 @@ pub enum JobsError {
     NotFound,
     #[error("the idempotency key was used before with another request")]
     IdempotencyConflict,
-    #[error("as many jobs wait as may, {queued} (MAX_QUEUED_JOBS); try again later")]
+    #[error("the queue is full ({queued} jobs, MAX_QUEUED_JOBS); try again later")]
     QueueFull { queued: u64 },
     #[error("a job that is {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },

@@ -250,8 +250,7 @@ impl JobStore {
         Ok(jobs)
     }
 
-    /// Writes a job back if it is still in the state it was read in, and has not ended in that another time since. False when
-    /// somebody else was faster.
+    /// Writes a job back if its state and its end are still those that were read. False when somebody else was faster.
     pub async fn replace(&self, read: &Job, job: &Job) -> Result<bool, StoreError> {
         let before = read.state;
         assert!(before == job.state || before.may_become(job.state), "{before:?} -> {:?}", job.state);

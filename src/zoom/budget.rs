@@ -107,7 +107,7 @@ impl Budget {
     /// `limit` in requests a second, `None` for no pacing.
     pub fn new(limit: Option<f64>, clock: SharedClock) -> Self {
         let pace = Pace {
-            limit,
+            limit: limit.map(whole),
             share: 1.0,
             window: WINDOW,
             too_short: Duration::ZERO,
@@ -188,6 +188,7 @@ impl Budget {
 
     /// An answer named a limit: never go above it.
     pub fn believe(&self, limit: f64) {
+        let limit = whole(limit);
         let lowered = self.with_pace(|pace| {
             let lower = pace.limit.is_some_and(|own| limit < own);
             if lower {
@@ -218,6 +219,11 @@ impl Budget {
     }
 }
 
+/// No second has a part of a request: a limit of 6.6 is one of 6. Below 1 it says how many seconds a request takes.
+fn whole(limit: f64) -> f64 {
+    if limit >= 1.0 { limit.floor() } else { limit }
+}
+
 impl Pace {
     fn slot(&mut self, now: Duration, wall: Timestamp) -> Slot {
         if let Some(waiting) = &self.waiting {
@@ -240,7 +246,7 @@ impl Pace {
         if slot > now {
             return Slot::Wait(slot - now);
         }
-        let most = (limit.floor() as usize).max(1);
+        let most = (limit as usize).max(1);
         while self.recent.len() > most {
             self.recent.pop_front();
         }
@@ -496,10 +502,10 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_arrivals_no_window_holds_more_than_the_limit(
-            limit in 1u32..80, gaps in proptest::collection::vec(0u64..40_000, 1..400), slow in proptest::collection::vec(0usize..400, 0..4),
+            limit in 1u32..80, part in 0.0f64..1.0, gaps in proptest::collection::vec(0u64..40_000, 1..400), slow in proptest::collection::vec(0usize..400, 0..4),
         ) {
             let wall: Timestamp = "2026-05-30T18:00:00Z".parse().unwrap();
-            let budget = Budget::new(Some(f64::from(limit)), clock_outside_a_runtime());
+            let budget = Budget::new(Some(f64::from(limit) + part), clock());
             let mut now = Duration::ZERO;
             let mut granted: Vec<Duration> = Vec::new();
             for (index, gap) in gaps.iter().enumerate() {
@@ -518,9 +524,5 @@ mod tests {
                 prop_assert!(within <= limit as usize);
             }
         }
-    }
-
-    fn clock_outside_a_runtime() -> SharedClock {
-        clock()
     }
 }

@@ -151,9 +151,14 @@ mod tests {
         ];
         for (id, segment) in table {
             assert_eq!(path_segment(id), segment, "{id}");
-            let call = Call::ListSessions { from: Date::MIN, to: Date::MAX, page_token: None };
-            let url = reqwest::Url::parse(&format!("http://h/v2/x/{segment}{}", &call.query()[..0])).unwrap();
-            assert_eq!(url.path(), format!("/v2/x/{segment}"), "the URL parser leaves it alone");
+            let (from, to, choice) = (Date::MIN, Date::MAX, ItemChoice::default());
+            let call = Call::Messages { session_id: id.into(), from, to, page_token: None, choice };
+            let url = reqwest::Url::parse(&call.url("http://h/v2")).unwrap();
+            assert_eq!(
+                url.path(),
+                format!("/v2/report/chat/sessions/{segment}"),
+                "the URL parser leaves it alone"
+            );
         }
     }
 

@@ -141,20 +141,23 @@ impl Account {
         }
     }
 
-    /// What to ask to find out whether Zoom answers, when `call` was not answered: the like of it that was answered before, of
-    /// another session or of none of its days, so that one that always fails is not taken for an outage; without such, `call`
-    /// itself if other sessions fail as well; else the shortest list, of none of the days of a list.
+    /// What to ask to find out whether Zoom answers, when `call` was not answered. A request that always fails must not be taken
+    /// for an outage, so it is another one wherever possible.
     pub(super) fn probe_for(&self, call: &Call) -> Call {
+        // One that was answered before: of another session, or a list of other days.
         let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
-        known.unwrap_or_else(|| {
-            if call.subject().is_none() || self.outage(call).failing() < DIFFERENT {
-                let (today, (from, to)) = (self.clock.today(), call.days());
-                let is_one_of_them = call.subject().is_none() && from <= today && today <= to;
-                let day = if is_one_of_them { from.saturating_sub(1.day()) } else { today };
-                return Call::ListSessions { from: day, to: day, page_token: None };
-            }
-            call.clone()
-        })
+        if let Some(known) = known {
+            return known;
+        }
+        let is_a_list = call.subject().is_none();
+        if !is_a_list && self.outage(call).failing() >= DIFFERENT {
+            return call.clone();
+        }
+        // Of a day that the list itself is not of.
+        let (today, (from, to)) = (self.clock.today(), call.days());
+        let day =
+            if is_a_list && from <= today && today <= to { from.saturating_sub(1.day()) } else { today };
+        Call::ListSessions { from: day, to: day, page_token: None }
     }
 
     /// A job's own queue at this account.

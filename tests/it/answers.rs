@@ -168,6 +168,13 @@ fn rows() -> Vec<Row> {
         row("408 or 425, for a while", Session(0), SOME, status(408, ""), Whole),
         row("any other 4xx", Session(0), ALWAYS, status(418, ""), Failures("rejected")),
         row("429 a second", Any, SOME, status(429, too_fast), Whole),
+        row(
+            "429 with a body that cannot be read",
+            Session(0),
+            SOME * 2,
+            with_headers(429, &[("content-encoding", "gzip")], "no gzip"),
+            Whole,
+        ),
         row("429 with Retry-After", Any, 2, with_headers(429, &[("retry-after", "1")], too_fast), Whole),
         row("5xx with JSON, for a while", Any, SOME, status(500, r#"{"code":500,"message":"x"}"#), Whole),
         row("5xx with HTML, for a while", Any, SOME, status(502, html), Whole),

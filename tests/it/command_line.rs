@@ -128,7 +128,7 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         fail(Match::Session(1));
         std::fs::write(capture.join("capture.segments"), "").unwrap();
         let (code, out, err) = run(command()).await;
-        assert!(code == 3 && out.contains("may hold more, and is kept as"), "{code} {out}{err}");
+        assert!(code == 3 && out.contains("may hold more; it is kept as"), "{code} {out}{err}");
         assert!(std::fs::read(&kept).unwrap() == before);
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
         // It is told of as long as it is there. What somebody has put in the place is kept as well, and replaced is only what the
@@ -140,7 +140,7 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         std::fs::write(&mine, "mine").unwrap();
         for _ in 0..2 {
             let (code, out, _) = run(command()).await;
-            assert!(code == 3 && out.matches("may hold more, and is kept as").count() == 2, "{out}");
+            assert!(code == 3 && out.matches("may hold more; it is kept as").count() == 2, "{out}");
             assert_eq!(std::fs::read(home.path().join(kept_too)).unwrap(), b"mine");
         }
         std::fs::write(capture.join("capture.db"), "").unwrap();
@@ -177,7 +177,7 @@ async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
     let last = sim.dataset().last_day().to_string();
     command.args(["extract", "--from-date", &before, "--to-date", &last]);
     let (code, out, err) = run(command).await;
-    assert!(code == 0 && err.contains("going on with"), "{code} {out}{err}");
+    assert!(code == 0 && err.contains("resuming from"), "{code} {out}{err}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,7 +202,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     command.args(["--zip", "out.zip"]);
     let (code, out, err) = run(command).await;
     assert_eq!(code, 0, "{out}{err}");
-    assert!(err.contains("going on with"), "{err}");
+    assert!(err.contains("resuming from"), "{err}");
     assert!(out.contains("2,000 messages"), "{out}");
     assert_eq!(std::fs::read(home.path().join("out.zip.tmp")).unwrap(), b"another's");
     std::fs::remove_file(home.path().join("out.zip.tmp")).unwrap();
@@ -345,7 +345,7 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let mut told = connected(&sim, home.path());
     told.arg("check").env_remove("ZOOM_CLIENT_SECRET").env("ZOOM_RATELIMIT", "20");
     let (code, _, err) = run(told).await;
-    assert!(code == 0 && err == "warning: ZOOM_RATELIMIT is set, but is no setting\n", "{err}");
+    assert!(code == 0 && err == "warning: ZOOM_RATELIMIT is not a known setting and is ignored\n", "{err}");
     std::fs::remove_file(home.path().join(".env")).unwrap();
     let mut nowhere = extract(&sim, home.path());
     nowhere.args(["--output-dir", "/proc/nowhere"]);

@@ -81,12 +81,19 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
 /// One endpoint is down for some minutes while the other answers: no list is cut and no session fails for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
-    let down = FaultAnswer::Status { status: 503, headers: Vec::new(), body: String::new() };
-    for (matches, after) in [(Match::List, 1), (Match::Messages, 3)] {
+    let answers = |status| FaultAnswer::Status { status, headers: Vec::new(), body: String::new() };
+    for (matches, after, down) in [
+        (Match::List, 1, answers(503)),
+        (Match::Messages, 3, answers(503)),
+        // Of a gateway, where Zoom has been reached before.
+        (Match::List, 1, answers(404)),
+        (Match::Messages, 3, answers(302)),
+        (Match::Messages, 3, answers(403)),
+    ] {
         let clock = clock();
         let sim = SimSettings { sessions: 700, messages: 7_000, months: 3, ..account() };
         let world = World::with_clock(sim, clock.clone(), paced).await;
-        world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down.clone() });
+        world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down });
         let id = world.submit(&world.everything()).await;
         minutes(3, &world, &clock, &id).await;
         world.sim.clear_script();
