@@ -2,11 +2,13 @@
 //! stands there is kept under another name.
 
 use std::fs::File;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
 
 use crate::archive::{ArchiveError, Assembled};
 use crate::extract::{Extent, ExtractRequest};
@@ -35,13 +37,31 @@ struct Identity {
     device: u64,
     inode: u64,
     modified: (i64, i64),
+    /// Of a folder: the same as long as none of its files has been changed.
+    #[serde(default)]
+    files: u64,
 }
 
 impl Identity {
     fn of(path: &Path) -> io::Result<Self> {
         let data = path.symlink_metadata()?;
-        Ok(Self { device: data.dev(), inode: data.ino(), modified: (data.mtime(), data.mtime_nsec()) })
+        let (device, inode, modified) = (data.dev(), data.ino(), (data.mtime(), data.mtime_nsec()));
+        let files = if data.is_dir() { files_in(path)? } else { 0 };
+        Ok(Self { device, inode, modified, files })
     }
+}
+
+/// In whatever order the system tells of them.
+fn files_in(folder: &Path) -> io::Result<u64> {
+    let mut all = 0_u64;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let data = entry.metadata()?;
+        let mut one = SipHasher13::new();
+        (entry.file_name(), data.ino(), data.len(), data.mtime(), data.mtime_nsec()).hash(&mut one);
+        all = all.wrapping_add(one.finish());
+    }
+    Ok(all)
 }
 
 impl Published {
@@ -86,8 +106,10 @@ pub(super) async fn put_in_place(
     directory: &Path,
     kept_as: impl Fn(&Path) -> PathBuf + Send + 'static,
 ) -> Result<(), ArchiveError> {
-    let items: io::Result<Vec<Identity>> = assembled.items().iter().map(|item| Identity::of(item)).collect();
-    let new = Made { extent, items: items? };
+    let items = assembled.items();
+    let identities = move || items.iter().map(|item| Identity::of(item)).collect::<io::Result<_>>();
+    let items = tokio::task::spawn_blocking(identities).await.map_err(io::Error::other)??;
+    let new = Made { extent, items };
     let before = Published::read(directory)?.map(|mark| mark.made).unwrap_or_default();
     let made = before.into_iter().chain([new.clone()]).collect();
     let either = Published { request: request.clone(), made };

@@ -1,5 +1,6 @@
 //! The command line as a person uses it: the real binary, its output, its exit codes.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -155,6 +156,25 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         assert!(code == 1 && err.contains("publishing cannot be used"), "{code} {err}");
         assert!(std::fs::read(&made).unwrap() == before);
         sim.clear_script();
+    }
+}
+
+/// Notes in a copy of a chat are somebody's work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_was_edited_in_its_place_is_kept() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    assert_eq!(run(extract(&sim, home.path())).await.0, 0);
+    let folder = home.path().join("zoom_chat_reports");
+    let file = std::fs::read_dir(folder.join("messages")).unwrap().next().unwrap().unwrap().path();
+    std::fs::File::options().append(true).open(&file).unwrap().write_all(b"a note").unwrap();
+    for _ in 0..2 {
+        let (code, out, _) = run(extract(&sim, home.path())).await;
+        assert!(code == 0 && out.contains("kept as ./zoom_chat_reports/before"), "{code} {out}");
+        assert!(!std::fs::read(&file).unwrap().ends_with(b"a note"), "made anew");
+        let kept = folder.join("before/messages").join(file.file_name().unwrap());
+        assert!(std::fs::read(kept).unwrap().ends_with(b"a note"));
+        assert!(!folder.join("before/sessions").exists() && !folder.join("before-2").exists());
     }
 }
 
