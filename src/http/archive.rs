@@ -5,7 +5,7 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,8 +13,9 @@ use futures_util::TryStreamExt;
 use utoipa::ToSchema;
 
 use super::AppState;
+use super::conditions::{is_expected, is_known};
 use super::file;
-use super::jobs::PathId;
+use super::parameters::PathId;
 use super::problem::Problem;
 
 const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -58,7 +59,7 @@ pub(super) async fn download(
 ) -> Result<Response, Problem> {
     let (job, archive, file) = state.jobs.archive(id).await?;
     let etag = HeaderValue::from_str(&format!("\"{}\"", archive.sha256)).expect("hex digits are plain ASCII");
-    if headers.contains_key(header::IF_MATCH) && !is_listed(&headers, header::IF_MATCH, &etag, |item| item) {
+    if !is_expected(&headers, &etag) {
         return Err(Problem::new(
             StatusCode::PRECONDITION_FAILED,
             "precondition-failed",
@@ -122,18 +123,6 @@ fn unsatisfiable(size: u64) -> Response {
 
 fn base64_of_hex(text: &str) -> String {
     BASE64_STANDARD.encode(hex::decode(text).unwrap_or_default())
-}
-
-/// Weak comparison, as `If-None-Match` asks for (RFC 9110, 13.1.2).
-pub(super) fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
-    is_listed(headers, header::IF_NONE_MATCH, etag, |item| item.strip_prefix("W/").unwrap_or(item))
-}
-
-/// Whether an ETag is on the list of this header, which may have several lines.
-fn is_listed(headers: &HeaderMap, name: HeaderName, etag: &HeaderValue, compared: fn(&str) -> &str) -> bool {
-    let lists = headers.get_all(name).into_iter().filter_map(|list| list.to_str().ok());
-    let mut items = lists.flat_map(|list| list.split(',')).map(str::trim);
-    items.any(|item| item == "*" || compared(item) == etag)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

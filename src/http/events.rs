@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::jobs::PathId;
+use super::parameters::PathId;
 use super::problem::Problem;
 use super::view::JobView;
 use crate::jobs::{Follower, Job, JobId, JobState};
