@@ -2,7 +2,6 @@
 
 use axum::http::StatusCode;
 use jiff::civil::Date;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -12,8 +11,9 @@ use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
 use crate::json::repeated_members;
 
 /// What a job is asked to extract.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it only describes")]
 #[schema(example = json!({"from": "2026-09-15", "to": "2026-10-14", "label": "case 4711"}))]
 pub struct JobRequest {
     /// First day, UTC, `yyyy-mm-dd`; at most six months back.
@@ -34,8 +34,9 @@ pub struct JobRequest {
 }
 
 /// What to extract besides messages; each is true by default.
-#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it only describes")]
 pub struct IncludeRequest {
     /// Earlier versions of edited messages.
     pub edited: Option<bool>,
@@ -49,16 +50,18 @@ pub struct IncludeRequest {
     pub custom_emoji_reactions: Option<bool>,
 }
 
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it only describes")]
 pub enum EditsByRequest {
     SentTime,
     ModificationTime,
 }
 
 /// Only sessions that match all given filters; without filters, all sessions. Filters save requests.
-#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it only describes")]
 pub struct SessionsRequest {
     /// `1:1` or `group`.
     #[schema(max_items = 1000)]
@@ -74,7 +77,8 @@ pub struct SessionsRequest {
     pub name_contains: Option<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "it only describes")]
 pub enum SessionType {
     #[serde(rename = "1:1")]
     OneToOne,

@@ -15,7 +15,7 @@ use super::AppState;
 use super::parameters::PathId;
 use super::problem::Problem;
 use super::view::JobView;
-use crate::jobs::{Follower, Job, JobId, JobState};
+use crate::jobs::{Follower, Job, JobId, JobState, JobsError};
 
 /// A comment goes out this often when nothing happens, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -86,11 +86,18 @@ impl Feed {
                 return None;
             }
             tokio::select! {
-                () = self.follower.changed(&self.app.jobs) => {}
+                () = self.follower.changed() => {}
                 () = self.app.stopping.cancelled() => return None,
             }
-            // A job that was deleted ends its stream.
-            let job = self.app.jobs.get(self.id).await.ok()?;
+            let job = match self.app.jobs.get(self.id).await {
+                Ok(job) => job,
+                // It was deleted.
+                Err(JobsError::NotFound) => return None,
+                Err(error) => {
+                    tracing::error!(%error, job.id = %self.id, "a stream of events ends early");
+                    return None;
+                }
+            };
             let changed_state = job.state != self.shown.state;
             if job.progress != self.shown.progress && (!changed_state || job.state == JobState::Running) {
                 self.queue.push_back(event("progress", &job));

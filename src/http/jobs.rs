@@ -190,7 +190,7 @@ pub(super) async fn get(
             tokio::select! {
                 () = &mut deadline => break,
                 () = state.stopping.cancelled() => break,
-                () = follower.changed(&state.jobs) => shown = Shown::of(&state.jobs.get(id).await?),
+                () = follower.changed() => shown = Shown::of(&state.jobs.get(id).await?),
             }
         }
     }

@@ -5,6 +5,7 @@
 //! what the outside calls, `retention` ends old ones; `directory` knows the files of a job.
 
 mod directory;
+mod error;
 mod mending;
 pub mod model;
 mod recovery;
@@ -16,6 +17,8 @@ mod store;
 #[cfg(test)]
 mod testing;
 
+pub use error::JobsError;
 pub use model::{Job, JobError, JobId, JobState};
-pub use service::{Follower, JobSettings, Jobs, JobsError};
+pub use registry::Follower;
+pub use service::{JobSettings, Jobs};
 pub use store::{ListFilter, Listed};

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use super::directory::{self, DELETED};
+use super::error::JobsError;
 use super::mending::{self, Opened};
 use super::model::{Job, JobError, JobId, JobState};
-use super::service::JobsError;
 use super::store::JobStore;
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;

@@ -69,14 +69,15 @@ impl Registry {
         self.live.get(&id).map(|live| live.latest.borrow().clone())
     }
 
-    /// Follows the figures of a running job; `None` when it is not running.
-    pub fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
+    /// The figures of a running job; `None` when it is not running.
+    fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
         self.live.get(&id).map(|live| live.latest.subscribe())
     }
 
-    /// Follows changes of state of all jobs.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+    /// Follows one job from now on.
+    pub fn follow(self: &Arc<Self>, id: JobId) -> Follower {
+        let changes = self.changes.subscribe();
+        Follower { id, changes, live: self.watch(id), registry: self.clone() }
     }
 
     pub fn cancel(&self, id: JobId) {
@@ -87,5 +88,34 @@ impl Registry {
 
     pub fn running(&self) -> usize {
         self.live.len()
+    }
+}
+
+/// Follows one job through its life, whether it runs or not.
+#[derive(Debug)]
+pub struct Follower {
+    id: JobId,
+    changes: watch::Receiver<u64>,
+    live: Option<watch::Receiver<Arc<Job>>>,
+    registry: Arc<Registry>,
+}
+
+impl Follower {
+    /// Returns when the job may have changed since the last call.
+    pub async fn changed(&mut self) {
+        let figures = async {
+            match &mut self.live {
+                Some(live) => live.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            still_live = figures => if !still_live { self.live = None },
+            // The sender lives in the registry, which is held here.
+            _ = self.changes.changed() => {}
+        }
+        if self.live.is_none() {
+            self.live = self.registry.watch(self.id);
+        }
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::directory;
+use super::error::JobsError;
 use super::model::{Job, JobState};
-use super::service::{Jobs, JobsError};
+use super::service::Jobs;
 use super::store::ListFilter;
 
 /// How often finished jobs are looked at.

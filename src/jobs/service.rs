@@ -8,20 +8,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::directory::{self, ARCHIVE_NAME, DELETED};
+use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
-use super::registry::Registry;
+use super::registry::{Follower, Registry};
 use super::store::{AccountPause, JobStore, Known, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
-use crate::archive::{ArchiveError, ArchiveFile, FailureLine, failures_page};
+use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{self, Account, ExtractRequest, ExtractSettings};
-use crate::files::{free_space, is_full, unless_absent};
+use crate::files::{free_space, unless_absent};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -37,49 +38,12 @@ pub struct JobSettings {
     pub extract: ExtractSettings,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum JobsError {
-    #[error("there is no such job")]
-    NotFound,
-    #[error("the idempotency key was used before with another request")]
-    IdempotencyConflict,
-    #[error("the queue is full ({queued} jobs, MAX_QUEUED_JOBS); try again later")]
-    QueueFull { queued: u64 },
-    #[error("a job that is {} cannot be {action}", state.as_str())]
-    WrongState { state: JobState, action: &'static str },
-    #[error("the archive is not ready")]
-    ArchiveNotReady { state: JobState },
-    #[error("the archive's file is gone, or is not the one that was made")]
-    ArchiveLost,
-    #[error("the archive is gone")]
-    ArchiveGone,
-    #[error("the data directory is gone; restart the service once it is back")]
-    DataDirectoryGone,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-}
-
-impl JobsError {
-    pub fn is_disk_full(&self) -> bool {
-        match self {
-            Self::Store(error) => error.is_disk_full(),
-            Self::Archive(error) => error.is_disk_full(),
-            Self::Io(error) => is_full(error),
-            _ => false,
-        }
-    }
-}
-
 /// All jobs of one data directory.
 #[derive(Debug)]
 pub struct Jobs {
     pub(super) settings: JobSettings,
     pub(super) store: JobStore,
-    pub(super) registry: Registry,
+    pub(super) registry: Arc<Registry>,
     pub(super) account: Arc<Account>,
     pub(super) clock: SharedClock,
     /// Jobs that an earlier process left running, and that wait for their turn to be taken up again.
@@ -105,7 +69,7 @@ impl Jobs {
         let jobs = Arc::new(Self {
             settings,
             store,
-            registry: Registry::new(),
+            registry: Arc::new(Registry::new()),
             account,
             clock,
             interrupted: Mutex::new(interrupted.into()),
@@ -140,7 +104,8 @@ impl Jobs {
         self.store.close().await;
     }
 
-    /// Does something whether or not anybody waits for it.
+    /// Does something whether or not anybody waits for it. Whatever changes a job must be called so: dropped half-way it may leave
+    /// a job that nobody starts, or one that waits for ever.
     pub fn run_to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -208,6 +173,11 @@ impl Jobs {
 
     fn freshest(&self, job: Job) -> Job {
         self.registry.latest(job.id).map_or(job, |live| (*live).clone())
+    }
+
+    /// Begins to follow before the caller looks, so that no change falls between.
+    pub fn follow(&self, id: JobId) -> Follower {
+        self.registry.follow(id)
     }
 
     pub fn running(&self) -> usize {
@@ -444,42 +414,6 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
         let pause = AccountPause { account: jobs.account.mark(), waiting };
         if let Err(error) = jobs.store.set_pause(&pause).await {
             tracing::warn!(%error, "the account's pause could not be written down");
-        }
-    }
-}
-
-/// Follows one job through its life, whether it runs or not.
-#[derive(Debug)]
-pub struct Follower {
-    id: JobId,
-    changes: watch::Receiver<u64>,
-    live: Option<watch::Receiver<Arc<Job>>>,
-}
-
-impl Jobs {
-    /// Begins to follow before the caller looks, so that no change falls between.
-    pub fn follow(&self, id: JobId) -> Follower {
-        let changes = self.registry.changes();
-        Follower { id, changes, live: self.registry.watch(id) }
-    }
-}
-
-impl Follower {
-    /// Returns when the job may have changed since the last call.
-    pub async fn changed(&mut self, jobs: &Jobs) {
-        let figures = async {
-            match &mut self.live {
-                Some(live) => live.changed().await.is_ok(),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            still_live = figures => if !still_live { self.live = None },
-            // The sender lives as long as the registry, which lives as long as `jobs`.
-            _ = self.changes.changed() => {}
-        }
-        if self.live.is_none() {
-            self.live = jobs.registry.watch(self.id);
         }
     }
 }

@@ -1,0 +1,43 @@
+//! Why a job could not be stored, changed or shown.
+
+use super::model::JobState;
+use super::store::StoreError;
+use crate::archive::ArchiveError;
+use crate::files::is_full;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JobsError {
+    #[error("there is no such job")]
+    NotFound,
+    #[error("the idempotency key was used before with another request")]
+    IdempotencyConflict,
+    #[error("the queue is full ({queued} jobs, MAX_QUEUED_JOBS); try again later")]
+    QueueFull { queued: u64 },
+    #[error("a job that is {} cannot be {action}", state.as_str())]
+    WrongState { state: JobState, action: &'static str },
+    #[error("the archive is not ready")]
+    ArchiveNotReady { state: JobState },
+    #[error("the archive's file is gone, or is not the one that was made")]
+    ArchiveLost,
+    #[error("the archive is gone")]
+    ArchiveGone,
+    #[error("the data directory is gone; restart the service once it is back")]
+    DataDirectoryGone,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl JobsError {
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_disk_full(),
+            Self::Archive(error) => error.is_disk_full(),
+            Self::Io(error) => is_full(error),
+            _ => false,
+        }
+    }
+}
