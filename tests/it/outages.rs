@@ -92,7 +92,7 @@ async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
     ] {
         let clock = clock();
         let sim = SimSettings { sessions: 700, messages: 7_000, months: 3, ..account() };
-        let world = World::with_clock(sim, clock.clone(), paced).await;
+        let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.limit = Some(600.0)).await;
         world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down });
         let id = world.submit(&world.everything()).await;
         minutes(3, &world, &clock, &id).await;
