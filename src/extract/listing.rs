@@ -141,10 +141,7 @@ impl Pass {
 async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
     let days = (list.from, list.to);
-    let young = |token: &&PageToken| {
-        shared.now().duration_since(token.at).unsigned_abs() < context.settings.page_token_life
-    };
-    let mut pass = Pass::from(list.resume.as_ref().filter(young), list.pages);
+    let mut pass = Pass::from(shared.still_good(list), list.pages);
     let (mut passes, mut has_shown) = (1, list.pages > 0);
     // What each page was: one that comes again as it was need not be stored again.
     let mut read = HashSet::new();

@@ -272,10 +272,8 @@ impl Pages {
         if range.chain.pages == 0 {
             return Ok(pages);
         }
-        let life = shared.context.settings.page_token_life;
-        let is_young = |token: &&PageToken| shared.now().duration_since(token.at).unsigned_abs() < life;
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
-        let resume = range.chain.resume.as_ref().filter(is_young).filter(|_| same_query);
+        let resume = shared.still_good(&range.chain).filter(|_| same_query);
         let (counted, last_page) = shared
             .look(async |stored| {
                 let counted = stored.range_items(range.chain.id).await?;

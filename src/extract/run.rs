@@ -23,7 +23,8 @@ use super::request::ExtractRequest;
 use super::split::{Pace, Seen, Split};
 use super::{listing, ranges, split, windows};
 use crate::capture::{
-    CaptureError, Change, Counts, Effect, FailureNote, Location, Meta, PendingRange, Reader, Writer,
+    CaptureError, Chain, Change, Counts, Effect, FailureNote, Location, Meta, PageToken, PendingRange,
+    Reader, Writer,
 };
 use crate::clock::SharedClock;
 use crate::zoom::lane::Effort;
@@ -389,6 +390,12 @@ impl Shared {
         let text = serde_json::to_string(&totals).expect("totals are numbers");
         self.commit(Change::SetMeta(vec![(Meta::Traffic, text)])).await?;
         Ok(())
+    }
+
+    /// The page token with which a chain can be taken up, if it is not too old for that.
+    pub(super) fn still_good<'a>(&self, chain: &'a Chain) -> Option<&'a PageToken> {
+        let life = self.context.settings.page_token_life;
+        chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
     }
 
     /// The oldest day that Zoom still answers for, by the calendar and by what it has told.

@@ -48,7 +48,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
             }
             let message = cause.to_string();
             let field = message.split('`').nth(1).unwrap_or("query");
-            bad_parameter(field, &message)
+            bad_parameter(field, message.strip_prefix(&format!("{field}: ")).unwrap_or(&message))
         })
     }
 }

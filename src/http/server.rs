@@ -88,7 +88,7 @@ pub async fn serve(
     }
 }
 
-/// Waits for a place, closing one waiting connection after the other until there is one. `None` when stopping.
+/// Waits for room, closing one waiting connection after the other until there is some. `None` when stopping.
 async fn make_room(
     room: &Arc<Semaphore>,
     idle: &Idle,
@@ -119,26 +119,23 @@ async fn connection(
     let mut stream = TimeoutStream::new(socket);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let room_needed = CancellationToken::new();
-    let place = Connection::new(idle, room_needed.clone());
+    let connection = Connection::new(idle, room_needed.clone());
     // Dropped after the connection and its answers, so that nothing is left of it.
-    let _over = Over(place.clone());
-    let service = service_fn({
-        let place = place.clone();
-        move |request| answer(request, peer, router.clone(), place.clone())
-    });
-    let connection = http1::Builder::new()
+    let _over = Over(connection.clone());
+    let service = service_fn(move |request| answer(request, peer, router.clone(), connection.clone()));
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
-    tokio::pin!(connection);
+    tokio::pin!(serving);
     // How a connection ends concerns nobody: the client broke it off, or was too slow.
     tokio::select! {
-        _ = &mut connection => {}
+        _ = &mut serving => {}
         () = room_needed.cancelled() => {}
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
         }
     }
 }
@@ -147,17 +144,17 @@ async fn answer(
     request: Request<Incoming>,
     peer: SocketAddr,
     router: Router,
-    place: Arc<Connection>,
+    connection: Arc<Connection>,
 ) -> Result<Response<Body>, Infallible> {
-    place.leave(Place::Busy);
+    connection.turn_to(Activity::Answering);
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(Peer(peer));
     let response = router.oneshot(request).await?;
-    let busy = Busy(place);
+    let answering = Answering(connection);
     // The guard goes with the body: the connection waits for a request again once the answer is out.
     Ok(response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _ = &busy;
+            let _ = &answering;
             frame
         }))
     }))
@@ -195,38 +192,40 @@ impl Idle {
     }
 }
 
-/// Whether a connection waits for a request, and its place among those that do.
+/// An open connection and what it does.
 #[derive(Debug)]
 struct Connection {
     idle: Arc<Idle>,
     close: CancellationToken,
-    place: Mutex<Place>,
+    activity: Mutex<Activity>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum Activity {
+    /// For a request, with this number among those that do.
     Waiting(u64),
-    Busy,
+    Answering,
     Over,
 }
 
 impl Connection {
     fn new(idle: Arc<Idle>, close: CancellationToken) -> Arc<Self> {
-        let connection = Arc::new(Self { idle, close, place: Mutex::new(Place::Busy) });
-        connection.enter();
+        let connection = Arc::new(Self { idle, close, activity: Mutex::new(Activity::Answering) });
+        connection.wait();
         connection
     }
 
-    fn enter(&self) {
-        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Place::Busy = *place {
-            *place = Place::Waiting(self.idle.enter(self.close.clone()));
+    /// Waits for the next request, unless it is over.
+    fn wait(&self) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Activity::Answering = *activity {
+            *activity = Activity::Waiting(self.idle.enter(self.close.clone()));
         }
     }
 
-    fn leave(&self, next: Place) {
-        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Place::Waiting(number) = std::mem::replace(&mut *place, next) {
+    fn turn_to(&self, next: Activity) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Activity::Waiting(number) = std::mem::replace(&mut *activity, next) {
             self.idle.leave(number);
         }
     }
@@ -237,15 +236,15 @@ struct Over(Arc<Connection>);
 
 impl Drop for Over {
     fn drop(&mut self) {
-        self.0.leave(Place::Over);
+        self.0.turn_to(Activity::Over);
     }
 }
 
 /// Held while an answer is on its way.
-struct Busy(Arc<Connection>);
+struct Answering(Arc<Connection>);
 
-impl Drop for Busy {
+impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.enter();
+        self.0.wait();
     }
 }

@@ -69,6 +69,7 @@ pub struct ProgressView {
     pub deleted_messages: u64,
     /// Requests sent to Zoom, including repeated ones. Those of the last seconds before a kill may be missing.
     pub requests: u64,
+    /// Of these, sent again after a bad answer; not after a 429, an outage or an expired page token.
     pub retries: u64,
     /// Answers with status 429.
     pub rate_limited: u64,

@@ -45,7 +45,7 @@ impl Effort {
 pub struct Traffic {
     /// Requests sent, repetitions included.
     pub requests: AtomicU64,
-    /// Requests sent again after anything but a 429.
+    /// Requests sent again after a bad answer; not after a 429, an outage, or an expired page token.
     pub retries: AtomicU64,
     /// Answers with status 429.
     pub rate_limited: AtomicU64,

@@ -81,7 +81,13 @@ async fn every_error_is_a_problem_with_a_stable_code() {
         };
         let told: Value = asked.json().await.unwrap();
         let error = &told["errors"][0];
-        assert!(error["field"] == field && error["message"].as_str().unwrap().contains(says), "{told:#}");
+        let message = error["message"].as_str().unwrap();
+        assert!(error["field"] == field && message.contains(says) && !message.starts_with(field), "{told:#}");
+    }
+    for (method, path) in [("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")] {
+        let url = world.url(&format!("{unknown}{path}?only=x"));
+        let response = world.client.request(method.parse().unwrap(), url).send().await.unwrap();
+        assert_eq!(problem(response).await, is(400, "invalid-request"), "{method} {path}");
     }
     let body = json!({ "from": "2020-01-01", "to": "2099-01-01" });
     let errors: Value = world.post("/v1/jobs", &body).await.json().await.unwrap();
