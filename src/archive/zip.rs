@@ -2,7 +2,7 @@
 //!
 //! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). Entries come
 //! in any order, and what the archive's directory will tell of each is returned to the caller, who keeps it sorted on disk:
-//! for 400,000 entries it would be 50 MB of memory.
+//! for 400,000 entries it would be 80 MB of memory.
 
 use std::io::Write;
 
