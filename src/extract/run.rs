@@ -139,8 +139,8 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
     }
-    let account = location.look_at_plan(async |reader| reader.meta(Meta::Account).await).await?;
-    if account.flatten().is_some_and(|account| account != context.lane.account().mark()) {
+    let begun_with = location.look_at_plan(async |reader| reader.meta(Meta::Account).await).await?;
+    if begun_with.flatten().is_some_and(|account| account != context.lane.account().mark()) {
         return Err(ExtractError::OtherAccount);
     }
     let writer = location.open_writer().await?;
@@ -232,13 +232,14 @@ impl Shared {
     async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
+        let account = self.context.lane.account().mark();
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();
             let mut meta = self.context.facts.clone();
             meta.push((Meta::Request, serde_json::to_string(request).expect("a request is plain data")));
             meta.push((Meta::StartedAt, now.to_string()));
-            meta.push((Meta::Account, self.context.lane.account().mark()));
+            meta.push((Meta::Account, account));
             if request.to >= self.context.clock.today() {
                 // Whatever was sent before this instant is asked for after it.
                 meta.push((Meta::CapturedUntil, now.to_string()));
@@ -246,6 +247,9 @@ impl Shared {
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
             self.commit(Change::Plan { windows, meta }).await?;
+        } else if reader.meta(Meta::Account).await?.is_none() {
+            // Of an earlier version.
+            self.commit(Change::SetMeta(vec![(Meta::Account, account)])).await?;
         }
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;

@@ -186,8 +186,9 @@ impl Answered {
         *last = Some(call.clone());
     }
 
+    /// Whether Zoom has answered the like of it: any list, or messages of another session.
     fn any_like(&self, call: &Call) -> bool {
-        if call.subject().is_none() { self.list.is_some() } else { self.messages[0].is_some() }
+        if call.subject().is_none() { self.list.is_some() } else { self.the_like_of(call).is_some() }
     }
 
     /// Of the same endpoint, and of another session or, a list, of none of its days.

@@ -298,7 +298,7 @@ impl Lane {
             .sit_out(async || {
                 let probe = account.probe_for(call);
                 match self.send(&probe, Effort::MOST_URGENT, probe.any_answer()).await {
-                    Err(Tried { outcome, .. }) if account.looks_like_an_outage(&probe, &outcome) => {
+                    Err(Tried { outcome, .. }) if account.looks_like_an_outage(call, &outcome) => {
                         Err(outcome.describe())
                     }
                     _ => Ok(()),
