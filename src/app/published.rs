@@ -93,8 +93,9 @@ impl Published {
 
     /// Whether this was made here and something of such an extent may take its place.
     fn may_be_replaced(&self, path: &Path, by: &Extent) -> bool {
-        let is_it = |made: &&Made| Identity::of(path).is_ok_and(|identity| made.items.contains(&identity));
-        self.made.iter().find(is_it).is_some_and(|made| by.covers(&made.extent))
+        let Ok(there) = Identity::of(path) else { return false };
+        let made = self.made.iter().find(|made| made.items.contains(&there));
+        made.is_some_and(|made| by.covers(&made.extent))
     }
 }
 

@@ -139,20 +139,8 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
     }
-    let begun_with = location.look_at_plan(async |reader| reader.meta(Meta::Account).await).await?;
-    if begun_with.flatten().is_some_and(|account| account != context.lane.account().mark()) {
-        return Err(ExtractError::OtherAccount);
-    }
     let writer = location.open_writer().await?;
-    let ready = async {
-        if !damaged.is_empty() {
-            let now = context.clock.now().to_string();
-            writer.commit(Change::SetMeta(vec![(Meta::DamagedAt, now)])).await?;
-            writer.commit(Change::RefetchRanges(damaged)).await?;
-        }
-        location.open_reader().await
-    };
-    let mut reader = match ready.await {
+    let mut reader = match location.open_reader().await {
         Ok(reader) => reader,
         Err(error) => {
             writer.close().await;
@@ -171,7 +159,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         learning_reach: Semaphore::new(1),
         readers: Semaphore::new(4),
     });
-    let result = shared.clone().work(&mut reader).await;
+    let result = shared.clone().work(&mut reader, damaged).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
     let outcome = outcome(&mut reader).await;
@@ -200,8 +188,8 @@ async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
 }
 
 impl Shared {
-    async fn work(self: Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
-        self.prepare(reader).await?;
+    async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<i64>) -> Result<(), ExtractError> {
+        self.prepare(reader, damaged).await?;
         // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
         let stop = self.context.cancel.child_token();
         // Also should one half panic: the books must not be kept for ever.
@@ -228,11 +216,14 @@ impl Shared {
         }
     }
 
-    /// Plans a new capture, or takes up the figures of one that is there.
-    async fn prepare(&self, reader: &mut Reader) -> Result<(), ExtractError> {
+    /// Plans a new capture, or takes up one that is there, of which these ranges are damaged.
+    async fn prepare(&self, reader: &mut Reader, damaged: Vec<i64>) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
-        let account = self.context.lane.account().mark();
+        let (account, begun_with) = (self.context.lane.account().mark(), reader.meta(Meta::Account).await?);
+        if begun_with.as_ref().is_some_and(|mark| *mark != account) {
+            return Err(ExtractError::OtherAccount);
+        }
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();
@@ -247,9 +238,14 @@ impl Shared {
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
             self.commit(Change::Plan { windows, meta }).await?;
-        } else if reader.meta(Meta::Account).await?.is_none() {
+        } else if begun_with.is_none() {
             // Of an earlier version.
             self.commit(Change::SetMeta(vec![(Meta::Account, account)])).await?;
+        }
+        if !damaged.is_empty() {
+            let now = self.context.clock.now().to_string();
+            self.commit(Change::SetMeta(vec![(Meta::DamagedAt, now)])).await?;
+            self.commit(Change::RefetchRanges(damaged)).await?;
         }
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;

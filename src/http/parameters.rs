@@ -108,12 +108,9 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
         Ok(key) if (1..=255).contains(&key.len()) && !key.contains('\t') && values.next().is_none() => {
             Ok(Some(key.to_owned()))
         }
-        _ => Err(Problem::invalid(
-            StatusCode::BAD_REQUEST,
-            vec![FieldError {
-                field: "Idempotency-Key".to_owned(),
-                message: "must be 1 to 255 printable ASCII characters, and be there once".to_owned(),
-            }],
+        _ => Err(bad_parameter(
+            "Idempotency-Key",
+            "must be 1 to 255 printable ASCII characters, and be there once",
         )),
     }
 }

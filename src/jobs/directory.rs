@@ -48,6 +48,11 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
     marked.await.map_err(io::Error::other)?
 }
 
+/// It is not deleted after all.
+pub fn unmark_deleted(directory: &Path) -> io::Result<()> {
+    unless_absent(fs::remove_file(directory.join(DELETED)))
+}
+
 /// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
 /// must still tell that it was meant.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
@@ -77,15 +82,22 @@ pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
     fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
 }
 
-/// Whether an open file is this archive, byte for byte. What the disk cannot read is not.
-pub fn is_it(file: File, archive: &ArchiveFile, cancel: &CancellationToken) -> Result<bool, ArchiveError> {
-    if file.metadata()?.len() != archive.size {
-        return Ok(false);
-    }
-    match sha256_of(file, cancel) {
-        Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
-        hashed => Ok(hashed? == archive.sha256),
-    }
+/// Whether an open file is this archive, byte for byte: that of a large one takes a while. What the disk cannot read is not.
+pub async fn is_it(
+    file: File,
+    archive: ArchiveFile,
+    cancel: CancellationToken,
+) -> Result<bool, ArchiveError> {
+    let compare = move || {
+        if file.metadata()?.len() != archive.size {
+            return Ok(false);
+        }
+        match sha256_of(file, &cancel) {
+            Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
+            hashed => Ok(hashed? == archive.sha256),
+        }
+    };
+    tokio::task::spawn_blocking(compare).await.map_err(io::Error::other)?
 }
 
 /// A name for the archive that is there, when another is to take its place and may hold less.

@@ -278,14 +278,10 @@ async fn is_there_already(
     archive: &ArchiveFile,
     cancel: CancellationToken,
 ) -> Result<bool, ArchiveError> {
-    let (path, archive) = (directory.join(ARCHIVE_NAME), archive.clone());
-    let compared = tokio::task::spawn_blocking(move || {
-        let there = File::open(path).map_err(ArchiveError::from);
-        there.and_then(|there| directory::is_it(there, &archive, &cancel))
-    });
-    match compared.await.map_err(std::io::Error::other)? {
+    // One that cannot be read is not replaced.
+    let Ok(there) = File::open(directory.join(ARCHIVE_NAME)) else { return Ok(false) };
+    match directory::is_it(there, archive.clone(), cancel).await {
         Err(ArchiveError::Cancelled) => Err(ArchiveError::Cancelled),
-        // One that cannot be read is not replaced.
         compared => Ok(compared.unwrap_or(false)),
     }
 }

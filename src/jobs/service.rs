@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::directory::{self, ARCHIVE_NAME, DELETED};
+use super::directory::{self, ARCHIVE_NAME};
 use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
 use super::registry::{Follower, Registry};
@@ -22,7 +22,7 @@ use super::{recovery, retention, runner};
 use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{self, Account, ExtractRequest, ExtractSettings};
-use crate::files::{free_space, unless_absent};
+use crate::files::free_space;
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -268,7 +268,7 @@ impl Jobs {
         loop {
             let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
             if state == JobState::Running && self.runs_or_will(id).await? {
-                unless_absent(std::fs::remove_file(directory.join(DELETED)))?;
+                directory::unmark_deleted(&directory)?;
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
             // Before the record goes: what has neither that nor this mark is a job that the table has lost.
@@ -277,7 +277,7 @@ impl Jobs {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => {
-                    unless_absent(std::fs::remove_file(directory.join(DELETED)))?;
+                    directory::unmark_deleted(&directory)?;
                     return Err(error.into());
                 }
             }
@@ -342,14 +342,12 @@ impl Jobs {
         }
     }
 
-    /// Whether the archive is there, byte for byte: that of a large one takes a while.
+    /// Whether the archive is there, byte for byte.
     async fn has_sound_archive(&self, job: &Job) -> Result<bool, JobsError> {
         match self.open_archive(job).await {
             Ok((archive, file)) => {
                 let _one_at_a_time = self.hashing.acquire().await.expect("the semaphore is never closed");
-                let stop = self.stop.clone();
-                let looked = tokio::task::spawn_blocking(move || directory::is_it(file, &archive, &stop));
-                Ok(looked.await.map_err(std::io::Error::other)??)
+                Ok(directory::is_it(file, archive, self.stop.clone()).await?)
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::outcome::{Outcome, Refusal};
 use super::transport::collect;
@@ -30,13 +29,6 @@ pub struct Credentials {
     pub account_id: String,
     pub client_id: String,
     pub client_secret: SecretString,
-}
-
-impl Credentials {
-    /// Tells the account from others, without naming it.
-    pub fn account_mark(&self) -> String {
-        hex::encode(&Sha256::digest(self.account_id.as_bytes())[..16])
-    }
 }
 
 impl fmt::Debug for Credentials {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::ToSpan;
+use sha2::{Digest, Sha256};
 
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
@@ -96,7 +97,7 @@ impl Account {
 
     /// Tells the account from others, without naming it.
     pub fn mark(&self) -> String {
-        self.settings.credentials.account_mark()
+        hex::encode(&Sha256::digest(&self.settings.credentials.account_id)[..16])
     }
 
     pub fn budget(&self) -> &Budget {
