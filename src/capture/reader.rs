@@ -121,9 +121,27 @@ impl Reader {
         .bind(oldest.to_string())
         .fetch_optional(&mut self.connection)
         .await?;
-        let read =
-            |row: &SqliteRow| Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?));
-        row.as_ref().map(read).transpose()
+        row.as_ref().map(session_days).transpose()
+    }
+
+    /// Days of a list that was answered.
+    pub async fn answered_list(&mut self) -> Result<Option<(Date, Date)>, CaptureError> {
+        let row = sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 LIMIT 1")
+            .fetch_optional(&mut self.connection)
+            .await?;
+        row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
+    }
+
+    /// Two sessions of which something was answered, if there are so many, and of which days.
+    pub async fn answered_sessions(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT s.zoom_id, r.first_day, r.last_day FROM units u
+                 JOIN sessions s ON s.id = u.session JOIN ranges r ON r.unit = u.id AND r.pages > 0
+             GROUP BY u.session LIMIT 2",
+        )
+        .fetch_all(&mut self.connection)
+        .await?;
+        rows.iter().map(session_days).collect()
     }
 
     /// Days of a range's window in which its session has shown pages: those of another range that has some and ends on `oldest`
@@ -316,6 +334,10 @@ fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
 pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
     let text: String = row.try_get(column)?;
     text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
+}
+
+fn session_days(row: &SqliteRow) -> Result<(String, Date, Date), CaptureError> {
+    Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?))
 }
 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {

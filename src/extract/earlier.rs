@@ -11,6 +11,7 @@ use super::request::ExtractRequest;
 use super::run::ExtractError;
 use crate::capture::{CaptureError, Location, Meta, Reader};
 use crate::zoom::lane::Traffic;
+use crate::zoom::{Call, ItemChoice};
 
 /// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: a damaged index is
 /// set aside and everything fetched again; ranges whose messages are damaged are returned, to be fetched again.
@@ -79,6 +80,16 @@ pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, Ext
 pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, CaptureError> {
     let totals = reader.meta(Meta::Traffic).await?;
     Ok(totals.and_then(|totals| serde_json::from_str(&totals).ok()).unwrap_or_default())
+}
+
+/// First pages that Zoom has answered: asking for them again tells whether it still does.
+pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Result<Vec<Call>, CaptureError> {
+    let list =
+        reader.answered_list().await?.map(|(from, to)| Call::ListSessions { from, to, page_token: None });
+    let sessions = reader.answered_sessions().await?.into_iter().map(|(session_id, from, to)| {
+        Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice }
+    });
+    Ok(list.into_iter().chain(sessions).collect())
 }
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.

@@ -220,8 +220,9 @@ impl Shared {
     async fn prepare(&self, reader: &mut Reader, damaged: Vec<i64>) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
-        let (account, begun_with) = (self.context.lane.account().mark(), reader.meta(Meta::Account).await?);
-        if begun_with.as_ref().is_some_and(|mark| *mark != account) {
+        let account = self.context.lane.account();
+        let (mark, begun_with) = (account.mark(), reader.meta(Meta::Account).await?);
+        if begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark) {
             return Err(ExtractError::OtherAccount);
         }
         if reader.meta(Meta::Request).await?.is_none() {
@@ -230,7 +231,7 @@ impl Shared {
             let mut meta = self.context.facts.clone();
             meta.push((Meta::Request, serde_json::to_string(request).expect("a request is plain data")));
             meta.push((Meta::StartedAt, now.to_string()));
-            meta.push((Meta::Account, account));
+            meta.push((Meta::Account, mark));
             if request.to >= self.context.clock.today() {
                 // Whatever was sent before this instant is asked for after it.
                 meta.push((Meta::CapturedUntil, now.to_string()));
@@ -238,9 +239,13 @@ impl Shared {
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
             self.commit(Change::Plan { windows, meta }).await?;
-        } else if begun_with.is_none() {
-            // Of an earlier version.
-            self.commit(Change::SetMeta(vec![(Meta::Account, account)])).await?;
+        } else {
+            if begun_with.is_none() {
+                // Of an earlier version.
+                self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
+            }
+            let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
+            answered.iter().for_each(|call| account.remember(call));
         }
         if !damaged.is_empty() {
             let now = self.context.clock.now().to_string();

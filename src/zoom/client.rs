@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -122,8 +122,7 @@ impl Account {
     /// Whether this is what an outage of that endpoint looks like: a gateway's refusals only where Zoom was reached before, as
     /// they would else be of a wrong address.
     pub(super) fn looks_like_an_outage(&self, call: &Call, outcome: &Outcome) -> bool {
-        let was_reached = || self.answered.lock().unwrap_or_else(PoisonError::into_inner).any_like(call);
-        outcome.looks_like_an_outage() || (outcome.is_of_a_gateway() && was_reached())
+        outcome.looks_like_an_outage() || (outcome.is_of_a_gateway() && self.known().any_like(call))
     }
 
     /// Whether the endpoint of this call answers.
@@ -137,17 +136,25 @@ impl Account {
 
     pub(super) fn note_answer(&self, call: &Call) {
         self.outage(call).answered();
+        self.remember(call);
+    }
+
+    /// This was answered once, to another process perhaps.
+    pub fn remember(&self, call: &Call) {
         if call.page_token().is_none() {
-            self.answered.lock().unwrap_or_else(PoisonError::into_inner).note(call);
+            self.known().note(call);
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Answered> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What to ask to find out whether Zoom answers, when `call` was not answered. A request that always fails must not be taken
     /// for an outage, so it is another one wherever possible.
     pub(super) fn probe_for(&self, call: &Call) -> Call {
         // One that was answered before: of another session, or a list of other days.
-        let known = self.answered.lock().unwrap_or_else(PoisonError::into_inner).the_like_of(call);
-        if let Some(known) = known {
+        if let Some(known) = self.known().probe_for(call) {
             return known;
         }
         let is_a_list = call.subject().is_none();
@@ -190,6 +197,13 @@ impl Answered {
     /// Whether Zoom has answered the like of it: any list, or messages of another session.
     fn any_like(&self, call: &Call) -> bool {
         if call.subject().is_none() { self.list.is_some() } else { self.the_like_of(call).is_some() }
+    }
+
+    /// What to ask when this is not answered; messages of one session and of the other in turns.
+    fn probe_for(&mut self, call: &Call) -> Option<Call> {
+        let probe = self.the_like_of(call);
+        self.messages.swap(0, 1);
+        probe
     }
 
     /// Of the same endpoint, and of another session or, a list, of none of its days.

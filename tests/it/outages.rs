@@ -223,6 +223,46 @@ async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage(
     );
 }
 
+/// Chats that always fail, asked for again by a process that has asked for nothing else: Zoom is probed with others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_for_an_outage() {
+    let sim = SimSettings { months: 1, ..account() };
+    let mut world = World::with_clock(sim, clock(), |_| {}).await;
+    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
+    for session in 0..12 {
+        let (matches, answer) = (Match::Session(session), answer.clone());
+        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    }
+    let id = world.submit(&world.everything()).await;
+    let job = world.finished(&id).await;
+    assert_eq!(
+        (job["state"].as_str(), job["failures_total"].as_u64()),
+        (Some("completed_with_failures"), Some(12))
+    );
+    world.restart().await;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    let job = world.wait_until(&id, |job| is_waiting(job) || !job["finished_at"].is_null()).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
+}
+
+/// That Zoom was reached before is known from what is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
+    let clock = clock();
+    let mut world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    let answer = FaultAnswer::Status { status: 403, headers: Vec::new(), body: String::new() };
+    world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
+    minutes(2, &world, &clock, &id).await;
+    world.restart().await;
+    minutes(2, &world, &clock, &id).await;
+    world.sim.clear_script();
+    clock.advance(Duration::from_secs(60));
+    assert_completed(&world, &id).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_wait_for_a_daily_limit_survives_a_restart() {
     let clock = clock();
