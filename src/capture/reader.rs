@@ -280,6 +280,16 @@ impl Reader {
         if !self.has_plan().await? {
             return Ok(damaged);
         }
+        if self.meta(Meta::StartedAt).await?.is_none() {
+            return Err(CaptureError::Damaged("when it was begun is missing".to_owned()));
+        }
+        let misplaced = sqlx::query_scalar(
+            "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",
+        );
+        let misplaced: Option<i64> = misplaced.fetch_optional(&mut self.connection).await?;
+        if let Some(range) = misplaced {
+            return Err(CaptureError::Damaged(format!("range {range} is in another month than its session")));
+        }
         self.read_sessions_through(cancel).await?;
         let mut after = (0_i64, 0_i64, 0_i64);
         while !cancel.is_cancelled() {
@@ -357,10 +367,14 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
 }
 
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
+    let (items, raw_len) = (number(row, "items")?, number(row, "raw_len")?);
+    if items > raw_len {
+        return Err(CaptureError::Damaged("a page has more items than bytes".to_owned()));
+    }
     Ok(PageRef {
         kind: Kind::try_from(row.try_get::<i64, _>("kind")?)?,
-        items: number(row, "items")?,
-        raw_len: number(row, "raw_len")?,
+        items,
+        raw_len,
         crc32: number(row, "crc32")?
             .try_into()
             .map_err(|_| CaptureError::Damaged("crc32 is too large".to_owned()))?,

@@ -1,7 +1,9 @@
 -- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text. Segments are in a file beside.
 -- What a bad disk makes of a value is found by the types, constraints and references here, which a check of the whole file
 -- goes by. Only pages have none of their own: what is wrong with one costs its range, not all.
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY, value TEXT NOT NULL CHECK (key <> 'request' OR json_valid(value))
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE windows (
     idx INTEGER PRIMARY KEY,
@@ -47,7 +49,7 @@ CREATE TABLE ranges (
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
     next_token TEXT, token_at TEXT, query TEXT,
     pages INTEGER NOT NULL DEFAULT 0 CHECK (pages BETWEEN 0 AND 4294967295),
-    repeats INTEGER NOT NULL DEFAULT 0,             -- items dropped because the page before held them already
+    repeats INTEGER NOT NULL DEFAULT 0 CHECK (repeats >= 0),    -- items dropped because the page before held them already
     failure TEXT, failed_at TEXT,
     newest_first INTEGER NOT NULL DEFAULT 0         -- pages in that order, less those in the other
 ) STRICT;
