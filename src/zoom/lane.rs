@@ -1,7 +1,7 @@
 //! One job's way to Zoom: its callers queue, take the account's turns, and ask until they are answered.
 //!
-//! Owns the loop of turn, token, budget, send, classify, repeat, and how much may be under way. Does not interpret pages:
-//! the caller passes a reader, and an answer the reader refuses counts as unreadable.
+//! Owns the loop of turn, token, budget, send, classify, repeat. How much should be under way is told in `load`. Does not
+//! interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -18,6 +18,7 @@ use super::budget::Waiting;
 use super::call::Call;
 use super::client::{Account, ENDPOINTS, endpoint};
 use super::line::{Line, Rank};
+use super::load::Latency;
 use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
 use super::retry::{Decision, RetryPolicy};
@@ -51,6 +52,13 @@ pub struct Traffic {
     pub rate_limited: AtomicU64,
     /// Bytes of bodies received, after decompression.
     pub bytes: AtomicU64,
+}
+
+impl Traffic {
+    /// How many bytes an answer has, on average.
+    pub(super) fn mean_answer(&self) -> u64 {
+        (self.bytes.load(Relaxed) / self.requests.load(Relaxed).max(1)).max(1)
+    }
 }
 
 /// What a call ended with when it did not end with an answer.
@@ -87,36 +95,21 @@ impl Drop for Counted<'_> {
 /// more answers at the same time than they may.
 #[derive(Debug)]
 pub struct Lane {
-    account: Arc<Account>,
-    line: Arc<Line>,
+    pub(super) account: Arc<Account>,
+    pub(super) line: Arc<Line>,
     under_way: Semaphore,
     pub traffic: Traffic,
-    /// How long an answer takes, smoothed, in microseconds.
-    latency_us: AtomicU64,
+    pub(super) latency: Latency,
     /// Callers that wait until an endpoint answers again.
     sitting_out: [AtomicUsize; ENDPOINTS.len()],
 }
 
-/// Without pacing the processors are the limit; this many pages a second is about what two of them read.
-const UNPACED: f64 = 1_500.0;
-/// Without pacing, answers of about so many bytes must be under way for the processors to have something to do.
-const UNPACED_BYTES: u64 = 768 << 10;
-/// Without pacing, so many chains are followed for each of those: while some wait for their commit others ask, and commits are
-/// the fuller. More would only hold memory.
-const UNPACED_CHAINS: usize = 3;
-/// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
-/// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
-const CHAINS: f64 = 8.0;
-/// However high the limit is, no more chains than this.
-const MOST_CHAINS: f64 = 512.0;
 /// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// More of a refusal is not read.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
-/// What an answer is taken to need before the first has come.
-const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 impl Drop for Lane {
     fn drop(&mut self) {
@@ -132,75 +125,9 @@ impl Lane {
             under_way: Semaphore::new(account.settings.in_flight),
             account,
             traffic: Traffic::default(),
-            latency_us: AtomicU64::new(FIRST_GUESS.as_micros() as u64),
+            latency: Latency::default(),
             sitting_out: Default::default(),
         }
-    }
-
-    /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly. Without a limit as many as keep the processors busy.
-    pub fn useful_requests(&self) -> usize {
-        let useful = match self.account.budget.limit() {
-            Some(limit) => (limit * self.latency().as_secs_f64() * 2.0).ceil() as usize + 2,
-            None => ((UNPACED_BYTES / self.mean_answer()) as usize).max(4),
-        };
-        useful.min(self.account.settings.in_flight)
-    }
-
-    /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others. Without one as many as fill commits.
-    pub fn useful_chains(&self) -> usize {
-        match self.account.budget.limit() {
-            Some(_) => {
-                let jobs = self.account.lanes.load(Relaxed).max(1) as f64;
-                let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
-                self.useful_requests().max(chains as usize)
-            }
-            None => self.useful_requests() * UNPACED_CHAINS,
-        }
-    }
-
-    /// What the limit and the latency allow.
-    pub fn most_requests_per_second(&self) -> f64 {
-        let in_flight = self.account.settings.in_flight as f64;
-        self.limit().min(in_flight / self.latency().as_secs_f64().max(0.001))
-    }
-
-    fn limit(&self) -> f64 {
-        self.account.budget.limit().unwrap_or(UNPACED)
-    }
-
-    /// Whether the limit is what holds this job up, so that whoever has an answer may take so long before asking again:
-    /// others stand in line meanwhile.
-    pub fn has_time_for(&self, pause: Duration) -> bool {
-        let turns = |limit| limit * pause.as_secs_f64();
-        self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
-    }
-
-    /// How many bytes an answer has, on average.
-    fn mean_answer(&self) -> u64 {
-        let Traffic { requests, bytes, .. } = &self.traffic;
-        (bytes.load(Relaxed) / requests.load(Relaxed).max(1)).max(1)
-    }
-
-    /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
-    pub fn time_of_a_page(&self) -> Duration {
-        let in_turn = self.useful_requests() as f64 / UNPACED;
-        match self.account.budget.limit() {
-            Some(_) => self.latency(),
-            None => self.latency().max(Duration::from_secs_f64(in_turn)),
-        }
-    }
-
-    /// How long an answer takes at the moment.
-    pub fn latency(&self) -> Duration {
-        Duration::from_micros(self.latency_us.load(Relaxed))
-    }
-
-    fn took(&self, elapsed: Duration) {
-        let old = self.latency_us.load(Relaxed);
-        // A lost update between two answers changes nothing that matters.
-        self.latency_us.store((old * 15 + elapsed.as_micros() as u64) / 16, Relaxed);
     }
 
     pub fn account(&self) -> &Arc<Account> {
@@ -384,7 +311,7 @@ impl Lane {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         self.believe_limit(&headers);
-        let bytes = response.content_length().unwrap_or_else(|| self.mean_answer());
+        let bytes = response.content_length().unwrap_or_else(|| self.traffic.mean_answer());
         let _room = account.readers.room_for(bytes).await;
         let body = if status == 200 {
             collect(response, account.settings.max_answer_bytes).await?
@@ -392,7 +319,7 @@ impl Lane {
             // What the status says holds without it as well.
             collect(response, MOST_OF_A_REFUSAL).await.unwrap_or_default()
         };
-        self.took(account.clock.elapsed().saturating_sub(sent));
+        self.latency.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
         if status != 429 {
             account.budget.accepted();

@@ -9,6 +9,7 @@ pub mod call;
 pub mod client;
 pub mod lane;
 mod line;
+mod load;
 pub mod outage;
 pub mod outcome;
 mod readers;

@@ -1,0 +1,95 @@
+//! How much a job keeps under way: with a limit as much as fills that, without one as much as keeps the processors busy.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::lane::Lane;
+
+/// Without pacing the processors are the limit; this many pages a second is about what two of them read.
+const UNPACED: f64 = 1_500.0;
+/// Without pacing, answers of about so many bytes must be under way for the processors to have something to do.
+const UNPACED_BYTES: u64 = 768 << 10;
+/// Without pacing, so many chains are followed for each of those: while some wait for their commit others ask, and commits are
+/// the fuller. More would only hold memory.
+const UNPACED_CHAINS: usize = 3;
+/// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
+/// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
+const CHAINS: f64 = 8.0;
+/// However high the limit is, no more chains than this.
+const MOST_CHAINS: f64 = 512.0;
+/// What an answer is taken to need before the first has come.
+const FIRST_GUESS: Duration = Duration::from_millis(100);
+
+/// How long an answer takes, smoothed, in microseconds.
+#[derive(Debug)]
+pub(super) struct Latency(AtomicU64);
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self(AtomicU64::new(FIRST_GUESS.as_micros() as u64))
+    }
+}
+
+impl Latency {
+    fn get(&self) -> Duration {
+        Duration::from_micros(self.0.load(Relaxed))
+    }
+
+    pub(super) fn took(&self, elapsed: Duration) {
+        let old = self.0.load(Relaxed);
+        // A lost update between two answers changes nothing that matters.
+        self.0.store((old * 15 + elapsed.as_micros() as u64) / 16, Relaxed);
+    }
+}
+
+impl Lane {
+    /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
+    /// over, since answers come unevenly. Without a limit as many as keep the processors busy.
+    pub fn useful_requests(&self) -> usize {
+        let useful = match self.account.budget.limit() {
+            Some(limit) => (limit * self.latency.get().as_secs_f64() * 2.0).ceil() as usize + 2,
+            None => ((UNPACED_BYTES / self.traffic.mean_answer()) as usize).max(4),
+        };
+        useful.min(self.account.settings.in_flight)
+    }
+
+    /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
+    /// chain is found to be long can then be preferred to the others. Without one as many as fill commits.
+    pub fn useful_chains(&self) -> usize {
+        match self.account.budget.limit() {
+            Some(_) => {
+                let jobs = self.account.lanes.load(Relaxed).max(1) as f64;
+                let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
+                self.useful_requests().max(chains as usize)
+            }
+            None => self.useful_requests() * UNPACED_CHAINS,
+        }
+    }
+
+    /// What the limit and the latency allow.
+    pub fn most_requests_per_second(&self) -> f64 {
+        let in_flight = self.account.settings.in_flight as f64;
+        self.limit().min(in_flight / self.latency.get().as_secs_f64().max(0.001))
+    }
+
+    fn limit(&self) -> f64 {
+        self.account.budget.limit().unwrap_or(UNPACED)
+    }
+
+    /// Whether the limit is what holds this job up, so that whoever has an answer may take so long before asking again:
+    /// others stand in line meanwhile.
+    pub fn has_time_for(&self, pause: Duration) -> bool {
+        let turns = |limit| limit * pause.as_secs_f64();
+        self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
+    }
+
+    /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
+    pub fn time_of_a_page(&self) -> Duration {
+        let in_turn = self.useful_requests() as f64 / UNPACED;
+        match self.account.budget.limit() {
+            Some(_) => self.latency.get(),
+            None => self.latency.get().max(Duration::from_secs_f64(in_turn)),
+        }
+    }
+}
