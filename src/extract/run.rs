@@ -245,7 +245,9 @@ impl Shared {
                 self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
             }
             let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
-            answered.iter().for_each(|call| account.remember(call));
+            for call in &answered {
+                account.remember(call);
+            }
         }
         if !damaged.is_empty() {
             let now = self.context.clock.now().to_string();

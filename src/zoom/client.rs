@@ -2,6 +2,7 @@
 //!
 //! Owns the HTTP client, the tokens, the budget, and what is known of an outage. Asks nothing by itself.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -174,45 +175,44 @@ impl Account {
     }
 }
 
-/// The first pages that were answered last: a list, and messages of two different sessions.
+/// First pages that were answered: of a list, and of two different sessions, the latest first.
 #[derive(Debug, Default)]
 struct Answered {
     list: Option<Call>,
-    messages: [Option<Call>; 2],
+    messages: VecDeque<Call>,
 }
 
 impl Answered {
+    const SESSIONS: usize = 2;
+
     fn note(&mut self, call: &Call) {
         if call.subject().is_none() {
             self.list = Some(call.clone());
             return;
         }
-        let [last, before] = &mut self.messages;
-        if last.as_ref().is_some_and(|last| last.subject() != call.subject()) {
-            *before = last.take();
-        }
-        *last = Some(call.clone());
+        self.messages.retain(|known| known.subject() != call.subject());
+        self.messages.push_front(call.clone());
+        self.messages.truncate(Self::SESSIONS);
     }
 
     /// Whether Zoom has answered the like of it: any list, or messages of another session.
     fn any_like(&self, call: &Call) -> bool {
-        if call.subject().is_none() { self.list.is_some() } else { self.the_like_of(call).is_some() }
+        if call.subject().is_none() { self.list.is_some() } else { self.other_session(call).is_some() }
     }
 
-    /// What to ask when this is not answered; messages of one session and of the other in turns.
+    /// What to ask when this is not answered: a list of none of its days, or messages of other sessions, in turns.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
-        let probe = self.the_like_of(call);
-        self.messages.swap(0, 1);
-        probe
-    }
-
-    /// Of the same endpoint, and of another session or, a list, of none of its days.
-    fn the_like_of(&self, call: &Call) -> Option<Call> {
         if call.subject().is_none() {
             let (from, to) = call.days();
             let is_of_others = |known: &&Call| known.days().1 < from || to < known.days().0;
             return self.list.as_ref().filter(is_of_others).cloned();
         }
-        self.messages.iter().flatten().find(|known| known.subject() != call.subject()).cloned()
+        let probe = self.other_session(call).cloned();
+        self.messages.rotate_left(1.min(self.messages.len()));
+        probe
+    }
+
+    fn other_session(&self, call: &Call) -> Option<&Call> {
+        self.messages.iter().find(|known| known.subject() != call.subject())
     }
 }

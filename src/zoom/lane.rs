@@ -21,7 +21,7 @@ use super::line::{Line, Rank};
 use super::load::Latency;
 use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
-use super::retry::{Decision, RetryPolicy};
+use super::retry::{Decision, RetryPolicy, Tries};
 use super::transport::{collect, describe};
 
 /// How hard to try.
@@ -144,10 +144,7 @@ impl Lane {
         let usual = account.settings.retry;
         let max_attempts = effort.at_most.map_or(usual.max_attempts, |most| most.min(usual.max_attempts));
         let policy = RetryPolicy { max_attempts, ..usual };
-        let mut attempt = 1;
-        // Refusals of tokens are counted by themselves, in a row: a server error followed by a 401 says nothing about
-        // the credentials.
-        let mut refusals = 1;
+        let mut tries = Tries::default();
         let outage = account.outage(call);
         let mut sent = outage.mark();
         loop {
@@ -156,7 +153,7 @@ impl Lane {
             }
             let before = std::mem::replace(&mut sent, outage.mark());
             if sent.saw_outage_since(before) {
-                (attempt, refusals) = (1, 1);
+                tries = Tries::default();
             }
             let Tried { outcome, generation } = match self.send(call, effort.urgent, read.clone()).await {
                 Ok(answer) => {
@@ -165,16 +162,16 @@ impl Lane {
                 }
                 Err(tried) => tried,
             };
-            let tries = if outcome.is_token_refusal() { refusals } else { attempt };
+            let attempt = tries.count(&outcome);
             let (now, roll) = (account.clock.now(), account.clock.roll());
-            let mut decision = policy.decide(&outcome, tries, now, roll);
+            let mut decision = policy.decide(&outcome, attempt, now, roll);
             if effort.sits_out_outages
                 && matches!(decision, Decision::Fail(kind) if kind.concerns_the_account())
             {
                 // Fewer tries may fail one call, but not a whole run.
-                decision = usual.decide(&outcome, tries, now, roll);
+                decision = usual.decide(&outcome, attempt, now, roll);
             }
-            tracing::debug!(tries, what = outcome.describe(), ?decision, "a request was not answered well");
+            tracing::debug!(attempt, what = outcome.describe(), ?decision, "a request was not answered well");
             if !account.looks_like_an_outage(call, &outcome) {
                 outage.answered();
             } else if effort.sits_out_outages
@@ -189,10 +186,10 @@ impl Lane {
                         // The next token will have scopes that are added meanwhile.
                         account.tokens.give_up(generation);
                     }
-                    return Err(Ended::Failed(outcome.into_failure(kind, tries)));
+                    return Err(Ended::Failed(outcome.into_failure(kind, attempt)));
                 }
                 Decision::Restart => {
-                    return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, tries)));
+                    return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
                 }
                 Decision::Limited { kind, after } => {
                     self.traffic.rate_limited.fetch_add(1, Relaxed);
@@ -204,12 +201,11 @@ impl Lane {
                     if let Some(generation) = generation {
                         account.tokens.give_up(generation);
                     }
-                    refusals += 1;
                     account.clock.sleep(after).await;
                 }
                 Decision::Again { after } => {
-                    self.traffic.retries.fetch_add(1, Relaxed);
-                    (attempt, refusals) = (attempt + 1, 1);
+                    // Without a token nothing was sent.
+                    self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);
                     account.clock.sleep(after).await;
                 }
             }

@@ -58,7 +58,7 @@ pub enum Decision {
 }
 
 impl RetryPolicy {
-    /// Decides. `attempt` counts from 1 for the first try (for a refused token: from the first refusal in a row); `roll` is a random number in `[0, 1)`.
+    /// Decides. `attempt` is the number of the try, as [`Tries`] counts; `roll` is a random number in `[0, 1)`.
     pub fn decide(&self, outcome: &Outcome, attempt: u32, now: Timestamp, roll: f64) -> Decision {
         let backoff = self.backoff(attempt, roll);
         let again_or = |kind: FailureKind, at_least: Duration| {
@@ -104,6 +104,41 @@ impl RetryPolicy {
     fn backoff(&self, attempt: u32, roll: f64) -> Duration {
         let ceiling = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.cap);
         ceiling.mul_f64(roll.clamp(0.0, 1.0))
+    }
+}
+
+/// Tries that were not answered well. Refusals of tokens, and to give one, are counted by themselves, in a row: a server error
+/// followed by one says nothing about the credentials.
+#[derive(Debug, Default)]
+pub struct Tries {
+    tokens_refused: u32,
+    not_given_one: u32,
+    others: u32,
+}
+
+impl Tries {
+    /// Counts one more, and returns its number among those it is counted with.
+    pub fn count(&mut self, outcome: &Outcome) -> u32 {
+        let class = match outcome {
+            Outcome::NoToken(_) => {
+                self.not_given_one += 1;
+                return self.not_given_one;
+            }
+            Outcome::Refused(refusal) => Some(refusal.class()),
+            _ => None,
+        };
+        match class {
+            // There is nothing wrong with it.
+            Some(Class::Limited) => self.others + 1,
+            Some(Class::Token) => {
+                (self.tokens_refused, self.not_given_one) = (self.tokens_refused + 1, 0);
+                self.tokens_refused
+            }
+            _ => {
+                *self = Self { others: self.others + 1, ..Self::default() };
+                self.others
+            }
+        }
     }
 }
 

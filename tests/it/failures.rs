@@ -443,6 +443,30 @@ async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
 }
 
+/// Once, a token that was refused once, at the third try of a list, ended the whole job as one of wrong credentials.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_once_after_server_errors_does_not_end_the_job() {
+    let world = World::new(account()).await;
+    world.sim.script(fault(Match::List, 0, 2, status(500, "")));
+    world.sim.script(fault(
+        Match::List,
+        2,
+        1,
+        status(401, r#"{"code":124,"message":"Invalid access token."}"#),
+    ));
+    world.sim.script(fault(
+        Match::Token,
+        1,
+        1,
+        status(400, r#"{"reason":"Invalid client","error":"invalid_client"}"#),
+    ));
+    let (body, _) = world.one_window();
+    let id = world.submit(&body).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    assert_eq!(job["progress"]["retries"], 3, "what the token endpoint refused was no request: {job:#}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_daily_limit_the_job_waits_and_says_until_when() {
     let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
