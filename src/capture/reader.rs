@@ -160,6 +160,17 @@ impl Reader {
         row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
     }
 
+    /// The days of a range's window.
+    pub async fn window_of(&mut self, range: i64) -> Result<(Date, Date), CaptureError> {
+        let row = sqlx::query(
+            "SELECT w.first_day, w.last_day FROM ranges r JOIN windows w ON w.idx = r.window WHERE r.id = ?",
+        )
+        .bind(range)
+        .fetch_one(&mut self.connection)
+        .await?;
+        Ok((date(&row, "first_day")?, date(&row, "last_day")?))
+    }
+
     /// Where a range's stored segments are, in the order of pages and kinds.
     pub async fn range_pages(&mut self, range: i64) -> Result<Vec<PageRef>, CaptureError> {
         let rows = sqlx::query(

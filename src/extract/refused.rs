@@ -104,8 +104,9 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
-/// Of a part of a split window it is ambiguous: these days count as empty only if Zoom says so twice and days of the session
-/// that have shown pages are still answered. Only Zoom's own word counts: a gateway may refuse what it cannot read in an id.
+/// Of a part of a window it is ambiguous: these days count as empty only if Zoom says so twice and days of the session that have
+/// shown pages are still answered, or its whole window, if none have. Only Zoom's own word counts: a gateway may refuse what it
+/// cannot read in an id.
 async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
@@ -118,17 +119,26 @@ async fn holds_nothing(
         // What was received of these days says that there is something.
         return Ok(false);
     }
-    let oldest = shared.oldest_reachable();
-    let shown_in = shared.look(async |stored| stored.shown_in(range.chain.id, oldest).await).await?;
-    let Some((from, to)) = shown_in else { return Ok(true) };
-    let from = from.max(oldest);
-    let own = (range.chain.from, range.chain.to);
-    if range.chain.pages > 0 || own == (from, to) {
+    if range.chain.pages > 0 {
         return Ok(false);
     }
+    let oldest = shared.oldest_reachable();
+    let look = shared.look(async |stored| {
+        Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window_of(range.chain.id).await?))
+    });
+    let (shown_in, window) = look.await?;
+    let (from, to) = shown_in.unwrap_or(window);
+    let (own, days) = ((range.chain.from, range.chain.to), (from.max(oldest), to));
+    if own == days {
+        return Ok(shown_in.is_none());
+    }
+    let is_not_found = |asked: &Result<(), Ended>| matches!(asked, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom());
     let again = first_page(shared, &range.session_id, own.0, own.1).await;
-    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
-        && first_page(shared, &range.session_id, from, to).await.is_ok())
+    if !is_not_found(&again) {
+        return Ok(false);
+    }
+    let others = first_page(shared, &range.session_id, days.0, days.1).await;
+    Ok(others.is_ok() || (shown_in.is_none() && is_not_found(&others)))
 }
 
 /// Whether it may be one page of the range that cannot be had, or what is on it: the session has shown others in its month. The

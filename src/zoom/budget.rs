@@ -231,6 +231,9 @@ impl Pace {
                 return Slot::Wait(left.min(PAUSE_SLICE));
             }
             self.waiting = None;
+            // That nothing was refused meanwhile tells nothing: nothing was asked.
+            self.last_change = now;
+            self.last_slow_down = self.refused_since.and(Some(now)).or(self.last_slow_down);
         }
         if self.next > now + WINDOW {
             // Held back after a 429.
@@ -473,6 +476,24 @@ mod tests {
             let share = budget.with_pace(|pace| pace.share);
             assert!((share - expected).abs() < 0.001, "{share} where {expected} is right");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_for_ever_is_asked_for_once_a_pause() {
+        let clock = clock();
+        let budget = Budget::new(Some(60.0), clock.clone());
+        let mut asked = Vec::new();
+        while clock.elapsed() < Duration::from_secs(600) {
+            budget.take().await;
+            asked.push(clock.elapsed().as_secs());
+            clock.sleep(Duration::from_millis(100)).await;
+            if budget.slow_down(Duration::ZERO) {
+                let until = clock.now() + Duration::from_secs(60);
+                budget.pause(Waiting { until, reason: "one too many".to_owned() });
+            }
+        }
+        let later = asked.iter().filter(|second| **second > 70).count();
+        assert!((7..=9).contains(&later), "{asked:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::ToSpan;
 use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
+use zoom_chat_reports::capture::{Change, Location};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemKind, ItemOptions, Match, ScriptedFault, SimSettings};
 
@@ -269,6 +270,35 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
         let (archive, data) = (world.archive(&id).await, world.sim.dataset().clone());
         assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
     }
+}
+
+/// The same when it is the first part that is answered, of a session that was split before it had shown anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() {
+    let sim = SimSettings { messages: 2_000, sessions: 1, months: 1, ..account() };
+    let mut world = World::with(sim, |settings| settings.zoom.in_flight = 1).await;
+    world.sim.script(fault(Match::Messages, 0, u32::MAX, FaultAnswer::Hang));
+    let (body, (from, to)) = world.one_window();
+    let id = world.submit(&body).await;
+    world.wait_until(&id, |job| job["progress"]["units_total"] == 1).await;
+    world.stop().await;
+    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let writer = Location::in_directory(&directory).open_writer().await.unwrap();
+    let middle = from.checked_add(10.days()).unwrap();
+    let parts = vec![(from, middle), (middle.tomorrow().unwrap(), to)];
+    writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
+    writer.close().await;
+    world.sim.clear_script();
+    world.sim.script(fault(Match::Messages, 0, 1, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    assert_eq!((failures.len(), failures[0]["code"].as_str()), (1, Some("not-found")), "{failures:?}");
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    let (archive, data) = (world.archive(&id).await, world.sim.dataset().clone());
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
