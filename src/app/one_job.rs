@@ -33,7 +33,7 @@ pub enum Output {
 
 impl Output {
     /// Where the capture is.
-    fn working_directory(&self) -> PathBuf {
+    pub fn working_directory(&self) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.join(".capture"),
             Self::Zip(file) => suffixed(file, ".capture"),
@@ -46,7 +46,8 @@ impl Output {
         Location::in_directory(&directory).is_begun() || Published::is_in(&directory)
     }
 
-    fn setting(&self) -> &'static str {
+    /// The option that names it.
+    pub fn setting(&self) -> &'static str {
         match self {
             Self::Directory(_) => "--output-dir",
             Self::Zip(_) => "--zip",
@@ -165,10 +166,7 @@ impl OneJob {
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         spare_others(&output, &directory)?;
-        let continues = output.is_begun();
-        if continues {
-            check_same(&request, &account.mark(), &directory).await?;
-        }
+        let continues = output.is_begun() && goes_on(&request, &account.mark(), &directory).await?;
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
 
@@ -262,9 +260,13 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
     Ok(())
 }
 
-/// What is in the place of the files is ours only if our mark says so. A finished zip has none any more, so it always counts as
-/// somebody else's.
+/// What is in the place of the files is ours only if our mark says so, and what is called like our working directory only if it
+/// has our lock. A finished zip has no mark any more, so it always counts as somebody else's.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
+    let is_anything = directory.is_dir() && at(directory, has_entry(directory, |_| true))?;
+    if is_anything && !is_there(&directory.join(LOCK)) {
+        return Err(OneJobError::Exists { path: directory.to_owned() });
+    }
     let is_ours = Published::is_in(directory);
     match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
@@ -272,26 +274,33 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     }
 }
 
-async fn check_same(request: &ExtractRequest, account: &str, directory: &Path) -> Result<(), OneJobError> {
+/// Whether there is something of this request to go on with. What is of another is an error; if nothing was received of it, it is
+/// removed.
+async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> Result<bool, OneJobError> {
+    let location = Location::in_directory(directory);
     let captured = match extract::captured(directory).await {
         Ok(captured) => captured,
         // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
-        Err(error) => match Location::in_directory(directory).check().await {
+        Err(error) => match location.check().await {
             Err(damage) if damage.is_damaged() => None,
             _ => return Err(error.into()),
         },
     };
+    let published = at(&Published::path(directory), Published::read(directory))?;
+    if published.is_none() && captured.as_ref().is_some_and(|captured| !captured.answered) {
+        at(directory, location.remove())?;
+        return Ok(false);
+    }
     let other = |there: String| Err(OneJobError::OtherRequest { capture: directory.to_owned(), there });
     if captured.as_ref().and_then(|captured| captured.account.as_ref()).is_some_and(|mark| mark != account) {
         return other("another Zoom account".to_owned());
     }
     let captured = captured.map(|Captured { request, .. }| request);
-    let published = at(&Published::path(directory), Published::read(directory))?;
     let published = published.map(|Published { request, .. }| request);
     // A capture whose plan was never committed belongs to nobody yet.
-    let Some(stored) = captured.or(published) else { return Ok(()) };
+    let Some(stored) = captured.or(published) else { return Ok(true) };
     if stored == *request {
-        return Ok(());
+        return Ok(true);
     }
     let same_dates = stored.range() == request.range();
     let but = if same_dates { " with other options" } else { "" };

@@ -237,6 +237,12 @@ impl Location {
         self.exists() || self.has_messages()
     }
 
+    /// Removes it. Nothing else may have it open.
+    pub fn remove(&self) -> std::io::Result<()> {
+        let files = sqlite::files_of(&self.path).into_iter().rev().chain([self.segments()]);
+        files.into_iter().try_for_each(|file| unless_absent(std::fs::remove_file(file)))
+    }
+
     fn has_messages(&self) -> bool {
         std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
     }

@@ -19,7 +19,7 @@ use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config;
 use crate::extract::ExtractSettings;
-use crate::files::unless_absent;
+use crate::files::{is_there, unless_absent};
 use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
 use crate::shutdown;
@@ -31,6 +31,9 @@ use crate::zoom::retry::RetryPolicy;
 /// The demo's account answers this many requests a second, like a Business plan's.
 const LIMIT: u32 = 60;
 
+/// The usual name of its archive.
+const ARCHIVE: &str = "zoom-chat-reports-demo.zip";
+
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
     /// Leave the service and the simulator up until Ctrl-C
@@ -39,8 +42,8 @@ pub(super) struct DemoArgs {
     /// Where the service listens; port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = config::address)]
     listen_addr: SocketAddr,
-    /// Where the archive is left
-    #[arg(long, value_name = "FILE", default_value = "zoom-chat-reports-demo.zip")]
+    /// Where the archive is left; nothing may be there but the archive of an earlier demo, by its usual name
+    #[arg(long, value_name = "FILE", default_value = ARCHIVE)]
     archive: PathBuf,
 }
 
@@ -50,6 +53,12 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     }
     if args.archive.is_dir() {
         return Err(WrongUse("--archive must name a file, not a directory".to_owned()).into());
+    }
+    if is_there(&args.archive) && args.archive != Path::new(ARCHIVE) {
+        let there = args.archive.display();
+        return Err(
+            WrongUse(format!("--archive: {there} exists already; name another, or move it away")).into()
+        );
     }
     let clock = SystemClock::shared();
     let mut unfinished = Unfinished::create(&args.archive, &clock)?;

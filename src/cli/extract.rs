@@ -15,6 +15,7 @@ use crate::config::ZoomArgs;
 use crate::extract::check::help_for;
 use crate::extract::windows::{DateRange, oldest_reachable, parse_day, validate_from};
 use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, Outcome, SessionFilter, Snapshot};
+use crate::files::is_there;
 use crate::shutdown;
 
 #[derive(Debug, Args)]
@@ -53,11 +54,8 @@ pub(super) struct ExtractArgs {
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
-    let is_directory = |zip: &PathBuf| zip.is_dir() || zip.as_os_str().as_encoded_bytes().ends_with(b"/");
-    if args.zip.as_ref().is_some_and(is_directory) {
-        return Err(WrongUse("--zip must name a file, not a directory".to_owned()).into());
-    }
     let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
+    check_place(&output)?;
     let today = clock.today();
     // What was begun goes on also when its first days have left Zoom's reach meanwhile.
     let oldest = if output.is_begun() { Date::MIN } else { oldest_reachable(today) };
@@ -78,7 +76,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     };
     let job = OneJob::prepare(args.zoom.settings()?, request, output.clone(), clock.clone()).await?;
     if job.continues {
-        remark(format_args!("resuming from what {} holds already", output.path().display()));
+        remark(format_args!("resuming from what {} holds already", output.working_directory().display()));
     }
     let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());
@@ -87,6 +85,21 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let report = ended.map_err(|error| explain(&error, &output))?;
     tell(&report, &output);
     Ok(if report.outcome.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
+}
+
+/// What can be told of the place before anything is made there.
+fn check_place(output: &Output) -> Result<(), WrongUse> {
+    let (path, setting) = (output.path(), output.setting());
+    let is_wrong = match output {
+        Output::Zip(file) => {
+            let is_directory = file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/");
+            is_directory.then_some("must name a file, not a directory")
+        }
+        Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
+            .then_some("must name a directory, and what is there is none"),
+    };
+    let is_wrong = is_wrong.or(path.to_str().is_none().then_some("must be UTF-8"));
+    is_wrong.map_or(Ok(()), |is_wrong| Err(WrongUse(format!("{setting} {is_wrong}: {}", path.display()))))
 }
 
 /// Everything that is wrong with the two days is told at once.
@@ -106,8 +119,8 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
 }
 
 fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
-    let go_on =
-        format!("what was received is kept; run the same command to resume ({})", output.path().display());
+    let kept_in = output.working_directory();
+    let go_on = format!("what was received is kept in {}; run the same command to resume", kept_in.display());
     match error {
         OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) => {

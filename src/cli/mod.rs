@@ -100,6 +100,11 @@ pub fn main() -> ExitCode {
             let setting = wrong_setting(&error);
             // Nothing can be done about a closed standard error.
             let _ = error.print();
+            if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
+                not_utf8()
+                    .iter()
+                    .for_each(|name| remark(format_args!("\n{name}, in the environment, is not UTF-8.")));
+            }
             if let Some(setting) = setting {
                 let is_empty = std::env::var_os(&setting).is_some_and(|value| value.is_empty());
                 let hint = if is_empty { " It is set but empty: leave it out for the default." } else { "" };
@@ -127,6 +132,15 @@ pub fn main() -> ExitCode {
 
 fn arguments_of(command: &clap::Command) -> impl Iterator<Item = &Arg> {
     command.get_subcommands().chain([command]).flat_map(clap::Command::get_arguments)
+}
+
+/// Settings in the environment that are no text.
+fn not_utf8() -> Vec<String> {
+    let command = Cli::command();
+    let settings: HashSet<&OsStr> = arguments_of(&command).filter_map(Arg::get_env).collect();
+    let set =
+        std::env::vars_os().filter(|(name, value)| settings.contains(&name[..]) && value.to_str().is_none());
+    set.filter_map(|(name, _)| name.into_string().ok()).collect()
 }
 
 /// The variable that a wrong value comes from, if it is no flag: errors name the flag.

@@ -53,6 +53,8 @@ pub struct Captured {
     pub account: Option<String>,
     /// Nothing is left to be fetched.
     pub complete: bool,
+    /// Zoom has answered something.
+    pub answered: bool,
 }
 
 /// How many failures the capture in a directory knows.
@@ -104,5 +106,7 @@ async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {
     let started_at = reader.meta(Meta::StartedAt).await?.and_then(|text| text.parse().ok());
     let requester = reader.meta(Meta::Requester).await?;
     let account = reader.meta(Meta::Account).await?;
-    Ok(Captured { request, started_at, requester, account, complete: !reader.has_pending().await? })
+    let complete = !reader.has_pending().await?;
+    let answered = reader.answered_list().await?.is_some();
+    Ok(Captured { request, started_at, requester, account, complete, answered })
 }

@@ -222,8 +222,14 @@ impl Shared {
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         let account = self.context.lane.account();
         let (mark, begun_with) = (account.mark(), reader.meta(Meta::Account).await?);
-        if begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark) {
+        let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
+        let is_of_others = begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark);
+        // What nothing was received of is of nobody: the account may have been mistyped.
+        if is_of_others && !answered.is_empty() {
             return Err(ExtractError::OtherAccount);
+        }
+        for call in &answered {
+            account.remember(call);
         }
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
@@ -239,15 +245,9 @@ impl Shared {
             let windows =
                 windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
             self.commit(Change::Plan { windows, meta }).await?;
-        } else {
-            if begun_with.is_none() {
-                // Of an earlier version.
-                self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
-            }
-            let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
-            for call in &answered {
-                account.remember(call);
-            }
+        } else if begun_with.as_ref() != Some(&mark) {
+            // Nothing was received of another, or it is of an earlier version.
+            self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
         }
         if !damaged.is_empty() {
             let now = self.context.clock.now().to_string();

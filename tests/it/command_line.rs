@@ -1,6 +1,8 @@
 //! The command line as a person uses it: the real binary, its output, its exit codes.
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -178,6 +180,48 @@ async fn a_file_that_was_edited_in_its_place_is_kept() {
     }
 }
 
+/// Credentials and dates that were wrong at first are no extraction: with the right ones the same place serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_starts_over_where_nothing_was_received() {
+    let sim = Simulator::start(account()).await.unwrap();
+    for output in [&["--output-dir", "out"][..], &["--zip", "out.zip"]] {
+        let home = TempDir::new().unwrap();
+        let last = sim.dataset().last_day().to_string();
+        let mut wrong = connected(&sim, home.path());
+        wrong.args(["extract", "--from-date", &last, "--to-date", &last]).args(output);
+        wrong.env("ZOOM_ACCOUNT_ID", "mistyped");
+        let (code, _, err) = run(wrong).await;
+        assert!(code == 1 && err.contains("ZOOM_ACCOUNT_ID"), "{code} {err}");
+        let mut right = extract(&sim, home.path());
+        right.args(output);
+        let (code, out, err) = run(right).await;
+        assert!(code == 0 && !err.contains("resuming"), "{code} {out}{err}");
+        assert!(out.contains("2,000 messages"), "{out}");
+    }
+}
+
+/// Also what has the name of a capture is somebody's if it is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_touches_no_directory_that_it_did_not_make() {
+    let sim = Simulator::start(account()).await.unwrap();
+    for output in [&["--output-dir", "out"][..], &["--zip", "out.zip"]] {
+        let home = TempDir::new().unwrap();
+        let capture = home.path().join(if output[0] == "--zip" { "out.zip.capture" } else { "out/.capture" });
+        let elsewhere = home.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::write(elsewhere.join("mine"), "mine").unwrap();
+        std::fs::create_dir_all(capture.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &capture).unwrap();
+        let mut command = extract(&sim, home.path());
+        command.args(output);
+        let (code, _, err) = run(command).await;
+        assert!(code == 1 && err.contains("capture exists already; choose another place"), "{code} {err}");
+        let left: Vec<_> =
+            std::fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["mine"]);
+    }
+}
+
 /// What is left of a run can be finished also when it may not be begun any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
@@ -324,6 +368,28 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let (code, _, err) = run(wrong).await;
     assert_eq!(code, 1);
     assert!(err.contains("ZOOM_CLIENT_SECRET") && !err.contains("not-this-one"), "{err}");
+
+    let no_text = OsStr::from_bytes(b"out\xff");
+    std::fs::write(home.path().join("file"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", home.path().join("link")).unwrap();
+    for (option, place, told) in [
+        ("--output-dir", OsStr::new("file"), "--output-dir must name a directory"),
+        ("--output-dir", OsStr::new("link"), "--output-dir must name a directory"),
+        ("--output-dir", no_text, "--output-dir must be UTF-8"),
+        ("--zip", no_text, "--zip must be UTF-8"),
+    ] {
+        let mut wrong = extract(&empty, home.path());
+        wrong.arg(option).arg(place);
+        let (code, _, err) = run(wrong).await;
+        assert!(code == 2 && err.contains(told), "{code} {err}");
+    }
+    let mut wrong = extract(&empty, home.path());
+    wrong.env("ZOOM_CLIENT_SECRET", no_text);
+    let (code, _, err) = run(wrong).await;
+    assert!(
+        code == 2 && err.contains("ZOOM_CLIENT_SECRET, in the environment, is not UTF-8"),
+        "{code} {err}"
+    );
 
     for place in ["out/", "."] {
         let mut directory = extract(&empty, home.path());
@@ -473,6 +539,12 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
     assert!(tested.status.success());
     let others = home.path().join("zoom-chat-reports-demo.zip.part");
     std::fs::write(&others, "not ours").unwrap();
+    std::fs::write(home.path().join("mine.zip"), "mine").unwrap();
+    let mut demo = binary();
+    demo.current_dir(home.path()).env("TMPDIR", home.path()).args(["demo", "--archive", "mine.zip"]);
+    let (code, _, err) = run(demo).await;
+    assert!(code == 2 && err.contains("mine.zip exists already"), "{code} {err}");
+    std::fs::remove_file(home.path().join("mine.zip")).unwrap();
     let mut demo = binary();
     demo.current_dir(home.path()).env("TMPDIR", home.path()).args(["demo", "--archive", "."]);
     let (code, _, err) = run(demo).await;
