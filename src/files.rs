@@ -52,16 +52,19 @@ pub fn free_name(name: impl Fn(&str) -> PathBuf) -> PathBuf {
 }
 
 /// Removes what is in a directory but for the names that stay. What goes meanwhile by itself (files of SQLite's go with its last
-/// connection) is as good as removed.
+/// connection) is as good as removed. What cannot be removed keeps nothing else.
 pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    let mut removed = Ok(());
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
         if !stays(&entry.file_name()) {
-            unless_absent(if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) })?;
+            let is_folder = entry.file_type()?.is_dir();
+            let done = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed = removed.and(unless_absent(done));
         }
     }
-    Ok(())
+    removed
 }
 
 /// Removes a directory. One entry, which tells what it is, goes last: what is left of a removal that was cut short still tells.

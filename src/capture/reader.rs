@@ -111,7 +111,7 @@ impl Reader {
         oldest: Date,
     ) -> Result<Option<(String, Date, Date)>, CaptureError> {
         let row = sqlx::query(
-            "WITH others AS (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
+            "WITH others AS NOT MATERIALIZED (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
                  JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window
                  WHERE s.zoom_id <> ? AND w.last_day >= ?)
              SELECT * FROM others WHERE state = 'done'

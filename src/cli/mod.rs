@@ -101,9 +101,9 @@ pub fn main() -> ExitCode {
             // Nothing can be done about a closed standard error.
             let _ = error.print();
             if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
-                not_utf8()
-                    .iter()
-                    .for_each(|name| remark(format_args!("\n{name}, in the environment, is not UTF-8.")));
+                for name in not_utf8() {
+                    remark(format_args!("\n{name}, in the environment, is not UTF-8."));
+                }
             }
             if let Some(setting) = setting {
                 let is_empty = std::env::var_os(&setting).is_some_and(|value| value.is_empty());

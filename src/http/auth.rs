@@ -236,7 +236,7 @@ fn means_this_machine(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let name = name.trim_start_matches('[').trim_end_matches(']');
         name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     };
-    let host_is_ours = host.is_none_or(is_local);
+    let host_is_ours = host.is_some_and(is_local);
     let origin_is_ours = text(header::ORIGIN).is_none_or(|origin| {
         host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host))
     });

@@ -42,7 +42,7 @@ pub struct IncludeRequest {
     pub edited: Option<bool>,
     /// Deleted messages.
     pub deleted: Option<bool>,
-    /// Messages of bots.
+    /// What bots attached to messages (`bot_message`).
     pub bot_messages: Option<bool>,
     /// Emoji reactions to messages.
     pub reactions: Option<bool>,
@@ -273,6 +273,7 @@ impl Reader {
     fn nothing_else(&mut self, Members { prefix, rest, known }: &Members) {
         let known = known.join(", ");
         for name in rest.keys().take(MAX_UNKNOWN) {
+            let name = if name.is_empty() { "\"\"" } else { name };
             self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known are {known}"));
         }
         if rest.len() > MAX_UNKNOWN {

@@ -228,10 +228,10 @@ impl Shown {
     post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 202, description = "The job stops", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 202, description = "The job stops, or was cancelled before", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
         (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job has ended already", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has ended in another way", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]

@@ -18,11 +18,13 @@ mod server;
 mod system;
 mod view;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
@@ -197,6 +199,12 @@ pub fn metrics_router(state: AppState) -> Router {
     finished(metrics_routes().split_for_parts().0, state, None)
 }
 
+/// The length that a 304 tells would be taken for the document's (RFC 9110, 8.6): of a body that tells none nothing is said.
+fn without_length_of_nothing(answer: Response) -> Response {
+    let of_unknown_length = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
+    if answer.status() == StatusCode::NOT_MODIFIED { answer.map(|_| of_unknown_length) } else { answer }
+}
+
 /// What every answer has, also that there is nothing here.
 fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) -> Router {
     let layers = ServiceBuilder::new()
@@ -207,6 +215,7 @@ fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) 
         .layer(CatchPanicLayer::custom(|_| -> Response {
             Problem::internal().caused_by("a handler panicked").into_response()
         }))
+        .map_response(without_length_of_nothing)
         .layer(set("x-content-type-options", "nosniff"))
         .layer(set("x-frame-options", "DENY"))
         .layer(set("referrer-policy", "no-referrer"))

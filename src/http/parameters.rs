@@ -26,9 +26,13 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let id = Path::<String>::from_request_parts(parts, state).await;
-        let id = id.ok().and_then(|Path(id)| id.parse().ok());
-        id.map(Self).ok_or_else(Problem::job_not_found)
+        id.ok().and_then(|Path(id)| read_id(&id)).map(Self).ok_or_else(Problem::job_not_found)
     }
+}
+
+/// As it is written, and not in one of the other forms of a UUID.
+fn read_id(text: &str) -> Option<JobId> {
+    text.parse().ok().filter(|id: &JobId| id.to_string().eq_ignore_ascii_case(text))
 }
 
 /// The parameters behind a path's `?`: each may come once, and there are no others.
@@ -41,16 +45,29 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let read = Query::try_from_uri(&parts.uri);
         read.map(|Query(parameters)| Self(parameters)).map_err(|rejection| {
-            // "unknown field `sate`, expected one of `state`, `limit`", "duplicate field `state`".
             let mut cause: &dyn Error = &rejection;
             while let Some(source) = cause.source() {
                 cause = source;
             }
-            let message = cause.to_string();
-            let field = message.split('`').nth(1).unwrap_or("query");
-            bad_parameter(field, message.strip_prefix(&format!("{field}: ")).unwrap_or(&message))
+            let (field, message) = in_our_words(&cause.to_string());
+            bad_parameter(&field, &message)
         })
     }
+}
+
+/// Which parameter it is, and what is wrong with it: "unknown field `sate`, expected one of `state`, `limit`", "unknown field `x`,
+/// there are no fields", "duplicate field `state`".
+fn in_our_words(message: &str) -> (String, String) {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some((field, known)) = names.split_first() else { return ("query".to_owned(), message.to_owned()) };
+    let message = if message.starts_with("duplicate field") {
+        "is there more than once".to_owned()
+    } else if known.is_empty() {
+        "is not a known parameter; there are none here".to_owned()
+    } else {
+        format!("is not a known parameter; known are {}", known.join(", "))
+    };
+    ((*field).to_owned(), message)
 }
 
 /// None: what is asked for stands in the path, or in the body.
@@ -68,7 +85,7 @@ pub(super) fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
         return Ok(DEFAULT_PAGE);
     };
     let number: i64 =
-        limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number of 64 bits"))?;
+        limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number, 1 to 200"))?;
     Ok(number.clamp(1, MAX_PAGE as i64) as usize)
 }
 

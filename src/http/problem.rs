@@ -135,6 +135,10 @@ impl From<JobsError> for Problem {
                 "The idempotency key is taken",
                 detail,
             ),
+            JobsError::Comparing => Self {
+                retry_after: Some(Duration::from_secs(10)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", "Too many at once", detail)
+            },
             JobsError::QueueFull { .. } => Self {
                 retry_after: Some(Duration::from_secs(30)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue-full", "Too many jobs are queued", detail)

@@ -49,8 +49,8 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
 }
 
 /// It is not deleted after all.
-pub fn unmark_deleted(directory: &Path) -> io::Result<()> {
-    unless_absent(fs::remove_file(directory.join(DELETED)))
+pub async fn unmark_deleted(directory: &Path) -> io::Result<()> {
+    unless_absent(tokio::fs::remove_file(directory.join(DELETED)).await)
 }
 
 /// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short

@@ -17,6 +17,8 @@ pub enum JobsError {
     WrongState { state: JobState, action: &'static str },
     #[error("the archive is not ready")]
     ArchiveNotReady { state: JobState },
+    #[error("another archive is being compared with its hash; try again later")]
+    Comparing,
     #[error("the archive's file is gone, or is not the one that was made")]
     ArchiveLost,
     #[error("the archive is gone")]

@@ -1,8 +1,8 @@
 //! Jobs: requests with a life. Stored before they are promised, run in the background, kept until they expire.
 //!
 //! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `mending` opens its file and mends one
-//! that is damaged, `recovery` rebuilds what that has lost, `registry` holds what is live, `runner` does the work, `service` is
-//! what the outside calls, `retention` ends old ones; `directory` knows the files of a job.
+//! that is damaged, `recovery` rebuilds what that has lost, `registry` holds what is live, `runner` does the work, `trouble` tells
+//! what stopped it, `service` is what the outside calls, `retention` ends old ones; `directory` knows the files of a job.
 
 mod directory;
 mod error;
@@ -16,6 +16,7 @@ mod service;
 mod store;
 #[cfg(test)]
 mod testing;
+mod trouble;
 
 pub use error::JobsError;
 pub use model::{Job, JobError, JobId, JobState};

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::directory;
 use super::error::JobsError;
-use super::model::{Job, JobState};
+use super::model::{Job, JobId, JobState};
 use super::service::Jobs;
 use super::store::ListFilter;
 
@@ -17,6 +16,9 @@ const EVERY: Duration = Duration::from_secs(60);
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut steady = Steady::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
+        for left_behind in jobs.take_left_behind(|_| true) {
+            remove_files(&jobs, left_behind).await;
+        }
         if let Err(error) = expire(&jobs, steady.time(jobs.clock.elapsed(), jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
         }
@@ -78,13 +80,9 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 }
                 let expired = Job { state: JobState::Expired, archive: None, ..job.clone() };
                 if jobs.store.replace(&job, &expired).await? {
-                    match directory::remove(jobs.directory(job.id)).await {
-                        Ok(()) => tracing::info!(job.id = %job.id, "job expired, its files are removed"),
-                        Err(error) => tracing::error!(
-                            %error, job.id = %job.id, "job expired, its files could not be removed; the next start tries again"
-                        ),
-                    }
+                    tracing::info!(job.id = %job.id, "job expired");
                     jobs.registry.announce();
+                    remove_files(jobs, job.id).await;
                 }
             }
             before = page.next;
@@ -94,6 +92,15 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
         }
     }
     Ok(())
+}
+
+async fn remove_files(jobs: &Jobs, id: JobId) {
+    match jobs.remove_files(id).await {
+        Ok(()) => tracing::info!(job.id = %id, "its files are removed"),
+        Err(error) => {
+            tracing::error!(%error, job.id = %id, "its files could not be removed; tried again in a minute");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -18,9 +18,9 @@ use super::model::{Job, JobError, JobState};
 use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
+use super::trouble::{self, Stopped};
 use crate::archive::{self, ArchiveError, ArchiveFile};
 use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
-use crate::files;
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -83,13 +83,6 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
     Ok(None)
 }
 
-/// How the work on a job ended, before it is written down.
-enum End {
-    Whole(ArchiveFile, Outcome),
-    Cancelled,
-    Failed(JobError),
-}
-
 async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, entered: Entered) {
     let started = jobs.clock.elapsed();
     // Read again, as it may have been asked for before the job was entered, when nobody could be told.
@@ -128,7 +121,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         tokio::pin!(work);
         loop {
             tokio::select! {
-                end = &mut work => break end.unwrap_or_else(|_| Some(End::Failed(extract_trouble(&ExtractError::Panicked)))),
+                end = &mut work => break end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
                     jobs.registry.publish(Job { progress: figures(), ..job.clone() });
                 }
@@ -137,21 +130,22 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     };
     job.progress = figures();
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
-    if let Some(end) = end {
-        settle(&jobs, &mut job, end, &directory).await;
-        count_end(&job);
-        log_end(&job, elapsed_ms);
-        write_down(&jobs, &claimed, &job).await;
-    } else {
+    if matches!(end, Err(Stopped::Told)) && jobs.stop.is_cancelled() {
         tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
+    } else {
+        settle(&jobs, &mut job, end, &directory).await;
+        if write_down(&jobs, &claimed, &job).await {
+            count_end(&job);
+            log_end(&job, elapsed_ms);
+        }
     }
     jobs.registry.leave(&entered);
 }
 
 /// What is to be written down of a job that has ended.
-async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
+async fn settle(jobs: &Jobs, job: &mut Job, end: Result<(ArchiveFile, Outcome), Stopped>, directory: &Path) {
     match end {
-        End::Whole(archive, Outcome { counts, extent, .. }) => {
+        Ok((archive, Outcome { counts, extent, .. })) => {
             job.failures_total = counts.failures();
             let is_whole = job.failures_total == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
@@ -159,11 +153,11 @@ async fn settle(jobs: &Jobs, job: &mut Job, end: End, directory: &Path) {
             job.archived = extent;
             job.progress.percent = Some(100.0);
         }
-        End::Failed(error) => {
+        Err(Stopped::ByTrouble(error)) => {
             job.state = JobState::Failed;
             job.error = Some(error);
         }
-        End::Cancelled => job.state = JobState::Cancelled,
+        Err(Stopped::Told) => job.state = JobState::Cancelled,
     }
     // Of a completed job they are known; of the others the capture tells.
     if matches!(job.state, JobState::Cancelled | JobState::Failed)
@@ -198,18 +192,24 @@ fn log_end(job: &Job, elapsed_ms: u64) {
     }
 }
 
-/// Writes down how a job ended, unless the service stops before it can.
-async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) {
+/// Writes down how a job ended. False if the service stopped before it could: then the job goes on at the next start.
+async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
     loop {
         match jobs.store.replace(claimed, job).await {
-            Ok(_) => break,
+            Ok(true) => return true,
+            Ok(false) => {
+                tracing::error!(
+                    "the record of a job that ran is not there any more, or tells of another end"
+                );
+                return false;
+            }
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be written down, trying again");
                 // Shown all the same: it has ended. After a restart it would be taken up again, which loses nothing.
                 jobs.registry.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
-                    break;
+                    return false;
                 }
             }
         }
@@ -225,51 +225,28 @@ fn facts(job: &Job) -> Vec<(Meta, String)> {
     facts
 }
 
-/// Extracts and assembles. `None` when the service stops: the job goes on later. The archive that the job has stays beside the
-/// new one if it may hold what that does not.
-async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Option<End> {
-    let stopped = || (!jobs.stop.is_cancelled()).then_some(End::Cancelled);
+/// Extracts and assembles. The archive that the job has stays beside the new one if it may hold what that does not.
+async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<(ArchiveFile, Outcome), Stopped> {
     let directory = context.directory.clone();
-    if let Err(error) = directory::make(&directory).await {
-        let code = if files::is_full(&error) { "disk-full" } else { "data-directory" };
-        let help = Some("check that DATA_DIR is there, its permissions and its disk; then retry the job");
-        return Some(End::Failed(trouble(code, &error, help)));
-    }
+    directory::make(&directory).await.map_err(|error| trouble::no_directory(&error))?;
     let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
     let input =
         archive::AssembleInput { directory: directory.clone(), target, cancel: context.cancel.clone() };
     let cancel = context.cancel.clone();
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
     let (outcome, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
-    let outcome = match outcome {
-        Ok(outcome) => outcome,
-        Err(ExtractError::Cancelled) => return stopped(),
-        Err(error) => return Some(End::Failed(extract_trouble(&error))),
-    };
-    let made = async {
-        let assembled = archive::assemble(begun).await?;
-        let made = assembled.archive.clone().expect("a zip has a size and a hash");
-        // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
-        let is_kept =
-            !outcome.extent.covers(&job.archived) && !is_there_already(&directory, &made, cancel).await?;
-        assembled.publish(move |_| is_kept.then(|| directory::name_to_keep(&directory))).await?;
-        Ok(made)
-    };
-    match made.await {
-        Ok(archive) => Some(End::Whole(archive, outcome)),
-        Err(ArchiveError::Cancelled) => stopped(),
-        Err(error) => Some(End::Failed(if error.is_disk_full() {
-            trouble("disk-full", &error, Some("make room, then retry the job; nothing is fetched again"))
-        } else if error.is_damaged_capture() {
-            trouble("capture-damaged", &error, Some(REFETCH))
-        } else {
-            trouble(
-                "archive",
-                &error,
-                Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
-            )
-        })),
+    let outcome = outcome?;
+    let assembled = archive::assemble(begun).await?;
+    let made = assembled.archive.clone().expect("a zip has a size and a hash");
+    // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
+    let is_kept =
+        !outcome.extent.covers(&job.archived) && !is_there_already(&directory, &made, cancel).await?;
+    if job.archive.is_some() {
+        // Until the record tells of the new one it tells of none: a crash may come between.
+        jobs.store.forget_archive(job.id).await?;
     }
+    assembled.publish(move |_| is_kept.then(|| directory::name_to_keep(&directory))).await?;
+    Ok((made, outcome))
 }
 
 /// Whether this archive, byte for byte, is in the job's directory.
@@ -283,37 +260,5 @@ async fn is_there_already(
     match directory::is_it(there, archive.clone(), cancel).await {
         Err(ArchiveError::Cancelled) => Err(ArchiveError::Cancelled),
         compared => Ok(compared.unwrap_or(false)),
-    }
-}
-
-/// What to do about a damaged capture.
-const REFETCH: &str = "retry fetches again what is damaged; a damaged index is kept beside the new one";
-
-fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> JobError {
-    JobError { code: code.to_owned(), detail: error.to_string(), help: help.map(str::to_owned) }
-}
-
-fn extract_trouble(error: &ExtractError) -> JobError {
-    match error {
-        ExtractError::Account(failure) => {
-            trouble(failure.kind.code(), error, Some(extract::check::help_for(failure.kind)))
-        }
-        ExtractError::Capture(inner) if inner.is_disk_full() => {
-            trouble("disk-full", error, Some("make room, then retry the job; it goes on where it stopped"))
-        }
-        ExtractError::Capture(inner) if inner.is_damaged() => {
-            trouble("capture-damaged", error, Some(REFETCH))
-        }
-        ExtractError::Capture(_) => {
-            trouble("capture", error, Some("check DATA_DIR and its disk; retry goes on where it stopped"))
-        }
-        ExtractError::OtherAccount => trouble(
-            "other-account",
-            error,
-            Some(
-                "start the service with the account that the job was begun with and retry it, or submit it anew",
-            ),
-        ),
-        ExtractError::Cancelled | ExtractError::Panicked => trouble("internal", error, None),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct Jobs {
     pub(super) clock: SharedClock,
     /// Jobs that an earlier process left running, and that wait for their turn to be taken up again.
     pub(super) interrupted: Mutex<VecDeque<Job>>,
+    /// Jobs that are gone or have expired, and whose files could not be removed.
+    left_behind: Mutex<Vec<JobId>>,
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
@@ -65,7 +67,10 @@ impl Jobs {
     ) -> Result<Arc<Self>, JobsError> {
         std::fs::create_dir_all(settings.data_dir.join("jobs"))?;
         let store = recovery::open(&settings.data_dir, &*clock).await?;
-        let interrupted = store.oldest(JobState::Running, usize::MAX).await?;
+        let mut interrupted = store.oldest(JobState::Running, usize::MAX).await?;
+        for job in &mut interrupted {
+            recall(&store, job, &directory::path_of(&settings.data_dir, job.id)).await?;
+        }
         let jobs = Arc::new(Self {
             settings,
             store,
@@ -73,6 +78,7 @@ impl Jobs {
             account,
             clock,
             interrupted: Mutex::new(interrupted.into()),
+            left_behind: Mutex::default(),
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
             hashing: Semaphore::new(1),
@@ -205,10 +211,6 @@ impl Jobs {
             let mut job = read.clone();
             if ends_now {
                 job.state = JobState::Cancelled;
-                // It may have been interrupted: then its record is of the time when it began.
-                if let Ok(Some((progress, failures))) = extract::figures_in(&self.directory(id)).await {
-                    (job.progress, job.failures_total) = (progress, failures);
-                }
                 self.finish(&mut job);
             } else {
                 // Written down first: a crash between asking and stopping still ends in `cancelled`.
@@ -239,7 +241,7 @@ impl Jobs {
         loop {
             let read = self.stored(id).await?;
             let state = read.state;
-            let is_whole = state == JobState::Completed && self.has_sound_archive(&read).await?;
+            let is_whole = state == JobState::Completed && self.has_sound_archive(id).await?;
             if is_whole || !state.may_become(JobState::Queued) {
                 return Err(JobsError::WrongState { state, action: "retried" });
             }
@@ -266,9 +268,17 @@ impl Jobs {
         let directory = self.directory(id);
         // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
         loop {
-            let state = self.store.state(id).await?.ok_or(JobsError::NotFound)?;
+            let Some(state) = self.store.state(id).await? else {
+                // An earlier call could not remove its files, perhaps.
+                let left = self.take_left_behind(|left| *left == id);
+                return if left.is_empty() {
+                    Err(JobsError::NotFound)
+                } else {
+                    Ok(self.remove_files(id).await?)
+                };
+            };
             if state == JobState::Running && self.runs_or_will(id).await? {
-                directory::unmark_deleted(&directory)?;
+                directory::unmark_deleted(&directory).await?;
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
             // Before the record goes: what has neither that nor this mark is a job that the table has lost.
@@ -277,16 +287,28 @@ impl Jobs {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => {
-                    directory::unmark_deleted(&directory)?;
+                    directory::unmark_deleted(&directory).await?;
                     return Err(error.into());
                 }
             }
         }
         // The record is gone first: a record without files would be a lie.
-        directory::remove(directory).await?;
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
-        Ok(())
+        Ok(self.remove_files(id).await?)
+    }
+
+    /// Removes the files of a job that is gone or has expired. What cannot be removed now is tried again later.
+    pub(super) async fn remove_files(&self, id: JobId) -> std::io::Result<()> {
+        directory::remove(self.directory(id)).await.inspect_err(|_| {
+            self.left_behind.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        })
+    }
+
+    /// Takes such jobs out of those whose files could not be removed.
+    pub(super) fn take_left_behind(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
+        let mut left = self.left_behind.lock().unwrap_or_else(PoisonError::into_inner);
+        left.extract_if(.., |id| is_wanted(id)).collect()
     }
 
     /// Of a job whose record says that it runs. One that cannot be read is not taken up again.
@@ -316,39 +338,37 @@ impl Jobs {
 
     /// The archive's file, if there is one, and what it should be.
     pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
-        let job = self.get(id).await?;
-        if job.state == JobState::Expired {
+        let job = self.stored(id).await?;
+        let state = job.state;
+        if state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
-        let (archive, file) = self.open_archive(&job).await?;
-        Ok((job, archive, file))
-    }
-
-    async fn open_archive(&self, job: &Job) -> Result<(ArchiveFile, File), JobsError> {
-        let state = job.state;
         let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
-        let path = self.directory(job.id).join(ARCHIVE_NAME);
+        let path = self.directory(id).join(ARCHIVE_NAME);
         let opened = tokio::task::spawn_blocking(move || {
             let file = File::open(path)?;
             let size = file.metadata()?.len();
             Ok::<_, std::io::Error>((file, size))
         });
-        match opened.await.map_err(std::io::Error::other)? {
-            Ok((file, size)) if size == archive.size => Ok((archive, file)),
+        let opened = opened.await.map_err(std::io::Error::other)?;
+        // The record tells of an archive only while no other may be in its place, so it was this one that was opened.
+        let is_still_told =
+            self.store.get(id).await?.is_some_and(|job| job.archive.as_ref() == Some(&archive));
+        match opened {
+            _ if !is_still_told => Err(JobsError::ArchiveNotReady { state }),
+            Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            // It is being made again, or a retry that has just ended has published it a moment before its record.
+            // It is being made again.
             _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
             _ => Err(JobsError::ArchiveLost),
         }
     }
 
     /// Whether the archive is there, byte for byte.
-    async fn has_sound_archive(&self, job: &Job) -> Result<bool, JobsError> {
-        match self.open_archive(job).await {
-            Ok((archive, file)) => {
-                let _one_at_a_time = self.hashing.acquire().await.expect("the semaphore is never closed");
-                Ok(directory::is_it(file, archive, self.stop.clone()).await?)
-            }
+    async fn has_sound_archive(&self, id: JobId) -> Result<bool, JobsError> {
+        let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
+        match self.archive(id).await {
+            Ok((_, archive, file)) => Ok(directory::is_it(file, archive, self.stop.clone()).await?),
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.
             Err(error) => Err(error),
@@ -388,6 +408,15 @@ impl Jobs {
     async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
         self.store.get(id).await?.ok_or(JobsError::NotFound)
     }
+}
+
+/// The record of a job that was interrupted is of the time when it began: what it has come to since, its capture tells.
+async fn recall(store: &JobStore, job: &mut Job, directory: &Path) -> Result<(), StoreError> {
+    // One that cannot be read is found when the job goes on.
+    let Ok(Some((progress, failures))) = extract::figures_in(directory).await else { return Ok(()) };
+    let read = job.clone();
+    (job.progress, job.failures_total) = (progress, failures);
+    store.replace(&read, job).await.map(drop)
 }
 
 pub(super) fn count_end(job: &Job) {

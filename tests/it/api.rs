@@ -1,12 +1,14 @@
 //! The HTTP contract, exactly.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::{ApiKeys, Rights};
-use zoom_chat_reports::sim::SimSettings;
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{World, removed};
 
@@ -53,7 +55,12 @@ async fn every_error_is_a_problem_with_a_stable_code() {
     for path in ["/nowhere", "/docs/nowhere", "/docs/%ff"] {
         assert_eq!(problem(world.get(path).await).await, is(404, "not-found"), "{path}");
     }
-    assert_eq!(problem(world.get("/v1/jobs/abc").await).await, is(404, "job-not-found"));
+    let job = world.submit(&world.everything()).await;
+    for no_id in ["abc".to_owned(), format!("{{{job}}}"), format!("urn:uuid:{job}"), job.replace('-', "")] {
+        let answer = world.get(&format!("/v1/jobs/{no_id}")).await;
+        assert_eq!(problem(answer).await, is(404, "job-not-found"), "{no_id}");
+    }
+    assert_eq!(world.get(&format!("/v1/jobs/{}", job.to_uppercase())).await.status(), 200);
     let unknown = "/v1/jobs/0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d";
     assert_eq!(problem(world.get(unknown).await).await, is(404, "job-not-found"));
     for path in ["events", "failures", "archive"] {
@@ -70,10 +77,10 @@ async fn every_error_is_a_problem_with_a_stable_code() {
     assert_eq!(problem(world.get("/v1/jobs?limit=x").await).await, is(400, "invalid-request"));
     assert_eq!(problem(world.get("/v1/jobs?state=lost").await).await, is(400, "invalid-request"));
     for (parameters, field, says) in [
-        ("sate=failed", "sate", "expected one of `state`, `limit`, `cursor`"),
-        ("limit=1&limit=2", "limit", "duplicate"),
+        ("sate=failed", "sate", "is not a known parameter; known are state, limit, cursor"),
+        ("limit=1&limit=2", "limit", "is there more than once"),
         ("state=%ff", "state", "must be one of queued"),
-        ("", "label", "there are no fields"),
+        ("", "label", "there are none here"),
     ] {
         let asked = match parameters {
             "" => world.post("/v1/jobs?label=x", &world.everything()).await,
@@ -219,7 +226,10 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
         (200, &headers["content-length"])
     );
     let get = |name: &'static str, value: String| world.client.get(&url).header(name, value).send();
-    assert_eq!(get("if-none-match", etag.clone()).await.unwrap().status(), 304);
+    for request in [world.client.get(&url), world.client.head(&url)] {
+        let known = request.header("if-none-match", etag.clone()).send().await.unwrap();
+        assert_eq!((known.status().as_u16(), known.headers().get("content-length")), (304, None));
+    }
     assert_eq!(get("if-none-match", "\"other\"".to_owned()).await.unwrap().status(), 200);
     assert_eq!(get("if-match", etag.clone()).await.unwrap().status(), 200);
     let other = world.client.get(&url).header("if-match", "\"other\"").header("range", "bytes=10-19");
@@ -246,6 +256,41 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
     };
     assert_eq!(ranged(etag).await.unwrap().status(), 206);
     assert_eq!(ranged("\"old\"".to_owned()).await.unwrap().status(), 200);
+}
+
+/// Whatever is sent while an archive gives way to the next is what its ETag says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_is_its_own_also_while_a_retry_replaces_it() {
+    let world = World::new(account()).await;
+    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
+    world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: u32::MAX, answer });
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    let path = format!("/v1/jobs/{id}/archive");
+    let retrying = async {
+        for _ in 0..8 {
+            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+            world.finished(&id).await;
+        }
+    };
+    let downloading = async {
+        let mut seen = BTreeSet::new();
+        loop {
+            let response = world.get(&path).await;
+            if response.status() == 409 {
+                assert_eq!(problem(response).await, is(409, "archive-not-ready"));
+                continue;
+            }
+            let etag = response.headers()["etag"].to_str().unwrap().to_owned();
+            let body = response.bytes().await.unwrap();
+            assert_eq!(etag, format!("\"{}\"", hex::encode(Sha256::digest(&body))));
+            seen.insert(etag);
+            if seen.len() > 4 {
+                return;
+            }
+        }
+    };
+    tokio::join!(retrying, downloading);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,6 +96,10 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     }
     world.settings.jobs.max_running = 1;
     world.restart().await;
+    for id in [&first, &second] {
+        let job: Value = world.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap();
+        assert!(job["progress"]["messages"].as_u64().unwrap() > 1_000, "from the first answer on: {job:#}");
+    }
     for (id, other) in [(&second, "running"), (&first, "cancelled")] {
         assert_eq!(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await.status(), 202);
         let cancelled = world.finished(id).await;

@@ -1,0 +1,86 @@
+//! Why the work on a job stopped, and what is told of it: a stable code, what happened, and what helps.
+
+use std::io;
+
+use super::model::JobError;
+use super::store::StoreError;
+use crate::archive::ArchiveError;
+use crate::extract::{self, ExtractError};
+use crate::files::is_full;
+
+/// Why there is no archive.
+#[derive(Debug)]
+pub enum Stopped {
+    /// Somebody cancelled the job, or the service stops.
+    Told,
+    ByTrouble(JobError),
+}
+
+/// What to do about a damaged capture.
+const REFETCH: &str = "retry fetches again what is damaged; a damaged index is kept beside the new one";
+
+fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> Stopped {
+    let (code, detail, help) = (code.to_owned(), error.to_string(), help.map(str::to_owned));
+    Stopped::ByTrouble(JobError { code, detail, help })
+}
+
+/// A job's directory could not be made.
+pub fn no_directory(error: &io::Error) -> Stopped {
+    let code = if is_full(error) { "disk-full" } else { "data-directory" };
+    trouble(
+        code,
+        error,
+        Some("check that DATA_DIR is there, its permissions and its disk; then retry the job"),
+    )
+}
+
+impl From<ExtractError> for Stopped {
+    fn from(error: ExtractError) -> Self {
+        let (code, help) = match &error {
+            ExtractError::Cancelled => return Self::Told,
+            ExtractError::Account(failure) => {
+                (failure.kind.code(), Some(extract::check::help_for(failure.kind)))
+            }
+            ExtractError::Capture(inner) if inner.is_disk_full() => {
+                ("disk-full", Some("make room, then retry the job; it goes on where it stopped"))
+            }
+            ExtractError::Capture(inner) if inner.is_damaged() => ("capture-damaged", Some(REFETCH)),
+            ExtractError::Capture(_) => {
+                ("capture", Some("check DATA_DIR and its disk; retry goes on where it stopped"))
+            }
+            ExtractError::OtherAccount => (
+                "other-account",
+                Some(
+                    "start the service with the account that the job was begun with and retry it, or submit it anew",
+                ),
+            ),
+            ExtractError::Panicked => ("internal", None),
+        };
+        trouble(code, &error, help)
+    }
+}
+
+impl From<ArchiveError> for Stopped {
+    fn from(error: ArchiveError) -> Self {
+        let (code, help) = match &error {
+            ArchiveError::Cancelled => return Self::Told,
+            full if full.is_disk_full() => {
+                ("disk-full", "make room, then retry the job; nothing is fetched again")
+            }
+            damaged if damaged.is_damaged_capture() => ("capture-damaged", REFETCH),
+            _ => ("archive", "check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
+        };
+        trouble(code, &error, Some(help))
+    }
+}
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Self {
+        let code = if error.is_disk_full() { "disk-full" } else { "data-directory" };
+        trouble(
+            code,
+            &error,
+            Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
+        )
+    }
+}
