@@ -29,6 +29,13 @@ const DATA_DIR: &str = "DATA_DIR";
 const LOCK: &str = "lock";
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
+/// A collector needs one.
+const METRICS_CONNECTIONS: usize = 32;
+/// A running job has up to ten connections to its capture, each of two or three files, its archive, what is sorted for that, and
+/// connections to Zoom.
+const DESCRIPTORS_OF_A_JOB: usize = 128;
+/// The table of jobs, the audit trail, listeners, the runtime's own.
+const OTHER_DESCRIPTORS: usize = 64;
 
 /// Everything a service needs to be told.
 #[derive(Debug, Clone)]
@@ -75,6 +82,7 @@ impl App {
             None => None,
         };
         let data_dir = settings.jobs.data_dir.clone();
+        let max_running = settings.jobs.max_running;
         let audit = Audit::open(&data_dir, clock.clone())
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::AUDIT_FILE), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
@@ -88,7 +96,7 @@ impl App {
         let state = AppState::new(jobs.clone(), account, audit, offer, clock.clone(), stopping.clone());
         let servers = TaskTracker::new();
         let descriptors = raise_descriptors();
-        let most = offer.max_connections.min(descriptors / 4 * 3);
+        let most = offer.max_connections.min(for_connections(descriptors, offer.max_downloads, max_running));
         if most < offer.max_connections {
             tracing::warn!(
                 most,
@@ -96,15 +104,15 @@ impl App {
                 "fewer connections than MAX_CONNECTIONS: this process may open no more files"
             );
         }
-        let serve = |listener, router| {
+        let serve = |listener, router, most| {
             http::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };
         let metrics_address = metrics.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = metrics {
-            servers.spawn(serve(listener, http::metrics_router(state.clone())));
+            servers.spawn(serve(listener, http::metrics_router(state.clone()), METRICS_CONNECTIONS));
             tracing::info!(%address, "metrics");
         }
-        servers.spawn(serve(listener, http::router(state, offer)));
+        servers.spawn(serve(listener, http::router(state, offer), most));
         servers.close();
         tracing::info!(%address, "listening");
         Ok(Self { address, metrics_address, jobs, stopping, servers, _lock: lock })
@@ -125,6 +133,12 @@ async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener,
     let listener = TcpListener::bind(wanted).await.map_err(unusable)?;
     let address = listener.local_addr().map_err(unusable)?;
     Ok((listener, address))
+}
+
+/// How many of these descriptors connections may have. A download has another one, for its archive, and a job some for its files.
+fn for_connections(descriptors: usize, downloads: usize, jobs: usize) -> usize {
+    let others = METRICS_CONNECTIONS + OTHER_DESCRIPTORS + downloads + jobs * DESCRIPTORS_OF_A_JOB;
+    descriptors.saturating_sub(others).max(descriptors / 4)
 }
 
 /// Raises the number of files and sockets this process may open as far as it is allowed to; returns it.

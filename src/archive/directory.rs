@@ -78,17 +78,26 @@ impl Whole for DirectorySink {
         put_back(&old, target)?;
         unless_absent(fs::remove_dir_all(&old))?;
         fs::create_dir_all(&old)?;
-        let move_all = || {
-            for place in FOLDERS.map(|folder| target.join(folder)).iter().filter(|place| is_there(place)) {
-                let to = keep(place).unwrap_or_else(|| old.join(place.file_name().unwrap_or_default()));
+        let mut moved = Vec::new();
+        let mut move_to = |from: PathBuf, to: PathBuf| {
+            fs::rename(&from, &to)?;
+            moved.push((from, to));
+            Ok(())
+        };
+        let mut move_all = || {
+            for folder in FOLDERS.iter().filter(|folder| is_there(&target.join(folder))) {
+                let place = target.join(folder);
+                let to = keep(&place).unwrap_or_else(|| old.join(folder));
                 to.parent().map_or(Ok(()), fs::create_dir_all)?;
-                fs::rename(place, to)?;
+                move_to(place, to)?;
             }
-            FOLDERS.iter().rev().try_for_each(|folder| fs::rename(staging.join(folder), target.join(folder)))
+            FOLDERS.iter().rev().try_for_each(|folder| move_to(staging.join(folder), target.join(folder)))
         };
         if let Err(error) = move_all() {
-            // Best effort: what has been moved already stands better in its place.
-            let _ = put_back(&old, target);
+            // Best effort: what has been moved already stands better where it was.
+            for (from, to) in moved.iter().rev() {
+                let _ = fs::rename(to, from);
+            }
             return Err(error);
         }
         File::open(target)?.sync_all()?;
@@ -129,5 +138,32 @@ impl Text for BufWriter<File> {
 impl Entry for BufWriter<File> {
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError> {
         self.text(&inflate(packed, raw_len, crc32)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever stood there stands there again, also what was to be kept under another name.
+    #[test]
+    fn a_publication_that_fails_half_way_is_undone() {
+        let home = tempfile::tempdir().unwrap();
+        let [target, kept] = ["target", "kept"].map(|name| home.path().join(name));
+        for folder in FOLDERS {
+            fs::create_dir_all(target.join(folder)).unwrap();
+            fs::write(target.join(folder).join("old"), "old").unwrap();
+        }
+        for missing in FOLDERS {
+            let sink = DirectorySink::new(target.clone(), home.path().join("staging")).unwrap();
+            fs::remove_dir(sink.staging.0.join(missing)).unwrap();
+            let keep = |place: &Path| place.ends_with("messages").then(|| kept.clone());
+            Box::new(sink).publish(&keep).unwrap_err();
+            assert!(FOLDERS.iter().all(|folder| target.join(folder).join("old").exists()), "{missing}");
+            assert!(!kept.exists());
+        }
+        let sink = DirectorySink::new(target.clone(), home.path().join("staging")).unwrap();
+        Box::new(sink).publish(&|_: &Path| None).unwrap();
+        assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
     }
 }

@@ -110,7 +110,8 @@ impl WholeSession {
 fn totals(pages: &[PageRef]) -> [u64; 3] {
     let mut totals = [0; 3];
     for page in pages {
-        totals[page.kind as usize] += page.items;
+        let sum = &mut totals[page.kind as usize];
+        *sum = u64::saturating_add(*sum, page.items);
     }
     totals
 }

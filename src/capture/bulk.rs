@@ -178,7 +178,8 @@ pub(super) enum Of {
     Ranges,
 }
 
-/// Members nobody told us of; seldom any, but then perhaps one in each page.
+/// Members nobody told us of; seldom any, but then perhaps one in each page. Of a range that has been replaced meanwhile they are
+/// no more kept than its pages.
 pub(super) async fn unknown_members(
     tx: &mut Tx<'_>,
     of: Of,
@@ -197,7 +198,8 @@ pub(super) async fn unknown_members(
     }
     sqlx::query(
         "INSERT INTO unknown_members (list, range, seq, name, value)
-         SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m",
+         SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m
+         WHERE m.value ->> 1 IS NULL OR m.value ->> 1 IN (SELECT id FROM ranges)",
     )
     .bind(json(&members))
     .execute(&mut **tx)

@@ -25,6 +25,29 @@ pub struct PageRef {
 }
 
 impl PageRef {
+    /// As an index tells it, if that can be.
+    pub(super) fn read(
+        [kind, items, raw_len, crc32, offset, length]: [i64; 6],
+    ) -> Result<Self, CaptureError> {
+        let number = |name, value| {
+            u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is below zero")))
+        };
+        let (items, raw_len) = (number("items", items)?, number("raw_len", raw_len)?);
+        if items > raw_len {
+            return Err(CaptureError::Damaged("a page has more items than bytes".to_owned()));
+        }
+        Ok(Self {
+            kind: kind.try_into()?,
+            items,
+            raw_len,
+            crc32: crc32
+                .try_into()
+                .map_err(|_| CaptureError::Damaged("crc32 is no number of 32 bits".to_owned()))?,
+            offset: number("offset", offset)?,
+            length: number("length", length)?,
+        })
+    }
+
     /// Bytes as it is stored.
     pub fn packed_len(&self) -> u64 {
         self.length
@@ -378,18 +401,9 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
 }
 
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
-    let (items, raw_len) = (number(row, "items")?, number(row, "raw_len")?);
-    if items > raw_len {
-        return Err(CaptureError::Damaged("a page has more items than bytes".to_owned()));
+    let mut told = [0; 6];
+    for (told, column) in told.iter_mut().zip(["kind", "items", "raw_len", "crc32", "offset", "length"]) {
+        *told = row.try_get(column)?;
     }
-    Ok(PageRef {
-        kind: Kind::try_from(row.try_get::<i64, _>("kind")?)?,
-        items,
-        raw_len,
-        crc32: number(row, "crc32")?
-            .try_into()
-            .map_err(|_| CaptureError::Damaged("crc32 is too large".to_owned()))?,
-        offset: number(row, "offset")?,
-        length: number(row, "length")?,
-    })
+    PageRef::read(told)
 }

@@ -245,10 +245,10 @@ impl Reader {
             .await?;
             for page in of_json::<Vec<ReadPage>>(&pages)? {
                 let ReadPage { range, seq, kind, items, raw_len, crc32, offset, length } = page;
+                let page = PageRef::read([kind, items, raw_len, crc32, offset, length])?;
                 let gone =
                     || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
                 let (nth, order, window) = *places.get(&range).ok_or_else(gone)?;
-                let page = PageRef { kind: kind.try_into()?, items, raw_len, crc32, offset, length };
                 totals.count(window, &page);
                 found[nth].push((order, seq, page));
             }
@@ -305,11 +305,11 @@ struct ReadPage {
     range: i64,
     seq: i64,
     kind: i64,
-    items: u64,
-    raw_len: u64,
-    crc32: u32,
-    offset: u64,
-    length: u64,
+    items: i64,
+    raw_len: i64,
+    crc32: i64,
+    offset: i64,
+    length: i64,
 }
 
 impl From<ReadSession<'_>> for PlacedSession {

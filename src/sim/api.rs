@@ -154,7 +154,12 @@ impl Api {
         let mut query = Query::read(uri.query().unwrap_or_default(), endpoint, self.today())?;
         let session = segment.map(|segment| self.find_session(segment)).transpose()?;
         let key = format!("{segment:?} {}", query.bound);
-        let asked_key = format!("{key} {:?}", query.page_token);
+        let opened = query.page_token.as_deref().map(|token| {
+            let opened = tokens::open(self.noise, &key, token, self.settings.page_token_ttl);
+            opened.ok_or_else(|| error(400, 300, "The next page token is either invalid or has expired."))
+        });
+        // What the token holds, as its text is another one each time.
+        let asked_key = format!("{key} {:?}", opened.as_ref().map(|opened| opened.as_ref().ok()));
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;
         let request = match session {
@@ -169,14 +174,7 @@ impl Api {
             query.days.0 = from.saturating_add(first.days());
         }
         let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
-        let cursor = match &query.page_token {
-            Some(token) if !is_repeated => {
-                Some(tokens::open(self.noise, &key, token, self.settings.page_token_ttl).ok_or_else(
-                    || error(400, 300, "The next page token is either invalid or has expired."),
-                )?)
-            }
-            _ => None,
-        };
+        let cursor = opened.filter(|_| !is_repeated).transpose()?;
         let turn = |next: Option<String>| match &fault {
             Some(FaultAnswer::RepeatPageToken) => {
                 query.page_token.clone().or_else(|| Some("loop".to_owned()))

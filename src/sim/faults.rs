@@ -159,7 +159,7 @@ impl Faults {
         let noise = self.noise.with_text(key);
         let asked = self.asked.entry(noise.value()).or_default();
         let noise = noise.with(u64::from(*asked));
-        // A request that was hit three times is let through, so that a patient client always gets everything.
+        // A request that has come three times is let through, so that a patient client always gets everything.
         let spared = *asked >= 3 && !matches!(request, Request::Token);
         *asked = asked.saturating_add(1);
         if spared || noise.with(0).below(1_000) >= per_mille {
