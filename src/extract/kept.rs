@@ -10,7 +10,7 @@ use jiff::civil::Date;
 use serde_json::value::RawValue;
 
 use super::digest::{digest, digest_of_content};
-use super::ranges::{DENSE, days_of};
+use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
@@ -42,7 +42,7 @@ pub(super) fn counts(kept: &[Kept]) -> [u64; 3] {
 
 /// What is kept of a range that failed, beside the pages it has.
 pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, days_of(range)).await?;
+    let (own, set_aside, choice) = received(shared, range, DateRange::of(&range.chain)).await?;
     if set_aside.is_empty() {
         return Ok(Vec::new());
     }
@@ -55,7 +55,8 @@ pub(super) async fn of_lost_days(
     range: &PendingRange,
     reachable_from: Date,
 ) -> Result<Vec<Kept>, ExtractError> {
-    let days = DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..days_of(range) };
+    let days =
+        DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..DateRange::of(&range.chain) };
     let (own, set_aside, choice) = received(shared, range, days).await?;
     in_background(move || choice.of(&[], &[own, set_aside].concat())).await
 }
@@ -75,7 +76,7 @@ async fn received(
             Ok((own, stored.set_aside(range.chain.id).await?, stored.segments().clone()))
         })
         .await?;
-    let own = own.into_iter().map(|page| (days_of(range), page)).collect();
+    let own = own.into_iter().map(|page| (DateRange::of(&range.chain), page)).collect();
     let set_aside = set_aside.into_iter().map(|(from, to, page)| (DateRange { from, to }, page)).collect();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     Ok((own, set_aside, Choice { wanted: Wanted { days, by_modification_time }, segments }))

@@ -38,7 +38,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
         Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
     });
     let (last, days_not_listed) = look.await?;
-    let oldest = shared.oldest_reachable();
+    let oldest = shared.reach.oldest();
     for (window, from, to) in days_not_listed.into_iter().filter(|(.., to)| *to >= oldest) {
         let from = from.max(oldest);
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
@@ -92,8 +92,8 @@ fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
 }
 
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
-    let days = DateRange { from: list.from, to: list.to };
-    let oldest = shared.oldest_reachable();
+    let days = DateRange::of(list);
+    let oldest = shared.reach.oldest();
     if days.to < oldest {
         let failure = out_of_reach(oldest);
         shared.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;

@@ -12,10 +12,12 @@ mod listing;
 mod paging;
 pub mod progress;
 mod ranges;
+mod reach;
 mod refused;
 pub mod request;
 pub mod run;
 mod split;
+mod splitting;
 pub mod windows;
 
 pub use crate::capture::{Counts, Meta, is_set_aside};

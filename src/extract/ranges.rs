@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use jiff::civil::Date;
@@ -15,8 +14,8 @@ use super::kept;
 use super::paging::Paging;
 use super::progress::{Figure, Outlook};
 use super::refused::{Verdict, verdict};
-use super::run::{BEAT, ExtractError, LONG_BEAT, RunContext, Shared, note, out_of_reach, run_effort};
-use super::split::{self, Pace, Seen, Split};
+use super::run::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
+use super::split::{self, Pace, Seen};
 use super::windows::DateRange;
 use crate::capture::{
     Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
@@ -85,7 +84,7 @@ pub(super) async fn follow(
     mut range: PendingRange,
 ) -> Result<Vec<PendingRange>, ExtractError> {
     let context = &shared.context;
-    let oldest = shared.oldest_reachable();
+    let oldest = shared.reach.oldest();
     if range.chain.to < oldest {
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
@@ -94,10 +93,9 @@ pub(super) async fn follow(
     if pages.token.is_none() && range.chain.from < oldest {
         drop_lost_days(shared, &mut range, &mut pages, oldest).await?;
     }
-    let days = split::Days::new(days_of(&range), range.last_sent, shared.now());
+    let days = split::Days::new(DateRange::of(&range.chain), range.last_sent, shared.now());
     if range.chain.pages == 0
-        && let Some(split) = split::in_advance(&days, range.pages_elsewhere, shared.pace())
-        && shared.pay_for(&split, &Seen::default())
+        && let Some(split) = shared.splitting.in_advance(&days, range.pages_elsewhere)
     {
         return split_range(shared, &range, split.parts, split.expected_pages).await;
     }
@@ -107,7 +105,7 @@ pub(super) async fn follow(
             Step::More => {
                 let Some(seen) = pages.observed else { continue };
                 let pace = pages.forecast(shared, &days, &seen, &mut outlook);
-                if let Some(split) = paid_split(shared, &days, &seen, pace) {
+                if let Some(split) = shared.splitting.under_way(&days, &seen, pace) {
                     pages.uncount(shared);
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
@@ -117,23 +115,6 @@ pub(super) async fn follow(
         }
     }
     Ok(Vec::new())
-}
-
-/// How a chain that has shown this is split if it turns out too long; that is paid for.
-fn paid_split(shared: &Shared, days: &split::Days, seen: &Seen, pace: Pace) -> Option<Split> {
-    let RunContext { lane, progress, .. } = &shared.context;
-    let idle = shared.idle.load(Relaxed);
-    let split = split::under_way(days, seen, pace).or_else(|| {
-        let chains = shared.chains.load(Relaxed).max(1);
-        let all_to_come = progress.requests_to_come(&lane.traffic)?;
-        let (mean, idle) = (all_to_come / chains as f64, idle.div_ceil(chains));
-        split::when_idle(days, seen, pace, mean, idle)
-    })?;
-    if !shared.pay_for(&split, seen) {
-        return None;
-    }
-    shared.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
-    Some(split)
 }
 
 /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
@@ -183,10 +164,6 @@ async fn drop_lost_days(
     add_items(shared, items);
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
-}
-
-pub(super) fn days_of(range: &PendingRange) -> DateRange {
-    DateRange { from: range.chain.from, to: range.chain.to }
 }
 
 /// What became of one request of a chain.
@@ -341,7 +318,7 @@ impl Pages {
     fn forecast(&mut self, shared: &Shared, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> Pace {
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
-        let pace = shared.pace();
+        let pace = shared.splitting.pace();
         self.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
         pace
     }

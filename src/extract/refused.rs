@@ -6,7 +6,6 @@ use jiff::ToSpan;
 use jiff::civil::Date;
 
 use super::kept;
-use super::ranges::days_of;
 use super::run::{ExtractError, Shared, run_effort};
 use super::windows::{self, DateRange};
 use crate::capture::PendingRange;
@@ -36,7 +35,7 @@ pub(super) async fn verdict(
     page_token: Option<&str>,
     failure: &Failure,
 ) -> Result<Verdict, ExtractError> {
-    if let Some(parts) = windows::cut(days_of(range))
+    if let Some(parts) = windows::cut(DateRange::of(&range.chain))
         && may_be_one_page(shared, range, failure).await?
     {
         return Ok(Verdict::Cut(parts));
@@ -44,7 +43,7 @@ pub(super) async fn verdict(
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
         return Ok(Verdict::Nothing);
     }
-    if failure.kind == FailureKind::Rejected && range.chain.from < shared.oldest_reachable() {
+    if failure.kind == FailureKind::Rejected && range.chain.from < shared.reach.oldest() {
         return Ok(Verdict::BeginAgain);
     }
     if page_token.is_none() && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
@@ -59,14 +58,13 @@ pub(super) async fn verdict(
 /// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
 /// concerns no session; it is remembered.
 async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
-    let DateRange { from, to } = days_of(range);
-    let _one_at_a_time = shared.learning_reach.acquire().await.expect("the semaphore is never closed");
-    if from < shared.oldest_reachable() {
+    let DateRange { from, to } = DateRange::of(&range.chain);
+    let learning = shared.reach.learn().await;
+    if from < shared.reach.oldest() {
         // Another has found out meanwhile.
         return true;
     }
-    let six_months_ago = windows::oldest_reachable(shared.context.clock.today());
-    let last = to.min(six_months_ago.saturating_add(UNSURE_REACH.days()));
+    let last = to.min(shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days()));
     for day in from.series(1.day()).take_while(|day| *day <= last) {
         let call = Call::ListSessions { from: day, to: day, page_token: None };
         let listed = ask(shared, call).await;
@@ -74,7 +72,7 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
             Err(Ended::Failed(refused)) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reach begins later than six months ago");
-                shared.remember_reach(day);
+                learning.is(day);
                 return true;
             }
             _ => return false,
@@ -96,7 +94,7 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
     }
-    let oldest = shared.oldest_reachable();
+    let oldest = shared.reach.oldest();
     let another = shared.look(async |stored| stored.another_session(&range.session_id, oldest).await).await?;
     let Some((session_id, from, to)) = another else { return Ok(false) };
     let from = from.max(oldest);
@@ -122,7 +120,7 @@ async fn holds_nothing(
     if range.chain.pages > 0 {
         return Ok(false);
     }
-    let oldest = shared.oldest_reachable();
+    let oldest = shared.reach.oldest();
     let look = shared.look(async |stored| {
         Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window_of(range.chain.id).await?))
     });

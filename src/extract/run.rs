@@ -4,8 +4,7 @@
 //! far in the capture; called again on the same capture it goes on where it was.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,9 +18,10 @@ use tracing::Instrument;
 use super::earlier::{self, check_earlier};
 use super::feed::Feed;
 use super::progress::Progress;
+use super::reach::Reach;
 use super::request::ExtractRequest;
-use super::split::{Pace, Seen, Split};
-use super::{listing, ranges, split, windows};
+use super::splitting::Splitting;
+use super::{listing, ranges, windows};
 use crate::capture::{
     CaptureError, Chain, Change, Counts, Effect, FailureNote, Location, Meta, PageToken, PendingRange,
     Reader, Writer,
@@ -91,16 +91,8 @@ pub(super) struct Shared {
     writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
-    /// How many more requests could be under way once no chain is left to begin: long ones are cut for them.
-    pub idle: AtomicUsize,
-    /// How many chains are followed.
-    pub chains: AtomicUsize,
-    /// Requests that splitting has cost.
-    spent_on_splits: AtomicU64,
-    /// The oldest day that Zoom was found to answer for, if that is later than six months ago.
-    reach: Mutex<Date>,
-    /// Held by the one chain that finds it.
-    pub learning_reach: Semaphore,
+    pub splitting: Splitting,
+    pub reach: Reach,
     /// So many chains look at what is stored at the same time, each through a connection of its own.
     readers: Semaphore,
 }
@@ -147,16 +139,15 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
             return Err(error.into());
         }
     };
+    let splitting = Splitting::new(context.lane.clone(), context.progress.clone());
+    let reach = Reach::new(context.clock.clone());
     let shared = Arc::new(Shared {
         context,
         location,
         writer,
         found: Notify::new(),
-        idle: AtomicUsize::new(0),
-        chains: AtomicUsize::new(0),
-        spent_on_splits: AtomicU64::new(0),
-        reach: Mutex::new(Date::MIN),
-        learning_reach: Semaphore::new(1),
+        splitting,
+        reach,
         readers: Semaphore::new(4),
     });
     let result = shared.clone().work(&mut reader, damaged).await;
@@ -314,8 +305,7 @@ impl Shared {
             }
             let useful = self.context.lane.useful_requests();
             let idle = if nothing_else { useful.saturating_sub(chains.len()) } else { 0 };
-            self.idle.store(idle, Ordering::Relaxed);
-            self.chains.store(chains.len(), Ordering::Relaxed);
+            self.splitting.tell(chains.len(), idle);
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
                     Ok(Some(followed)) => feed.put_first(followed?),
@@ -348,25 +338,6 @@ impl Shared {
     ) -> Result<T, ExtractError> {
         let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
         Ok(self.location.look(at).await?)
-    }
-
-    /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
-    pub(super) fn pace(&self) -> Pace {
-        let RunContext { lane, progress, .. } = &self.context;
-        let rest_of_run = progress.requests_to_come(&lane.traffic).map_or(Duration::MAX, |to_come| {
-            Duration::from_secs_f64(to_come / lane.most_requests_per_second())
-        });
-        Pace { latency: lane.time_of_a_page(), rest_of_run }
-    }
-
-    /// Takes what a split of a chain that has shown this costs off what may be spent; false if that is not enough.
-    pub(super) fn pay_for(&self, split: &Split, seen: &Seen) -> bool {
-        let RunContext { lane, progress, .. } = &self.context;
-        let to_come = progress.requests_to_come(&lane.traffic).unwrap_or_default();
-        let requests = lane.traffic.requests.load(Ordering::Relaxed) + to_come as u64;
-        let costs = split.costs(seen);
-        let spend = |spent| split::affordable(costs, split.worth, spent, requests).then_some(spent + costs);
-        self.spent_on_splits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
 
     /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
@@ -403,16 +374,6 @@ impl Shared {
     pub(super) fn still_good<'a>(&self, chain: &'a Chain) -> Option<&'a PageToken> {
         let life = self.context.settings.page_token_life;
         chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
-    }
-
-    /// The oldest day that Zoom still answers for, by the calendar and by what it has told.
-    pub(super) fn oldest_reachable(&self) -> Date {
-        let told = *self.reach.lock().unwrap_or_else(PoisonError::into_inner);
-        windows::oldest_reachable(self.context.clock.today()).max(told)
-    }
-
-    pub(super) fn remember_reach(&self, day: Date) {
-        *self.reach.lock().unwrap_or_else(PoisonError::into_inner) = day;
     }
 
     pub(super) fn now(&self) -> Timestamp {

@@ -7,6 +7,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan};
 
+use crate::capture::Chain;
+
 /// How far back Zoom's report reaches, in months.
 pub const REACH_MONTHS: i32 = 6;
 
@@ -17,7 +19,14 @@ pub struct DateRange {
     pub to: Date,
 }
 
-/// The oldest day that Zoom still answers for.
+impl DateRange {
+    /// The days of a chain of pages.
+    pub fn of(chain: &Chain) -> Self {
+        Self { from: chain.from, to: chain.to }
+    }
+}
+
+/// The oldest day that Zoom still answers for, by the calendar.
 pub fn oldest_reachable(today: Date) -> Date {
     today.checked_sub(Span::new().months(REACH_MONTHS)).unwrap_or(Date::MIN)
 }

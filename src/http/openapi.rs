@@ -12,12 +12,12 @@ const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. S
 download one zip. Errors are RFC 9457 problem documents with a stable `code`. If the service has API keys, press \
 *Authorize* and enter one.";
 
-/// Answers that every operation under `/v1` may give.
-const COMMON: [(&str, &str); 4] = [
-    ("401", "A valid API key is needed"),
-    ("403", "This key may only read; or, without keys, the caller is not this machine"),
-    ("429", "Too many wrong keys from this address; see Retry-After"),
-    ("500", "Something went wrong here; the service's log says more"),
+/// Answers that every operation under `/v1` may give, and those that change something.
+const COMMON: [(&str, &str, &str); 4] = [
+    ("401", "A valid API key is needed", ""),
+    ("403", "Without keys, the caller is not this machine", "; or this key may only read"),
+    ("429", "Too many wrong keys from this address; see Retry-After", ""),
+    ("500", "Something went wrong here; the service's log says more", ""),
 ];
 
 /// Completes the document collected from the routes.
@@ -51,14 +51,23 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
         if !path.starts_with("/v1") && path != "/metrics" {
             continue;
         }
-        for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
-            for (status, description) in COMMON {
+        let operations = [(&mut item.get, false), (&mut item.post, true), (&mut item.delete, true)];
+        for (operation, changes) in
+            operations.into_iter().filter_map(|(operation, changes)| Some((operation.as_mut()?, changes)))
+        {
+            for (status, description, of_changes) in COMMON {
+                let description = format!("{description}{}", if changes { of_changes } else { "" });
+                let known = operation.responses.responses.get_mut(status);
+                if let Some(RefOr::T(known)) = known {
+                    known.description = format!("{}. {description}", known.description);
+                    continue;
+                }
                 let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
                 let response = ResponseBuilder::new()
                     .description(description)
                     .content("application/problem+json", content)
                     .build();
-                operation.responses.responses.entry(status.to_owned()).or_insert(RefOr::T(response));
+                operation.responses.responses.insert(status.to_owned(), RefOr::T(response));
             }
         }
     }

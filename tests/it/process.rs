@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{SimSettings, Simulator};
@@ -166,9 +167,10 @@ impl Service {
 
     /// Asks for an orderly stop and waits for it.
     pub async fn terminate(mut self) -> ExitStatus {
-        let id = self.child.id().to_string();
         // Twice, as from `timeout`, which tells a process and its group.
-        Command::new("kill").args(["-TERM", &id, &id]).status().unwrap();
+        for _ in 0..2 {
+            kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        }
         for _ in 0..600 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

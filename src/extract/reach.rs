@@ -1,0 +1,51 @@
+//! How far back Zoom answers: by the calendar, and by what it has told.
+
+use std::sync::{Mutex, PoisonError};
+
+use jiff::civil::Date;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::windows;
+use crate::clock::SharedClock;
+
+#[derive(Debug)]
+pub(super) struct Reach {
+    clock: SharedClock,
+    /// The oldest day that Zoom was found to answer for, if that is later than six months ago.
+    told: Mutex<Date>,
+    learning: Semaphore,
+}
+
+/// Held by the one chain that finds out.
+#[derive(Debug)]
+pub(super) struct Learning<'a> {
+    reach: &'a Reach,
+    _one_at_a_time: SemaphorePermit<'a>,
+}
+
+impl Reach {
+    pub fn new(clock: SharedClock) -> Self {
+        Self { clock, told: Mutex::new(Date::MIN), learning: Semaphore::new(1) }
+    }
+
+    /// The oldest day that Zoom still answers for.
+    pub fn oldest(&self) -> Date {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        self.by_the_calendar().max(told)
+    }
+
+    pub fn by_the_calendar(&self) -> Date {
+        windows::oldest_reachable(self.clock.today())
+    }
+
+    pub async fn learn(&self) -> Learning<'_> {
+        let permit = self.learning.acquire().await.expect("the semaphore is never closed");
+        Learning { reach: self, _one_at_a_time: permit }
+    }
+}
+
+impl Learning<'_> {
+    pub fn is(self, oldest: Date) {
+        *self.reach.told.lock().unwrap_or_else(PoisonError::into_inner) = oldest;
+    }
+}

@@ -1,0 +1,81 @@
+//! Which chains of a run are split: what the run knows of its pace, and what splitting has cost it so far.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::progress::Progress;
+use super::split::{self, Days, Pace, Seen, Split};
+use crate::zoom::Lane;
+
+#[derive(Debug)]
+pub(super) struct Splitting {
+    lane: Arc<Lane>,
+    progress: Arc<Progress>,
+    /// How many chains are followed.
+    chains: AtomicUsize,
+    /// How many more requests could be under way once no chain is left to begin: long ones are cut for them.
+    idle: AtomicUsize,
+    /// Requests that splitting has cost.
+    spent: AtomicU64,
+}
+
+impl Splitting {
+    pub fn new(lane: Arc<Lane>, progress: Arc<Progress>) -> Self {
+        Self {
+            lane,
+            progress,
+            chains: AtomicUsize::default(),
+            idle: AtomicUsize::default(),
+            spent: AtomicU64::default(),
+        }
+    }
+
+    /// So many chains are followed, and so many more requests could be under way.
+    pub fn tell(&self, chains: usize, idle: usize) {
+        self.chains.store(chains, Relaxed);
+        self.idle.store(idle, Relaxed);
+    }
+
+    /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
+    pub fn pace(&self) -> Pace {
+        let rest_of_run = self.requests_to_come().map_or(Duration::MAX, |to_come| {
+            Duration::from_secs_f64(to_come / self.lane.most_requests_per_second())
+        });
+        Pace { latency: self.lane.time_of_a_page(), rest_of_run }
+    }
+
+    /// How a chain is split that has shown nothing yet, by what its session has in another window.
+    pub fn in_advance(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
+        let split = split::in_advance(days, pages_elsewhere, self.pace())?;
+        self.pay_for(&split, &Seen::default()).then_some(split)
+    }
+
+    /// How a chain that has shown this is split if it turns out too long.
+    pub fn under_way(&self, days: &Days, seen: &Seen, pace: Pace) -> Option<Split> {
+        let idle = self.idle.load(Relaxed);
+        let split = split::under_way(days, seen, pace).or_else(|| {
+            let chains = self.chains.load(Relaxed).max(1);
+            let (mean, idle) = (self.requests_to_come()? / chains as f64, idle.div_ceil(chains));
+            split::when_idle(days, seen, pace, mean, idle)
+        })?;
+        if !self.pay_for(&split, seen) {
+            return None;
+        }
+        self.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
+        Some(split)
+    }
+
+    /// Takes what a split of a chain that has shown this costs off what may be spent; false if that is not enough.
+    fn pay_for(&self, split: &Split, seen: &Seen) -> bool {
+        let to_come = self.requests_to_come().unwrap_or_default();
+        let requests = self.lane.traffic.requests.load(Relaxed) + to_come as u64;
+        let costs = split.costs(seen);
+        let spend = |spent| split::affordable(costs, split.worth, spent, requests).then_some(spent + costs);
+        self.spent.fetch_update(Relaxed, Relaxed, spend).is_ok()
+    }
+
+    fn requests_to_come(&self) -> Option<f64> {
+        self.progress.requests_to_come(&self.lane.traffic)
+    }
+}
