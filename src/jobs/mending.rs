@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::store::{FILE_NAME, JobStore, StoreError, salvage};
+use super::store::{FILE_NAME, Inserted, JobStore, StoreError, salvage};
 use crate::files::unless_absent;
 use crate::sqlite::files_of;
 
@@ -47,7 +47,10 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             remove_all(&mended)?;
             let store = JobStore::connect(&mended).await?;
             for (job, scope) in &records {
-                store.insert(job, scope.as_deref()).await?;
+                if let Inserted::Known(_) = store.insert(job, scope.as_deref()).await? {
+                    // Another has its key: better without that than not at all.
+                    store.insert(job, None).await?;
+                }
             }
             if let Some(pause) = pause {
                 store.set_pause(&pause).await?;

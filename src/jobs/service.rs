@@ -17,7 +17,7 @@ use super::directory::{self, ARCHIVE_NAME};
 use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
 use super::registry::{Follower, Registry};
-use super::store::{AccountPause, JobStore, Known, ListFilter, Listed, StoreError};
+use super::store::{AccountPause, Inserted, JobStore, Known, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
 use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
@@ -138,7 +138,7 @@ impl Jobs {
         }
         let scope = scope(requester.as_deref(), idempotency_key);
         let job = Job::new(JobId::new(&*self.clock), request, requester, self.clock.now());
-        if let Some(known) = self.store.insert(&job, scope.as_deref()).await? {
+        if let Inserted::Known(known) = self.store.insert(&job, scope.as_deref()).await? {
             return self.same(known);
         }
         tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
@@ -198,39 +198,42 @@ impl Jobs {
     pub async fn cancel(&self, id: JobId) -> Result<Job, JobsError> {
         loop {
             let read = self.stored(id).await?;
-            let state = read.state;
-            let waiting = match state {
-                JobState::Running => self.take_interrupted(|job| job.id == id),
-                JobState::Queued => None,
+            let is_written = match read.state {
+                JobState::Queued => self.end_at_once(&read).await?,
+                JobState::Running => match self.take_interrupted(|job| job.id == id) {
+                    Some(waiting) => self.end_at_once(&read).await.inspect_err(|_| self.wait_on(waiting))?,
+                    None => self.ask_to_stop(&read).await?,
+                },
                 JobState::Cancelled => return Ok(read),
-                _ => {
-                    return Err(JobsError::WrongState { state, action: "cancelled" });
-                }
+                state => return Err(JobsError::WrongState { state, action: "cancelled" }),
             };
-            let ends_now = state == JobState::Queued || waiting.is_some();
-            let mut job = read.clone();
-            if ends_now {
-                job.state = JobState::Cancelled;
-                self.finish(&mut job);
-            } else {
-                // Written down first: a crash between asking and stopping still ends in `cancelled`.
-                job.cancel_requested = true;
-            }
-            let replaced = self.store.replace(&read, &job).await.inspect_err(|_| {
-                // It goes on waiting for its turn.
-                self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
-                self.wake_runner.notify_one();
-            })?;
-            if replaced {
-                if ends_now {
-                    count_end(&job);
-                }
+            if is_written {
                 tracing::info!(job.id = %id, "cancelling");
-                self.registry.cancel(id);
                 self.registry.announce();
                 return self.get(id).await;
             }
         }
+    }
+
+    /// Ends a job that does not run. False if it has changed since it was read.
+    async fn end_at_once(&self, read: &Job) -> Result<bool, JobsError> {
+        let mut job = Job { state: JobState::Cancelled, ..read.clone() };
+        self.finish(&mut job);
+        let is_written = self.store.replace(read, &job).await?;
+        if is_written {
+            count_end(&job);
+        }
+        Ok(is_written)
+    }
+
+    /// Written down first: a crash between asking and stopping still ends in `cancelled`.
+    async fn ask_to_stop(&self, read: &Job) -> Result<bool, JobsError> {
+        let asked = Job { cancel_requested: true, ..read.clone() };
+        let is_written = self.store.replace(read, &asked).await?;
+        if is_written {
+            self.registry.cancel(read.id);
+        }
+        Ok(is_written)
     }
 
     /// Runs again what failed or is missing.
@@ -397,6 +400,12 @@ impl Jobs {
         let retention =
             jiff::SignedDuration::try_from(self.settings.retention).unwrap_or(jiff::SignedDuration::MAX);
         job.expires_at = now.checked_add(retention).ok();
+    }
+
+    /// Lets a job wait for its turn to be taken up again.
+    fn wait_on(&self, job: Job) {
+        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+        self.wake_runner.notify_one();
     }
 
     /// Takes the first such job out of those that wait to be taken up again.

@@ -56,6 +56,14 @@ pub enum Known {
     Conflict,
 }
 
+/// What became of a new job.
+#[derive(Debug)]
+pub enum Inserted {
+    New,
+    /// It was not stored: its idempotency key led to this before.
+    Known(Known),
+}
+
 /// A pause that Zoom has put upon an account.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AccountPause {
@@ -145,12 +153,8 @@ impl JobStore {
         self.pool.close().await;
     }
 
-    /// Stores a new job, unless its idempotency scope is known already: then that is returned.
-    pub async fn insert(
-        &self,
-        job: &Job,
-        idempotency_scope: Option<&str>,
-    ) -> Result<Option<Known>, StoreError> {
+    /// Stores a new job, unless its idempotency scope is known already.
+    pub async fn insert(&self, job: &Job, idempotency_scope: Option<&str>) -> Result<Inserted, StoreError> {
         let request = serde_json::to_string(&job.request)?;
         loop {
             let inserted = sqlx::query(
@@ -165,10 +169,10 @@ impl JobStore {
             .execute(&self.pool)
             .await?;
             let is_taken = inserted.rows_affected() == 0;
-            let Some(scope) = idempotency_scope.filter(|_| is_taken) else { return Ok(None) };
+            let Some(scope) = idempotency_scope.filter(|_| is_taken) else { return Ok(Inserted::New) };
             // Somebody was faster with the same key. That job may be gone by now: then once more.
             if let Some(known) = self.known(scope, &job.request).await? {
-                return Ok(Some(known));
+                return Ok(Inserted::Known(known));
             }
         }
     }
