@@ -59,7 +59,7 @@ pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::R
         let entry = entry?;
         let path = entry.path();
         if !stays(&entry.file_name()) {
-            let is_folder = entry.file_type()?.is_dir();
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let done = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed = removed.and(unless_absent(done));
         }

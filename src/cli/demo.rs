@@ -54,7 +54,9 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     if args.archive.is_dir() {
         return Err(WrongUse("--archive must name a file, not a directory".to_owned()).into());
     }
-    if is_there(&args.archive) && args.archive != Path::new(ARCHIVE) {
+    if is_there(&args.archive)
+        && args.archive.strip_prefix(".").unwrap_or(&args.archive) != Path::new(ARCHIVE)
+    {
         let there = args.archive.display();
         return Err(
             WrongUse(format!("--archive: {there} exists already; name another, or move it away")).into()

@@ -77,6 +77,9 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let job = OneJob::prepare(args.zoom.settings()?, request, output.clone(), clock.clone()).await?;
     if job.continues {
         remark(format_args!("resuming from what {} holds already", output.working_directory().display()));
+    } else {
+        // What was begun there had received nothing.
+        range(&args.from_date, &args.to_date, oldest_reachable(today), today)?;
     }
     let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());

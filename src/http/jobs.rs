@@ -257,6 +257,7 @@ pub(super) async fn cancel(
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is active, has expired, or is completed with an intact archive", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Another archive is being compared with its hash; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]

@@ -67,7 +67,8 @@ fn in_our_words(message: &str) -> (String, String) {
     } else {
         format!("is not a known parameter; known are {}", known.join(", "))
     };
-    ((*field).to_owned(), message)
+    let field = if field.is_empty() { "\"\"" } else { field };
+    (field.to_owned(), message)
 }
 
 /// None: what is asked for stands in the path, or in the body.

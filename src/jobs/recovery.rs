@@ -90,6 +90,14 @@ async fn bring_back_or_remove(
     Ok(false)
 }
 
+/// What a job has come to, its capture tells: the record of one that was interrupted is of the time when it began. A capture that
+/// cannot be read is found when the job goes on.
+pub(super) async fn recall(job: &mut Job, directory: &Path) {
+    if let Ok(Some((progress, failures))) = extract::figures_in(directory).await {
+        (job.progress, job.failures_total) = (progress, failures);
+    }
+}
+
 /// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a
 /// request to Zoom. One that does not waits for somebody to say `retry`.
 /// Nothing when the directory holds no capture, or one that has not begun.
@@ -99,6 +107,7 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
     let started_at = started_at.unwrap_or_else(|| clock.now());
     let mut job = Job::new(id, request, requester, started_at);
     job.started_at = Some(started_at);
+    recall(&mut job, directory).await;
     if !complete {
         job.state = JobState::Failed;
         // It does not expire: kept until somebody has looked at it.

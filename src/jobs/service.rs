@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::store::{AccountPause, Inserted, JobStore, Known, ListFilter, Listed, 
 use super::{recovery, retention, runner};
 use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
-use crate::extract::{self, Account, ExtractRequest, ExtractSettings};
+use crate::extract::{Account, ExtractRequest, ExtractSettings};
 use crate::files::free_space;
 
 /// Free space that it takes to write down a job.
@@ -69,7 +69,11 @@ impl Jobs {
         let store = recovery::open(&settings.data_dir, &*clock).await?;
         let mut interrupted = store.oldest(JobState::Running, usize::MAX).await?;
         for job in &mut interrupted {
-            recall(&store, job, &directory::path_of(&settings.data_dir, job.id)).await?;
+            let read = job.clone();
+            recovery::recall(job, &directory::path_of(&settings.data_dir, job.id)).await;
+            if let Err(error) = store.replace(&read, job).await {
+                tracing::error!(%error, job.id = %job.id, "the figures of an interrupted job could not be written down");
+            }
         }
         let jobs = Arc::new(Self {
             settings,
@@ -202,7 +206,7 @@ impl Jobs {
                 JobState::Queued => self.end_at_once(&read).await?,
                 JobState::Running => match self.take_interrupted(|job| job.id == id) {
                     Some(waiting) => self.end_at_once(&read).await.inspect_err(|_| self.wait_on(waiting))?,
-                    None => self.ask_to_stop(&read).await?,
+                    None => self.ask_to_stop(id).await?,
                 },
                 JobState::Cancelled => return Ok(read),
                 state => return Err(JobsError::WrongState { state, action: "cancelled" }),
@@ -227,11 +231,10 @@ impl Jobs {
     }
 
     /// Written down first: a crash between asking and stopping still ends in `cancelled`.
-    async fn ask_to_stop(&self, read: &Job) -> Result<bool, JobsError> {
-        let asked = Job { cancel_requested: true, ..read.clone() };
-        let is_written = self.store.replace(read, &asked).await?;
+    async fn ask_to_stop(&self, id: JobId) -> Result<bool, JobsError> {
+        let is_written = self.store.ask_to_stop(id).await?;
         if is_written {
-            self.registry.cancel(read.id);
+            self.registry.cancel(id);
         }
         Ok(is_written)
     }
@@ -341,37 +344,49 @@ impl Jobs {
 
     /// The archive's file, if there is one, and what it should be.
     pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
-        let job = self.stored(id).await?;
-        let state = job.state;
-        if state == JobState::Expired {
-            return Err(JobsError::ArchiveGone);
+        loop {
+            let job = self.told(id).await?;
+            let state = job.state;
+            if state == JobState::Expired {
+                return Err(JobsError::ArchiveGone);
+            }
+            let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
+            let path = self.directory(id).join(ARCHIVE_NAME);
+            let opened = tokio::task::spawn_blocking(move || {
+                let file = File::open(path)?;
+                let size = file.metadata()?.len();
+                Ok::<_, std::io::Error>((file, size))
+            });
+            let opened = opened.await.map_err(std::io::Error::other)?;
+            // A record tells of an archive only while no other may be in its place: what it tells before and after, was opened.
+            if self.told(id).await?.archive.as_ref() != Some(&archive) {
+                continue;
+            }
+            return match opened {
+                Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                // It is being made again.
+                _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
+                _ => Err(JobsError::ArchiveLost),
+            };
         }
-        let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
-        let path = self.directory(id).join(ARCHIVE_NAME);
-        let opened = tokio::task::spawn_blocking(move || {
-            let file = File::open(path)?;
-            let size = file.metadata()?.len();
-            Ok::<_, std::io::Error>((file, size))
-        });
-        let opened = opened.await.map_err(std::io::Error::other)?;
-        // The record tells of an archive only while no other may be in its place, so it was this one that was opened.
-        let is_still_told =
-            self.store.get(id).await?.is_some_and(|job| job.archive.as_ref() == Some(&archive));
-        match opened {
-            _ if !is_still_told => Err(JobsError::ArchiveNotReady { state }),
-            Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-            // It is being made again.
-            _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
-            _ => Err(JobsError::ArchiveLost),
+    }
+
+    /// A job as its record tells; or as it has ended, if that could not be written down yet.
+    async fn told(&self, id: JobId) -> Result<Job, JobsError> {
+        match self.registry.latest(id) {
+            Some(ended) if ended.state.is_final() => Ok((*ended).clone()),
+            _ => self.stored(id).await,
         }
     }
 
     /// Whether the archive is there, byte for byte.
     async fn has_sound_archive(&self, id: JobId) -> Result<bool, JobsError> {
-        let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
         match self.archive(id).await {
-            Ok((_, archive, file)) => Ok(directory::is_it(file, archive, self.stop.clone()).await?),
+            Ok((_, archive, file)) => {
+                let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
+                Ok(directory::is_it(file, archive, self.stop.clone()).await?)
+            }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // It may be there all the same.
             Err(error) => Err(error),
@@ -417,15 +432,6 @@ impl Jobs {
     async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
         self.store.get(id).await?.ok_or(JobsError::NotFound)
     }
-}
-
-/// The record of a job that was interrupted is of the time when it began: what it has come to since, its capture tells.
-async fn recall(store: &JobStore, job: &mut Job, directory: &Path) -> Result<(), StoreError> {
-    // One that cannot be read is found when the job goes on.
-    let Ok(Some((progress, failures))) = extract::figures_in(directory).await else { return Ok(()) };
-    let read = job.clone();
-    (job.progress, job.failures_total) = (progress, failures);
-    store.replace(&read, job).await.map(drop)
 }
 
 pub(super) fn count_end(job: &Job) {

@@ -271,6 +271,17 @@ impl JobStore {
         Ok(changed.rows_affected() == 1)
     }
 
+    /// A running job is to stop; whatever else is in its record stays. False if it does not run.
+    pub async fn ask_to_stop(&self, id: JobId) -> Result<bool, StoreError> {
+        let asked = sqlx::query(
+            "UPDATE jobs SET job = json_set(job, '$.cancel_requested', json('true')) WHERE id = ? AND state = 'running'",
+        )
+        .bind(id.to_string())
+        .execute(&self.pool)
+        .await?;
+        Ok(asked.rows_affected() == 1)
+    }
+
     /// A job has no archive any more, until it is told of another; whatever else is in its record stays.
     pub async fn forget_archive(&self, id: JobId) -> Result<(), StoreError> {
         sqlx::query("UPDATE jobs SET job = json_set(job, '$.archive', NULL) WHERE id = ?")

@@ -143,11 +143,6 @@ impl Tries {
 }
 
 impl Outcome {
-    /// True when Zoom did not accept the access token.
-    pub fn is_token_refusal(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if matches!(refusal.class(), Class::Token))
-    }
-
     /// True when whoever stands between refused this, not Zoom in its own words.
     pub fn is_of_a_gateway(&self) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Passing(_)))

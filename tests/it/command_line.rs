@@ -192,6 +192,10 @@ async fn extract_starts_over_where_nothing_was_received() {
         wrong.env("ZOOM_ACCOUNT_ID", "mistyped");
         let (code, _, err) = run(wrong).await;
         assert!(code == 1 && err.contains("ZOOM_ACCOUNT_ID"), "{code} {err}");
+        let mut old = connected(&sim, home.path());
+        old.args(["extract", "--from-date", "2016-01-01", "--to-date", &last]).args(output);
+        let (code, _, err) = run(old).await;
+        assert!(code == 2 && err.contains("older than the six months"), "{code} {err}");
         let mut right = extract(&sim, home.path());
         right.args(output);
         let (code, out, err) = run(right).await;
