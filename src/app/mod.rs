@@ -104,6 +104,13 @@ impl App {
                 "fewer connections than MAX_CONNECTIONS: this process may open no more files"
             );
         }
+        if descriptors < max_running * DESCRIPTORS_OF_A_JOB + OTHER_DESCRIPTORS {
+            tracing::warn!(
+                descriptors,
+                max_running,
+                "so many jobs may need more open files than this process may have"
+            );
+        }
         let serve = |listener, router, most| {
             http::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };

@@ -280,6 +280,7 @@ pub(super) async fn retry(
         (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The job is gone, and some of its files could not be removed (`files-left`)", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )

@@ -135,6 +135,13 @@ impl From<JobsError> for Problem {
                 "The idempotency key is taken",
                 detail,
             ),
+            JobsError::FilesLeft(error) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "files-left",
+                "Some of the job's files could not be removed",
+                "the job is deleted; what is left of its files is tried again every minute, and by this request",
+            )
+            .caused_by(error),
             JobsError::Comparing => Self {
                 retry_after: Some(Duration::from_secs(10)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", "Too many at once", detail)

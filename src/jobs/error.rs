@@ -23,6 +23,8 @@ pub enum JobsError {
     ArchiveLost,
     #[error("the archive is gone")]
     ArchiveGone,
+    #[error("the job is deleted, and some of its files could not be removed: {0}")]
+    FilesLeft(std::io::Error),
     #[error("the data directory is gone; restart the service once it is back")]
     DataDirectoryGone,
     #[error(transparent)]

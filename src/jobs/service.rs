@@ -280,7 +280,7 @@ impl Jobs {
                 return if left.is_empty() {
                     Err(JobsError::NotFound)
                 } else {
-                    Ok(self.remove_files(id).await?)
+                    self.remove_files(id).await.map_err(JobsError::FilesLeft)
                 };
             };
             if state == JobState::Running && self.runs_or_will(id).await? {
@@ -301,7 +301,7 @@ impl Jobs {
         // The record is gone first: a record without files would be a lie.
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
-        Ok(self.remove_files(id).await?)
+        self.remove_files(id).await.map_err(JobsError::FilesLeft)
     }
 
     /// Removes the files of a job that is gone or has expired. What cannot be removed now is tried again later.
@@ -352,6 +352,7 @@ impl Jobs {
             }
             let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
             let path = self.directory(id).join(ARCHIVE_NAME);
+            let named = path.clone();
             let opened = tokio::task::spawn_blocking(move || {
                 let file = File::open(path)?;
                 let size = file.metadata()?.len();
@@ -364,7 +365,9 @@ impl Jobs {
             }
             return match opened {
                 Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(std::io::Error::new(error.kind(), format!("{}: {error}", named.display())).into())
+                }
                 // It is being made again.
                 _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
                 _ => Err(JobsError::ArchiveLost),

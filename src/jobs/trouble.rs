@@ -45,9 +45,12 @@ impl From<ExtractError> for Stopped {
                 ("disk-full", Some("make room, then retry the job; it goes on where it stopped"))
             }
             ExtractError::Capture(inner) if inner.is_damaged() => ("capture-damaged", Some(REFETCH)),
-            ExtractError::Capture(_) => {
-                ("capture", Some("check DATA_DIR and its disk; retry goes on where it stopped"))
-            }
+            ExtractError::Capture(_) => (
+                "capture",
+                Some(
+                    "check DATA_DIR, its disk, and how many files the service may open; retry goes on where it stopped",
+                ),
+            ),
             ExtractError::OtherAccount => (
                 "other-account",
                 Some(

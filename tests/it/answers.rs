@@ -8,7 +8,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::ToSpan;
-use serde_json::json;
+use serde_json::{Value, json};
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole};
@@ -23,6 +23,10 @@ enum Ends {
     Failed(&'static str),
     /// Completed; the session's items are these, byte for byte.
     Items(Vec<String>),
+    /// Completed; the session is there, with nothing in it. Of which id, if not the first; and whether Zoom was right to know none.
+    Empty { id: Option<String>, not_found: bool },
+    /// Completed, without any session.
+    Nothing,
 }
 
 struct Row {
@@ -147,7 +151,7 @@ fn rows() -> Vec<Row> {
             Session(0),
             ALWAYS,
             status(404, r#"{"code":5301,"message":"gone"}"#),
-            Ends::Items(Vec::new()),
+            Ends::Empty { id: None, not_found: true },
         ),
         row("404 without a code, for a while", Any, SOME, status(404, html), Whole),
         row(
@@ -229,7 +233,7 @@ fn rows() -> Vec<Row> {
             Session(0),
             ALWAYS,
             FaultAnswer::ReplaceBody(r#"{"messages":null,"next_page_token":null}"#.to_owned()),
-            Ends::Items(Vec::new()),
+            Ends::Empty { id: None, not_found: false },
         ),
         row(
             "arrays of a wrong type",
@@ -283,7 +287,7 @@ fn rows() -> Vec<Row> {
             FaultAnswer::ReplaceBody(format!(
                 "{{\"sessions\":[{{\"id\":\"{long_id}\",\"type\":\"Group\",\"name\":\"n\"}}]}}"
             )),
-            Ends::Items(Vec::new()),
+            Ends::Empty { id: Some(long_id), not_found: true },
         ),
         row(
             "a session without an id",
@@ -297,7 +301,7 @@ fn rows() -> Vec<Row> {
             List,
             ALWAYS,
             status(404, r#"{"code":5301,"message":"nothing"}"#),
-            Ends::Items(Vec::new()),
+            Ends::Nothing,
         ),
         row(
             "a list that answers 404 without a code",
@@ -328,22 +332,22 @@ async fn every_answer_leads_to_what_the_document_says() {
         world.sim.script(ScriptedFault { matches, after: 0, times, answer });
         let data = world.sim.dataset().clone();
         let (body, days) = world.one_window();
-        let id = world.submit(&body).await;
-        let job = world.finished(&id).await;
+        let job_id = world.submit(&body).await;
+        let job = world.finished(&job_id).await;
         let state = job["state"].as_str().unwrap();
         match ends {
             Ends::Whole => {
                 assert_eq!(state, "completed", "{name}: {job:#}");
-                let archive = world.archive(&id).await;
+                let archive = world.archive(&job_id).await;
                 assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
             }
             Ends::Failures(code) => {
                 assert_eq!(state, "completed_with_failures", "{name}: {job:#}");
-                let failures = world.failures(&id).await;
+                let failures = world.failures(&job_id).await;
                 let codes: BTreeSet<&str> =
                     failures.iter().map(|line| line["code"].as_str().unwrap()).collect();
                 assert_eq!(codes, BTreeSet::from([code]), "{name}");
-                world.archive(&id).await.check_form();
+                world.archive(&job_id).await.check_form();
             }
             Ends::Failed(code) => {
                 assert_eq!((state, job["error"]["code"].as_str()), ("failed", Some(code)), "{name}: {job:#}");
@@ -351,20 +355,46 @@ async fn every_answer_leads_to_what_the_document_says() {
             }
             Ends::Items(expected) => {
                 assert_eq!(state, "completed", "{name}: {job:#}");
-                let archive = world.archive(&id).await;
+                let archive = world.archive(&job_id).await;
                 archive.check_form();
                 let summary = archive.json("_metadata/sessions_summary.json");
-                let first = data.session(0).id;
-                let line = summary.as_array().unwrap().iter().find(|line| line["id"] == first.as_str());
-                let own =
-                    line.map(|line| format!("messages/{}_messages.json", line["key"].as_str().unwrap()));
-                let text =
-                    own.and_then(|own| archive.files.get(&own)).map(|bytes| String::from_utf8_lossy(bytes));
-                let expected = (!expected.is_empty()).then(|| format!("[\n{}\n]\n", expected.join(",\n")));
-                assert!(text.as_deref() == expected.as_deref(), "{name}: not byte for byte");
+                let line = line_of(&summary, &data.session(0).id).unwrap();
+                let own = format!("messages/{}_messages.json", line["key"].as_str().unwrap());
+                let text = String::from_utf8_lossy(&archive.files[&own]);
+                assert!(text == format!("[\n{}\n]\n", expected.join(",\n")), "{name}: not byte for byte");
+            }
+            Ends::Empty { id, not_found } => {
+                assert_eq!(state, "completed", "{name}: {job:#}");
+                let archive = world.archive(&job_id).await;
+                archive.check_form();
+                let id = id.unwrap_or_else(|| data.session(0).id);
+                let summary = archive.json("_metadata/sessions_summary.json");
+                let line = line_of(&summary, &id).unwrap_or_else(|| panic!("{name}: it is not there"));
+                let files = line["files"].as_array().unwrap();
+                assert!(
+                    files.len() == 1 && files[0].as_str().unwrap().starts_with("sessions/"),
+                    "{name}: {line}"
+                );
+                assert_eq!(line["not_found"], not_found, "{name}: {line}");
+                let told = archive.json("_metadata/extraction_summary.json");
+                let told = told["not_found"].as_array().unwrap();
+                assert_eq!(
+                    told.iter().any(|line| line["session_id"] == id.as_str()),
+                    not_found,
+                    "{name}: {told:?}"
+                );
+            }
+            Ends::Nothing => {
+                assert_eq!(state, "completed", "{name}: {job:#}");
+                let archive = world.archive(&job_id).await;
+                assert_eq!(archive.json("_metadata/sessions_summary.json"), json!([]), "{name}");
             }
         }
     }
+}
+
+fn line_of<'a>(summary: &'a Value, id: &str) -> Option<&'a Value> {
+    summary.as_array().unwrap().iter().find(|line| line["id"] == id)
 }
 
 /// Whatever an answer of fewer days holds is kept, and the days are named.

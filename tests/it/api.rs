@@ -430,15 +430,44 @@ async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
     assert_eq!(cancelled["state"], "cancelled", "a queued job is cancelled at once");
 }
 
+fn refusal(matches: Match, status: u16, body: &str) -> ScriptedFault {
+    let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
+    ScriptedFault { matches, after: 0, times: u32::MAX, answer }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_go_when_the_retention_is_over_and_the_record_stays() {
     let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
     let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
     let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let mut others = Vec::new();
+    let hang = |matches| ScriptedFault { matches, after: 0, times: u32::MAX, answer: FaultAnswer::Hang };
+    for (script, end) in [
+        (hang(Match::Session(0)), "cancelled"),
+        (refusal(Match::Session(0), 500, ""), "completed_with_failures"),
+        (refusal(Match::Messages, 400, r#"{"code":200,"message":"No permission."}"#), "failed"),
+    ] {
+        world.sim.script(script);
+        let id = world.submit(&world.everything()).await;
+        if end == "cancelled" {
+            world.wait_until(&id, |job| job["progress"]["units_done"].as_u64() > Some(1)).await;
+            world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+        }
+        assert_eq!(world.finished(&id).await["state"], end);
+        world.sim.clear_script();
+        others.push(id);
+    }
     let (job, _) = world.run(&world.everything()).await;
     let id = job["id"].as_str().unwrap();
     assert!(job["expires_at"].as_str().unwrap().starts_with("2026-12-01T12:00"));
     clock.advance(Duration::from_secs(7 * 86_400 + 61));
+    for other in &others {
+        removed(&world.settings.jobs.data_dir.join("jobs").join(other)).await;
+        let expired: Value = world.get(&format!("/v1/jobs/{other}")).await.json().await.unwrap();
+        assert_eq!(expired["state"], "expired");
+        let retried = world.post(&format!("/v1/jobs/{other}/retry"), &Value::Null).await;
+        assert_eq!(problem(retried).await, is(409, "wrong-state"));
+    }
     let expired = world.wait_until(id, |job| job["state"] == "expired").await;
     assert!(expired["archive"].is_null());
     assert_eq!(problem(world.get(&format!("/v1/jobs/{id}/archive")).await).await, is(410, "archive-gone"));

@@ -104,7 +104,14 @@ impl Experiment {
                 service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
                 wait(40).await;
             }
-            Phase::Assembling => self.appears(&service, &self.file(&id, "archive.zip.tmp"), 60).await,
+            Phase::Assembling => {
+                drop(service);
+                // Without a limit nothing is assembled before everything is there.
+                let service = self.setup.clone().with("ZOOM_RATE_LIMIT", "0").spawn();
+                self.appears(&service, &self.file(&id, "archive.zip.tmp"), 60).await;
+                drop(service);
+                return id;
+            }
             Phase::Publishing => self.appears(&service, &self.file(&id, "archive.zip"), 4).await,
             Phase::Cancelling => {
                 service
@@ -154,11 +161,11 @@ impl Experiment {
     async fn appears(&self, service: &Service, file: &Path, most: u64) {
         for _ in 0..20_000 {
             if file.exists() {
-                break;
+                return service.clock.sleep(self.somewhere(most)).await;
             }
             service.clock.sleep(Duration::from_millis(1)).await;
         }
-        service.clock.sleep(self.somewhere(most)).await;
+        panic!("{} is not there", file.display());
     }
 
     /// After the restart the job ends as it must, and nothing lies about.

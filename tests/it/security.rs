@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use zoom_chat_reports::http::{ApiKeys, Rights};
@@ -281,6 +282,7 @@ async fn streams_have_their_limit_and_give_their_places_back() {
         if again.status() == 200 {
             break;
         }
+        world.clock.sleep(Duration::from_millis(10)).await;
         again = world.get(&url).await;
     }
     assert_eq!(again.status(), 200, "places come back when streams end");
@@ -448,7 +450,10 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
         }
     }
     let mut secrets: BTreeSet<String> = tokens.into_iter().collect();
-    secrets.extend([KEY.to_owned(), SimSettings::default().client_secret]);
+    let SimSettings { client_id, client_secret, .. } = SimSettings::default();
+    // Also as it travels.
+    let basic = BASE64_STANDARD.encode(format!("{client_id}:{client_secret}"));
+    secrets.extend([KEY.to_owned(), client_secret, basic]);
     for index in data.sessions_listed(data.first_day(), data.last_day()).take(30) {
         let session = data.session(index);
         secrets.extend((session.name.len() > 12).then_some(session.name));
@@ -459,6 +464,9 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
             secrets.extend(message["sender"].as_str().map(str::to_owned));
         }
     }
+    // Also as it stands in JSON.
+    let escaped: Vec<_> = secrets.iter().map(|secret| Value::from(&secret[..]).to_string()).collect();
+    secrets.extend(escaped.iter().map(|secret| secret.trim_matches('"').to_owned()));
     assert!(secrets.len() > 50, "there is something to look for: {}", secrets.len());
     for (name, bytes) in &searched {
         let text = String::from_utf8_lossy(bytes);

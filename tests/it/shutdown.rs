@@ -41,7 +41,7 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
     let expected = service.archive(&id).await;
     let mut service = Some(service);
     for phase in ["listing", "fetching", "assembling", "repeating", "in an outage", "at the daily limit"] {
-        let running = service.take().unwrap();
+        let mut running = service.take().unwrap();
         let messages = |least: u64| {
             move |job: &Value| job["progress"]["messages"].as_u64().unwrap() > least || is_final(job)
         };
@@ -58,6 +58,9 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 id
             }
             "assembling" => {
+                // Without a limit nothing is assembled before everything is there.
+                assert!(running.terminate().await.success());
+                running = setup.clone().with("ZOOM_RATE_LIMIT", "0").start().await;
                 let id = running.submit(&everything(&sim)).await;
                 let scratch = setup.data.join("jobs").join(&id).join("archive.zip.tmp");
                 while !scratch.exists() {
@@ -161,6 +164,7 @@ async fn downloads_under_way_end_or_are_continued_by_range_after_the_restart() {
                 Ok(0) | Err(_) => return read,
                 Ok(count) => read.extend_from_slice(&chunk[..count]),
             }
+            std::thread::park_timeout(Duration::from_millis(30));
         }
     });
     stopped(service).await;

@@ -74,8 +74,8 @@ async fn a_session_that_is_split_keeps_the_order_of_its_messages_also_when_the_n
     };
     let world = World::new(SimSettings { latency: Duration::from_millis(5), ..sim }).await;
     let data = world.sim.dataset().clone();
-    let (from, to) = (data.first_day(), data.last_day());
-    let (job, archive) = world.run(&world.everything()).await;
+    let (body, (from, to)) = world.one_window();
+    let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     assert_eq!(job["progress"]["windows_total"], 1);
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
