@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zoom_chat_reports::archive::{AssembleInput, Begun, Target, assemble};
 use zoom_chat_reports::clock::Clock;
@@ -184,33 +185,28 @@ pub async fn neighbour() -> Value {
         simulator.base, simulator.days.1, simulator.days.1
     );
     let token = token["access_token"].as_str().unwrap().to_owned();
-    // The service's rate and 429s in each second.
+    // The service's rate and 429s in each second, by the clock.
     let mut seconds = Vec::new();
+    let began = service.clock.elapsed();
+    let mut others = JoinSet::new();
     let (mut last, mut last_refused) = (0.0, 0.0);
     for second in 0..110_u64 {
         let job = service.job(&id).await;
         let (sent, refused) = (requests(&job), job["progress"]["rate_limited"].as_f64().unwrap());
         seconds.push((sent - last, refused - last_refused));
         (last, last_refused) = (sent, refused);
-        let start = service.clock.elapsed();
-        if (30..60).contains(&second) {
-            let others: Vec<_> = (0..30_u64)
-                .map(|turn| {
-                    let call = service.client.get(&url).bearer_auth(&token);
-                    let wait = service.clock.sleep(Duration::from_millis(turn * 33));
-                    tokio::spawn(async move {
-                        wait.await;
-                        call.send().await.unwrap().status() == 429
-                    })
-                })
-                .collect();
-            for other in others {
-                other.await.unwrap();
-            }
+        for turn in (0..30_u64).filter(|_| (30..60).contains(&second)) {
+            let call = service.client.get(&url).bearer_auth(&token);
+            let wait = service.clock.sleep(Duration::from_millis(turn * 33));
+            others.spawn(async move {
+                wait.await;
+                call.send().await.unwrap();
+            });
         }
-        let left = Duration::from_secs(1).saturating_sub(service.clock.elapsed() - start);
-        service.clock.sleep(left).await;
+        let due = began + Duration::from_secs(second + 1);
+        service.clock.sleep(due.saturating_sub(service.clock.elapsed())).await;
     }
+    others.join_all().await;
     let mean = |from: usize, to: usize| {
         seconds[from..to].iter().map(|(sent, _)| sent).sum::<f64>() / (to - from) as f64
     };

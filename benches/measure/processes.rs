@@ -145,6 +145,8 @@ impl Service {
     }
 
     pub async fn start_with(simulator: &Simulator, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
+        // Before the clock starts: it reads the system's certificates.
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
         let clock = Arc::new(SystemClock::new());
         let child = Command::new(BINARY)
             .arg("serve")
@@ -163,7 +165,6 @@ impl Service {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
         let mut service = Self {
             process: Process(child),
             base: format!("http://127.0.0.1:{port}"),
