@@ -155,6 +155,12 @@ impl Reader {
         row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
     }
 
+    /// Whether a window, or a part of it, has told of sessions, or that there are none.
+    pub async fn has_listed(&mut self, window: i64) -> Result<bool, CaptureError> {
+        let listed = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM lists WHERE window = ? AND pages > 0)");
+        Ok(listed.bind(window).fetch_one(&mut self.connection).await?)
+    }
+
     /// Two sessions of which something was answered, if there are so many, and of which days.
     pub async fn answered_sessions(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
         let rows = sqlx::query(
@@ -287,11 +293,11 @@ impl Reader {
             .collect()
     }
 
-    /// The items of a range's last page, inflated: to recognise repeats when a chain is taken up again.
-    pub async fn last_page(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
+    /// The items of a range's last page that had any, of each kind, inflated: to recognise repeats when a chain is taken up again.
+    pub async fn last_items(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
-            "SELECT kind, items, raw_len, crc32, offset, length FROM pages WHERE range = ?1
-             AND seq = (SELECT pages - 1 FROM ranges WHERE id = ?1)",
+            "SELECT kind, items, raw_len, crc32, offset, length FROM pages p WHERE range = ?1
+             AND seq = (SELECT max(seq) FROM pages WHERE range = ?1 AND kind = p.kind)",
         )
         .bind(range)
         .fetch_all(&mut self.connection)

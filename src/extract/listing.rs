@@ -30,7 +30,7 @@ const PROBED_AT_A_TIME: i64 = 10_000;
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let windows = shared.location.look(async |reader| reader.windows().await).await?;
     try_join_all(
-        windows.into_iter().map(|(window, from, to)| list_window(shared, window, DateRange { from, to })),
+        windows.iter().map(|&(window, from, to)| list_window(shared, window, DateRange { from, to })),
     )
     .await?;
     let out_of_reach = FailureKind::OutOfReach.code();
@@ -39,7 +39,10 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     });
     let (last, days_not_listed) = look.await?;
     let oldest = shared.reach.oldest();
-    for (window, from, to) in days_not_listed.into_iter().filter(|(.., to)| *to >= oldest) {
+    // A chat may have had another name in some months: one that was selected in any is asked for in all.
+    let by_name = shared.context.request.sessions.selects_by_name();
+    let to_ask_for = if by_name { windows } else { days_not_listed };
+    for (window, from, to) in to_ask_for.into_iter().filter(|(.., to)| *to >= oldest) {
         let from = from.max(oldest);
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
             let sessions = (first, first + PROBED_AT_A_TIME - 1);
@@ -106,7 +109,7 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
         return Ok(());
     }
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
-    match follow(shared, list, Effort { at_most, ..run_effort(Effort::MOST_URGENT) }).await? {
+    match follow(shared, list, whole, Effort { at_most, ..run_effort(Effort::MOST_URGENT) }).await? {
         Ok(()) => Ok(()),
         Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
         Err(failure) => give_up(shared, list, days, &failure).await,
@@ -138,7 +141,12 @@ impl Pass {
 }
 
 /// Follows the chain of list pages to its end, and again until that brings nothing new.
-async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<(), Failure>, ExtractError> {
+async fn follow(
+    shared: &Shared,
+    list: &Chain,
+    whole: DateRange,
+    effort: Effort,
+) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
     let days = (list.from, list.to);
     let mut pass = Pass::from(shared.still_good(list), list.pages);
@@ -154,7 +162,11 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
                 continue;
             }
             // Zoom says 404 for "nothing there".
-            Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
+            Err(Ended::Failed(failure))
+                if failure.is_not_found_by_zoom()
+                    && !has_shown
+                    && lists_nothing(shared, list, whole, effort).await? =>
+            {
                 ListPage { sessions: Vec::new(), next: None, unknown: Vec::new(), leaves_out: None }
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
@@ -198,6 +210,27 @@ async fn follow(shared: &Shared, list: &Chain, effort: Effort) -> Result<Result<
             (pass, passes) = (Pass { is_quiet: true, ..Pass::default() }, passes + 1);
         }
     }
+}
+
+/// Whether "not found" means that there are no sessions in these days: of a part of a window that has listed some only if Zoom
+/// says so twice, and the whole is still answered.
+async fn lists_nothing(
+    shared: &Shared,
+    list: &Chain,
+    whole: DateRange,
+    effort: Effort,
+) -> Result<bool, ExtractError> {
+    let own = DateRange::of(list);
+    if own == whole || !shared.location.look(async |reader| reader.has_listed(list.window).await).await? {
+        return Ok(true);
+    }
+    let first_page = async |DateRange { from, to }| {
+        let call = Call::ListSessions { from, to, page_token: None };
+        shared.context.lane.fetch(&call, effort, call.any_answer()).await
+    };
+    let again = first_page(own).await;
+    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
+        && first_page(whole).await.is_ok())
 }
 
 /// Returns how many sessions it brought that were not there.

@@ -251,16 +251,16 @@ impl Pages {
         }
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
         let resume = shared.still_good(&range.chain).filter(|_| same_query);
-        let (counted, last_page) = shared
+        let (counted, last_items) = shared
             .look(async |stored| {
                 let counted = stored.range_items(range.chain.id).await?;
                 let goes_on = resume.is_some();
-                Ok((counted, if goes_on { Some(stored.last_page(range.chain.id).await?) } else { None }))
+                Ok((counted, if goes_on { Some(stored.last_items(range.chain.id).await?) } else { None }))
             })
             .await?;
         pages.counted = counted;
-        if let (Some(resume), Some(last_page)) = (resume, last_page) {
-            pages.previous = Arc::new(last_page.map(|items| kept::digests_of(&items)));
+        if let (Some(resume), Some(last_items)) = (resume, last_items) {
+            pages.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
             pages.observed = None;
             pages.token = Some(resume.token.clone());
             pages.paging = Paging::taken_up(&resume.token);
@@ -375,7 +375,11 @@ impl Pages {
         self.token = page.next;
         self.seq += 1;
         range.chain.pages = self.seq;
-        self.previous = Arc::new(page.digests);
+        // A page without any of a kind says nothing of what the next may repeat.
+        let before = &self.previous;
+        let kinds = page.digests.into_iter().zip(before.iter());
+        let last = kinds.map(|(own, before)| if own.is_empty() { before.clone() } else { own });
+        self.previous = Arc::new(last.collect::<Vec<_>>().try_into().expect("as many kinds"));
         Ok(())
     }
 }

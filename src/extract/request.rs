@@ -45,6 +45,14 @@ pub struct SessionFilter {
 const KNOWN_TYPES: [&str; 2] = ["1:1", "group"];
 
 impl SessionFilter {
+    pub fn selects_by_name(&self) -> bool {
+        self.name_part().is_some()
+    }
+
+    fn name_part(&self) -> Option<&String> {
+        self.name_contains.as_ref().filter(|part| !part.is_empty())
+    }
+
     pub fn matches(&self, session: &SessionHead) -> bool {
         let kind = session.kind.as_deref().map(str::to_lowercase);
         let type_matches = self.types.is_empty()
@@ -55,7 +63,7 @@ impl SessionFilter {
         let id_matches = self.ids.is_empty() || self.ids.contains(&session.id);
         let channel_matches = self.channel_ids.is_empty()
             || session.channel_id.as_ref().is_some_and(|channel| self.channel_ids.contains(channel));
-        let part = self.name_contains.as_ref().filter(|part| !part.is_empty());
+        let part = self.name_part();
         let name_matches = part.is_none_or(|part| {
             session.name.as_ref().is_some_and(|name| name.to_lowercase().contains(&part.to_lowercase()))
         });

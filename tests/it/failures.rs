@@ -323,6 +323,71 @@ async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     }
 }
 
+/// A list that has told of sessions and is then read in parts: one that is not found is no empty one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
+    let world = World::new(SimSettings { sessions: 700, messages: 2_000, months: 1, ..account() }).await;
+    let data = world.sim.dataset().clone();
+    let (body, (from, to)) = world.one_window();
+    assert!(data.sessions_listed(from, to).count() > 300, "its list has more than a page");
+    // The whole list breaks off after its first page, for all of its tries; its second half is not found.
+    world.sim.script(fault(Match::ListTouching(from), 1, 8, status(500, "")));
+    let gone = status(404, r#"{"code":5301,"message":"nothing"}"#);
+    world.sim.script(fault(Match::ListTouching(to), 9, 1, gone));
+    let id = world.submit(&body).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    assert!(
+        failures.iter().all(|line| line["what"] == "listing" && line["code"] == "not-found"),
+        "{failures:?}"
+    );
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(&id).await["state"], "completed");
+    let archive = world.archive(&id).await;
+    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+}
+
+/// What a page repeats is recognised also when one without messages came between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_page_does_not_hide_that_the_next_repeats_the_one_before() {
+    let world = World::new(account()).await;
+    let pages = [r#"{"id":"a"},{"id":"b"}"#, "", r#"{"id":"b"},{"id":"c"}"#];
+    for (nth, messages) in pages.iter().enumerate() {
+        let next = if nth + 1 < pages.len() { format!("page {nth}") } else { String::new() };
+        let body = format!("{{\"next_page_token\":\"{next}\",\"messages\":[{messages}]}}");
+        world.sim.script(fault(Match::Session(0), nth as u32, 1, FaultAnswer::ReplaceBody(body)));
+    }
+    let data = world.sim.dataset().clone();
+    let (mut body, _) = world.one_window();
+    body["sessions"] = json!({ "ids": [data.session(0).id] });
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let summary = archive.json("_metadata/sessions_summary.json");
+    assert_eq!(archive.messages_of(&summary[0]), [r#"{"id":"a"}"#, r#"{"id":"b"}"#, r#"{"id":"c"}"#]);
+    assert_eq!(archive.json("_metadata/extraction_summary.json")["repeated_items_dropped"], 1);
+}
+
+/// A chat that is selected by the name it has in one month is whole, whatever it is called in another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_that_was_renamed_is_selected_in_all_months() {
+    let world = World::new(SimSettings { hostile: false, ..account() }).await;
+    let data = world.sim.dataset().clone();
+    let (first, last) = (data.first_day(), data.last_day());
+    let session = data.session(0);
+    let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
+    world.sim.script(fault(Match::ListTouching(last), 0, u32::MAX, FaultAnswer::ReplaceBody(renamed)));
+    let mut body = world.everything();
+    body["sessions"] = json!({ "name_contains": session.name });
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let line = summary.as_array().unwrap().iter().find(|line| line["id"] == session.id.as_str()).unwrap();
+    let all = data.items(0, first, last, ItemOptions::default());
+    let messages = all.filter(|(kind, _)| *kind == ItemKind::Message).count();
+    assert_eq!(line["counts"]["messages"], messages, "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_token_endpoint_is_waited_for_and_slows_nothing_down() {
     let world = World::with(account(), |settings| settings.zoom.limit = Some(500.0)).await;
