@@ -152,7 +152,7 @@ impl Reader {
         let row = sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 LIMIT 1")
             .fetch_optional(&mut self.connection)
             .await?;
-        row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
+        row.as_ref().map(days).transpose()
     }
 
     /// Whether a window, or a part of it, has told of sessions, or that there are none.
@@ -186,7 +186,7 @@ impl Reader {
         .bind(oldest.to_string())
         .fetch_optional(&mut self.connection)
         .await?;
-        row.as_ref().map(|row| Ok((date(row, "first_day")?, date(row, "last_day")?))).transpose()
+        row.as_ref().map(days).transpose()
     }
 
     /// The days of a range's window.
@@ -197,7 +197,7 @@ impl Reader {
         .bind(range)
         .fetch_one(&mut self.connection)
         .await?;
-        Ok((date(&row, "first_day")?, date(&row, "last_day")?))
+        days(&row)
     }
 
     /// Where a range's stored segments are, in the order of pages and kinds.
@@ -296,8 +296,9 @@ impl Reader {
     /// The items of a range's last page that had any, of each kind, inflated: to recognise repeats when a chain is taken up again.
     pub async fn last_items(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
-            "SELECT kind, items, raw_len, crc32, offset, length FROM pages p WHERE range = ?1
-             AND seq = (SELECT max(seq) FROM pages WHERE range = ?1 AND kind = p.kind)",
+            "WITH kinds(k) AS (VALUES (0), (1), (2))
+             SELECT kind, items, raw_len, crc32, offset, length FROM kinds JOIN pages ON kind = k
+                 AND range = ?1 AND seq = (SELECT max(seq) FROM pages WHERE range = ?1 AND kind = k)",
         )
         .bind(range)
         .fetch_all(&mut self.connection)
@@ -386,8 +387,13 @@ pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> 
     text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
 }
 
+fn days(row: &SqliteRow) -> Result<(Date, Date), CaptureError> {
+    Ok((date(row, "first_day")?, date(row, "last_day")?))
+}
+
 fn session_days(row: &SqliteRow) -> Result<(String, Date, Date), CaptureError> {
-    Ok((row.try_get("zoom_id")?, date(row, "first_day")?, date(row, "last_day")?))
+    let (from, to) = days(row)?;
+    Ok((row.try_get("zoom_id")?, from, to))
 }
 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {

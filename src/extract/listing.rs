@@ -229,8 +229,7 @@ async fn lists_nothing(
         shared.context.lane.fetch(&call, effort, call.any_answer()).await
     };
     let again = first_page(own).await;
-    Ok(matches!(again, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
-        && first_page(whole).await.is_ok())
+    Ok(again.is_err_and(|ended| ended.is_not_found_by_zoom()) && first_page(whole).await.is_ok())
 }
 
 /// Returns how many sessions it brought that were not there.

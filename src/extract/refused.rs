@@ -82,11 +82,7 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
 }
 
 fn is_answer(asked: &Result<(), Ended>) -> bool {
-    match asked {
-        Ok(()) => true,
-        Err(Ended::Failed(failure)) => failure.is_not_found_by_zoom(),
-        Err(Ended::Restart(_)) => false,
-    }
+    asked.as_ref().map_or_else(Ended::is_not_found_by_zoom, |()| true)
 }
 
 /// Whether this was refused for one session only, by a firewall perhaps: another is answered.
@@ -130,13 +126,12 @@ async fn holds_nothing(
     if own == days {
         return Ok(shown_in.is_none());
     }
-    let is_not_found = |asked: &Result<(), Ended>| matches!(asked, Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom());
     let again = first_page(shared, &range.session_id, own.0, own.1).await;
-    if !is_not_found(&again) {
+    if !again.is_err_and(|ended| ended.is_not_found_by_zoom()) {
         return Ok(false);
     }
     let others = first_page(shared, &range.session_id, days.0, days.1).await;
-    Ok(others.is_ok() || (shown_in.is_none() && is_not_found(&others)))
+    Ok(others.map_or_else(|ended| shown_in.is_none() && ended.is_not_found_by_zoom(), |()| true))
 }
 
 /// Whether it may be one page of the range that cannot be had, or what is on it: the session has shown others in its month. The

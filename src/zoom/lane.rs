@@ -69,6 +69,12 @@ pub enum Ended {
     Failed(Failure),
 }
 
+impl Ended {
+    pub fn is_not_found_by_zoom(&self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.is_not_found_by_zoom())
+    }
+}
+
 /// A try that was not answered well, and which token it was made with.
 struct Tried {
     outcome: Outcome,
