@@ -48,6 +48,11 @@ pub(super) async fn apply(
             fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage(_) => unreachable!("pages are written together, by `bulk::messages_pages`"),
+        Change::EndRange { range, kept } => {
+            keep(tx, *range, kept, offset).await?;
+            run_with_id(tx, &["UPDATE ranges SET state = 'done' WHERE id = ?"], *range).await?;
+            effect = bulk::settle(tx, commit, &[*range]).await?;
+        }
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;

@@ -211,13 +211,20 @@ impl Reader {
         rows.iter().map(page_ref).collect()
     }
 
-    /// What was taken off ranges of the same session and window as this one, each page with the days of its range.
-    pub async fn set_aside(&mut self, range: i64) -> Result<Vec<(Date, Date, PageRef)>, CaptureError> {
+    /// What was taken off ranges of the same session and window as this one, if it may hold something of these days: each page
+    /// with the days of its range.
+    pub async fn set_aside(
+        &mut self,
+        range: i64,
+        (from, to): (Date, Date),
+    ) -> Result<Vec<(Date, Date, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
-             WHERE unit = (SELECT unit FROM ranges WHERE id = ?) ORDER BY rowid",
+             WHERE unit = (SELECT unit FROM ranges WHERE id = ?) AND first_day <= ? AND last_day >= ? ORDER BY rowid",
         )
         .bind(range)
+        .bind(to.to_string())
+        .bind(from.to_string())
         .fetch_all(&mut self.connection)
         .await?;
         // One that cannot be is as lost as one whose segment is damaged.
@@ -266,7 +273,7 @@ impl Reader {
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT r.*, s.zoom_id,
+            "SELECT r.*, s.zoom_id, EXISTS (SELECT 1 FROM set_aside WHERE unit = r.unit) AS begun_before,
                     iif(json_valid(s.info), s.info ->> 'last_message_sent_time', NULL) AS last_sent,
                     (SELECT coalesce(max(max(v.expected_pages,
                          (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
@@ -287,6 +294,7 @@ impl Reader {
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
                     query: row.try_get("query")?,
+                    begun_before: row.try_get("begun_before")?,
                     last_sent: row.try_get("last_sent").ok().and_then(|text: String| text.parse().ok()),
                 })
             })

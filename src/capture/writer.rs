@@ -44,7 +44,7 @@ pub enum Then {
     Next(PageToken),
     /// Nothing: all of the chain has been received.
     End,
-    /// Neither: its range stays pending, and its chain begins again or the range fails.
+    /// Neither: the list or range stays pending until another change ends it. Without that its chain begins again.
     Again,
 }
 
@@ -78,7 +78,7 @@ impl MessagesPage {
     }
 }
 
-/// What is kept of days that failed beside what their range has: a page as it is stored, or some items of one.
+/// What is kept of some days beside what their range has: a page as it is stored, or some items of one.
 #[derive(Debug)]
 pub enum Kept {
     Page(PageRef),
@@ -139,6 +139,11 @@ pub enum Change {
     /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
     /// began again stays until then.
     MessagesPage(MessagesPage),
+    /// All of the range has been received, with what is kept beside it of what it had before.
+    EndRange {
+        range: i64,
+        kept: Vec<Kept>,
+    },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
         range: i64,
@@ -183,7 +188,7 @@ impl Change {
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
-            Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
+            Self::EndRange { kept, .. } | Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
                 kept.iter().filter_map(Kept::segment).collect()
             }
             _ => Vec::new(),

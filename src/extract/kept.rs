@@ -1,12 +1,14 @@
-//! When days fail for good, every item that was ever received of them is kept, also from pages that had been set aside.
+//! Every item that was ever received is kept, also from pages that had been set aside.
 //!
 //! Pages are taken off a range when its chain begins again or is cut, and set aside in the capture. Should those days fail
-//! after all, what the pages hold of them is added to what is there.
+//! after all, or be answered without what they had, what the pages hold of them is added to what is there.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::civil::Date;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::digest::{digest, digest_of_content};
@@ -31,6 +33,17 @@ fn items_of(array: &[u8]) -> Vec<&RawValue> {
     serde_json::from_slice(array).unwrap_or_default()
 }
 
+/// A digest of an item's id; of its content if it has none.
+fn id_of(item: &RawValue) -> u128 {
+    #[derive(Deserialize)]
+    struct Identified<'a> {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
+    }
+    let identified = serde_json::from_str::<Identified<'_>>(item.get());
+    identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
+}
+
 /// How many items of each kind are kept.
 pub(super) fn counts(kept: &[Kept]) -> [u64; 3] {
     let mut counts = [0; 3];
@@ -47,6 +60,15 @@ pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<V
         return Ok(Vec::new());
     }
     in_background(move || choice.of(&own, &set_aside)).await
+}
+
+/// What is kept of a range that was received to its end, beside the pages it has: what it lacks and had before.
+pub(super) async fn of_ended(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
+    let (own, set_aside, choice) = received(shared, range, DateRange::of(&range.chain)).await?;
+    if set_aside.is_empty() {
+        return Ok(Vec::new());
+    }
+    in_background(move || choice.lacking(&own, &set_aside)).await
 }
 
 /// What is kept of the days before `reachable_from`: the range is about to lose them, and the pages it has.
@@ -73,7 +95,8 @@ async fn received(
     let (own, set_aside, segments) = shared
         .look(async |stored| {
             let own = stored.range_pages(range.chain.id).await?;
-            Ok((own, stored.set_aside(range.chain.id).await?, stored.segments().clone()))
+            let set_aside = stored.set_aside(range.chain.id, (days.from, days.to)).await?;
+            Ok((own, set_aside, stored.segments().clone()))
         })
         .await?;
     let own = own.into_iter().map(|page| (DateRange::of(&range.chain), page)).collect();
@@ -102,19 +125,52 @@ impl Choice {
             let array = array_of(&self.read(page)?);
             known.extend(items_of(&array).iter().map(|item| (page.kind, digest_of_content(item.get()))));
         }
+        self.those(pages, |days, kind, item| {
+            // One that tells no time may be of these days.
+            self.wanted.holds(days, kind, item) != Some(false)
+                && known.insert((kind, digest_of_content(item.get())))
+        })
+    }
+
+    /// What `pages` hold of the days for certain and `there` lacks: one of the same id may have been edited, or deleted.
+    fn lacking(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
+        let mut lacking = HashSet::new();
+        for (days, page) in pages {
+            let array = array_of(&self.read(page)?);
+            let items = items_of(&array).into_iter();
+            let of_days = items.filter(|item| self.wanted.holds(*days, page.kind, item) == Some(true));
+            lacking.extend(of_days.map(|item| (page.kind, id_of(item))));
+        }
+        // Chains come in the same order as before: as a rule nothing is lacking after as many pages.
+        for (_, page) in there {
+            if lacking.is_empty() {
+                return Ok(Vec::new());
+            }
+            let array = array_of(&self.read(page)?);
+            for id in items_of(&array).into_iter().map(id_of) {
+                lacking.remove(&(page.kind, id));
+                lacking.remove(&(Kind::Messages, id));
+            }
+        }
+        self.those(pages, |_, kind, item| lacking.remove(&(kind, id_of(item))))
+    }
+
+    /// The items in `pages` that are chosen.
+    fn those(
+        &self,
+        pages: &[Received],
+        mut is_chosen: impl FnMut(DateRange, Kind, &RawValue) -> bool,
+    ) -> Result<Vec<Kept>, CaptureError> {
         let mut kept = Vec::new();
         for (days, page) in pages {
             let array = array_of(&self.read(page)?);
             let items = items_of(&array);
-            let is_wanted = |item: &&&RawValue| {
-                self.wanted.holds(*days, page.kind, item)
-                    && known.insert((page.kind, digest_of_content(item.get())))
-            };
-            let wanted: Vec<&str> = items.iter().filter(is_wanted).map(|item| item.get()).collect();
-            if wanted.len() as u64 == page.items {
+            let chosen = items.iter().filter(|item| is_chosen(*days, page.kind, item));
+            let chosen: Vec<&str> = chosen.map(|item| item.get()).collect();
+            if chosen.len() as u64 == page.items {
                 kept.push(Kept::Page(*page));
             } else {
-                let segment = Segment::of_items(&wanted, DENSE);
+                let segment = Segment::of_items(&chosen, DENSE);
                 kept.extend(segment.map(|segment| Kept::Items(page.kind, segment)));
             }
         }
@@ -139,18 +195,17 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Whether an item of a page that was asked for these days is one.
-    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> bool {
+    /// Whether an item of a page that was asked for these days is one; `None` if it tells no time.
+    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> Option<bool> {
         let Self { days, by_modification_time } = self;
         if days.from <= asked.from && asked.to <= days.to {
-            return true;
+            return Some(true);
         }
         let by_modification = kind != Kind::Messages && by_modification_time;
         let at = if by_modification { modified_at(item) } else { sent_at(item) };
         let [from, until] = [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
             .map(|day| windows::begins(day).as_millisecond());
-        // One that tells no time may be of these days.
-        at.is_none_or(|at| (from..until).contains(&at))
+        at.map(|at| (from..until).contains(&at))
     }
 }
 
@@ -172,13 +227,14 @@ mod tests {
                 Wanted { days: day(of), by_modification_time }.holds(month, kind, item)
             };
             for of in [3, 4, 5] {
-                assert_eq!(holds(of, Kind::Messages, &edited), of == 3);
+                assert_eq!(holds(of, Kind::Messages, &edited), Some(of == 3));
                 let selected_on = if by_modification_time { 5 } else { 3 };
-                assert_eq!(holds(of, Kind::Edited, &edited), of == selected_on);
-                assert!(holds(of, Kind::Messages, &timeless) && holds(of, Kind::Deleted, &timeless));
+                assert_eq!(holds(of, Kind::Edited, &edited), Some(of == selected_on));
+                assert_eq!([Kind::Messages, Kind::Deleted].map(|kind| holds(of, kind, &timeless)), [None; 2]);
             }
             let whole = Wanted { days: month, by_modification_time };
-            assert!(whole.holds(day(9), Kind::Deleted, &edited), "all of a page that was asked for them");
+            let all = whole.holds(day(9), Kind::Deleted, &edited);
+            assert_eq!(all, Some(true), "all of a page that was asked for them");
         }
     }
 }

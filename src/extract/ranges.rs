@@ -110,11 +110,31 @@ pub(super) async fn follow(
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
             }
-            Step::End => break,
+            Step::End => {
+                end(shared, &range).await?;
+                return Ok(Vec::new());
+            }
             Step::Failed(failure) => return give_up(shared, range, &mut pages, &failure).await,
         }
     }
-    Ok(Vec::new())
+}
+
+/// All of a range has been received. If its days had been begun before, what Zoom gave then and does not give any more is
+/// added: it may have been deleted meanwhile, or this answer may lack it.
+async fn end(shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
+    if !range.begun_before {
+        // Its last page has ended it.
+        return Ok(());
+    }
+    let kept = kept::of_ended(shared, range).await?;
+    let items = kept::counts(&kept);
+    if !kept.is_empty() {
+        tracing::warn!(from = %range.chain.from, to = %range.chain.to, items = items.iter().sum::<u64>(),
+            "a session's days were read again and lack items that they had before: those are kept");
+    }
+    shared.commit(Change::EndRange { range: range.chain.id, kept }).await?;
+    add_items(shared, items);
+    Ok(())
 }
 
 /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
@@ -162,6 +182,7 @@ async fn drop_lost_days(
     shared.commit(change).await?;
     pages.uncount(shared);
     add_items(shared, items);
+    range.begun_before |= range.chain.pages > 0;
     (range.chain.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
 }
@@ -200,8 +221,9 @@ async fn split_range(
                 resume: None,
                 window: range.chain.window,
             };
+            let begun_before = range.begun_before || range.chain.pages > 0;
             // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
+            PendingRange { chain, query: None, begun_before, pages_elsewhere: 0, ..range.clone() }
         })
         .collect())
 }
@@ -349,9 +371,10 @@ impl Pages {
     ) -> Result<(), ExtractError> {
         let items =
             page.segments.each_ref().map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
+        range.begun_before |= self.seq == 0 && range.chain.pages > 0;
         let then = match &page.next {
             Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
-            None if self.leaves_out.is_some() => Then::Again,
+            None if self.leaves_out.is_some() || range.begun_before => Then::Again,
             None => Then::End,
         };
         let position = PagePosition { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };

@@ -205,6 +205,59 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
     failures
 }
 
+/// Session 0 is answered with nothing after its chain has begun again, or has been cut.
+async fn whatever_came_stays(sim: SimSettings, mut faults: Vec<ScriptedFault>, came: usize) {
+    let world = World::new(sim).await;
+    let empty = FaultAnswer::ReplaceBody(r#"{"messages":[],"next_page_token":""}"#.to_owned());
+    faults.push(fault(Match::Session(0), came as u32 / 100 + faults.len() as u32, u32::MAX, empty));
+    for fault in faults {
+        world.sim.script(fault);
+    }
+    let (body, (from, to)) = world.one_window();
+    let (job, archive) = world.run(&body).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let data = world.sim.dataset();
+    let sent = data.items(0, from, to, ItemOptions::default());
+    let sent = sent.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text);
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let name = data.session(0).id;
+    let line = summary.as_array().unwrap().iter().find(|line| line["id"] == name.as_str()).unwrap();
+    assert_eq!(archive.messages_of(line), sent.take(came).collect::<Vec<_>>());
+    assert_eq!(
+        archive.json("_metadata/extraction_summary.json")["total_messages"],
+        job["progress"]["messages"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_brings_less() {
+    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
+    let sim = SimSettings { messages: 4_000, months: 1, ..account() };
+    whatever_came_stays(sim, vec![fault(Match::Session(0), 3, 1, status(400, expired))], 300).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_had_before_it_was_split_is_kept_when_its_parts_bring_less() {
+    let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
+    whatever_came_stays(SimSettings { latency: Duration::from_millis(20), ..sim }, Vec::new(), 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_changed_before_a_chain_began_again_is_there_once_and_as_it_is_now() {
+    let world = World::new(SimSettings { sessions: 1, messages: 10, months: 1, ..account() }).await;
+    let message = |id: &str, text: &str| json!({ "id": id, "message": text });
+    let before = json!({ "messages": [message("a", "old"), message("b", "b"), message("c", "c")], "next_page_token": "none of its" });
+    let after = json!({ "messages": [message("a", "new")], "deleted_messages": [message("b", "b")], "next_page_token": "" });
+    let [before, after] = [before, after].map(|body| FaultAnswer::ReplaceBody(body.to_string()));
+    world.sim.script(fault(Match::Session(0), 0, 1, before));
+    world.sim.script(fault(Match::Session(0), 2, 1, after));
+    let (job, archive) = world.run(&world.one_window().0).await;
+    assert_eq!(job["state"], "completed", "{job:#}");
+    let summary = archive.json("_metadata/sessions_summary.json");
+    let expected = [message("a", "new"), message("c", "c")];
+    assert_eq!(archive.messages_of(&summary[0]), expected.map(|message| message.to_string()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
     let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
