@@ -1,9 +1,18 @@
-//! What errors about files mean, how much room there is, names that are not taken yet, and what is in directories.
+//! Where work on files is done, what errors about them mean, how much room there is, names that are not taken yet, and what is in directories.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+
+/// Does what waits for the disk or keeps a processor busy on a thread that serves no sockets.
+pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<io::Error> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
 
 /// What is not there need not be moved or removed.
 pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {

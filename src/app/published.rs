@@ -12,7 +12,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::archive::{ArchiveError, Assembled};
 use crate::extract::{Extent, ExtractRequest};
-use crate::files::unless_absent;
+use crate::files::{blocking, unless_absent};
 
 /// Its name in the capture's directory.
 const MARK: &str = "publishing";
@@ -109,7 +109,7 @@ pub(super) async fn put_in_place(
 ) -> Result<(), ArchiveError> {
     let items = assembled.items();
     let identities = move || items.iter().map(|item| Identity::of(item)).collect::<io::Result<_>>();
-    let items = tokio::task::spawn_blocking(identities).await.map_err(io::Error::other)??;
+    let items = blocking(identities).await?;
     let new = Made { extent, items };
     let before = Published::read(directory)?.map(|mark| mark.made).unwrap_or_default();
     let made = before.into_iter().chain([new.clone()]).collect();

@@ -5,7 +5,6 @@
 //! same capture gives the same bytes however early it began.
 
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 
@@ -22,7 +21,7 @@ use super::sink::{self, Assembled, Sink, Target, Text};
 use super::zip::Located;
 use super::{ArchiveError, check, copy, joined, layout};
 use crate::capture::{Location, Place, Reader, SEPARATOR, Stored, WindowTotals};
-use crate::files::free_space;
+use crate::files::{blocking, free_space};
 
 /// Sessions taken from the database at a time.
 const AT_A_TIME: i64 = 250;
@@ -62,7 +61,7 @@ pub(super) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce(Handle) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || work(runtime)).await.map_err(io::Error::other)?
+    blocking(move || work(runtime)).await
 }
 
 /// Which sessions are to be added.

@@ -11,6 +11,7 @@ use super::scratch::Entries;
 use super::write_behind::WriteBehind;
 use super::zip::{Located, ZipSink};
 use super::{ArchiveError, ArchiveFile};
+use crate::files::blocking;
 
 /// A zip in a job's directory that is not whole yet.
 pub const TEMPORARY: &str = "archive.zip.tmp";
@@ -52,8 +53,7 @@ impl Assembled {
         keep: impl Fn(&Path) -> Option<PathBuf> + Send + 'static,
     ) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { archive, whole } = self;
-        let placed = tokio::task::spawn_blocking(move || whole.publish(&keep));
-        placed.await.map_err(io::Error::other)??;
+        blocking(move || whole.publish(&keep)).await?;
         Ok(archive)
     }
 }

@@ -28,7 +28,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
-use crate::files::{self, is_there, numbered, suffixed, unless_absent};
+use crate::files::{self, blocking, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
 pub use reader::{PageRef, Reader};
@@ -281,8 +281,7 @@ impl Location {
         .fetch_one(&mut connection)
         .await?;
         let path = self.segments();
-        let opened = tokio::task::spawn_blocking(move || Appender::open(&path, end as u64));
-        let segments = opened.await.map_err(std::io::Error::other)??;
+        let segments = blocking(move || Appender::open(&path, end as u64)).await?;
         let commits =
             sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
                 .fetch_one(&mut connection)
@@ -359,10 +358,8 @@ impl Location {
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
         self.up_to_date().await?.close().await?;
-        let checked = tokio::task::spawn_blocking(move || {
-            runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await))
-        });
-        checked.await.map_err(std::io::Error::other)?
+        blocking(move || runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await)))
+            .await
     }
 
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{CaptureError, PageRef};
-use crate::files::{free_space, is_unreadable};
+use crate::files::{blocking, free_space, is_unreadable};
 
 /// Left free: on a disk that is nearly full the service must still be able to write down how a job ended, or that one is deleted.
 const KEEP_FREE: u64 = 4 << 20;
@@ -54,15 +54,15 @@ impl Appender {
     /// Writes and syncs; returns where the bytes begin. They count only once [`keep`](Self::keep) is called.
     pub(super) async fn append(&self, segments: Vec<Bytes>) -> Result<u64, CaptureError> {
         let (file, from) = (self.file.clone(), self.end);
-        let written = tokio::task::spawn_blocking(move || {
+        let write = move || {
             let mut file = &*file;
             file.seek(SeekFrom::Start(from))?;
             let mut out = BufWriter::with_capacity(AT_A_TIME, file);
             segments.iter().try_for_each(|segment| out.write_all(segment))?;
             out.flush()?;
             file.sync_data()
-        });
-        written.await.map_err(io::Error::other)??;
+        };
+        blocking(write).await?;
         Ok(from)
     }
 

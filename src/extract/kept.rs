@@ -16,6 +16,7 @@ use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
 use super::windows::{self, DateRange};
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
+use crate::files::blocking;
 use crate::zoom::wire::{modified_at, sent_at};
 
 /// The digests of a stored page's items.
@@ -59,7 +60,7 @@ pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<V
     if set_aside.is_empty() {
         return Ok(Vec::new());
     }
-    in_background(move || choice.of(&own, &set_aside)).await
+    Ok(blocking(move || choice.of(&own, &set_aside)).await?)
 }
 
 /// What is kept of a range that was received to its end, beside the pages it has: what it lacks and had before.
@@ -68,7 +69,7 @@ pub(super) async fn of_ended(shared: &Shared, range: &PendingRange) -> Result<Ve
     if set_aside.is_empty() {
         return Ok(Vec::new());
     }
-    in_background(move || choice.lacking(&own, &set_aside)).await
+    Ok(blocking(move || choice.lacking(&own, &set_aside)).await?)
 }
 
 /// What is kept of the days before `reachable_from`: the range is about to lose them, and the pages it has.
@@ -80,7 +81,7 @@ pub(super) async fn of_lost_days(
     let days =
         DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..DateRange::of(&range.chain) };
     let (own, set_aside, choice) = received(shared, range, days).await?;
-    in_background(move || choice.of(&[], &[own, set_aside].concat())).await
+    Ok(blocking(move || choice.of(&[], &[own, set_aside].concat())).await?)
 }
 
 /// A stored page, and days that hold everything in it.
@@ -103,12 +104,6 @@ async fn received(
     let set_aside = set_aside.into_iter().map(|(from, to, page)| (DateRange { from, to }, page)).collect();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     Ok((own, set_aside, Choice { wanted: Wanted { days, by_modification_time }, segments }))
-}
-
-async fn in_background(
-    work: impl FnOnce() -> Result<Vec<Kept>, CaptureError> + Send + 'static,
-) -> Result<Vec<Kept>, ExtractError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| ExtractError::Panicked)??)
 }
 
 /// What is chosen from pages: the items of some days, each once.

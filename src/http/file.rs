@@ -9,6 +9,8 @@ use axum::body::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
 
+use crate::files::blocking;
+
 /// Bytes read at a time: few enough to stay in a processor's cache on their way to the socket, and fewer than what glibc gives a
 /// mapping of its own (`main.rs`), which would cost more than half the speed.
 const CHUNK: usize = 64 << 10;
@@ -29,9 +31,7 @@ pub fn stream<T: Send + 'static>(
             chunk
         } else {
             let file = file.clone();
-            tokio::task::spawn_blocking(move || read_waiting(&file, offset, want))
-                .await
-                .map_err(io::Error::other)??
+            blocking(move || read_waiting(&file, offset, want)).await?
         };
         let count = chunk.len() as u64;
         Ok(Some((chunk, (file, offset + count, left - count, held))))

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::model::JobId;
 use crate::archive::{ArchiveError, ArchiveFile, sha256_of};
 use crate::extract::is_set_aside;
-use crate::files::{free_name, has_entry, is_unreadable, remove_but_last, unless_absent};
+use crate::files::{blocking, free_name, has_entry, is_unreadable, remove_but_last, unless_absent};
 
 /// The archive.
 pub const ARCHIVE_NAME: &str = "archive.zip";
@@ -44,8 +44,7 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
         File::create(directory.join(DELETED))?;
         File::open(&directory)?.sync_all()
     };
-    let marked = tokio::task::spawn_blocking(move || unless_absent(mark()));
-    marked.await.map_err(io::Error::other)?
+    blocking(move || unless_absent(mark())).await
 }
 
 /// It is not deleted after all.
@@ -56,8 +55,7 @@ pub async fn unmark_deleted(directory: &Path) -> io::Result<()> {
 /// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
 /// must still tell that it was meant.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
-    let removed = tokio::task::spawn_blocking(move || remove_but_last(&directory, DELETED));
-    removed.await.map_err(io::Error::other)?
+    blocking(move || remove_but_last(&directory, DELETED)).await
 }
 
 /// Makes a job's directory. Not its parents: a data directory that was removed must not come back half.
@@ -74,7 +72,7 @@ pub async fn make(directory: &Path) -> io::Result<()> {
             None => Ok(()),
         }
     };
-    tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
+    blocking(make).await
 }
 
 /// Whether this archive is there. After a crash the file may be newer than its record, so sizes are compared.
@@ -97,7 +95,7 @@ pub async fn is_it(
             hashed => Ok(hashed? == archive.sha256),
         }
     };
-    tokio::task::spawn_blocking(compare).await.map_err(io::Error::other)?
+    blocking(compare).await
 }
 
 /// A name for the archive that is there, when another is to take its place and may hold less.

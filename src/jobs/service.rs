@@ -22,7 +22,7 @@ use super::{recovery, retention, runner};
 use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
-use crate::files::free_space;
+use crate::files::{blocking, free_space};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -353,12 +353,12 @@ impl Jobs {
             let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
             let path = self.directory(id).join(ARCHIVE_NAME);
             let named = path.clone();
-            let opened = tokio::task::spawn_blocking(move || {
+            let open = move || {
                 let file = File::open(path)?;
                 let size = file.metadata()?.len();
                 Ok::<_, std::io::Error>((file, size))
-            });
-            let opened = opened.await.map_err(std::io::Error::other)?;
+            };
+            let opened = blocking(open).await;
             // A record tells of an archive only while no other may be in its place: what it tells before and after, was opened.
             if self.told(id).await?.archive.as_ref() != Some(&archive) {
                 continue;

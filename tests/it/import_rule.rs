@@ -15,9 +15,9 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("sqlite", &[]),
     ("capture", &["files", "sqlite"]),
     ("archive", &["capture", "clock", "files", "json"]),
-    ("extract", &["zoom", "capture", "clock"]),
+    ("extract", &["zoom", "capture", "clock", "files"]),
     ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
-    ("http", &["jobs", "extract", "archive", "clock", "json", "telemetry"]),
+    ("http", &["jobs", "extract", "archive", "clock", "files", "json", "telemetry"]),
     ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),
     ("config", &["app", "http", "jobs", "extract", "zoom", "telemetry"]),
     (
