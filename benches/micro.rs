@@ -12,6 +12,7 @@ use zoom_chat_reports::capture::{
     Change, ListedSession, Location, MessagesPage, PagePosition, PageToken, Segment, Then, inflate,
 };
 use zoom_chat_reports::clock::SystemClock;
+use zoom_chat_reports::days::DateRange;
 use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, SimSettings};
 use zoom_chat_reports::zoom::Budget;
 use zoom_chat_reports::zoom::wire::{MESSAGES, Page};
@@ -70,7 +71,7 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let directory = TempDir::new().unwrap();
     let writer = runtime.block_on(Location::in_directory(directory.path()).open_writer()).unwrap();
-    let windows = vec![(date(2026, 11, 1), date(2026, 11, 24))];
+    let windows = vec![DateRange::new(date(2026, 11, 1), date(2026, 11, 24))];
     runtime.block_on(writer.commit(Change::Plan { windows, meta: Vec::new() })).unwrap();
     // A range for each of 32 sessions.
     let sessions =

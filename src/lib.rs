@@ -12,7 +12,7 @@
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> http,
 //! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
-//! value types. `sim` imports nothing of ours. `clock`, `files`, `json`, `sqlite` and `telemetry` are leaves, which everybody may
+//! value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite` and `telemetry` are leaves, which everybody may
 //! import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is not in its table.
 //!
 //! # What is deliberately absent
@@ -27,6 +27,7 @@ pub mod capture;
 pub mod cli;
 pub mod clock;
 mod config;
+pub mod days;
 pub mod extract;
 mod files;
 pub mod http;

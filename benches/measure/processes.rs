@@ -12,7 +12,8 @@ use jiff::civil::Date;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
-use zoom_chat_reports::extract::windows::{self, DateRange};
+use zoom_chat_reports::days::DateRange;
+use zoom_chat_reports::extract::windows;
 use zoom_chat_reports::sim::{Dataset, ItemOptions, SimSettings};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_zoom-chat-reports");

@@ -80,6 +80,7 @@ async fn begin(
 
 #[cfg(test)]
 mod tests {
+    use crate::days::DateRange;
     use std::path::Path;
 
     use super::*;
@@ -94,7 +95,8 @@ mod tests {
 
     /// So many sessions, each in two windows: ranges 1 to 6 and 7 to 12.
     async fn capture() -> (TempDir, Writer) {
-        let windows = [(date(2026, 4, 1), date(2026, 4, 30)), (date(2026, 5, 1), date(2026, 5, 30))];
+        let windows = [(4, 30), (5, 30)]
+            .map(|(month, last)| DateRange::new(date(2026, month, 1), date(2026, month, last)));
         let (directory, _, writer) = planned(&windows).await;
         let request = r#"{"from":"2026-04-01","to":"2026-05-30"}"#.to_owned();
         let meta = vec![(Meta::Request, request), (Meta::StartedAt, "2026-05-30T18:00:00Z".to_owned())];

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::ArchiveError;
 use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader, WindowTotals};
+use crate::days::DateRange;
 use crate::json::{members, text_of};
 
 /// What the capture says of the whole extraction.
@@ -203,10 +204,10 @@ impl From<FailureRow> for FailureLine {
         Self {
             what: if row.session_id.is_some() { "session" } else { "listing" },
             session_id: row.session_id,
-            window_from: row.window.0.to_string(),
-            window_to: row.window.1.to_string(),
-            from: row.days.0.to_string(),
-            to: row.days.1.to_string(),
+            window_from: row.window.from.to_string(),
+            window_to: row.window.to.to_string(),
+            from: row.days.from.to_string(),
+            to: row.days.to.to_string(),
             code: row.failure.code,
             status: row.failure.status,
             zoom_code: row.failure.zoom_code,
@@ -233,12 +234,12 @@ pub async fn summary(
     let windows: Vec<Value> = windows
         .iter()
         .enumerate()
-        .map(|(index, (window, from, to))| {
+        .map(|(index, (window, days))| {
             let total = totals.of(*window);
             let [messages, edited, deleted] = total.items;
             items.iter_mut().zip(total.items).for_each(|(sum, more)| *sum = u64::saturating_add(*sum, more));
             json!({
-                "from": from.to_string(), "to": to.to_string(),
+                "from": days.from.to_string(), "to": days.to.to_string(),
                 "open": index == last && facts.captured_until.is_some(),
                 "sessions": total.listed,
                 "messages": messages, "edited_messages": edited, "deleted_messages": deleted,
@@ -311,7 +312,7 @@ pub async fn not_found(
 ) -> Result<Option<(i64, Vec<(String, String)>)>, ArchiveError> {
     let rows = reader.not_found(after, 500).await?;
     let Some(last) = rows.last().map(|row| row.range) else { return Ok(None) };
-    let line = |NotFoundRow { session_id, from, to, .. }| {
+    let line = |NotFoundRow { session_id, days: DateRange { from, to }, .. }| {
         let line = json!({ "session_id": session_id, "from": from.to_string(), "to": to.to_string() });
         (format!("{from} {session_id}"), line.to_string())
     };

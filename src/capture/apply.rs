@@ -5,6 +5,7 @@ use jiff::civil::Date;
 
 use super::writer::{Change, Effect, Kept};
 use super::{CaptureError, FailureNote, Meta, Tx, bulk, listed};
+use crate::days::DateRange;
 
 /// Writes one change that is no page of messages, as a part of the commit of this number; its segments stand from `offset` on.
 pub(super) async fn apply(
@@ -16,14 +17,14 @@ pub(super) async fn apply(
     let mut effect = Effect::default();
     match change {
         Change::Plan { windows, meta } => {
-            for (index, (from, to)) in windows.iter().enumerate() {
+            for (index, window) in windows.iter().enumerate() {
                 sqlx::query("INSERT INTO windows (idx, first_day, last_day) VALUES (?, ?, ?)")
                     .bind(index as i64)
-                    .bind(from.to_string())
-                    .bind(to.to_string())
+                    .bind(window.from.to_string())
+                    .bind(window.to.to_string())
                     .execute(&mut **tx)
                     .await?;
-                insert_list(tx, index as i64, (*from, *to)).await?;
+                insert_list(tx, index as i64, *window).await?;
             }
             set_meta(tx, meta).await?;
         }
@@ -131,7 +132,7 @@ async fn cut_range(
 async fn split_range(
     tx: &mut Tx<'_>,
     range: i64,
-    parts: &[(Date, Date)],
+    parts: &[DateRange],
     expected_pages: i64,
 ) -> Result<Vec<i64>, CaptureError> {
     let mut new = Vec::new();
@@ -139,7 +140,7 @@ async fn split_range(
         .bind(range)
         .fetch_one(&mut **tx)
         .await?;
-    let Some(((first_day, last_day), others)) = parts.split_first().filter(|_| there) else { return Ok(new) };
+    let Some((first, others)) = parts.split_first().filter(|_| there) else { return Ok(new) };
     begin_again(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
@@ -149,21 +150,21 @@ async fn split_range(
     .bind(range)
     .execute(&mut **tx)
     .await?;
-    for (from, to) in others {
+    for part in others {
         let id = sqlx::query_scalar(
             "INSERT INTO ranges (unit, window, first_day, last_day)
              SELECT unit, window, ?, ? FROM ranges WHERE id = ? RETURNING id",
         )
-        .bind(from.to_string())
-        .bind(to.to_string())
+        .bind(part.from.to_string())
+        .bind(part.to.to_string())
         .bind(range)
         .fetch_one(&mut **tx)
         .await?;
         new.push(id);
     }
     sqlx::query("UPDATE ranges SET first_day = ?, last_day = ? WHERE id = ?")
-        .bind(first_day.to_string())
-        .bind(last_day.to_string())
+        .bind(first.from.to_string())
+        .bind(first.to.to_string())
         .bind(range)
         .execute(&mut **tx)
         .await?;
@@ -263,11 +264,11 @@ async fn set_meta(tx: &mut Tx<'_>, meta: &[(Meta, String)]) -> Result<(), Captur
     Ok(())
 }
 
-async fn insert_list(tx: &mut Tx<'_>, window: i64, (from, to): (Date, Date)) -> Result<(), CaptureError> {
+async fn insert_list(tx: &mut Tx<'_>, window: i64, days: DateRange) -> Result<(), CaptureError> {
     sqlx::query("INSERT INTO lists (window, first_day, last_day) VALUES (?, ?, ?)")
         .bind(window)
-        .bind(from.to_string())
-        .bind(to.to_string())
+        .bind(days.from.to_string())
+        .bind(days.to.to_string())
         .execute(&mut **tx)
         .await?;
     Ok(())

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
-use jiff::civil::Date;
 use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
 use super::bulk::{Of, json, unknown_members};
 use super::writer::{Effect, ListedSession, PagePosition};
 use super::{CaptureError, Tx};
+use crate::days::DateRange;
 use crate::files::unless_absent;
 use crate::sqlite;
 
@@ -239,7 +239,7 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
 pub(super) async fn probe_days(
     tx: &mut Tx<'_>,
     window: i64,
-    (from, to): (Date, Date),
+    days: DateRange,
     (first, last): (i64, i64),
 ) -> Result<Effect, CaptureError> {
     let before = done(tx, first, last).await?;
@@ -269,8 +269,8 @@ pub(super) async fn probe_days(
     ] {
         sqlx::query(statement)
             .bind(window)
-            .bind(from.to_string())
-            .bind(to.to_string())
+            .bind(days.from.to_string())
+            .bind(days.to.to_string())
             .bind(first)
             .bind(last)
             .execute(&mut **tx)
@@ -316,8 +316,12 @@ mod tests {
     use crate::capture::{Change, Place};
     use jiff::civil::date;
 
-    fn days(month: i8) -> (Date, Date) {
-        (date(2026, month, 1), date(2026, month, 28))
+    fn days(month: i8) -> DateRange {
+        DateRange::new(date(2026, month, 1), date(2026, month, 28))
+    }
+
+    fn april(from: i8, to: i8) -> DateRange {
+        DateRange::new(date(2026, 4, from), date(2026, 4, to))
     }
 
     /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
@@ -371,9 +375,8 @@ mod tests {
     #[tokio::test]
     async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let day = |day| date(2026, 4, day);
-        let probe = |from, to| Change::ProbeDays { window: 1, days: (day(from), day(to)), sessions: (1, 9) };
-        let parts = vec![(day(3), day(11)), (day(12), day(20))];
+        let probe = |from, to| Change::ProbeDays { window: 1, days: april(from, to), sessions: (1, 9) };
+        let parts = vec![april(3, 11), april(12, 20)];
         for change in [
             list(1, &["a"]),
             empty_page(1),
@@ -391,8 +394,8 @@ mod tests {
         assert_eq!(complete.len(), 1);
         writer.commit(probe(3, 22)).await.unwrap();
         let pending = reader.pending_ranges(1, 0, 9).await.unwrap();
-        let days: Vec<_> = pending.iter().map(|range| (range.chain.from, range.chain.to)).collect();
-        assert_eq!(days, [(day(21), day(21)), (day(22), day(22))]);
+        let days: Vec<_> = pending.iter().map(|range| range.chain.days).collect();
+        assert_eq!(days, [april(21, 21), april(22, 22)]);
         let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
         assert!(complete.is_empty(), "something of it is still to come");
         writer.close().await;
@@ -402,8 +405,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_done_and_begins_again_is_counted_once() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let day = |day| date(2026, 4, day);
-        let probe = |from, to| Change::ProbeDays { window: 1, days: (day(from), day(to)), sessions: (1, 9) };
+        let probe = |from, to| Change::ProbeDays { window: 1, days: april(from, to), sessions: (1, 9) };
         let mut reader = location.open_reader().await.unwrap();
         let (mut sessions, mut units) = (0, 0);
         for change in [
@@ -430,8 +432,8 @@ mod tests {
     #[tokio::test]
     async fn ranges_that_replace_others_have_new_numbers() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let (from, to) = (date(2026, 4, 3), date(2026, 4, 3));
-        let probe = Change::ProbeDays { window: 1, days: (from, to), sessions: (1, 9) };
+        let day = april(3, 3);
+        let probe = Change::ProbeDays { window: 1, days: day, sessions: (1, 9) };
         for change in [list(1, &["a"]), probe] {
             writer.commit(change).await.unwrap();
         }
@@ -440,12 +442,12 @@ mod tests {
         let probe = probes.last().unwrap().chain.id;
         writer.commit(list(2, &["a", "b"])).await.unwrap();
         writer.commit(empty_page(probe)).await.unwrap();
-        let parts = vec![(from, to), (from, to)];
+        let parts = vec![day, day];
         let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
         assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");
         let replaced = reader.pending_ranges(1, probe, 9).await.unwrap();
-        let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.from)).collect();
-        assert_eq!(whole, [("a", days(4).0), ("b", days(4).0)]);
+        let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.days)).collect();
+        assert_eq!(whole, [("a", days(4)), ("b", days(4))]);
         assert_eq!(reader.pending_ranges(1, 0, 9).await.unwrap().len(), 2, "and no others");
     }
 }

@@ -22,12 +22,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, Sqlite, Transaction};
 use tokio_util::sync::CancellationToken;
 
+use crate::days::DateRange;
 use crate::files::{self, blocking, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
@@ -198,8 +198,7 @@ impl Meta {
 pub struct Chain {
     pub id: i64,
     pub window: i64,
-    pub from: Date,
-    pub to: Date,
+    pub days: DateRange,
     pub pages: i64,
     pub resume: Option<PageToken>,
 }
@@ -429,6 +428,7 @@ async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::days::DateRange;
     use jiff::civil::date;
     use testing::{empty_page, list, planned};
 
@@ -436,7 +436,8 @@ mod tests {
     #[tokio::test]
     #[cfg(target_os = "linux")]
     async fn nobody_has_a_capture_open_once_it_has_been_checked() {
-        let (directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        let (directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         writer.close().await;
         let sound = std::fs::read(location.path()).unwrap();
@@ -459,7 +460,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_capture_of_a_version_before_is_taken_up_and_others_are_refused() {
-        let (_directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        let (_directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for range in [3, 1] {
             writer.commit(empty_page(range)).await.unwrap();

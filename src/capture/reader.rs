@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::segments::SegmentReader;
 use super::{CaptureError, Chain, Kind, Meta, PageToken, PendingRange};
+use crate::days::DateRange;
 
 /// Where a stored segment is, and what it inflates to.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -132,7 +133,7 @@ impl Reader {
         &mut self,
         zoom_id: &str,
         oldest: Date,
-    ) -> Result<Option<(String, Date, Date)>, CaptureError> {
+    ) -> Result<Option<(String, DateRange)>, CaptureError> {
         let row = sqlx::query(
             "WITH others AS NOT MATERIALIZED (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
                  JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window
@@ -148,7 +149,7 @@ impl Reader {
     }
 
     /// Days of a list that was answered.
-    pub async fn answered_list(&mut self) -> Result<Option<(Date, Date)>, CaptureError> {
+    pub async fn answered_list(&mut self) -> Result<Option<DateRange>, CaptureError> {
         let row = sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 LIMIT 1")
             .fetch_optional(&mut self.connection)
             .await?;
@@ -162,7 +163,7 @@ impl Reader {
     }
 
     /// Two sessions of which something was answered, if there are so many, and of which days.
-    pub async fn answered_sessions(&mut self) -> Result<Vec<(String, Date, Date)>, CaptureError> {
+    pub async fn answered_sessions(&mut self) -> Result<Vec<(String, DateRange)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT s.zoom_id, r.first_day, r.last_day FROM units u
                  JOIN sessions s ON s.id = u.session JOIN ranges r ON r.unit = u.id AND r.pages > 0
@@ -175,7 +176,7 @@ impl Reader {
 
     /// Days of a range's window in which its session has shown pages: those of another range that has some and ends on `oldest`
     /// or later, or all of the window if they are only remembered, or are its own. None if it has shown nothing there.
-    pub async fn shown_in(&mut self, range: i64, oldest: Date) -> Result<Option<(Date, Date)>, CaptureError> {
+    pub async fn shown_in(&mut self, range: i64, oldest: Date) -> Result<Option<DateRange>, CaptureError> {
         let row = sqlx::query(
             "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day
              FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
@@ -190,7 +191,7 @@ impl Reader {
     }
 
     /// The days of a range's window.
-    pub async fn window_of(&mut self, range: i64) -> Result<(Date, Date), CaptureError> {
+    pub async fn window_of(&mut self, range: i64) -> Result<DateRange, CaptureError> {
         let row = sqlx::query(
             "SELECT w.first_day, w.last_day FROM ranges r JOIN windows w ON w.idx = r.window WHERE r.id = ?",
         )
@@ -216,24 +217,24 @@ impl Reader {
     pub async fn set_aside(
         &mut self,
         range: i64,
-        (from, to): (Date, Date),
-    ) -> Result<Vec<(Date, Date, PageRef)>, CaptureError> {
+        of: DateRange,
+    ) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
              WHERE unit = (SELECT unit FROM ranges WHERE id = ?) AND first_day <= ? AND last_day >= ? ORDER BY rowid",
         )
         .bind(range)
-        .bind(to.to_string())
-        .bind(from.to_string())
+        .bind(of.to.to_string())
+        .bind(of.from.to_string())
         .fetch_all(&mut self.connection)
         .await?;
         // One that cannot be is as lost as one whose segment is damaged.
         let pages = rows.iter().filter_map(|row| page_ref(row).ok().map(|page| (row, page)));
-        pages.map(|(row, page)| Ok((date(row, "first_day")?, date(row, "last_day")?, page))).collect()
+        pages.map(|(row, page)| Ok((days(row)?, page))).collect()
     }
 
-    /// Days that could not be listed, but for those that failed with this code, as (window, first day, last day).
-    pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
+    /// Days that could not be listed, but for those that failed with this code, each with its window.
+    pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(i64, DateRange)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT window, first_day, last_day FROM lists
              WHERE state = 'failed' AND failure ->> 'code' <> ? ORDER BY window, first_day",
@@ -241,15 +242,16 @@ impl Reader {
         .bind(but)
         .fetch_all(&mut self.connection)
         .await?;
-        let mut spans: Vec<(i64, Date, Date)> = Vec::new();
+        let mut spans: Vec<(i64, DateRange)> = Vec::new();
         for row in &rows {
-            let (window, from, to) =
-                (row.try_get("window")?, date(row, "first_day")?, date(row, "last_day")?);
+            let (window, days) = (row.try_get("window")?, days(row)?);
             match spans.last_mut() {
-                Some(span) if span.0 == window && span.2.tomorrow().is_ok_and(|next| next == from) => {
-                    span.2 = to;
+                Some((of, span))
+                    if *of == window && span.to.tomorrow().is_ok_and(|next| next == days.from) =>
+                {
+                    span.to = days.to;
                 }
-                _ => spans.push((window, from, to)),
+                _ => spans.push((window, days)),
             }
         }
         Ok(spans)
@@ -364,14 +366,12 @@ impl Reader {
         Ok(damaged)
     }
 
-    /// The windows as planned, oldest first: number, first day, last day.
-    pub async fn windows(&mut self) -> Result<Vec<(i64, Date, Date)>, CaptureError> {
+    /// The windows as planned, oldest first, each with its number.
+    pub async fn windows(&mut self) -> Result<Vec<(i64, DateRange)>, CaptureError> {
         let rows = sqlx::query("SELECT idx, first_day, last_day FROM windows ORDER BY idx")
             .fetch_all(&mut self.connection)
             .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("idx")?, date(row, "first_day")?, date(row, "last_day")?)))
-            .collect()
+        rows.iter().map(|row| Ok((row.try_get("idx")?, days(row)?))).collect()
     }
 }
 
@@ -395,13 +395,12 @@ pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> 
     text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
 }
 
-fn days(row: &SqliteRow) -> Result<(Date, Date), CaptureError> {
-    Ok((date(row, "first_day")?, date(row, "last_day")?))
+pub(super) fn days(row: &SqliteRow) -> Result<DateRange, CaptureError> {
+    Ok(DateRange { from: date(row, "first_day")?, to: date(row, "last_day")? })
 }
 
-fn session_days(row: &SqliteRow) -> Result<(String, Date, Date), CaptureError> {
-    let (from, to) = days(row)?;
-    Ok((row.try_get("zoom_id")?, from, to))
+fn session_days(row: &SqliteRow) -> Result<(String, DateRange), CaptureError> {
+    Ok((row.try_get("zoom_id")?, days(row)?))
 }
 
 fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
@@ -413,8 +412,7 @@ fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
     Ok(Chain {
         id: row.try_get("id")?,
         window: row.try_get("window")?,
-        from: date(row, "first_day")?,
-        to: date(row, "last_day")?,
+        days: days(row)?,
         pages: row.try_get("pages")?,
         resume,
     })

@@ -344,11 +344,12 @@ mod tests {
     use super::*;
     use crate::capture::testing::{last_page, list, planned};
     use crate::capture::{Change, MessagesPage, PagePosition, Segment, Then};
+    use crate::days::DateRange;
     use jiff::civil::date;
 
     #[tokio::test]
     async fn sessions_come_with_their_pages_in_order_and_not_too_many_of_them_at_a_time() {
-        let days = |month| (date(2026, month, 1), date(2026, month, 28));
+        let days = |month| DateRange::new(date(2026, month, 1), date(2026, month, 28));
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         // The later window is listed first, so that its ranges have the lower numbers: 1, 2, 3 and then 4.
         for change in [list(2, &["a", "b", "c"]), list(1, &["a"])] {
@@ -401,7 +402,8 @@ mod tests {
 
     #[tokio::test]
     async fn incomplete_sessions_come_some_at_a_time_as_well() {
-        let (_directory, location, writer) = planned(&[(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        let (_directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for chain in 1..=3 {
             let position = PagePosition { then: Then::Again, ..last_page(chain, 0) };
@@ -428,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn the_parts_of_a_unit_come_in_the_order_of_its_messages() {
         for newest_first in [false, true] {
-            let days = |month, from, to| (date(2026, month, from), date(2026, month, to));
+            let days = |month, from, to| DateRange::new(date(2026, month, from), date(2026, month, to));
             let (_directory, location, writer) = planned(&[days(3, 1, 31), days(4, 1, 30)]).await;
             for number in [1, 2] {
                 writer.commit(list(number, &["a"])).await.unwrap();

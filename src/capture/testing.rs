@@ -1,12 +1,13 @@
 //! What tests of captures begin with.
 
-use jiff::civil::Date;
 use tempfile::TempDir;
+
+use crate::days::DateRange;
 
 use super::{Change, ListedSession, Location, MessagesPage, PagePosition, Then, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
-pub(crate) async fn planned(windows: &[(Date, Date)]) -> (TempDir, Location, Writer) {
+pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer) {
     let directory = tempfile::tempdir().unwrap();
     let location = Location::in_directory(directory.path());
     let writer = location.open_writer().await.unwrap();

@@ -1,10 +1,10 @@
 //! Reading a capture: its totals, and what is missing in it.
 
-use jiff::civil::Date;
 use sqlx::Row;
 
-use super::reader::{Reader, date, number};
+use super::reader::{Reader, date, days, number};
 use super::{CaptureError, FailureNote};
+use crate::days::DateRange;
 
 /// What a capture holds, in numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,8 +34,7 @@ impl Counts {
 pub struct NotFoundRow {
     pub range: i64,
     pub session_id: String,
-    pub from: Date,
-    pub to: Date,
+    pub days: DateRange,
 }
 
 /// A failure as stored: of a session's days, or of a window's listing (no session).
@@ -43,8 +42,8 @@ pub struct NotFoundRow {
 pub struct FailureRow {
     pub id: i64,
     pub session_id: Option<String>,
-    pub window: (Date, Date),
-    pub days: (Date, Date),
+    pub window: DateRange,
+    pub days: DateRange,
     pub failure: FailureNote,
     pub failed_at: String,
     /// Messages of those days that were received before it failed.
@@ -140,8 +139,8 @@ impl Reader {
                 Ok(FailureRow {
                     id: row.try_get("id")?,
                     session_id: row.try_get("zoom_id")?,
-                    window: (date(row, "wf")?, date(row, "wt")?),
-                    days: (date(row, "first_day")?, date(row, "last_day")?),
+                    window: DateRange { from: date(row, "wf")?, to: date(row, "wt")? },
+                    days: days(row)?,
                     failure: serde_json::from_str(&failure)
                         .map_err(|error| CaptureError::Damaged(format!("a failure's note: {error}")))?,
                     failed_at: row.try_get("failed_at")?,
@@ -169,8 +168,7 @@ impl Reader {
                 Ok(NotFoundRow {
                     range: row.try_get("id")?,
                     session_id: row.try_get("zoom_id")?,
-                    from: date(row, "first_day")?,
-                    to: date(row, "last_day")?,
+                    days: days(row)?,
                 })
             })
             .collect()
@@ -185,6 +183,7 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use crate::days::DateRange;
     use jiff::civil::date;
 
     use super::super::testing::{empty_page, list, planned};
@@ -192,11 +191,11 @@ mod tests {
 
     #[tokio::test]
     async fn days_not_found_are_told_beside_days_that_failed_and_not_where_others_are_there() {
-        let day = |day| date(2026, 3, day);
-        let (_directory, location, writer) = planned(&[(day(1), day(28))]).await;
+        let days = |from, to| DateRange::new(date(2026, 3, from), date(2026, 3, to));
+        let (_directory, location, writer) = planned(&[days(1, 28)]).await;
         writer.commit(list(1, &["failed", "there", "gone"])).await.unwrap();
         for range in [1, 2] {
-            let parts = vec![(day(1), day(9)), (day(10), day(28))];
+            let parts = vec![days(1, 9), days(10, 28)];
             writer.commit(Change::SplitRange { range, parts, expected_pages: 0 }).await.unwrap();
         }
         let failure = FailureNote {
@@ -218,11 +217,11 @@ mod tests {
         let mut after = i64::MIN;
         while let Some(row) = reader.not_found(after, 1).await.unwrap().pop() {
             after = row.range;
-            told.push((row.session_id, row.from, row.to));
+            told.push((row.session_id, row.days));
         }
         reader.close().await;
-        told.sort();
-        let expected = [("failed", day(10)), ("gone", day(1))];
-        assert_eq!(told, expected.map(|(id, from)| (id.to_owned(), from, day(28))));
+        told.sort_by(|(one, _): &(String, DateRange), (other, _)| one.cmp(other));
+        let expected = [("failed", days(10, 28)), ("gone", days(1, 28))];
+        assert_eq!(told, expected.map(|(id, days)| (id.to_owned(), days)));
     }
 }

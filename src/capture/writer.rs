@@ -16,6 +16,7 @@ use super::bulk;
 use super::listed::KnownSessions;
 use super::segments::Appender;
 use super::{CaptureError, FailureNote, Kind, Location, Meta, PageRef, PageToken, Segment};
+use crate::days::DateRange;
 
 /// Changes waiting for the next commit; more make their senders wait.
 const QUEUE: usize = 192;
@@ -113,7 +114,7 @@ impl Kept {
 pub enum Change {
     /// Plans the windows, each with one list to fetch.
     Plan {
-        windows: Vec<(Date, Date)>,
+        windows: Vec<DateRange>,
         meta: Vec<(Meta, String)>,
     },
     SetMeta(Vec<(Meta, String)>),
@@ -129,7 +130,7 @@ pub enum Change {
     /// The list could not be fetched whole: it is replaced by shorter ones.
     CutList {
         list: i64,
-        parts: Vec<(Date, Date)>,
+        parts: Vec<DateRange>,
     },
     FailList {
         list: i64,
@@ -167,14 +168,14 @@ pub enum Change {
     /// which keeps its number.
     SplitRange {
         range: i64,
-        parts: Vec<(Date, Date)>,
+        parts: Vec<DateRange>,
         /// How many pages its unit is taken to have: a hint for the session's other units.
         expected_pages: i64,
     },
     /// Sessions of these numbers, known from elsewhere, are asked for days that could not be listed.
     ProbeDays {
         window: i64,
-        days: (Date, Date),
+        days: DateRange,
         sessions: (i64, i64),
     },
     /// These ranges are fetched again from their beginning.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::ToSpan;
-use jiff::civil::Date;
 use serde::Serialize;
 
 use super::windows;
 use crate::clock::SharedClock;
+use crate::days::DateRange;
 use crate::zoom::auth::Token;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::outcome::Outcome;
@@ -38,9 +38,10 @@ pub struct Step {
 pub async fn check(account: &Arc<Account>, clock: &SharedClock) -> Vec<Step> {
     let today = clock.today();
     let from = windows::oldest_reachable(today).max(today.saturating_sub(27.days()));
+    let days = DateRange { from, to: today };
     let mut steps =
         vec![Step { name: "settings", ok: true, elapsed_ms: 0, detail: account.describe(), help: None }];
-    let checking = Checking { account, clock, lane: account.lane(), from, today };
+    let checking = Checking { account, clock, lane: account.lane(), days };
     if let Err(failed) = checking.run(&mut steps).await {
         steps.push(failed);
     }
@@ -52,8 +53,7 @@ struct Checking<'a> {
     clock: &'a SharedClock,
     lane: Lane,
     /// The days that are tried.
-    from: Date,
-    today: Date,
+    days: DateRange,
 }
 
 impl Checking<'_> {
@@ -97,8 +97,8 @@ impl Checking<'_> {
 
     /// Also the first session listed.
     async fn list(&self) -> Result<(Step, Option<String>), Step> {
-        let (started, Self { from, today, .. }) = (self.clock.elapsed(), self);
-        let call = Call::ListSessions { from: *from, to: *today, page_token: None };
+        let (started, days) = (self.clock.elapsed(), self.days);
+        let call = Call::ListSessions { days, page_token: None };
         let listed = self.lane.fetch(&call, EFFORT, |body| {
             let page = Page::read(&body, SESSIONS)?;
             let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
@@ -108,20 +108,20 @@ impl Checking<'_> {
         let elapsed = self.since(started);
         match listed {
             Ok((count, first)) => {
-                let detail = format!("{count} sessions on the first page of {from} to {today}");
+                let detail = format!("{count} sessions on the first page of {days}");
                 Ok((fine("list", elapsed, detail), first))
             }
             Err(nothing) if nothing.is_not_found() => {
-                Ok((fine("list", elapsed, format!("no session from {from} to {today}")), None))
+                Ok((fine("list", elapsed, format!("no session from {days}")), None))
             }
             Err(ended) => Err(ended.step("list", elapsed)),
         }
     }
 
     async fn messages(&self, session_id: &str) -> Result<Step, Step> {
-        let (started, Self { from, today, .. }) = (self.clock.elapsed(), self);
+        let (started, days) = (self.clock.elapsed(), self.days);
         let (session_id, choice) = (session_id.into(), ItemChoice::default());
-        let call = Call::Messages { session_id, from: *from, to: *today, page_token: None, choice };
+        let call = Call::Messages { session_id, days, page_token: None, choice };
         let read = self.lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
         let read = unless_paused(self.account, read).await;
         let elapsed = self.since(started);

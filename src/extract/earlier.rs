@@ -86,10 +86,12 @@ pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, Cap
 
 /// First pages that Zoom has answered: asking for them again tells whether it still does.
 pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Result<Vec<Call>, CaptureError> {
-    let list =
-        reader.answered_list().await?.map(|(from, to)| Call::ListSessions { from, to, page_token: None });
-    let sessions = reader.answered_sessions().await?.into_iter().map(|(session_id, from, to)| {
-        Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice }
+    let list = reader.answered_list().await?.map(|days| Call::ListSessions { days, page_token: None });
+    let sessions = reader.answered_sessions().await?.into_iter().map(|(session_id, days)| Call::Messages {
+        session_id: session_id.into(),
+        days,
+        page_token: None,
+        choice,
     });
     Ok(list.into_iter().chain(sessions).collect())
 }

@@ -32,7 +32,7 @@ impl Feed {
     pub async fn next(&mut self, reader: &mut Reader) -> Result<Option<PendingRange>, CaptureError> {
         while self.queue.is_empty() {
             let mut found = Vec::new();
-            for (window, _, _) in reader.windows().await? {
+            for (window, _) in reader.windows().await? {
                 let after = self.handed_out.get(&window).copied().unwrap_or(0);
                 found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
                 if let Some(last) = found.last() {

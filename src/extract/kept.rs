@@ -14,8 +14,9 @@ use serde_json::value::RawValue;
 use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
-use super::windows::{self, DateRange};
+use super::windows;
 use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
+use crate::days::DateRange;
 use crate::files::blocking;
 use crate::zoom::wire::{modified_at, sent_at};
 
@@ -56,7 +57,7 @@ pub(super) fn counts(kept: &[Kept]) -> [u64; 3] {
 
 /// What is kept of a range that failed, beside the pages it has.
 pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, DateRange::of(&range.chain)).await?;
+    let (own, set_aside, choice) = received(shared, range, range.chain.days).await?;
     if set_aside.is_empty() {
         return Ok(Vec::new());
     }
@@ -65,7 +66,7 @@ pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<V
 
 /// What is kept of a range that was received to its end, beside the pages it has: what it lacks and had before.
 pub(super) async fn of_ended(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, DateRange::of(&range.chain)).await?;
+    let (own, set_aside, choice) = received(shared, range, range.chain.days).await?;
     if set_aside.is_empty() {
         return Ok(Vec::new());
     }
@@ -78,8 +79,7 @@ pub(super) async fn of_lost_days(
     range: &PendingRange,
     reachable_from: Date,
 ) -> Result<Vec<Kept>, ExtractError> {
-    let days =
-        DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..DateRange::of(&range.chain) };
+    let days = DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..range.chain.days };
     let (own, set_aside, choice) = received(shared, range, days).await?;
     Ok(blocking(move || choice.of(&[], &[own, set_aside].concat())).await?)
 }
@@ -96,12 +96,11 @@ async fn received(
     let (own, set_aside, segments) = shared
         .look(async |stored| {
             let own = stored.range_pages(range.chain.id).await?;
-            let set_aside = stored.set_aside(range.chain.id, (days.from, days.to)).await?;
+            let set_aside = stored.set_aside(range.chain.id, days).await?;
             Ok((own, set_aside, stored.segments().clone()))
         })
         .await?;
-    let own = own.into_iter().map(|page| (DateRange::of(&range.chain), page)).collect();
-    let set_aside = set_aside.into_iter().map(|(from, to, page)| (DateRange { from, to }, page)).collect();
+    let own = own.into_iter().map(|page| (range.chain.days, page)).collect();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     Ok((own, set_aside, Choice { wanted: Wanted { days, by_modification_time }, segments }))
 }
@@ -193,7 +192,7 @@ impl Wanted {
     /// Whether an item of a page that was asked for these days is one; `None` if it tells no time.
     fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> Option<bool> {
         let Self { days, by_modification_time } = self;
-        if days.from <= asked.from && asked.to <= days.to {
+        if days.covers(asked) {
             return Some(true);
         }
         let by_modification = kind != Kind::Messages && by_modification_time;
@@ -211,7 +210,7 @@ mod tests {
 
     #[test]
     fn an_item_is_of_the_days_by_which_it_was_selected() {
-        let day = |day| DateRange { from: date(2026, 5, day), to: date(2026, 5, day) };
+        let day = |day| DateRange::day(date(2026, 5, day));
         let noon_of = |day: i8| windows::begins(date(2026, 5, day)).as_millisecond() + 43_200_000;
         let item = |text: String| RawValue::from_string(text).unwrap();
         let edited = item(format!(r#"{{"timestamp":{},"action_timestamp":{}}}"#, noon_of(3), noon_of(5)));

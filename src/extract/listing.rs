@@ -7,13 +7,13 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
-use jiff::civil::Date;
 
 use super::digest::digest;
 use super::paging::Paging;
 use super::run::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
-use super::windows::{self, DateRange};
+use super::windows;
 use crate::capture::{CaptureError, Chain, Change, ListedSession, PagePosition, PageToken, Then};
+use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -29,10 +29,7 @@ const PROBED_AT_A_TIME: i64 = 10_000;
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let windows = shared.location.look(async |reader| reader.windows().await).await?;
-    try_join_all(
-        windows.iter().map(|&(window, from, to)| list_window(shared, window, DateRange { from, to })),
-    )
-    .await?;
+    try_join_all(windows.iter().map(|(window, days)| list_window(shared, *window, *days))).await?;
     let out_of_reach = FailureKind::OutOfReach.code();
     let look = shared.location.look(async |reader| {
         Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
@@ -42,11 +39,11 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     // A chat may have had another name in some months: one that was selected in any is asked for in all.
     let by_name = shared.context.request.sessions.selects_by_name();
     let to_ask_for = if by_name { windows } else { days_not_listed };
-    for (window, from, to) in to_ask_for.into_iter().filter(|(.., to)| *to >= oldest) {
-        let from = from.max(oldest);
+    for (window, days) in to_ask_for {
+        let Some(days) = days.since(oldest) else { continue };
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
             let sessions = (first, first + PROBED_AT_A_TIME - 1);
-            shared.commit(Change::ProbeDays { window, days: (from, to), sessions }).await?;
+            shared.commit(Change::ProbeDays { window, days, sessions }).await?;
         }
     }
     Ok(())
@@ -65,7 +62,7 @@ async fn list_window(shared: &Shared, window: i64, whole: DateRange) -> Result<(
         shared.context.progress.windows_listed.add(1);
         let units = shared.location.look(async |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
-        tracing::info!(window.from = %whole.from, window.to = %whole.to, sessions = units, elapsed_ms, "window listed");
+        tracing::info!(window = %whole, sessions = units, elapsed_ms, "window listed");
     }
     Ok(())
 }
@@ -79,7 +76,7 @@ struct ListPage {
     leaves_out: Option<Failure>,
 }
 
-fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
+fn read_page(body: &Bytes, days: DateRange) -> Result<ListPage, String> {
     let page = Page::read(body, SESSIONS)?;
     let leaves_out = page.leaves_out(days);
     let [sessions] = &page.arrays;
@@ -95,7 +92,7 @@ fn read_page(body: &Bytes, days: (Date, Date)) -> Result<ListPage, String> {
 }
 
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
-    let days = DateRange::of(list);
+    let days = list.days;
     let oldest = shared.reach.oldest();
     if days.to < oldest {
         let failure = out_of_reach(oldest);
@@ -104,7 +101,7 @@ async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(
     }
     if days.from < oldest {
         let last_lost = oldest.yesterday().unwrap_or(days.from);
-        let parts = vec![(days.from, last_lost), (oldest, days.to)];
+        let parts = vec![DateRange { to: last_lost, ..days }, DateRange { from: oldest, ..days }];
         shared.commit(Change::CutList { list: list.id, parts }).await?;
         return Ok(());
     }
@@ -148,13 +145,13 @@ async fn follow(
     effort: Effort,
 ) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
-    let days = (list.from, list.to);
+    let days = list.days;
     let mut pass = Pass::from(shared.still_good(list), list.pages);
     let (mut passes, mut has_shown) = (1, list.pages > 0);
     // What each page was: one that comes again as it was need not be stored again.
     let mut read = HashSet::new();
     loop {
-        let call = Call::ListSessions { from: list.from, to: list.to, page_token: pass.token.clone() };
+        let call = Call::ListSessions { days, page_token: pass.token.clone() };
         let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
             Ok(page) => page,
             Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
@@ -206,7 +203,7 @@ async fn follow(
             shared.commit(Change::EndList { list: list.id }).await?;
             return Ok(Ok(()));
         } else {
-            tracing::debug!(from = %list.from, to = %list.to, passes, "read again: it may have moved meanwhile");
+            tracing::debug!(%days, passes, "read again: it may have moved meanwhile");
             (pass, passes) = (Pass { is_quiet: true, ..Pass::default() }, passes + 1);
         }
     }
@@ -220,12 +217,12 @@ async fn lists_nothing(
     whole: DateRange,
     effort: Effort,
 ) -> Result<bool, ExtractError> {
-    let own = DateRange::of(list);
+    let own = list.days;
     if own == whole || !shared.location.look(async |reader| reader.has_listed(list.window).await).await? {
         return Ok(true);
     }
-    let first_page = async |DateRange { from, to }| {
-        let call = Call::ListSessions { from, to, page_token: None };
+    let first_page = async |days| {
+        let call = Call::ListSessions { days, page_token: None };
         shared.context.lane.fetch(&call, effort, call.any_answer()).await
     };
     let again = first_page(own).await;
@@ -259,11 +256,10 @@ async fn give_up(
     // Parts of a list that is gone would seem to be empty.
     let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
     let change = if let Some(parts) = parts {
-        tracing::warn!(from = %days.from, to = %days.to, code = %failure.kind.code(), "could not be listed whole, cutting");
-        let parts = parts.iter().map(|part| (part.from, part.to)).collect::<Vec<(Date, Date)>>();
+        tracing::warn!(%days, code = %failure.kind.code(), "could not be listed whole, cutting");
         Change::CutList { list: list.id, parts }
     } else {
-        tracing::warn!(from = %days.from, to = %days.to, code = %failure.kind.code(), "could not be listed");
+        tracing::warn!(%days, code = %failure.kind.code(), "could not be listed");
         Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
     };
     shared.commit(change).await?;

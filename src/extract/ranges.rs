@@ -16,10 +16,10 @@ use super::progress::{Figure, Outlook};
 use super::refused::{Verdict, verdict};
 use super::run::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Pace, Seen};
-use super::windows::DateRange;
 use crate::capture::{
     Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
+use crate::days::DateRange;
 use crate::zoom::lane::Ended;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure};
@@ -48,7 +48,7 @@ struct ReadPage {
     ends: Option<(i64, i64)>,
 }
 
-fn read_page(body: &Bytes, days: (Date, Date), previous: &Digests, level: u32) -> Result<ReadPage, String> {
+fn read_page(body: &Bytes, days: DateRange, previous: &Digests, level: u32) -> Result<ReadPage, String> {
     let page = Page::read(body, MESSAGES)?;
     let mut digests: Digests = Default::default();
     let mut segments: [Option<Segment>; 3] = Default::default();
@@ -85,15 +85,15 @@ pub(super) async fn follow(
 ) -> Result<Vec<PendingRange>, ExtractError> {
     let context = &shared.context;
     let oldest = shared.reach.oldest();
-    if range.chain.to < oldest {
+    if range.chain.days.to < oldest {
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
     }
     let mut pages = Pages::take_up(shared, &range).await?;
-    if pages.token.is_none() && range.chain.from < oldest {
+    if pages.token.is_none() && range.chain.days.from < oldest {
         drop_lost_days(shared, &mut range, &mut pages, oldest).await?;
     }
-    let days = split::Days::new(DateRange::of(&range.chain), range.last_sent, shared.now());
+    let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
     if range.chain.pages == 0
         && let Some(split) = shared.splitting.in_advance(&days, range.pages_elsewhere)
     {
@@ -129,7 +129,7 @@ async fn end(shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> 
     let kept = kept::of_ended(shared, range).await?;
     let items = kept::counts(&kept);
     if !kept.is_empty() {
-        tracing::warn!(from = %range.chain.from, to = %range.chain.to, items = items.iter().sum::<u64>(),
+        tracing::warn!(days = %range.chain.days, items = items.iter().sum::<u64>(),
             "a session's days were read again and lack items that they had before: those are kept");
     }
     shared.commit(Change::EndRange { range: range.chain.id, kept }).await?;
@@ -147,7 +147,7 @@ async fn give_up(
 ) -> Result<Vec<PendingRange>, ExtractError> {
     match verdict(shared, &range, pages.token.as_deref(), failure).await? {
         Verdict::Cut(parts) => {
-            tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.kind.code(),
+            tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
                 "a session's days could not be fetched whole, cutting");
             pages.uncount(shared);
             split_range(shared, &range, parts, 0).await
@@ -183,7 +183,7 @@ async fn drop_lost_days(
     pages.uncount(shared);
     add_items(shared, items);
     range.begun_before |= range.chain.pages > 0;
-    (range.chain.from, range.chain.pages) = (reachable_from, 0);
+    (range.chain.days.from, range.chain.pages) = (reachable_from, 0);
     Ok(())
 }
 
@@ -201,26 +201,18 @@ async fn split_range(
     parts: Vec<DateRange>,
     expected_pages: i64,
 ) -> Result<Vec<PendingRange>, ExtractError> {
-    tracing::debug!(from = %range.chain.from, to = %range.chain.to, parts = parts.len(), "a range is cut");
-    let days = parts.iter().map(|part| (part.from, part.to)).collect();
-    let Effect { new_ranges, .. } =
-        shared.commit(Change::SplitRange { range: range.chain.id, parts: days, expected_pages }).await?;
+    tracing::debug!(days = %range.chain.days, parts = parts.len(), "a range is cut");
+    let split = Change::SplitRange { range: range.chain.id, parts: parts.clone(), expected_pages };
+    let Effect { new_ranges, .. } = shared.commit(split).await?;
     if new_ranges.len() + 1 != parts.len() {
         // Another range has taken its place.
         return Ok(Vec::new());
     }
     let numbers = std::iter::once(range.chain.id).chain(new_ranges);
     Ok(numbers
-        .zip(&parts)
-        .map(|(id, part)| {
-            let chain = Chain {
-                id,
-                from: part.from,
-                to: part.to,
-                pages: 0,
-                resume: None,
-                window: range.chain.window,
-            };
+        .zip(parts)
+        .map(|(id, days)| {
+            let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
             let begun_before = range.begun_before || range.chain.pages > 0;
             // Planned as long as it should be: not to be cut again before it has shown something.
             PendingRange { chain, query: None, begun_before, pages_elsewhere: 0, ..range.clone() }
@@ -229,7 +221,7 @@ async fn split_range(
 }
 
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
-    tracing::warn!(from = %range.chain.from, to = %range.chain.to, code = %failure.code, attempts = failure.attempts,
+    tracing::warn!(days = %range.chain.days, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
     let kept = kept::of_failed(shared, range).await?;
     let items = kept::counts(&kept);
@@ -294,8 +286,7 @@ impl Pages {
     fn call(&self, range: &PendingRange, shared: &Shared) -> Call {
         Call::Messages {
             session_id: range.session_id.as_str().into(),
-            from: range.chain.from,
-            to: range.chain.to,
+            days: range.chain.days,
             page_token: self.token.clone(),
             choice: shared.context.request.item_choice(),
         }

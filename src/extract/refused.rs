@@ -7,8 +7,9 @@ use jiff::civil::Date;
 
 use super::kept;
 use super::run::{ExtractError, Shared, run_effort};
-use super::windows::{self, DateRange};
+use super::windows;
 use crate::capture::PendingRange;
+use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::{Call, Failure, FailureKind};
 
@@ -35,7 +36,7 @@ pub(super) async fn verdict(
     page_token: Option<&str>,
     failure: &Failure,
 ) -> Result<Verdict, ExtractError> {
-    if let Some(parts) = windows::cut(DateRange::of(&range.chain))
+    if let Some(parts) = windows::cut(range.chain.days)
         && may_be_one_page(shared, range, failure).await?
     {
         return Ok(Verdict::Cut(parts));
@@ -43,7 +44,7 @@ pub(super) async fn verdict(
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
         return Ok(Verdict::Nothing);
     }
-    if failure.kind == FailureKind::Rejected && range.chain.from < shared.reach.oldest() {
+    if failure.kind == FailureKind::Rejected && range.chain.days.from < shared.reach.oldest() {
         return Ok(Verdict::BeginAgain);
     }
     if page_token.is_none() && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
@@ -58,7 +59,7 @@ pub(super) async fn verdict(
 /// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
 /// concerns no session; it is remembered.
 async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
-    let DateRange { from, to } = DateRange::of(&range.chain);
+    let DateRange { from, to } = range.chain.days;
     let learning = shared.reach.learn().await;
     if from < shared.reach.oldest() {
         // Another has found out meanwhile.
@@ -66,7 +67,7 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     }
     let last = to.min(shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days()));
     for day in from.series(1.day()).take_while(|day| *day <= last) {
-        let call = Call::ListSessions { from: day, to: day, page_token: None };
+        let call = Call::ListSessions { days: DateRange::day(day), page_token: None };
         let listed = ask(shared, call).await;
         match listed {
             Err(Ended::Failed(refused)) if refused.is_refused_by_zoom() => {}
@@ -92,9 +93,9 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     }
     let oldest = shared.reach.oldest();
     let another = shared.look(async |stored| stored.another_session(&range.session_id, oldest).await).await?;
-    let Some((session_id, from, to)) = another else { return Ok(false) };
-    let from = from.max(oldest);
-    Ok(is_answer(&first_page(shared, &session_id, from, to).await))
+    let reachable = another.and_then(|(session_id, days)| Some((session_id, days.since(oldest)?)));
+    let Some((session_id, days)) = reachable else { return Ok(false) };
+    Ok(is_answer(&first_page(shared, &session_id, days).await))
 }
 
 /// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
@@ -121,16 +122,16 @@ async fn holds_nothing(
         Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window_of(range.chain.id).await?))
     });
     let (shown_in, window) = look.await?;
-    let (from, to) = shown_in.unwrap_or(window);
-    let (own, days) = ((range.chain.from, range.chain.to), (from.max(oldest), to));
+    let own = range.chain.days;
+    let Some(days) = shown_in.unwrap_or(window).since(oldest) else { return Ok(false) };
     if own == days {
         return Ok(shown_in.is_none());
     }
-    let again = first_page(shared, &range.session_id, own.0, own.1).await;
+    let again = first_page(shared, &range.session_id, own).await;
     if !again.is_err_and(|ended| ended.is_not_found_by_zoom()) {
         return Ok(false);
     }
-    let others = first_page(shared, &range.session_id, days.0, days.1).await;
+    let others = first_page(shared, &range.session_id, days).await;
     Ok(others.map_or_else(|ended| shown_in.is_none() && ended.is_not_found_by_zoom(), |()| true))
 }
 
@@ -155,9 +156,9 @@ async fn may_be_one_page(
 }
 
 /// The first page of a session in these days.
-async fn first_page(shared: &Shared, session_id: &str, from: Date, to: Date) -> Result<(), Ended> {
+async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), Ended> {
     let choice = shared.context.request.item_choice();
-    ask(shared, Call::Messages { session_id: session_id.into(), from, to, page_token: None, choice }).await
+    ask(shared, Call::Messages { session_id: session_id.into(), days, page_token: None, choice }).await
 }
 
 /// Only to see whether there is an answer.

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 
-use super::windows::DateRange;
+use crate::days::DateRange;
 use crate::zoom::wire::SessionHead;
 use crate::zoom::{Include, ItemChoice};
 

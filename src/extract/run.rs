@@ -233,8 +233,7 @@ impl Shared {
                 // Whatever was sent before this instant is asked for after it.
                 meta.push((Meta::CapturedUntil, now.to_string()));
             }
-            let windows =
-                windows::plan(request.range()).iter().map(|window| (window.from, window.to)).collect();
+            let windows = windows::plan(request.range());
             self.commit(Change::Plan { windows, meta }).await?;
         } else if begun_with.as_ref() != Some(&mark) {
             // Nothing was received of another, or it is of an earlier version.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::windows::{self, DateRange};
+use super::windows;
+use crate::days::DateRange;
 
 /// Chains shorter than this are never cut.
 const LONG: f64 = 72.0;

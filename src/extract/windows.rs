@@ -7,24 +7,10 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan};
 
-use crate::capture::Chain;
+use crate::days::DateRange;
 
 /// How far back Zoom's report reaches, in months.
 pub const REACH_MONTHS: i32 = 6;
-
-/// Days `from` to `to`, both included, UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DateRange {
-    pub from: Date,
-    pub to: Date,
-}
-
-impl DateRange {
-    /// The days of a chain of pages.
-    pub fn of(chain: &Chain) -> Self {
-        Self { from: chain.from, to: chain.to }
-    }
-}
 
 /// The oldest day that Zoom still answers for, by the calendar.
 pub fn oldest_reachable(today: Date) -> Date {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::civil::Date;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 use super::readers::ReadResult;
 use super::wire::{MESSAGES, Page, SESSIONS};
+use crate::days::DateRange;
 
 /// What to ask for beside the messages. All true unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +43,8 @@ pub struct ItemChoice {
 /// One request of the report API.
 #[derive(Debug, Clone)]
 pub enum Call {
-    ListSessions { from: Date, to: Date, page_token: Option<String> },
-    Messages { session_id: Arc<str>, from: Date, to: Date, page_token: Option<String>, choice: ItemChoice },
+    ListSessions { days: DateRange, page_token: Option<String> },
+    Messages { session_id: Arc<str>, days: DateRange, page_token: Option<String>, choice: ItemChoice },
 }
 
 /// Zoom's maxima (vendor's description): fewer requests are not possible.
@@ -71,9 +71,9 @@ impl Call {
         }
     }
 
-    pub fn days(&self) -> (Date, Date) {
+    pub fn days(&self) -> DateRange {
         match self {
-            Self::ListSessions { from, to, .. } | Self::Messages { from, to, .. } => (*from, *to),
+            Self::ListSessions { days, .. } | Self::Messages { days, .. } => *days,
         }
     }
 
@@ -87,7 +87,7 @@ impl Call {
 
     /// Path and query without the page token: page tokens belong to exactly this.
     pub fn query(&self) -> String {
-        let (from, to) = self.days();
+        let DateRange { from, to } = self.days();
         match self {
             Self::ListSessions { .. } => {
                 format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
@@ -136,6 +136,7 @@ fn path_segment(id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::civil::date;
 
     #[test]
     fn ids_become_one_path_segment() {
@@ -151,8 +152,8 @@ mod tests {
         ];
         for (id, segment) in table {
             assert_eq!(path_segment(id), segment, "{id}");
-            let (from, to, choice) = (Date::MIN, Date::MAX, ItemChoice::default());
-            let call = Call::Messages { session_id: id.into(), from, to, page_token: None, choice };
+            let (days, choice) = (DateRange::day(date(2026, 1, 15)), ItemChoice::default());
+            let call = Call::Messages { session_id: id.into(), days, page_token: None, choice };
             let url = reqwest::Url::parse(&call.url("http://h/v2")).unwrap();
             assert_eq!(
                 url.path(),
@@ -168,8 +169,7 @@ mod tests {
         let choice = ItemChoice { include, by_modification_time: false };
         let call = Call::Messages {
             session_id: "s".into(),
-            from: jiff::civil::date(2026, 1, 15),
-            to: jiff::civil::date(2026, 2, 14),
+            days: DateRange::new(date(2026, 1, 15), date(2026, 2, 14)),
             page_token: Some("t+/=".to_owned()),
             choice,
         };

@@ -21,6 +21,7 @@ use super::readers::Readers;
 use super::retry::RetryPolicy;
 use super::transport::http_client;
 use crate::clock::SharedClock;
+use crate::days::DateRange;
 
 /// What an account needs to be talked to.
 #[derive(Debug, Clone)]
@@ -163,10 +164,10 @@ impl Account {
             return call.clone();
         }
         // Of a day that the list itself is not of.
-        let (today, (from, to)) = (self.clock.today(), call.days());
-        let day =
-            if is_a_list && from <= today && today <= to { from.saturating_sub(1.day()) } else { today };
-        Call::ListSessions { from: day, to: day, page_token: None }
+        let (today, days) = (DateRange::day(self.clock.today()), call.days());
+        let day_before = || DateRange::day(days.from.saturating_sub(1.day()));
+        let days = if is_a_list && days.covers(today) { day_before() } else { today };
+        Call::ListSessions { days, page_token: None }
     }
 
     /// A job's own queue at this account.
@@ -203,8 +204,7 @@ impl Answered {
     /// What to ask when this is not answered: a list of none of its days, or messages of other sessions, in turns.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
         if call.subject().is_none() {
-            let (from, to) = call.days();
-            let is_of_others = |known: &&Call| known.days().1 < from || to < known.days().0;
+            let is_of_others = |known: &&Call| !known.days().overlaps(call.days());
             return self.list.as_ref().filter(is_of_others).cloned();
         }
         let probe = self.other_session(call).cloned();

@@ -12,6 +12,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::outcome::{Failure, FailureKind};
+use crate::days::DateRange;
 use crate::json::text_of;
 
 /// A page of either endpoint: the arrays asked for by name, the next token, and members we do not know.
@@ -44,11 +45,11 @@ impl<'a, const N: usize> Page<'a, N> {
     }
 
     /// The failure it is when it is not of all the days that were asked for, as it says itself: nobody knows what is missing.
-    pub fn leaves_out(&self, (from, to): (Date, Date)) -> Option<Failure> {
-        let [first, last] = self.days;
-        let (first, last) = (first.unwrap_or(from), last.unwrap_or(to));
-        (first > from || last < to).then(|| {
-            let message = format!("Zoom answered for {first} to {last} when it was asked for {from} to {to}");
+    pub fn leaves_out(&self, asked: DateRange) -> Option<Failure> {
+        let [from, to] = self.days;
+        let answered = DateRange { from: from.unwrap_or(asked.from), to: to.unwrap_or(asked.to) };
+        (!answered.covers(asked)).then(|| {
+            let message = format!("Zoom answered for {answered} when it was asked for {asked}");
             Failure::of_a_chain(FailureKind::DaysLeftOut, message)
         })
     }

@@ -22,6 +22,16 @@ fn spoil(file: &Path, from: u64, bytes: usize) {
     file.write_all(&vec![0x5a; bytes]).unwrap();
 }
 
+/// Brings what is still in its log into the file itself: whoever closes it last does that, but may do so a little later.
+async fn checkpoint(file: &Path) {
+    let options = SqliteConnectOptions::new().filename(file);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let checkpoint = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)");
+    let busy: i64 = checkpoint.fetch_one(&mut connection).await.unwrap();
+    assert_eq!(busy, 0);
+    connection.close().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
@@ -35,6 +45,7 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     world.stop().await;
     world.sim.clear_script();
     let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
+    checkpoint(&capture).await;
     spoil(&capture, 8_192, 40_000);
     // Something that looks like a job's directory and cannot be removed as one holds nothing up.
     std::fs::write(world.settings.jobs.data_dir.join("jobs/018f2f5e-7c1a-7000-8000-000000000000"), "")

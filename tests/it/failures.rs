@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::capture::{Change, Location};
 use zoom_chat_reports::clock::ManualClock;
+use zoom_chat_reports::days::DateRange;
 use zoom_chat_reports::sim::{FaultAnswer, ItemKind, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole, page_of_hour};
@@ -338,7 +339,7 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
     let writer = Location::in_directory(&directory).open_writer().await.unwrap();
     let middle = from.checked_add(10.days()).unwrap();
-    let parts = vec![(from, middle), (middle.tomorrow().unwrap(), to)];
+    let parts = vec![DateRange::new(from, middle), DateRange::new(middle.tomorrow().unwrap(), to)];
     writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
     writer.close().await;
     world.sim.clear_script();

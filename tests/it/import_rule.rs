@@ -4,18 +4,19 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Which rooms a room may use.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("clock", &[]),
+    ("days", &[]),
     ("files", &[]),
     ("json", &[]),
     ("telemetry", &[]),
     ("shutdown", &["clock"]),
     ("sim", &[]),
-    ("zoom", &["clock", "json"]),
+    ("zoom", &["clock", "days", "json"]),
     ("sqlite", &[]),
-    ("capture", &["files", "sqlite"]),
-    ("archive", &["capture", "clock", "files", "json"]),
-    ("extract", &["zoom", "capture", "clock", "files"]),
+    ("capture", &["days", "files", "sqlite"]),
+    ("archive", &["capture", "clock", "days", "files", "json"]),
+    ("extract", &["zoom", "capture", "clock", "days", "files"]),
     ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
     ("http", &["jobs", "extract", "archive", "clock", "files", "json", "telemetry"]),
     ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),
@@ -27,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
             "config",
             "sim",
             "clock",
+            "days",
             "files",
             "shutdown",
             "telemetry",
