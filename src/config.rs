@@ -18,7 +18,7 @@ use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
-use crate::zoom::{ZoomSettings, is_http, wrong_environment};
+use crate::zoom::{ZoomSettings, is_http, travels_in_the_open, wrong_environment};
 
 /// What is wrong with the settings; names each of them.
 #[derive(Debug, thiserror::Error)]
@@ -174,8 +174,8 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
             // The error quotes the line, which may hold a secret.
             let wrong = match error {
                 dotenvy::Error::Io(error) => format!("it cannot be read: {error}"),
-                _ => "a line of it is malformed; a value with spaces, quotes, # or $ needs single quotes"
-                    .to_owned(),
+                dotenvy::Error::LineParse(line, _) => malformed(&line),
+                error => error.to_string(),
             };
             Err(ConfigError(vec![format!(".env: {wrong}")]))
         }
@@ -183,25 +183,47 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
     }
 }
 
+/// Which line of `.env` is wrong, by its number: it may hold a secret.
+fn malformed(line: &str) -> String {
+    let first = line.lines().next().unwrap_or_default().trim();
+    let text = std::fs::read_to_string(".env").unwrap_or_default();
+    let number = text.lines().position(|own| own.trim() == first);
+    let which = number.map_or("a line of it".to_owned(), |before| format!("line {}", before + 1));
+    format!("{which} is malformed; a value with spaces, quotes, # or $ needs single quotes")
+}
+
+/// A base URL as it is used, or what it must be. What it is is not told: it may hold a password.
+fn base_url(text: &str, usual: &str) -> Result<String, String> {
+    let text = text.trim();
+    match reqwest::Url::parse(text) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            Err("must not hold a user name or password".to_owned())
+        }
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+            Err("must not have a query or fragment".to_owned())
+        }
+        Ok(url) if is_http(&url) => Ok(text.to_owned()),
+        _ => Err(format!("must be an http or https URL, such as {usual}")),
+    }
+}
+
 impl ZoomArgs {
     pub fn settings(&self) -> Result<ZoomSettings, ConfigError> {
         let mut errors = Vec::new();
-        let mut required = |name: &str, value: Option<&String>| {
-            let value = value.map(|value| value.trim().to_owned()).unwrap_or_default();
+        let text = |value: &Option<String>| value.as_deref().unwrap_or_default().trim().to_owned();
+        let (account_id, client_id) = (text(&self.zoom_account_id), text(&self.zoom_client_id));
+        let client_secret = self.zoom_client_secret.clone().unwrap_or_default();
+        for (name, value) in [
+            ("ZOOM_ACCOUNT_ID", &account_id[..]),
+            ("ZOOM_CLIENT_ID", &client_id),
+            ("ZOOM_CLIENT_SECRET", client_secret.expose_secret()),
+        ] {
             if value.is_empty() {
                 errors.push(format!(
                     "{name} is not set; see the app's page \"App Credentials\" in the Zoom App Marketplace"
                 ));
             }
-            value
-        };
-        let account_id = required("ZOOM_ACCOUNT_ID", self.zoom_account_id.as_ref());
-        let client_id = required("ZOOM_CLIENT_ID", self.zoom_client_id.as_ref());
-        let is_set = |secret: &&SecretString| !secret.expose_secret().trim().is_empty();
-        let client_secret = self.zoom_client_secret.as_ref().filter(is_set).cloned().unwrap_or_else(|| {
-            required("ZOOM_CLIENT_SECRET", None);
-            SecretString::default()
-        });
+        }
         if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
             errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());
         }
@@ -223,22 +245,14 @@ impl ZoomArgs {
         if self.retry_base > LONGEST_RETRY_BASE {
             errors.push(format!("RETRY_BASE must be at most {} s", LONGEST_RETRY_BASE.as_secs()));
         }
-        for (name, url, usual) in [
-            ("ZOOM_API_BASE_URL", &self.zoom_api_base_url, API_BASE_URL),
-            ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url, OAUTH_BASE_URL),
-        ] {
-            match reqwest::Url::parse(url) {
-                Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-                    errors.push(format!("{name} must not hold a user name or password"));
-                }
-                Ok(url) if url.query().is_some() || url.fragment().is_some() => {
-                    errors.push(format!("{name} must not have a query or fragment"));
-                }
-                Ok(url) if is_http(&url) => {}
-                // Not told: what cannot be read may hold a password.
-                _ => errors.push(format!("{name} must be an http or https URL, such as {usual}")),
-            }
-        }
+        let mut base_url = |name, text, usual| {
+            base_url(text, usual).unwrap_or_else(|wrong| {
+                errors.push(format!("{name} {wrong}"));
+                String::new()
+            })
+        };
+        let api_base = base_url("ZOOM_API_BASE_URL", &self.zoom_api_base_url, API_BASE_URL);
+        let oauth_base = base_url("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url, OAUTH_BASE_URL);
         errors.extend(wrong_environment());
         if self.retry_attempts == 0 {
             errors.push("RETRY_ATTEMPTS must be at least 1".to_owned());
@@ -254,8 +268,8 @@ impl ZoomArgs {
         }
         Ok(ZoomSettings {
             in_flight: self.in_flight,
-            api_base: self.zoom_api_base_url.clone(),
-            oauth_base: self.zoom_oauth_base_url.clone(),
+            api_base,
+            oauth_base,
             credentials: Credentials { account_id, client_id, client_secret },
             limit: self.limit(),
             rate_share: if self.zoom_rate_limit.is_some() { 1.0 } else { self.zoom_rate_share },
@@ -270,6 +284,17 @@ impl ZoomArgs {
                 cap: self.retry_base * 60,
             },
         })
+    }
+
+    /// What works, and is probably not meant.
+    pub fn doubts(&self) -> Vec<String> {
+        let urls = [
+            ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
+            ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url),
+        ];
+        let open = urls.into_iter().filter(|(_, url)| travels_in_the_open(url));
+        open.map(|(name, _)| format!("{name} is not https: secrets and messages travel unencrypted"))
+            .collect()
     }
 
     fn limit(&self) -> Option<f64> {

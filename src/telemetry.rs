@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -19,13 +20,14 @@ pub enum LogFormat {
 pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String> {
     let format =
         format.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
-    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let wanted = std::env::var_os("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
         // The verifier logs every handshake that fails; our own error tells of them once.
         EnvFilter::new(format!("warn,rustls_platform_verifier=off,zoom_chat_reports={default_level}"))
     } else {
-        let example = "a level or targets with levels, such as info,zoom_chat_reports=debug";
-        EnvFilter::try_new(&wanted).map_err(|error| format!("RUST_LOG must be {example}: {error}"))?
+        filter(&wanted.to_string_lossy()).map_err(|wrong| {
+            format!("RUST_LOG must be a level or targets with levels, such as info,zoom_chat_reports=debug: {wrong}")
+        })?
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Its own errors it would print to where the log cannot be written either, and panic.
@@ -35,6 +37,16 @@ pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
     };
     Ok(())
+}
+
+/// A word that is no level would be taken for a target, and nothing else be logged: it is a level that is misspelt.
+fn filter(wanted: &str) -> Result<EnvFilter, String> {
+    let is_a_word = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let words = wanted.split(',').map(str::trim).filter(is_a_word);
+    match words.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
+        Some(word) => Err(format!("{word} is no level")),
+        None => EnvFilter::try_new(wanted).map_err(|error| error.to_string()),
+    }
 }
 
 /// The process's metrics; the recorder is installed at the first call.
@@ -66,5 +78,26 @@ fn describe() {
         describe_counter!(counter, what);
         // There from the start: an alarm on the first increase needs to have seen zero.
         metrics::counter!(counter).increment(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_no_target() {
+        for (wanted, is_fine) in [
+            ("info", true),
+            ("INFO,zoom_chat_reports=debug", true),
+            ("off,hyper=trace, 3", true),
+            ("zoom_chat_reports", true),
+            ("inf", false),
+            ("warn,debugg", false),
+            ("zoom_chat_reports=debugg", false),
+            ("\u{fffd}", false),
+        ] {
+            assert_eq!(filter(wanted).is_ok(), is_fine, "{wanted}");
+        }
     }
 }

@@ -144,7 +144,8 @@ async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener,
 
 /// How many of these descriptors connections may have. A download has another one, for its archive, and a job some for its files.
 fn for_connections(descriptors: usize, downloads: usize, jobs: usize) -> usize {
-    let others = METRICS_CONNECTIONS + OTHER_DESCRIPTORS + downloads + jobs * DESCRIPTORS_OF_A_JOB;
+    let others = METRICS_CONNECTIONS + OTHER_DESCRIPTORS + jobs * DESCRIPTORS_OF_A_JOB;
+    let others = downloads.saturating_add(others);
     descriptors.saturating_sub(others).max(descriptors / 4)
 }
 

@@ -12,7 +12,7 @@ use crate::extract::check::check;
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
-    zoom: ZoomArgs,
+    pub(super) zoom: ZoomArgs,
 }
 
 pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<u8> {

@@ -50,7 +50,7 @@ pub(super) struct ExtractArgs {
     #[arg(long)]
     no_reactions: bool,
     #[command(flatten)]
-    zoom: ZoomArgs,
+    pub(super) zoom: ZoomArgs,
 }
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {

@@ -72,29 +72,36 @@ impl Command {
         }
     }
 
-    /// Warns of `ZOOM_…` variables that are no setting: a misspelt one would be passed over.
-    fn tell_of_misspelt_settings(&self) {
-        let tell: fn(&str) = match self {
-            Self::Serve(_) => |name| tracing::warn!("{name} is not a known setting and is ignored"),
-            Self::Extract(_) | Self::Check(_) => {
-                |name| remark(format_args!("warning: {name} is not a known setting and is ignored"))
-            }
+    /// Warns of settings that are probably not meant, and of `ZOOM_…` variables that are none: a misspelt one would be passed
+    /// over.
+    fn tell_of_doubtful_settings(&self) {
+        let (zoom, tell): (_, fn(String)) = match self {
+            Self::Serve(args) => (&args.zoom, |doubt| tracing::warn!("{doubt}")),
+            Self::Extract(args) => (&args.zoom, |doubt| remark(format_args!("warning: {doubt}"))),
+            Self::Check(args) => (&args.zoom, |doubt| remark(format_args!("warning: {doubt}"))),
             Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => return,
         };
-        let command = Cli::command();
-        let known: HashSet<&OsStr> = arguments_of(&command).filter_map(Arg::get_env).collect();
-        let set = std::env::vars_os().map(|(name, _)| name).filter(|name| !known.contains(&name[..]));
-        let set = set.filter_map(|name| name.into_string().ok());
-        set.filter(|name| name.starts_with("ZOOM_")).for_each(|name| tell(&name));
+        let (command, mut doubts) = (Cli::command(), zoom.doubts());
+        let known = settings_of(&command);
+        let unknown = std::env::vars_os().map(|(name, _)| name).filter(|name| !known.contains(&name[..]));
+        let unknown = unknown.filter_map(|name| name.into_string().ok());
+        let unknown = unknown.filter(|name| name.starts_with("ZOOM_"));
+        doubts.extend(unknown.map(|name| format!("{name} is not a known setting and is ignored")));
+        doubts.into_iter().for_each(tell);
     }
 }
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    if let Err(error) = config::load_dotenv() {
-        return complain(&anyhow::Error::from(error));
+    let dotenv = config::load_dotenv();
+    let parsed = Cli::try_parse();
+    if let Err(error) = dotenv
+        && !parsed.as_ref().is_err_and(|told| told.exit_code() == 0)
+    {
+        // Help and version need no settings.
+        return complain(&error.into());
     }
-    let cli = match Cli::try_parse() {
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             let setting = wrong_setting(&error);
@@ -118,7 +125,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = telemetry::init(cli.logs.log_format, cli.command.log_level()) {
         return complain(&WrongUse(error).into());
     }
-    cli.command.tell_of_misspelt_settings();
+    cli.command.tell_of_doubtful_settings();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::from(error)),
@@ -134,10 +141,15 @@ fn arguments_of(command: &clap::Command) -> impl Iterator<Item = &Arg> {
     command.get_subcommands().chain([command]).flat_map(clap::Command::get_arguments)
 }
 
+/// The variables that are settings.
+fn settings_of(command: &clap::Command) -> HashSet<&OsStr> {
+    arguments_of(command).filter_map(Arg::get_env).collect()
+}
+
 /// Settings in the environment that are no text.
 fn not_utf8() -> Vec<String> {
     let command = Cli::command();
-    let settings: HashSet<&OsStr> = arguments_of(&command).filter_map(Arg::get_env).collect();
+    let settings = settings_of(&command);
     let set =
         std::env::vars_os().filter(|(name, value)| settings.contains(&name[..]) && value.to_str().is_none());
     set.filter_map(|(name, _)| name.into_string().ok()).collect()
@@ -180,7 +192,11 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Simulate(args) => simulate::run(&args).await,
         Command::Openapi => {
             use std::io::Write as _;
-            writeln!(std::io::stdout(), "{}", crate::http::openapi::document().trim_end())?;
+            match writeln!(std::io::stdout(), "{}", crate::http::openapi::document().trim_end()) {
+                // Whoever reads it has enough.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                written => written?,
+            }
             Ok(WHOLE)
         }
         Command::Health(args) => health::run(&args).await,

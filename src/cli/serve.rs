@@ -13,7 +13,7 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     service: ServiceArgs,
     #[command(flatten)]
-    zoom: ZoomArgs,
+    pub(super) zoom: ZoomArgs,
 }
 
 pub(super) async fn run(args: &ServeArgs) -> anyhow::Result<u8> {

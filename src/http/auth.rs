@@ -61,6 +61,8 @@ impl ApiKeys {
     /// Reads a file of keys: one a line, `key` or `name:key`, after `read-only ` for one that may only read; empty lines
     /// and lines that begin with `#` are skipped.
     pub fn parse_file(text: &str) -> Result<Self, String> {
+        // Editors on Windows begin a file with it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().map(str::trim).enumerate();
         lines
             .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))

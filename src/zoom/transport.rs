@@ -37,8 +37,10 @@ pub fn wrong_environment() -> impl Iterator<Item = String> {
     let names =
         ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
     names.into_iter().filter_map(|name| {
-        let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
-        Some(format!("{name} {}", trouble_with(name, &value)?))
+        let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+        let trouble =
+            value.to_str().map_or(Some("must be UTF-8".to_owned()), |value| trouble_with(name, value));
+        Some(format!("{name} {}", trouble?))
     })
 }
 
@@ -56,6 +58,11 @@ fn trouble_with(name: &str, value: &str) -> Option<String> {
     // Without the value: it may hold a password.
     let is_proxy = reqwest::Url::parse(&url).is_ok_and(|url| is_http(&url));
     (!is_proxy).then(|| "must be the http or https URL of a proxy".to_owned())
+}
+
+/// Whether requests to it can be read on their way.
+pub fn travels_in_the_open(base: &str) -> bool {
+    !is_local(base) && reqwest::Url::parse(base).is_ok_and(|url| url.scheme() == "http")
 }
 
 fn is_local(base: &str) -> bool {
@@ -104,6 +111,19 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine() {
+        for (base, is_open) in [
+            ("https://api.zoom.us/v2", false),
+            ("http://api.zoom.us/v2", true),
+            ("http://localhost:9090", false),
+            ("http://127.0.0.2:9090", false),
+            ("http://127.0.0.1.example", true),
+        ] {
+            assert_eq!(travels_in_the_open(base), is_open, "{base}");
+        }
+    }
 
     #[test]
     fn what_the_http_client_would_pass_over_is_named() {

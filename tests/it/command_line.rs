@@ -420,7 +420,7 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let (code, _, err) = run(unset).await;
     assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
     // Somebody else's file, in a directory that others may write to.
-    std::fs::write(home.path().join(".env"), "no setting").unwrap();
+    std::fs::write(home.path().join(".env"), "ZOOM_PLAN=pro\nno setting\n").unwrap();
     std::fs::create_dir(home.path().join("own")).unwrap();
     let mut below = connected(&sim, &home.path().join("own"));
     below.arg("check");
@@ -428,12 +428,17 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let mut beside = connected(&sim, home.path());
     beside.arg("check");
     let (code, _, err) = run(beside).await;
-    assert!(code == 2 && err.contains(".env: a line of it is malformed"), "{err}");
+    assert!(code == 2 && err.contains(".env: line 2 is malformed"), "{err}");
+    let mut help = connected(&sim, home.path());
+    help.arg("--help");
+    let (code, out, _) = run(help).await;
+    assert!(code == 0 && out.contains("extract"), "{out}");
     // What it holds counts, but for what is set already.
     std::fs::write(home.path().join(".env"), "ZOOM_CLIENT_SECRET='sim-secret'\nZOOM_ACCOUNT_ID=wrong\n")
         .unwrap();
     let mut told = connected(&sim, home.path());
     told.arg("check").env_remove("ZOOM_CLIENT_SECRET").env("ZOOM_RATELIMIT", "20");
+    told.env("ZOOM_API_BASE_URL", format!(" {} ", sim.api_base_url()));
     let (code, _, err) = run(told).await;
     assert!(code == 0 && err == "warning: ZOOM_RATELIMIT is not a known setting and is ignored\n", "{err}");
     std::fs::remove_file(home.path().join(".env")).unwrap();
