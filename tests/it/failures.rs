@@ -568,6 +568,21 @@ async fn two_jobs_at_the_limit_are_both_whole_and_hardly_ever_refused() {
     }
 }
 
+/// A job that has many chains under way leaves one that comes later as much of the limit as it keeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_share_the_limit_whoever_came_first() {
+    let sim = SimSettings { qps: 60, messages: 9_000, ..account() };
+    let world = World::with(sim, |settings| settings.zoom.limit = Some(60.0)).await;
+    let requests = |job: &Value| job["progress"]["requests"].as_u64().unwrap();
+    let first = world.submit(&world.everything()).await;
+    let before = requests(&world.wait_until(&first, |job| requests(job) > 30).await);
+    let second = world.submit(&world.everything()).await;
+    let of_first = requests(&world.finished(&first).await) - before;
+    let of_second = requests(&world.get(&format!("/v1/jobs/{second}")).await.json().await.unwrap());
+    let share = of_second as f64 / (of_first + of_second) as f64;
+    assert!(of_first > 60 && (0.4..0.6).contains(&share), "{of_second} of {}", of_first + of_second);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_lower_than_believed_is_followed_and_loses_nothing() {
     let sim = SimSettings { qps: 30, messages: 9_000, ..account() };
