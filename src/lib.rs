@@ -13,7 +13,7 @@
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> http,
 //! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
 //! value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite` and `telemetry` are leaves, which everybody may
-//! import; `shutdown` needs `clock`. A test walks `src/` and fails on an edge that is not in its table.
+//! import; `shutdown` needs `clock`, `sqlite` needs `files`. A test walks `src/` and fails on an edge that is not in its table.
 //!
 //! # What is deliberately absent
 //! No unsafe code (but one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of

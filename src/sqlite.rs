@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use sqlx::SqliteExecutor;
 
+use crate::files::suffixed;
+
 /// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private. One that is there is not even
 /// opened: closing it would give up the locks that this process has on it.
 pub fn make_private(path: &Path) -> io::Result<()> {
@@ -18,11 +20,7 @@ pub fn make_private(path: &Path) -> io::Result<()> {
 
 /// The files of a database: after the first, its log and what belongs to that; absent more often than not.
 pub fn files_of(database: &Path) -> [PathBuf; 3] {
-    ["", "-wal", "-shm"].map(|suffix| {
-        let mut name = database.as_os_str().to_owned();
-        name.push(suffix);
-        name.into()
-    })
+    ["", "-wal", "-shm"].map(|suffix| suffixed(database, suffix))
 }
 
 /// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.

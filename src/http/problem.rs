@@ -50,10 +50,15 @@ pub struct Problem {
 #[derive(Debug, Clone)]
 pub struct Cause(pub String);
 
+/// The type of a problem, which its code tells.
+pub fn type_of(code: &str) -> String {
+    format!("urn:zoom-chat-reports:problem:{code}")
+}
+
 impl Problem {
     pub fn new(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
-            kind: format!("urn:zoom-chat-reports:problem:{code}"),
+            kind: type_of(code),
             title: title.to_owned(),
             status: status.as_u16(),
             detail: detail.into(),

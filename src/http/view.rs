@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::problem::type_of;
 use crate::extract::ExtractRequest;
 use crate::jobs::{Job, JobState};
 
@@ -155,7 +156,7 @@ impl From<&Job> for JobView {
             },
             failures_total: job.failures_total,
             error: job.error.as_ref().map(|error| ErrorView {
-                kind: format!("urn:zoom-chat-reports:problem:{}", error.code),
+                kind: type_of(&error.code),
                 title: "The job failed".to_owned(),
                 code: error.code.clone(),
                 detail: error.detail.clone(),

@@ -13,7 +13,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("shutdown", &["clock"]),
     ("sim", &[]),
     ("zoom", &["clock", "days", "json"]),
-    ("sqlite", &[]),
+    ("sqlite", &["files"]),
     ("capture", &["days", "files", "sqlite"]),
     ("archive", &["capture", "clock", "days", "files", "json"]),
     ("extract", &["zoom", "capture", "clock", "days", "files"]),
