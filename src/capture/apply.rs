@@ -1,18 +1,19 @@
 //! What each change does to the tables.
 
 use jiff::Timestamp;
-use jiff::civil::Date;
 
-use super::writer::{Change, Effect, Kept};
+use super::writer::{Change, Effect, Kept, MessagesPage};
 use super::{CaptureError, FailureNote, Meta, Tx, bulk, listed};
 use crate::days::DateRange;
 
-/// Writes one change that is no page of messages, as a part of the commit of this number; its segments stand from `offset` on.
-pub(super) async fn apply(
+/// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
+/// be written together.
+pub(super) async fn apply<'a>(
     tx: &mut Tx<'_>,
     commit: i64,
-    change: &Change,
+    change: &'a Change,
     offset: u64,
+    pages: &mut Vec<(&'a MessagesPage, u64)>,
 ) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
     match change {
@@ -48,7 +49,7 @@ pub(super) async fn apply(
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failure, *at).await?;
         }
-        Change::MessagesPage(_) => unreachable!("pages are written together, by `bulk::messages_pages`"),
+        Change::MessagesPage(page) => pages.push((page, offset)),
         Change::EndRange { range, kept } => {
             keep(tx, *range, kept, offset).await?;
             run_with_id(tx, &["UPDATE ranges SET state = 'done' WHERE id = ?"], *range).await?;
@@ -64,8 +65,8 @@ pub(super) async fn apply(
             fail(tx, statement, *range, failure, *at).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;
         }
-        Change::CutRange { range, reachable_from, kept, failure, at } => {
-            cut_range(tx, *range, *reachable_from, (kept, offset), (failure, *at)).await?;
+        Change::CutRange { range, lost, rest, kept, failure, at } => {
+            cut_range(tx, *range, (*lost, *rest), (kept, offset), (failure, *at)).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             effect.new_ranges = split_range(tx, *range, parts, *expected_pages).await?;
@@ -100,27 +101,27 @@ pub(super) async fn apply(
 async fn cut_range(
     tx: &mut Tx<'_>,
     range: i64,
-    reachable_from: Date,
+    (lost, rest): (DateRange, DateRange),
     (kept, offset): (&[Kept], u64),
     (failure, at): (&FailureNote, Timestamp),
 ) -> Result<(), CaptureError> {
-    let last_lost = reachable_from.yesterday().map_err(|error| CaptureError::Damaged(error.to_string()))?;
-    let lost: Option<i64> = sqlx::query_scalar(
+    let failed: Option<i64> = sqlx::query_scalar(
         "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
-         SELECT unit, window, first_day, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
+         SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
     )
-    .bind(last_lost.to_string())
+    .bind(lost.from.to_string())
+    .bind(lost.to.to_string())
     .bind(note(failure))
     .bind(at.to_string())
     .bind(range)
     .fetch_optional(&mut **tx)
     .await?;
     // It may have been replaced meanwhile.
-    let Some(lost) = lost else { return Ok(()) };
-    keep(tx, lost, kept, offset).await?;
+    let Some(failed) = failed else { return Ok(()) };
+    keep(tx, failed, kept, offset).await?;
     begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
-        .bind(reachable_from.to_string())
+        .bind(rest.from.to_string())
         .bind(range)
         .execute(&mut **tx)
         .await?;

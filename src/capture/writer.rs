@@ -4,7 +4,6 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use jiff::civil::Date;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -159,7 +158,8 @@ pub enum Change {
     /// Its pages are taken off the range.
     CutRange {
         range: i64,
-        reachable_from: Date,
+        lost: DateRange,
+        rest: DateRange,
         kept: Vec<Kept>,
         failure: FailureNote,
         at: Timestamp,
@@ -336,19 +336,12 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     let mut effects = Vec::with_capacity(group.len());
     let mut pages = Vec::new();
     for (change, _) in group {
-        if let Change::MessagesPage(page) = change {
-            pages.push((page, offset));
-            effects.push(Effect::default());
-        } else {
-            effects.push(apply(&mut transaction, number, change, offset).await?);
-        }
+        effects.push(apply(&mut transaction, number, change, offset, &mut pages).await?);
         offset += change.segments().iter().map(|segment| segment.data.len() as u64).sum::<u64>();
     }
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
-    if !pages.is_empty() {
-        let together = bulk::messages_pages(&mut transaction, number, &pages).await?;
-        let first = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage(_)));
-        effects[first.expect("there are pages")] = together;
+    if let Some(first) = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage(_))) {
+        effects[first] = bulk::messages_pages(&mut transaction, number, &pages).await?;
     }
     transaction.commit().await?;
     segments.keep(appended);

@@ -73,14 +73,13 @@ pub(super) async fn of_ended(shared: &Shared, range: &PendingRange) -> Result<Ve
     Ok(blocking(move || choice.lacking(&own, &set_aside)).await?)
 }
 
-/// What is kept of the days before `reachable_from`: the range is about to lose them, and the pages it has.
+/// What is kept of the days that a range is about to lose, together with the pages it has.
 pub(super) async fn of_lost_days(
     shared: &Shared,
     range: &PendingRange,
-    reachable_from: Date,
+    lost: DateRange,
 ) -> Result<Vec<Kept>, ExtractError> {
-    let days = DateRange { to: reachable_from.yesterday().unwrap_or(Date::MIN), ..range.chain.days };
-    let (own, set_aside, choice) = received(shared, range, days).await?;
+    let (own, set_aside, choice) = received(shared, range, lost).await?;
     Ok(blocking(move || choice.of(&[], &[own, set_aside].concat())).await?)
 }
 

@@ -94,15 +94,16 @@ fn read_page(body: &Bytes, days: DateRange) -> Result<ListPage, String> {
 async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
     let days = list.days;
     let oldest = shared.reach.oldest();
-    if days.to < oldest {
-        let failure = out_of_reach(oldest);
-        shared.commit(Change::FailList { list: list.id, failure, at: shared.now() }).await?;
-        return Ok(());
-    }
-    if days.from < oldest {
-        let last_lost = oldest.yesterday().unwrap_or(days.from);
-        let parts = vec![DateRange { to: last_lost, ..days }, DateRange { from: oldest, ..days }];
-        shared.commit(Change::CutList { list: list.id, parts }).await?;
+    let out_of_reach = match days.split_at(oldest) {
+        (None, _) => None,
+        (Some(lost), Some(rest)) => Some(Change::CutList { list: list.id, parts: vec![lost, rest] }),
+        (Some(_), None) => {
+            let failure = out_of_reach(oldest);
+            Some(Change::FailList { list: list.id, failure, at: shared.now() })
+        }
+    };
+    if let Some(change) = out_of_reach {
+        shared.commit(change).await?;
         return Ok(());
     }
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);

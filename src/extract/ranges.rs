@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::civil::Date;
 
 use super::digest::{digest, digest_of_content};
 use super::kept;
@@ -85,13 +84,16 @@ pub(super) async fn follow(
 ) -> Result<Vec<PendingRange>, ExtractError> {
     let context = &shared.context;
     let oldest = shared.reach.oldest();
-    if range.chain.days.to < oldest {
+    let (lost, rest) = range.chain.days.split_at(oldest);
+    let Some(rest) = rest else {
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
-    }
+    };
     let mut pages = Pages::take_up(shared, &range).await?;
-    if pages.token.is_none() && range.chain.days.from < oldest {
-        drop_lost_days(shared, &mut range, &mut pages, oldest).await?;
+    if pages.token.is_none()
+        && let Some(lost) = lost
+    {
+        drop_lost_days(shared, &mut range, &mut pages, (lost, rest)).await?;
     }
     let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
     if range.chain.pages == 0
@@ -173,17 +175,17 @@ async fn drop_lost_days(
     shared: &Shared,
     range: &mut PendingRange,
     pages: &mut Pages,
-    reachable_from: Date,
+    (lost, rest): (DateRange, DateRange),
 ) -> Result<(), ExtractError> {
-    let kept = kept::of_lost_days(shared, range, reachable_from).await?;
+    let kept = kept::of_lost_days(shared, range, lost).await?;
     let items = kept::counts(&kept);
-    let (failure, at) = (out_of_reach(reachable_from), shared.now());
-    let change = Change::CutRange { range: range.chain.id, reachable_from, kept, failure, at };
+    let (failure, at) = (out_of_reach(rest.from), shared.now());
+    let change = Change::CutRange { range: range.chain.id, lost, rest, kept, failure, at };
     shared.commit(change).await?;
     pages.uncount(shared);
     add_items(shared, items);
     range.begun_before |= range.chain.pages > 0;
-    (range.chain.days.from, range.chain.pages) = (reachable_from, 0);
+    (range.chain.days, range.chain.pages) = (rest, 0);
     Ok(())
 }
 

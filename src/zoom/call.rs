@@ -54,7 +54,41 @@ const MESSAGES_A_PAGE: u32 = 100;
 /// Everything but RFC 3986's unreserved characters.
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// What of the report API is asked: one may be down while the other answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Sessions,
+    Messages,
+}
+
+/// Something of each.
+#[derive(Debug, Default)]
+pub(super) struct OfEndpoints<T> {
+    pub sessions: T,
+    pub messages: T,
+}
+
+impl<T> OfEndpoints<T> {
+    pub fn of(&self, endpoint: Endpoint) -> &T {
+        match endpoint {
+            Endpoint::Sessions => &self.sessions,
+            Endpoint::Messages => &self.messages,
+        }
+    }
+
+    pub fn all(&self) -> [&T; 2] {
+        [&self.sessions, &self.messages]
+    }
+}
+
 impl Call {
+    pub(super) fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::ListSessions { .. } => Endpoint::Sessions,
+            Self::Messages { .. } => Endpoint::Messages,
+        }
+    }
+
     /// What would be to blame if this failed and others did not: the session, or the list.
     pub(super) fn subject(&self) -> Option<&str> {
         match self {

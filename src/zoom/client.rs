@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
-use super::call::Call;
+use super::call::{Call, Endpoint, OfEndpoints};
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
 use super::outcome::Outcome;
@@ -45,22 +45,13 @@ pub struct ZoomSettings {
     pub retry: RetryPolicy,
 }
 
-/// What is asked of Zoom: the list of sessions, and messages.
-pub(super) const ENDPOINTS: [&str; 2] = ["the list of sessions", "messages"];
-
-/// Which of them.
-pub(super) fn endpoint(call: &Call) -> usize {
-    usize::from(call.subject().is_some())
-}
-
 /// An account: its client, tokens and budget.
 pub struct Account {
     pub(super) http: reqwest::Client,
     pub(super) settings: ZoomSettings,
     pub(super) tokens: Tokens,
     pub(super) budget: Budget,
-    /// Of the list, and of messages: one may be down while the other answers.
-    pub(super) outages: [Outage; 2],
+    pub(super) outages: OfEndpoints<Outage>,
     /// What Zoom is asked to find out whether it answers.
     answered: Mutex<Answered>,
     /// Jobs under way.
@@ -82,7 +73,8 @@ impl Account {
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
         let budget = Budget::new(settings.limit, clock.clone());
         let readers = Readers::new(clock.clone());
-        let outages = ENDPOINTS.map(|of| Outage::new(of, settings.max_outage, clock.clone()));
+        let outage = |of| Outage::new(of, settings.max_outage, clock.clone());
+        let outages = OfEndpoints { sessions: outage("the list of sessions"), messages: outage("messages") };
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
         Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
@@ -118,7 +110,7 @@ impl Account {
 
     /// Why nothing is being asked at the moment, or of one endpoint, if so.
     pub fn waiting(&self) -> Option<Waiting> {
-        self.budget.waiting().or_else(|| self.outages.iter().find_map(Outage::waiting))
+        self.budget.waiting().or_else(|| self.outages.all().into_iter().find_map(Outage::waiting))
     }
 
     /// Whether this is what an outage of that endpoint looks like: a gateway's refusals only where Zoom was reached before, as
@@ -129,7 +121,7 @@ impl Account {
 
     /// Whether the endpoint of this call answers.
     pub(super) fn outage(&self, call: &Call) -> &Outage {
-        &self.outages[endpoint(call)]
+        self.outages.of(call.endpoint())
     }
 
     pub fn tokens(&self) -> &Tokens {
@@ -159,7 +151,7 @@ impl Account {
         if let Some(known) = self.known().probe_for(call) {
             return known;
         }
-        let is_a_list = call.subject().is_none();
+        let is_a_list = call.endpoint() == Endpoint::Sessions;
         if !is_a_list && self.outage(call).failing() >= DIFFERENT {
             return call.clone();
         }
@@ -187,7 +179,7 @@ impl Answered {
     const SESSIONS: usize = 2;
 
     fn note(&mut self, call: &Call) {
-        if call.subject().is_none() {
+        if call.endpoint() == Endpoint::Sessions {
             self.list = Some(call.clone());
             return;
         }
@@ -198,12 +190,15 @@ impl Answered {
 
     /// Whether Zoom has answered the like of it: any list, or messages of another session.
     fn any_like(&self, call: &Call) -> bool {
-        if call.subject().is_none() { self.list.is_some() } else { self.other_session(call).is_some() }
+        match call.endpoint() {
+            Endpoint::Sessions => self.list.is_some(),
+            Endpoint::Messages => self.other_session(call).is_some(),
+        }
     }
 
     /// What to ask when this is not answered: a list of none of its days, or messages of other sessions, in turns.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
-        if call.subject().is_none() {
+        if call.endpoint() == Endpoint::Sessions {
             let is_of_others = |known: &&Call| !known.days().overlaps(call.days());
             return self.list.as_ref().filter(is_of_others).cloned();
         }

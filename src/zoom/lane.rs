@@ -15,8 +15,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::auth::Token;
 use super::budget::Waiting;
-use super::call::Call;
-use super::client::{Account, ENDPOINTS, endpoint};
+use super::call::{Call, OfEndpoints};
+use super::client::Account;
 use super::line::{Line, Rank};
 use super::load::Latency;
 use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
@@ -107,7 +107,7 @@ pub struct Lane {
     pub traffic: Traffic,
     pub(super) latency: Latency,
     /// Callers that wait until an endpoint answers again.
-    sitting_out: [AtomicUsize; ENDPOINTS.len()],
+    sitting_out: OfEndpoints<AtomicUsize>,
 }
 
 /// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
@@ -132,7 +132,7 @@ impl Lane {
             account,
             traffic: Traffic::default(),
             latency: Latency::default(),
-            sitting_out: Default::default(),
+            sitting_out: OfEndpoints::default(),
         }
     }
 
@@ -221,7 +221,7 @@ impl Lane {
     /// Waits until Zoom answers. True when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
-        let _waits = Counted::among(&self.sitting_out[endpoint(call)]);
+        let _waits = Counted::among(self.sitting_out.of(call.endpoint()));
         account
             .outage(call)
             .sit_out(async || {
@@ -238,7 +238,7 @@ impl Lane {
 
     /// Why this job asks nothing at the moment, or some of its callers do not, if so.
     pub fn waiting(&self) -> Option<Waiting> {
-        let outages = self.account.outages.iter().zip(&self.sitting_out);
+        let outages = self.account.outages.all().into_iter().zip(self.sitting_out.all());
         let mut waited_for = outages.filter(|(_, callers)| callers.load(Relaxed) > 0);
         self.account.budget.waiting().or_else(|| waited_for.find_map(|(outage, _)| outage.waiting()))
     }
