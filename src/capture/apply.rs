@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::writer::{Change, Effect, Kept, MessagesPage};
-use super::{CaptureError, FailureNote, Meta, Tx, bulk, listed};
+use super::writer::{Change, Effect, Items, Kept, MessagesPage};
+use super::{CaptureError, FailureNote, Kind, Meta, Tx, bulk, listed};
 use crate::days::DateRange;
 
 /// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
@@ -51,25 +51,25 @@ pub(super) async fn apply<'a>(
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::EndRange { range, kept } => {
-            keep(tx, *range, kept, offset).await?;
+            let items = keep(tx, *range, kept, offset).await?;
             run_with_id(tx, &["UPDATE ranges SET state = 'done' WHERE id = ?"], *range).await?;
-            effect = bulk::settle(tx, commit, &[*range]).await?;
+            effect = Effect { items, ..bulk::settle(tx, commit, &[*range]).await? };
         }
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;
         }
         Change::FailRange { range, kept, failure, at } => {
-            keep(tx, *range, kept, offset).await?;
+            let items = keep(tx, *range, kept, offset).await?;
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failure, *at).await?;
-            effect = bulk::settle(tx, commit, &[*range]).await?;
+            effect = Effect { items, ..bulk::settle(tx, commit, &[*range]).await? };
         }
         Change::CutRange { range, lost, rest, kept, failure, at } => {
-            cut_range(tx, *range, (*lost, *rest), (kept, offset), (failure, *at)).await?;
+            effect.items = cut_range(tx, *range, (*lost, *rest), (kept, offset), (failure, *at)).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
-            effect.new_ranges = split_range(tx, *range, parts, *expected_pages).await?;
+            effect = split_range(tx, *range, parts, *expected_pages).await?;
         }
         Change::ProbeDays { window, days, sessions } => {
             effect = listed::probe_days(tx, *window, *days, *sessions).await?;
@@ -80,7 +80,7 @@ pub(super) async fn apply<'a>(
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                begin_again(tx, *range).await?;
+                effect.items = effect.items.less(begin_again(tx, *range).await?);
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -104,7 +104,7 @@ async fn cut_range(
     (lost, rest): (DateRange, DateRange),
     (kept, offset): (&[Kept], u64),
     (failure, at): (&FailureNote, Timestamp),
-) -> Result<(), CaptureError> {
+) -> Result<Items, CaptureError> {
     let failed: Option<i64> = sqlx::query_scalar(
         "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
          SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
@@ -117,32 +117,31 @@ async fn cut_range(
     .fetch_optional(&mut **tx)
     .await?;
     // It may have been replaced meanwhile.
-    let Some(failed) = failed else { return Ok(()) };
-    keep(tx, failed, kept, offset).await?;
-    begin_again(tx, range).await?;
+    let Some(failed) = failed else { return Ok(Items::default()) };
+    let kept = keep(tx, failed, kept, offset).await?;
+    let taken_off = begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
         .bind(rest.from.to_string())
         .bind(range)
         .execute(&mut **tx)
         .await?;
-    Ok(())
+    Ok(kept.less(taken_off))
 }
 
-/// Cuts a range into parts, the first of which keeps its number. Returns the numbers of the others; none if the range has
-/// been replaced meanwhile.
+/// Cuts a range into parts, the first of which keeps its number, unless it has been replaced meanwhile.
 async fn split_range(
     tx: &mut Tx<'_>,
     range: i64,
     parts: &[DateRange],
     expected_pages: i64,
-) -> Result<Vec<i64>, CaptureError> {
-    let mut new = Vec::new();
+) -> Result<Effect, CaptureError> {
+    let mut effect = Effect::default();
     let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
         .bind(range)
         .fetch_one(&mut **tx)
         .await?;
-    let Some((first, others)) = parts.split_first().filter(|_| there) else { return Ok(new) };
-    begin_again(tx, range).await?;
+    let Some((first, others)) = parts.split_first().filter(|_| there) else { return Ok(effect) };
+    effect.items = Items::default().less(begin_again(tx, range).await?);
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
          WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
@@ -161,7 +160,7 @@ async fn split_range(
         .bind(range)
         .fetch_one(&mut **tx)
         .await?;
-        new.push(id);
+        effect.new_ranges.push(id);
     }
     sqlx::query("UPDATE ranges SET first_day = ?, last_day = ? WHERE id = ?")
         .bind(first.from.to_string())
@@ -169,23 +168,36 @@ async fn split_range(
         .bind(range)
         .execute(&mut **tx)
         .await?;
-    Ok(new)
+    Ok(effect)
 }
 
-/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered.
-async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<(), CaptureError> {
-    set_aside(tx, &[range]).await?;
+/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
+/// much that was.
+async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<Items, CaptureError> {
+    let taken_off = set_aside(tx, &[range]).await?;
     let statements = [
         "UPDATE units SET expected_pages = max(expected_pages, r.pages)
          FROM ranges r WHERE r.id = ? AND units.id = r.unit",
         "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
     ];
-    run_with_id(tx, &statements, range).await
+    run_with_id(tx, &statements, range).await?;
+    Ok(taken_off)
 }
 
-/// Sets the pages of these ranges aside.
-pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<(), CaptureError> {
+/// Sets the pages of these ranges aside. Returns how much that is.
+pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<Items, CaptureError> {
     let ranges = bulk::json(&ranges);
+    let held: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT kind, sum(items) FROM pages
+         WHERE range IN (SELECT value FROM json_each(?)) AND kind BETWEEN 0 AND 2 GROUP BY kind",
+    )
+    .bind(&ranges)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut items = Items::default();
+    for (kind, of_kind) in held {
+        items.count(Kind::try_from(kind)?, of_kind);
+    }
     for statement in [
         "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
          SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length
@@ -197,14 +209,14 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<(), Cap
     ] {
         sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;
     }
-    Ok(())
+    Ok(items)
 }
 
 /// Adds to the pages of a range what else is kept of it; the first new segment stands at `offset`. Its chain can then only
-/// begin again.
-async fn keep(tx: &mut Tx<'_>, range: i64, kept: &[Kept], mut offset: u64) -> Result<(), CaptureError> {
+/// begin again. Returns how much is kept.
+async fn keep(tx: &mut Tx<'_>, range: i64, kept: &[Kept], mut offset: u64) -> Result<Items, CaptureError> {
     if kept.is_empty() {
-        return Ok(());
+        return Ok(Items::default());
     }
     let pages: Option<i64> = sqlx::query_scalar(
         "UPDATE ranges SET pages = pages + ?1, next_token = NULL, token_at = NULL WHERE id = ?2

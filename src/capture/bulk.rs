@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::apply::set_aside;
-use super::writer::{Effect, MessagesPage, PagePosition};
+use super::writer::{Effect, Items, MessagesPage, PagePosition};
 use super::{CaptureError, Kind, PageRef, Tx};
 
 /// The items of one kind of a page, as the table of pages has them.
@@ -50,8 +50,8 @@ pub(super) async fn messages_pages(
             offset += segment.data.len() as u64;
         }
     }
-    replace_pages(tx, pages).await?;
-    insert_pages(tx, rows).await?;
+    let replaced = replace_pages(tx, pages).await?;
+    let items = insert_pages(tx, rows).await?.less(replaced);
     let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
     unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages
@@ -86,12 +86,14 @@ pub(super) async fn messages_pages(
         .filter(|(page, _)| page.position.is_the_end())
         .map(|(page, _)| page.position.chain)
         .collect();
-    if ended.is_empty() { Ok(Effect::default()) } else { settle(tx, commit, &ended).await }
+    let effect = if ended.is_empty() { Effect::default() } else { settle(tx, commit, &ended).await? };
+    Ok(Effect { items, ..effect })
 }
 
-pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<(), CaptureError> {
+/// Returns what was stored.
+pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<Items, CaptureError> {
     if rows.is_empty() {
-        return Ok(());
+        return Ok(Items::default());
     }
     // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
     rows.sort_unstable_by_key(|row| (row.range, row.seq, row.page.kind));
@@ -100,7 +102,7 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
         (*range, *seq, kind as i64, items, raw_len, crc32, offset, length)
     };
     // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
-    sqlx::query(
+    let stored = sqlx::query(
         "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length)
          SELECT p.value ->> 0, p.value ->> 1, p.value ->> 2, p.value ->> 3,
                 p.value ->> 4, p.value ->> 5, p.value ->> 6, p.value ->> 7
@@ -109,15 +111,28 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     .bind(json(&rows.iter().map(values).collect::<Vec<_>>()))
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    if stored.rows_affected() < rows.len() as u64 {
+        let ranges: Vec<i64> = rows.iter().map(|row| row.range).collect();
+        let there: Vec<i64> =
+            sqlx::query_scalar("SELECT id FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
+                .bind(json(&ranges))
+                .fetch_all(&mut **tx)
+                .await?;
+        rows.retain(|row| there.contains(&row.range));
+    }
+    let mut items = Items::default();
+    for Row { page, .. } in &rows {
+        items.count(page.kind, page.items.cast_signed());
+    }
+    Ok(items)
 }
 
-/// Takes off what ranges had before they began again, for those of which this is the first page.
-async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<(), CaptureError> {
+/// Takes off what ranges had before they began again, for those of which this is the first page. Returns how much that was.
+async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<Items, CaptureError> {
     let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
     let first: Vec<i64> = first.map(|(page, _)| page.position.chain).collect();
     if first.is_empty() {
-        return Ok(());
+        return Ok(Items::default());
     }
     let replaced: Vec<i64> = sqlx::query_scalar(
         "SELECT id FROM ranges WHERE pages > 0 AND id IN (SELECT value FROM json_each(?))",
@@ -125,7 +140,7 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     .bind(json(&first))
     .fetch_all(&mut **tx)
     .await?;
-    if replaced.is_empty() { Ok(()) } else { set_aside(tx, &replaced).await }
+    if replaced.is_empty() { Ok(Items::default()) } else { set_aside(tx, &replaced).await }
 }
 
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, else failed if one

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::apply::{run_with_id, set_aside};
 use super::bulk::{Of, json, unknown_members};
-use super::writer::{Effect, ListedSession, PagePosition};
+use super::writer::{Effect, Items, ListedSession, PagePosition};
 use super::{CaptureError, Tx};
 use crate::days::DateRange;
 use crate::files::unless_absent;
@@ -124,13 +124,8 @@ async fn list_sessions(
     insert_new(tx, &new).await?;
     let (reopened_sessions, reopened_units) = list_again(tx, window, &there).await?;
     let ids: Vec<i64> = there.iter().chain(&new).map(|(id, _)| *id).collect();
-    Ok(Effect {
-        new_sessions: new.len() as u64,
-        new_units: list_units(tx, window, &ids).await?,
-        reopened_sessions,
-        reopened_units,
-        ..Effect::default()
-    })
+    let listed = list_units(tx, window, &ids).await?;
+    Ok(Effect { new_sessions: new.len() as u64, reopened_sessions, reopened_units, ..listed })
 }
 
 async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<(), CaptureError> {
@@ -189,8 +184,8 @@ async fn list_again(
     Ok((sessions as u64, units as u64))
 }
 
-/// A unit with its range for each of these sessions that has none in the window yet. Returns how many units are new.
-async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u64, CaptureError> {
+/// A unit with its range for each of these sessions that has none in the window yet.
+async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<Effect, CaptureError> {
     let units: Vec<(i64, bool)> = sqlx::query_as(
         "INSERT INTO units (session, window, listed)
          SELECT value, ?2, 1 FROM json_each(?1) WHERE true
@@ -203,8 +198,9 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     .bind(window)
     .fetch_all(&mut **tx)
     .await?;
+    let mut effect = Effect::default();
     if units.is_empty() {
-        return Ok(0);
+        return Ok(effect);
     }
     // A unit may have been probed for some days before it was listed: the whole window replaces those.
     let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
@@ -226,13 +222,14 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<u6
     .await?;
     // They go last, so that the new ranges do not get their numbers: chains of theirs may be under way.
     if !replaced.is_empty() {
-        set_aside(tx, &replaced).await?;
+        effect.items = Items::default().less(set_aside(tx, &replaced).await?);
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
             .bind(json(&replaced))
             .execute(&mut **tx)
             .await?;
     }
-    Ok((all.len() - probed.len()) as u64)
+    effect.new_units = (all.len() - probed.len()) as u64;
+    Ok(effect)
 }
 
 /// Asks these sessions, known from elsewhere, for days that could not be listed.
@@ -312,8 +309,9 @@ async fn done(tx: &mut Tx<'_>, first: i64, last: i64) -> Result<(i64, i64), Capt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::testing::last_page;
     use crate::capture::testing::{empty_page, list, planned};
-    use crate::capture::{Change, Place};
+    use crate::capture::{Change, Kept, Kind, MessagesPage, Place, Segment, Then};
     use jiff::civil::date;
 
     fn days(month: i8) -> DateRange {
@@ -406,23 +404,37 @@ mod tests {
     async fn what_is_done_and_begins_again_is_counted_once() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let probe = |from, to| Change::ProbeDays { window: 1, days: april(from, to), sessions: (1, 9) };
+        let page_then = |range, items: usize, then| {
+            let segments = [Segment::of_items(&vec!["{}"; items], 1), None, None];
+            let position = PagePosition { then, ..last_page(range, 0) };
+            Change::MessagesPage(MessagesPage::new(position, segments))
+        };
+        let page = |range, items| page_then(range, items, Then::End);
+        let kept = || vec![Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap())];
         let mut reader = location.open_reader().await.unwrap();
-        let (mut sessions, mut units) = (0, 0);
+        let (mut sessions, mut units, mut items) = (0, 0, Items::default());
         for change in [
             list(1, &["a", "b", "c"]),
-            empty_page(1),
-            empty_page(2),
+            page_then(1, 7, Then::Again),
+            page(1, 3),
+            page_then(2, 2, Then::Again),
+            Change::SplitRange { range: 2, parts: vec![days(3)], expected_pages: 0 },
+            page(2, 1),
             probe(3, 3),
-            empty_page(4),
+            page_then(4, 2, Then::Again),
+            Change::EndRange { range: 4, kept: kept() },
             probe(3, 4),
-            empty_page(7),
+            page(7, 4),
             list(2, &["a", "b"]),
+            page(7, 9),
         ] {
             let effect = writer.commit(change).await.unwrap();
             sessions = sessions + effect.sessions_done - effect.reopened_sessions;
             units = units + effect.units_done - effect.reopened_units;
+            items.0.iter_mut().zip(effect.items.0).for_each(|(sum, more)| *sum += more);
             let counts = reader.counts().await.unwrap();
             assert_eq!((sessions, units), (counts.sessions_done, counts.units_done));
+            assert_eq!(items.0.map(i64::cast_unsigned), counts.items);
         }
         writer.close().await;
     }

@@ -118,15 +118,6 @@ impl Reader {
             .await?)
     }
 
-    /// Items held of a range, by kind.
-    pub async fn range_items(&mut self, range: i64) -> Result<[u64; 3], CaptureError> {
-        let rows = sqlx::query("SELECT kind, sum(items) AS items FROM pages WHERE range = ? GROUP BY kind")
-            .bind(range)
-            .fetch_all(&mut self.connection)
-            .await?;
-        by_kind(&rows)
-    }
-
     /// Another session and the days of a window in which it was listed, that ends on `oldest` or later; one that was answered,
     /// if there is any.
     pub async fn another_session(
@@ -379,15 +370,6 @@ impl Reader {
 pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
     let number = row.try_get::<Option<i64>, _>(column)?.unwrap_or(0);
     u64::try_from(number).map_err(|_| CaptureError::Damaged(format!("{column} is below zero")))
-}
-
-fn by_kind(rows: &[SqliteRow]) -> Result<[u64; 3], CaptureError> {
-    let mut totals = [0; 3];
-    for row in rows {
-        let kind = Kind::try_from(row.try_get::<i64, _>("kind")?)?;
-        totals[kind as usize] = number(row, "items")?;
-    }
-    Ok(totals)
 }
 
 pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {

@@ -213,6 +213,25 @@ pub struct Effect {
     pub units_failed: u64,
     /// Sessions whose last unit that was, none of them failed.
     pub sessions_done: u64,
+    /// Items it stored less those it set aside.
+    pub items: Items,
+}
+
+/// How many items more or fewer, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Items(pub [i64; 3]);
+
+impl Items {
+    pub(super) fn count(&mut self, kind: Kind, items: i64) {
+        self.0[kind as usize] = self.0[kind as usize].saturating_add(items);
+    }
+
+    pub(super) fn less(mut self, other: Self) -> Self {
+        for kind in Kind::ALL {
+            self.count(kind, other.0[kind as usize].saturating_neg());
+        }
+        self
+    }
 }
 
 type Request = (Change, oneshot::Sender<Result<Effect, CaptureError>>);

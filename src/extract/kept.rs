@@ -46,15 +46,6 @@ fn id_of(item: &RawValue) -> u128 {
     identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
 }
 
-/// How many items of each kind are kept.
-pub(super) fn counts(kept: &[Kept]) -> [u64; 3] {
-    let mut counts = [0; 3];
-    for kept in kept {
-        counts[kept.kind() as usize] += kept.items();
-    }
-    counts
-}
-
 /// What is kept of a range that failed, beside the pages it has.
 pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
     let (own, set_aside, choice) = received(shared, range, range.chain.days).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::Counts;
+use crate::capture::{Counts, Effect};
 use crate::zoom::{Traffic, Waiting};
 
 /// A counter of many tasks. What one takes off it may be taken before another has added it: below nothing it counts as nothing.
@@ -17,11 +17,15 @@ pub struct Figure(AtomicI64);
 
 impl Figure {
     pub fn add(&self, count: u64) {
-        self.0.fetch_add(count.cast_signed(), Relaxed);
+        self.change(count.cast_signed());
     }
 
     pub fn sub(&self, count: u64) {
-        self.0.fetch_sub(count.cast_signed(), Relaxed);
+        self.change(count.cast_signed().wrapping_neg());
+    }
+
+    pub fn change(&self, by: i64) {
+        self.0.fetch_add(by, Relaxed);
     }
 
     pub fn set(&self, count: u64) {
@@ -111,6 +115,19 @@ impl Progress {
         ] {
             counter.set(value);
         }
+    }
+
+    /// Counts what a change did.
+    pub fn count(&self, effect: &Effect) {
+        self.sessions_total.add(effect.new_sessions);
+        self.units_total.add(effect.new_units);
+        self.sessions_done.sub(effect.reopened_sessions);
+        self.units_done.sub(effect.reopened_units);
+        self.units_done.add(effect.units_done);
+        self.units_failed.add(effect.units_failed);
+        self.sessions_done.add(effect.sessions_done);
+        let figures = [&self.messages, &self.edited_messages, &self.deleted_messages];
+        figures.into_iter().zip(effect.items.0).for_each(|(figure, items)| figure.change(items));
     }
 
     /// Adds to what earlier runs have left.

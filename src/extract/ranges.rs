@@ -11,12 +11,13 @@ use bytes::Bytes;
 use super::digest::{digest, digest_of_content};
 use super::kept;
 use super::paging::Paging;
-use super::progress::{Figure, Outlook};
+use super::progress::Outlook;
 use super::refused::{Verdict, verdict};
 use super::run::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Pace, Seen};
 use crate::capture::{
-    Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
+    Chain, Change, Effect, FailureNote, Kept, MessagesPage, PagePosition, PageToken, PendingRange, Segment,
+    Then,
 };
 use crate::days::DateRange;
 use crate::zoom::lane::Ended;
@@ -93,7 +94,7 @@ pub(super) async fn follow(
     if pages.token.is_none()
         && let Some(lost) = lost
     {
-        drop_lost_days(shared, &mut range, &mut pages, (lost, rest)).await?;
+        drop_lost_days(shared, &mut range, (lost, rest)).await?;
     }
     let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
     if range.chain.pages == 0
@@ -108,7 +109,6 @@ pub(super) async fn follow(
                 let Some(seen) = pages.observed else { continue };
                 let pace = pages.forecast(shared, &days, &seen, &mut outlook);
                 if let Some(split) = shared.splitting.under_way(&days, &seen, pace) {
-                    pages.uncount(shared);
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
             }
@@ -129,13 +129,11 @@ async fn end(shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> 
         return Ok(());
     }
     let kept = kept::of_ended(shared, range).await?;
-    let items = kept::counts(&kept);
     if !kept.is_empty() {
-        tracing::warn!(days = %range.chain.days, items = items.iter().sum::<u64>(),
+        tracing::warn!(days = %range.chain.days, items = kept.iter().map(Kept::items).sum::<u64>(),
             "a session's days were read again and lack items that they had before: those are kept");
     }
     shared.commit(Change::EndRange { range: range.chain.id, kept }).await?;
-    add_items(shared, items);
     Ok(())
 }
 
@@ -151,7 +149,6 @@ async fn give_up(
         Verdict::Cut(parts) => {
             tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
                 "a session's days could not be fetched whole, cutting");
-            pages.uncount(shared);
             split_range(shared, &range, parts, 0).await
         }
         Verdict::Nothing => {
@@ -174,16 +171,12 @@ async fn give_up(
 async fn drop_lost_days(
     shared: &Shared,
     range: &mut PendingRange,
-    pages: &mut Pages,
     (lost, rest): (DateRange, DateRange),
 ) -> Result<(), ExtractError> {
     let kept = kept::of_lost_days(shared, range, lost).await?;
-    let items = kept::counts(&kept);
     let (failure, at) = (out_of_reach(rest.from), shared.now());
     let change = Change::CutRange { range: range.chain.id, lost, rest, kept, failure, at };
     shared.commit(change).await?;
-    pages.uncount(shared);
-    add_items(shared, items);
     range.begun_before |= range.chain.pages > 0;
     (range.chain.days, range.chain.pages) = (rest, 0);
     Ok(())
@@ -226,10 +219,8 @@ async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Re
     tracing::warn!(days = %range.chain.days, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
     let kept = kept::of_failed(shared, range).await?;
-    let items = kept::counts(&kept);
     let change = Change::FailRange { range: range.chain.id, kept, failure, at: shared.now() };
     shared.commit(change).await?;
-    add_items(shared, items);
     Ok(())
 }
 
@@ -245,8 +236,6 @@ struct Pages {
     leaves_out: Option<Failure>,
     /// None for a chain taken up in the middle: nobody knows which days the pages before span.
     observed: Option<Seen>,
-    /// What is stored for this range: counted until something takes its place.
-    counted: [u64; 3],
 }
 
 impl Pages {
@@ -260,22 +249,14 @@ impl Pages {
             paging: Paging::default(),
             leaves_out: None,
             observed: Some(Seen::default()),
-            counted: [0; 3],
         };
         if range.chain.pages == 0 {
             return Ok(pages);
         }
         let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
         let resume = shared.still_good(&range.chain).filter(|_| same_query);
-        let (counted, last_items) = shared
-            .look(async |stored| {
-                let counted = stored.range_items(range.chain.id).await?;
-                let goes_on = resume.is_some();
-                Ok((counted, if goes_on { Some(stored.last_items(range.chain.id).await?) } else { None }))
-            })
-            .await?;
-        pages.counted = counted;
-        if let (Some(resume), Some(last_items)) = (resume, last_items) {
+        if let Some(resume) = resume {
+            let last_items = shared.look(async |stored| stored.last_items(range.chain.id).await).await?;
             pages.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
             pages.observed = None;
             pages.token = Some(resume.token.clone());
@@ -338,13 +319,6 @@ impl Pages {
         pace
     }
 
-    /// Takes back what was counted of pages that are dropped.
-    fn uncount(&mut self, shared: &Shared) {
-        for (figure, counted) in figures(shared).iter().zip(std::mem::take(&mut self.counted)) {
-            figure.sub(counted);
-        }
-    }
-
     /// Begins again. What is stored stays until the new first page takes its place, and so does the number of the range's pages:
     /// it says that the session has shown some.
     fn restart(&mut self) {
@@ -362,8 +336,6 @@ impl Pages {
         page: ReadPage,
         query: Option<String>,
     ) -> Result<(), ExtractError> {
-        let items =
-            page.segments.each_ref().map(|segment| segment.as_ref().map_or(0, |some| u64::from(some.items)));
         range.begun_before |= self.seq == 0 && range.chain.pages > 0;
         let then = match &page.next {
             Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
@@ -381,13 +353,6 @@ impl Pages {
         let page_of_range =
             MessagesPage { position, query, segments, repeats, direction: split::direction(page.ends) };
         shared.commit(Change::MessagesPage(page_of_range)).await?;
-        if self.seq == 0 {
-            self.uncount(shared);
-        }
-        add_items(shared, items);
-        for (counted, items) in self.counted.iter_mut().zip(items) {
-            *counted += items;
-        }
         self.token = page.next;
         self.seq += 1;
         range.chain.pages = self.seq;
@@ -398,15 +363,4 @@ impl Pages {
         self.previous = Arc::new(last.collect::<Vec<_>>().try_into().expect("as many kinds"));
         Ok(())
     }
-}
-
-fn add_items(shared: &Shared, items: [u64; 3]) {
-    for (figure, items) in figures(shared).iter().zip(items) {
-        figure.add(items);
-    }
-}
-
-fn figures(shared: &Shared) -> [&Figure; 3] {
-    let progress = &shared.context.progress;
-    [&progress.messages, &progress.edited_messages, &progress.deleted_messages]
 }

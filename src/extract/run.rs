@@ -351,14 +351,7 @@ impl Shared {
     /// Returns once the change is on disk and counted.
     pub(super) async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let effect = self.writer.commit(change).await?;
-        let progress = &self.context.progress;
-        progress.sessions_total.add(effect.new_sessions);
-        progress.units_total.add(effect.new_units);
-        progress.sessions_done.sub(effect.reopened_sessions);
-        progress.units_done.sub(effect.reopened_units);
-        progress.units_done.add(effect.units_done);
-        progress.units_failed.add(effect.units_failed);
-        progress.sessions_done.add(effect.sessions_done);
+        self.context.progress.count(&effect);
         Ok(effect)
     }
 
