@@ -50,10 +50,25 @@ pub(super) async fn apply<'a>(
             fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
-        Change::EndRange { range, kept } => {
-            let items = keep(tx, *range, kept, offset).await?;
-            run_with_id(tx, &["UPDATE ranges SET state = 'done' WHERE id = ?"], *range).await?;
-            effect = Effect { items, ..bulk::settle(tx, commit, &[*range]).await? };
+        Change::Compared { unit, kept } => {
+            // The messages of days that failed are told beside their failure.
+            let range: Option<i64> = sqlx::query_scalar(
+                "SELECT id FROM ranges WHERE unit = ?1
+                 AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending')
+                 ORDER BY state = 'failed', first_day DESC LIMIT 1",
+            )
+            .bind(unit)
+            .fetch_optional(&mut **tx)
+            .await?;
+            if let Some(range) = range {
+                let items = keep(tx, range, kept, offset).await?;
+                if !kept.is_empty() {
+                    let statement = "UPDATE ranges SET state = 'done' WHERE id = ? AND state = 'not_found'";
+                    run_with_id(tx, &[statement], range).await?;
+                }
+                run_with_id(tx, &["DELETE FROM set_aside WHERE unit = ?"], *unit).await?;
+                effect = Effect { items, ..bulk::settle(tx, commit, &[range]).await? };
+            }
         }
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;

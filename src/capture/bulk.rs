@@ -63,7 +63,7 @@ pub(super) async fn messages_pages(
                 pages: position.seq + 1,
                 token: next.map(|next| &next.token[..]),
                 at: next.map(|next| next.at),
-                query: next.and(query.as_deref()),
+                query: next.map(|_| &query[..]),
                 repeats: *repeats,
                 direction: *direction,
                 ends: position.is_the_end(),
@@ -143,12 +143,13 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     if replaced.is_empty() { Ok(Items::default()) } else { set_aside(tx, &replaced).await }
 }
 
-/// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, else failed if one
-/// is, else not found if all are.
+/// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
+/// is to be compared, else failed if one is, else not found if all are.
 pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Result<Effect, CaptureError> {
     let units: Vec<(String, i64)> = sqlx::query_as(
         "UPDATE units SET settled = ?2, state = (
-             SELECT CASE WHEN sum(r.state = 'pending') > 0 THEN 'pending'
+             SELECT CASE WHEN sum(r.state = 'pending') > 0
+                             OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
                          WHEN sum(r.state = 'failed') > 0 THEN 'failed'
                          WHEN sum(r.state = 'done') = 0 THEN 'not_found'
                          ELSE 'done' END

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::apply::{run_with_id, set_aside};
+use super::apply::set_aside;
 use super::bulk::{Of, json, unknown_members};
 use super::writer::{Effect, Items, ListedSession, PagePosition};
 use super::{CaptureError, Tx};
@@ -65,9 +65,13 @@ pub(super) async fn list_page(
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
-    if page.seq == 0 && pages > 0 {
-        // The list began again. The sessions it told of before stay.
-        run_with_id(tx, &["DELETE FROM unknown_members WHERE list = ?"], page.chain).await?;
+    if page.seq < pages {
+        // The list began again. The sessions that this page told of before stay.
+        sqlx::query("DELETE FROM unknown_members WHERE list = ? AND seq = ?")
+            .bind(page.chain)
+            .bind(page.seq)
+            .execute(&mut **tx)
+            .await?;
     }
     let mut effect = Effect::default();
     if !sessions.is_empty() {
@@ -417,12 +421,14 @@ mod tests {
             list(1, &["a", "b", "c"]),
             page_then(1, 7, Then::Again),
             page(1, 3),
+            Change::Compared { unit: 1, kept: Vec::new() },
             page_then(2, 2, Then::Again),
             Change::SplitRange { range: 2, parts: vec![days(3)], expected_pages: 0 },
             page(2, 1),
             probe(3, 3),
             page_then(4, 2, Then::Again),
-            Change::EndRange { range: 4, kept: kept() },
+            page(4, 1),
+            Change::Compared { unit: 4, kept: kept() },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),

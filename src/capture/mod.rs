@@ -209,8 +209,6 @@ pub struct PendingRange {
     pub chain: Chain,
     pub session_id: String,
     pub query: Option<String>,
-    /// Whether pages of its session and window have been set aside: some of its days may have been received before.
-    pub begun_before: bool,
     /// The most pages that the same session has in another window: a hint at how long this will be.
     pub pages_elsewhere: i64,
     /// When the last message of the session was sent, as its list says.

@@ -85,11 +85,11 @@ impl Reader {
         Ok(tables == 1 && self.meta(Meta::Request).await?.is_some())
     }
 
-    /// Whether anything is still to be fetched.
+    /// Whether anything is still to be fetched, or to be compared with what was set aside.
     pub async fn has_pending(&mut self) -> Result<bool, CaptureError> {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM lists WHERE state = 'pending')
-                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending')",
+                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending') OR EXISTS (SELECT 1 FROM set_aside)",
         )
         .fetch_one(&mut self.connection)
         .await?)
@@ -203,6 +203,36 @@ impl Reader {
         rows.iter().map(page_ref).collect()
     }
 
+    /// A unit that has been fetched to its end after pages of it were set aside: where the segments of its pages are, in the order
+    /// of its days, and those of what was set aside.
+    pub async fn unit_to_compare(
+        &mut self,
+    ) -> Result<Option<(i64, Vec<PageRef>, Vec<PageRef>)>, CaptureError> {
+        let unit: Option<i64> = sqlx::query_scalar(
+            "SELECT unit FROM set_aside s
+             WHERE (SELECT min(r.state <> 'pending') FROM ranges r WHERE r.unit = s.unit) LIMIT 1",
+        )
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let Some(unit) = unit else { return Ok(None) };
+        let pages = sqlx::query(
+            "SELECT kind, items, raw_len, crc32, offset, length FROM pages JOIN ranges r ON r.id = range
+             WHERE r.unit = ? ORDER BY first_day, range, seq, kind",
+        )
+        .bind(unit)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let set_aside = sqlx::query(
+            "SELECT kind, items, raw_len, crc32, offset, length FROM set_aside WHERE unit = ? ORDER BY rowid",
+        )
+        .bind(unit)
+        .fetch_all(&mut self.connection)
+        .await?;
+        // One that cannot be is as lost as one whose segment is damaged.
+        let set_aside = set_aside.iter().filter_map(|row| page_ref(row).ok()).collect();
+        Ok(Some((unit, pages.iter().map(page_ref).collect::<Result<_, _>>()?, set_aside)))
+    }
+
     /// What was taken off ranges of the same session and window as this one, if it may hold something of these days: each page
     /// with the days of its range.
     pub async fn set_aside(
@@ -266,7 +296,7 @@ impl Reader {
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
-            "SELECT r.*, s.zoom_id, EXISTS (SELECT 1 FROM set_aside WHERE unit = r.unit) AS begun_before,
+            "SELECT r.*, s.zoom_id,
                     iif(json_valid(s.info), s.info ->> 'last_message_sent_time', NULL) AS last_sent,
                     (SELECT coalesce(max(max(v.expected_pages,
                          (SELECT sum(o.pages) FROM ranges o WHERE o.unit = v.id))), 0)
@@ -287,7 +317,6 @@ impl Reader {
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
                     query: row.try_get("query")?,
-                    begun_before: row.try_get("begun_before")?,
                     last_sent: row.try_get("last_sent").ok().and_then(|text: String| text.parse().ok()),
                 })
             })

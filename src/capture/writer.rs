@@ -44,7 +44,7 @@ pub enum Then {
     Next(PageToken),
     /// Nothing: all of the chain has been received.
     End,
-    /// Neither: the list or range stays pending until another change ends it. Without that its chain begins again.
+    /// Neither: the list or range stays pending until another change ends it, or a later run begins its chain again.
     Again,
 }
 
@@ -62,8 +62,8 @@ impl PagePosition {
 #[derive(Debug)]
 pub struct MessagesPage {
     pub position: PagePosition,
-    /// What its token belongs to; without it a later run begins the chain again.
-    pub query: Option<String>,
+    /// What its token belongs to.
+    pub query: String,
     /// Its items, by kind.
     pub segments: [Option<Segment>; 3],
     /// Items that the page before had already.
@@ -74,7 +74,7 @@ pub struct MessagesPage {
 
 impl MessagesPage {
     pub fn new(position: PagePosition, segments: [Option<Segment>; 3]) -> Self {
-        Self { position, query: None, segments, repeats: 0, direction: 0 }
+        Self { position, query: String::new(), segments, repeats: 0, direction: 0 }
     }
 }
 
@@ -139,9 +139,10 @@ pub enum Change {
     /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
     /// began again stays until then.
     MessagesPage(MessagesPage),
-    /// All of the range has been received, with what is kept beside it of what it had before.
-    EndRange {
-        range: i64,
+    /// A unit has been compared with what was set aside of it: this is kept, the rest is there. Nothing if something of it is to
+    /// be fetched once more.
+    Compared {
+        unit: i64,
         kept: Vec<Kept>,
     },
     /// Zoom knows nothing of this session in this range.
@@ -189,7 +190,7 @@ impl Change {
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
-            Self::EndRange { kept, .. } | Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
+            Self::Compared { kept, .. } | Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
                 kept.iter().filter_map(Kept::segment).collect()
             }
             _ => Vec::new(),

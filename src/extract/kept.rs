@@ -10,12 +10,13 @@ use std::sync::Arc;
 use jiff::civil::Date;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
 
 use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
 use super::windows;
-use crate::capture::{CaptureError, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
+use crate::capture::{CaptureError, Change, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
 use crate::days::DateRange;
 use crate::files::blocking;
 use crate::zoom::wire::{modified_at, sent_at};
@@ -55,13 +56,71 @@ pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<V
     Ok(blocking(move || choice.of(&own, &set_aside)).await?)
 }
 
-/// What is kept of a range that was received to its end, beside the pages it has: what it lacks and had before.
-pub(super) async fn of_ended(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, range.chain.days).await?;
-    if set_aside.is_empty() {
-        return Ok(Vec::new());
+/// Adds to all units that were fetched to their end what was set aside of them and has not come again: it may have been deleted
+/// meanwhile, or the later answers may lack it. Compared is all of a unit, whatever days Zoom counts an item to.
+pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
+    loop {
+        let next =
+            shared.look(async |stored| Ok((stored.unit_to_compare().await?, stored.segments().clone())));
+        let (Some((unit, there, set_aside)), segments) = next.await? else { return Ok(()) };
+        let cancel = shared.context.cancel.clone();
+        let kept = blocking(move || lacking(&segments, &there, &set_aside, &cancel)).await?;
+        let Some(kept) = kept else { return Err(ExtractError::Cancelled) };
+        if !kept.is_empty() {
+            let items = kept.iter().map(Kept::items).sum::<u64>();
+            tracing::warn!(
+                items,
+                "a session's days were read again and lack items that they had: those are kept"
+            );
+        }
+        shared.commit(Change::Compared { unit, kept }).await?;
     }
-    Ok(blocking(move || choice.lacking(&own, &set_aside)).await?)
+}
+
+/// What `set_aside` holds and `there` lacks; `None` once cancelled.
+fn lacking(
+    segments: &SegmentReader,
+    there: &[PageRef],
+    set_aside: &[PageRef],
+    cancel: &CancellationToken,
+) -> Result<Option<Vec<Kept>>, CaptureError> {
+    let mut lacking = HashSet::new();
+    for page in set_aside {
+        let array = array_of(&read(segments, page)?);
+        lacking.extend(items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item))));
+    }
+    // What was set aside are the first pages of its chain as a rule, so they are found at one of the ends.
+    let from_both_ends = |nth| if nth % 2 == 0 { nth / 2 } else { there.len() - 1 - nth / 2 };
+    for page in (0..there.len()).map(|nth| &there[from_both_ends(nth)]) {
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        if lacking.is_empty() {
+            break;
+        }
+        let array = array_of(&read(segments, page)?);
+        for item in items_of(&array) {
+            lacking.remove(&(page.kind, identity(page.kind, item)));
+            // It may have been deleted since.
+            lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+        }
+    }
+    if lacking.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    // Of what was set aside more than once the latest.
+    let mut kept = Vec::new();
+    for page in set_aside.iter().rev() {
+        kept.extend(chosen(segments, page, |item| lacking.remove(&(page.kind, identity(page.kind, item))))?);
+    }
+    kept.reverse();
+    Ok(Some(kept))
+}
+
+/// What an item is recognised by in another reading: a message by its id, as it may have been edited since; of edits and deletions
+/// there may be several with one id.
+fn identity(kind: Kind, item: &RawValue) -> u128 {
+    if kind == Kind::Messages { id_of(item) } else { digest_of_content(item.get()) }
 }
 
 /// What is kept of the days that a range is about to lose, together with the pages it has.
@@ -106,68 +165,41 @@ impl Choice {
     fn of(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
         let mut known = HashSet::new();
         for (_, page) in there {
-            let array = array_of(&self.read(page)?);
+            let array = array_of(&read(&self.segments, page)?);
             known.extend(items_of(&array).iter().map(|item| (page.kind, digest_of_content(item.get()))));
         }
-        self.those(pages, |days, kind, item| {
-            // One that tells no time may be of these days.
-            self.wanted.holds(days, kind, item) != Some(false)
-                && known.insert((kind, digest_of_content(item.get())))
-        })
-    }
-
-    /// What `pages` hold of the days for certain and `there` lacks: one of the same id may have been edited, or deleted.
-    fn lacking(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
-        let mut lacking = HashSet::new();
-        for (days, page) in pages {
-            let array = array_of(&self.read(page)?);
-            let items = items_of(&array).into_iter();
-            let of_days = items.filter(|item| self.wanted.holds(*days, page.kind, item) == Some(true));
-            lacking.extend(of_days.map(|item| (page.kind, id_of(item))));
-        }
-        // Chains come in the same order as before: as a rule nothing is lacking after as many pages.
-        for (_, page) in there {
-            if lacking.is_empty() {
-                return Ok(Vec::new());
-            }
-            let array = array_of(&self.read(page)?);
-            for id in items_of(&array).into_iter().map(id_of) {
-                lacking.remove(&(page.kind, id));
-                lacking.remove(&(Kind::Messages, id));
-            }
-        }
-        self.those(pages, |_, kind, item| lacking.remove(&(kind, id_of(item))))
-    }
-
-    /// The items in `pages` that are chosen.
-    fn those(
-        &self,
-        pages: &[Received],
-        mut is_chosen: impl FnMut(DateRange, Kind, &RawValue) -> bool,
-    ) -> Result<Vec<Kept>, CaptureError> {
         let mut kept = Vec::new();
         for (days, page) in pages {
-            let array = array_of(&self.read(page)?);
-            let items = items_of(&array);
-            let chosen = items.iter().filter(|item| is_chosen(*days, page.kind, item));
-            let chosen: Vec<&str> = chosen.map(|item| item.get()).collect();
-            if chosen.len() as u64 == page.items {
-                kept.push(Kept::Page(*page));
-            } else {
-                let segment = Segment::of_items(&chosen, DENSE);
-                kept.extend(segment.map(|segment| Kept::Items(page.kind, segment)));
-            }
+            kept.extend(chosen(&self.segments, page, |item| {
+                self.wanted.holds(*days, page.kind, item)
+                    && known.insert((page.kind, digest_of_content(item.get())))
+            })?);
         }
         Ok(kept)
     }
+}
 
-    /// A page's items; none if it is damaged.
-    fn read(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
-        match self.segments.inflated(page) {
-            Err(error) if error.is_damaged() => Ok(Vec::new()),
-            read => read,
-        }
+/// A page's items; none if it is damaged.
+fn read(segments: &SegmentReader, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+    match segments.inflated(page) {
+        Err(error) if error.is_damaged() => Ok(Vec::new()),
+        read => read,
     }
+}
+
+/// What is kept of a page: the items that are chosen.
+fn chosen(
+    segments: &SegmentReader,
+    page: &PageRef,
+    mut is_chosen: impl FnMut(&RawValue) -> bool,
+) -> Result<Option<Kept>, CaptureError> {
+    let array = array_of(&read(segments, page)?);
+    let items = items_of(&array);
+    let chosen: Vec<&str> = items.iter().filter(|item| is_chosen(item)).map(|item| item.get()).collect();
+    if chosen.len() as u64 == page.items {
+        return Ok(Some(Kept::Page(*page)));
+    }
+    Ok(Segment::of_items(&chosen, DENSE).map(|segment| Kept::Items(page.kind, segment)))
 }
 
 /// Which items are of some days.
@@ -179,17 +211,18 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Whether an item of a page that was asked for these days is one; `None` if it tells no time.
-    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> Option<bool> {
+    /// Whether an item of a page that was asked for these days is one.
+    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> bool {
         let Self { days, by_modification_time } = self;
         if days.covers(asked) {
-            return Some(true);
+            return true;
         }
         let by_modification = kind != Kind::Messages && by_modification_time;
         let at = if by_modification { modified_at(item) } else { sent_at(item) };
         let [from, until] = [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
             .map(|day| windows::begins(day).as_millisecond());
-        at.map(|at| (from..until).contains(&at))
+        // One that tells no time is found when all of the unit is compared.
+        at.is_some_and(|at| (from..until).contains(&at))
     }
 }
 
@@ -211,14 +244,17 @@ mod tests {
                 Wanted { days: day(of), by_modification_time }.holds(month, kind, item)
             };
             for of in [3, 4, 5] {
-                assert_eq!(holds(of, Kind::Messages, &edited), Some(of == 3));
+                assert_eq!(holds(of, Kind::Messages, &edited), of == 3);
                 let selected_on = if by_modification_time { 5 } else { 3 };
-                assert_eq!(holds(of, Kind::Edited, &edited), Some(of == selected_on));
-                assert_eq!([Kind::Messages, Kind::Deleted].map(|kind| holds(of, kind, &timeless)), [None; 2]);
+                assert_eq!(holds(of, Kind::Edited, &edited), of == selected_on);
+                assert_eq!(
+                    [Kind::Messages, Kind::Deleted].map(|kind| holds(of, kind, &timeless)),
+                    [false; 2]
+                );
             }
             let whole = Wanted { days: month, by_modification_time };
             let all = whole.holds(day(9), Kind::Deleted, &edited);
-            assert_eq!(all, Some(true), "all of a page that was asked for them");
+            assert!(all, "all of a page that was asked for them");
         }
     }
 }

@@ -176,11 +176,17 @@ async fn follow(
         let trouble =
             pass.paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
         let trouble = trouble.or(page.leaves_out.clone());
+        // Whatever it is an answer to then: the days that Zoom still answers for are listed by themselves.
+        let left_reach = pass.token.is_none() && days.from < shared.reach.oldest();
         pass.previous = ids;
         pass.token.clone_from(&page.next);
         let is_last = pass.token.is_none();
         // What has been read before brings nothing. Of another last page that may be known only once it is stored.
-        let ends = is_last && trouble.is_none() && pass.suffices(passes) && (pass.seq == 0 || !is_new);
+        let ends = is_last
+            && trouble.is_none()
+            && !left_reach
+            && pass.suffices(passes)
+            && (pass.seq == 0 || !is_new);
         if is_new || passes == 1 || is_last {
             shared.wait_for_beat(BEAT).await;
             let then = match &page.next {
@@ -196,7 +202,9 @@ async fn follow(
         if let Some(trouble) = trouble {
             return Ok(Err(trouble));
         }
-        if !is_last {
+        if left_reach {
+            return Ok(Ok(()));
+        } else if !is_last {
             pass.seq += 1;
         } else if ends {
             return Ok(Ok(()));

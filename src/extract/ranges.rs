@@ -16,8 +16,7 @@ use super::refused::{Verdict, verdict};
 use super::run::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Pace, Seen};
 use crate::capture::{
-    Chain, Change, Effect, FailureNote, Kept, MessagesPage, PagePosition, PageToken, PendingRange, Segment,
-    Then,
+    Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
 use crate::days::DateRange;
 use crate::zoom::lane::Ended;
@@ -112,29 +111,14 @@ pub(super) async fn follow(
                     return split_range(shared, &range, split.parts, split.expected_pages).await;
                 }
             }
-            Step::End => {
-                end(shared, &range).await?;
-                return Ok(Vec::new());
+            Step::End => return Ok(Vec::new()),
+            Step::LeftReach => {
+                range.chain.resume = None;
+                return Ok(vec![range]);
             }
             Step::Failed(failure) => return give_up(shared, range, &mut pages, &failure).await,
         }
     }
-}
-
-/// All of a range has been received. If its days had been begun before, what Zoom gave then and does not give any more is
-/// added: it may have been deleted meanwhile, or this answer may lack it.
-async fn end(shared: &Shared, range: &PendingRange) -> Result<(), ExtractError> {
-    if !range.begun_before {
-        // Its last page has ended it.
-        return Ok(());
-    }
-    let kept = kept::of_ended(shared, range).await?;
-    if !kept.is_empty() {
-        tracing::warn!(days = %range.chain.days, items = kept.iter().map(Kept::items).sum::<u64>(),
-            "a session's days were read again and lack items that they had before: those are kept");
-    }
-    shared.commit(Change::EndRange { range: range.chain.id, kept }).await?;
-    Ok(())
 }
 
 /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
@@ -177,7 +161,6 @@ async fn drop_lost_days(
     let (failure, at) = (out_of_reach(rest.from), shared.now());
     let change = Change::CutRange { range: range.chain.id, lost, rest, kept, failure, at };
     shared.commit(change).await?;
-    range.begun_before |= range.chain.pages > 0;
     (range.chain.days, range.chain.pages) = (rest, 0);
     Ok(())
 }
@@ -186,6 +169,8 @@ async fn drop_lost_days(
 enum Step {
     More,
     End,
+    /// Its first days have left Zoom's reach while it was on its way: what Zoom answers then is not known.
+    LeftReach,
     Failed(Failure),
 }
 
@@ -208,9 +193,8 @@ async fn split_range(
         .zip(parts)
         .map(|(id, days)| {
             let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
-            let begun_before = range.begun_before || range.chain.pages > 0;
             // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange { chain, query: None, begun_before, pages_elsewhere: 0, ..range.clone() }
+            PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
         })
         .collect())
 }
@@ -298,14 +282,23 @@ impl Pages {
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        // Without its query a later run begins the chain again. It must: after a loop it would go round it once more, from a
-        // page stored without its repeats it would not recognise them, and nobody would tell it that days were left out.
-        let may_go_on = trouble.is_none() && page.repeats == 0 && self.leaves_out.is_none();
-        self.commit(shared, range, page, may_go_on.then(|| call.query())).await?;
-        Ok(match trouble {
+        // A later run must not go on from here: after a loop it would go round it once more, from a page stored without its repeats
+        // it would not recognise them, and nobody would tell it that days were left out.
+        let left_reach = self.token.is_none() && range.chain.days.from < shared.reach.oldest();
+        let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
+        let then = match &page.next {
+            Some(token) if is_sound && page.repeats == 0 => {
+                Then::Next(PageToken { token: token.clone(), at: shared.now() })
+            }
+            None if is_sound => Then::End,
+            _ => Then::Again,
+        };
+        self.commit(shared, range, page, then).await?;
+        Ok(match trouble.or_else(|| self.leaves_out.take_if(|_| self.token.is_none())) {
             Some(failure) => Step::Failed(failure),
+            None if left_reach => Step::LeftReach,
             None if self.token.is_some() => Step::More,
-            None => self.leaves_out.take().map_or(Step::End, Step::Failed),
+            None => Step::End,
         })
     }
 
@@ -334,14 +327,8 @@ impl Pages {
         shared: &Shared,
         range: &mut PendingRange,
         page: ReadPage,
-        query: Option<String>,
+        then: Then,
     ) -> Result<(), ExtractError> {
-        range.begun_before |= self.seq == 0 && range.chain.pages > 0;
-        let then = match &page.next {
-            Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
-            None if self.leaves_out.is_some() || range.begun_before => Then::Again,
-            None => Then::End,
-        };
         let position = PagePosition { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
@@ -350,8 +337,8 @@ impl Pages {
             shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
         }
         let ReadPage { segments, repeats, .. } = page;
-        let page_of_range =
-            MessagesPage { position, query, segments, repeats, direction: split::direction(page.ends) };
+        let (query, direction) = (self.call(range, shared).query(), split::direction(page.ends));
+        let page_of_range = MessagesPage { position, query, segments, repeats, direction };
         shared.commit(Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
         self.seq += 1;

@@ -21,7 +21,7 @@ use super::progress::Progress;
 use super::reach::Reach;
 use super::request::ExtractRequest;
 use super::splitting::Splitting;
-use super::{listing, ranges, windows};
+use super::{kept, listing, ranges, windows};
 use crate::capture::{
     CaptureError, Chain, Change, Counts, Effect, FailureNote, Location, Meta, PageToken, PendingRange,
     Reader, Writer,
@@ -292,6 +292,7 @@ impl Shared {
             }
             let nothing_else = exhausted && all_listed;
             if nothing_else && chains.is_empty() {
+                Box::pin(kept::compare_all(self)).await?;
                 if !reader.has_pending().await? {
                     return Ok(());
                 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use serde_json::{Value, json};
-use zoom_chat_reports::clock::ManualClock;
-use zoom_chat_reports::sim::{Dataset, ItemKind, ItemOptions, Match, SimSettings};
+use zoom_chat_reports::clock::{ManualClock, SystemClock};
+use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemKind, ItemOptions, Match, SimSettings};
 
 use crate::failures::{account, fault, status};
 use crate::harness::{Missing, World, assert_whole};
@@ -96,6 +96,39 @@ async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach()
     let missing = Missing { empty: [0].into(), ..Missing::default() };
     let days = (data.first_day(), data.last_day());
     assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
+}
+
+/// What Zoom then answers to a request is not known: the day may be left out without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of() {
+    for on_its_way in [Match::Messages, Match::List] {
+        let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
+        let today = jiff::civil::date(2026, 11, 24);
+        let sim = SimSettings { sessions: 5, messages: 300, months: 6, today: Some(today), ..account() };
+        let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+        world.sim.script(fault(on_its_way.clone(), 0, 50, FaultAnswer::Delay(Duration::from_millis(700))));
+        let id = world.submit(&world.everything()).await;
+        let is_sent = |job: &Value| match on_its_way {
+            Match::Messages => job["progress"]["units_total"].as_u64() > Some(0),
+            _ => job["progress"]["requests"].as_u64() > Some(0),
+        };
+        world.wait_until(&id, is_sent).await;
+        SystemClock::shared().sleep(Duration::from_millis(100)).await;
+        clock.advance(Duration::from_secs(7_200));
+        let job = world.finished(&id).await;
+        assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+        let failures = world.failures(&id).await;
+        let told: BTreeSet<_> = failures.iter().map(|failure| failure["code"].as_str().unwrap()).collect();
+        assert_eq!(told, ["out-of-reach"].into());
+        let of_a_list = failures.iter().any(|failure| failure["what"] == "listing");
+        assert_eq!(of_a_list, matches!(on_its_way, Match::List));
+        let data = world.sim.dataset();
+        let (lost, last) = (data.first_day(), data.last_day());
+        // What was answered of that day is kept.
+        let lost_days = (!matches!(on_its_way, Match::Messages)).then_some((lost, lost));
+        let missing = Missing { lost_days, ..Missing::default() };
+        assert_whole(&world.archive(&id).await, data, (lost, last), ItemOptions::default(), &missing);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
