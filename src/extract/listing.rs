@@ -148,7 +148,7 @@ async fn follow(
     let context = &shared.context;
     let days = list.days;
     let mut pass = Pass::from(shared.still_good(list), list.pages);
-    let (mut passes, mut has_shown) = (1, list.pages > 0);
+    let (mut passes, mut has_shown, mut not_found) = (1, list.pages > 0, 0);
     // What each page was: one that comes again as it was need not be stored again.
     let mut read = HashSet::new();
     loop {
@@ -159,12 +159,15 @@ async fn follow(
                 pass = Pass { paging: pass.paging, ..Pass::default() };
                 continue;
             }
-            // Zoom says 404 for "nothing there".
-            Err(Ended::Failed(failure))
-                if failure.is_not_found_by_zoom()
-                    && !has_shown
-                    && lists_nothing(shared, list, whole, effort).await? =>
-            {
+            // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
+            Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
+                not_found += 1;
+                if not_found == 1 {
+                    continue;
+                }
+                if !lists_nothing(shared, list, whole, effort).await? {
+                    return Ok(Err(failure));
+                }
                 ListPage { sessions: Vec::new(), next: None, unknown: Vec::new(), leaves_out: None }
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
@@ -218,24 +221,21 @@ async fn follow(
     }
 }
 
-/// Whether "not found" means that there are no sessions in these days: of a part of a window that has listed some only if Zoom
-/// says so twice, and the whole is still answered.
+/// Whether "not found" means that there are no sessions in these days: of a part of a window that has listed some only if the
+/// whole is still answered.
 async fn lists_nothing(
     shared: &Shared,
     list: &Chain,
     whole: DateRange,
     effort: Effort,
 ) -> Result<bool, ExtractError> {
-    let own = list.days;
-    if own == whole || !shared.location.look(async |reader| reader.has_listed(list.window).await).await? {
+    if list.days == whole
+        || !shared.location.look(async |reader| reader.has_listed(list.window).await).await?
+    {
         return Ok(true);
     }
-    let first_page = async |days| {
-        let call = Call::ListSessions { days, page_token: None };
-        shared.context.lane.fetch(&call, effort, call.any_answer()).await
-    };
-    let again = first_page(own).await;
-    Ok(again.is_err_and(|ended| ended.is_not_found_by_zoom()) && first_page(whole).await.is_ok())
+    let call = Call::ListSessions { days: whole, page_token: None };
+    Ok(shared.context.lane.fetch(&call, effort, call.any_answer()).await.is_ok())
 }
 
 /// Returns how many sessions it brought that were not there.

@@ -387,7 +387,7 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
     // The whole list breaks off after its first page, for all of its tries; its second half is not found.
     world.sim.script(fault(Match::ListTouching(from), 1, 8, status(500, "")));
     let gone = status(404, r#"{"code":5301,"message":"nothing"}"#);
-    world.sim.script(fault(Match::ListTouching(to), 9, 1, gone));
+    world.sim.script(fault(Match::ListTouching(to), 9, u32::MAX, gone));
     let id = world.submit(&body).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -396,10 +396,16 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
         failures.iter().all(|line| line["what"] == "listing" && line["code"] == "not-found"),
         "{failures:?}"
     );
+    world.sim.clear_script();
     assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
     assert_eq!(world.finished(&id).await["state"], "completed");
     let archive = world.archive(&id).await;
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
+    whole_despite(vec![fault(Match::List, 0, 1, status(404, r#"{"code":5301,"message":"nothing"}"#))]).await;
 }
 
 /// What a page repeats is recognised also when one without messages came between.
