@@ -203,48 +203,45 @@ impl Reader {
         rows.iter().map(page_ref).collect()
     }
 
-    /// A unit that has been fetched to its end after pages of it were set aside: where the segments of its pages are, in the order
-    /// of its days, and those of what was set aside.
-    pub async fn unit_to_compare(
-        &mut self,
-    ) -> Result<Option<(i64, Vec<PageRef>, Vec<PageRef>)>, CaptureError> {
-        let unit: Option<i64> = sqlx::query_scalar(
+    /// A unit that has been fetched to its end after pages of it were set aside.
+    pub async fn unit_to_compare(&mut self) -> Result<Option<i64>, CaptureError> {
+        Ok(sqlx::query_scalar(
             "SELECT unit FROM set_aside s
              WHERE (SELECT min(r.state <> 'pending') FROM ranges r WHERE r.unit = s.unit) LIMIT 1",
         )
         .fetch_optional(&mut self.connection)
-        .await?;
-        let Some(unit) = unit else { return Ok(None) };
-        let pages = sqlx::query(
-            "SELECT kind, items, raw_len, crc32, offset, length FROM pages JOIN ranges r ON r.id = range
-             WHERE r.unit = ? ORDER BY first_day, range, seq, kind",
-        )
-        .bind(unit)
-        .fetch_all(&mut self.connection)
-        .await?;
-        let set_aside = sqlx::query(
-            "SELECT kind, items, raw_len, crc32, offset, length FROM set_aside WHERE unit = ? ORDER BY rowid",
-        )
-        .bind(unit)
-        .fetch_all(&mut self.connection)
-        .await?;
-        // One that cannot be is as lost as one whose segment is damaged.
-        let set_aside = set_aside.iter().filter_map(|row| page_ref(row).ok()).collect();
-        Ok(Some((unit, pages.iter().map(page_ref).collect::<Result<_, _>>()?, set_aside)))
+        .await?)
     }
 
-    /// What was taken off ranges of the same session and window as this one, if it may hold something of these days: each page
-    /// with the days of its range.
+    /// The ranges of a unit in the order of its days, by their numbers.
+    pub async fn ranges_of(&mut self, unit: i64) -> Result<Vec<(i64, DateRange)>, CaptureError> {
+        let rows =
+            sqlx::query("SELECT id, first_day, last_day FROM ranges WHERE unit = ? ORDER BY first_day, id")
+                .bind(unit)
+                .fetch_all(&mut self.connection)
+                .await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, days(row)?))).collect()
+    }
+
+    /// The unit of a range.
+    pub async fn unit_of(&mut self, range: i64) -> Result<i64, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT unit FROM ranges WHERE id = ?")
+            .bind(range)
+            .fetch_one(&mut self.connection)
+            .await?)
+    }
+
+    /// What was taken off ranges of a unit, if it may hold something of these days: each page with the days of its range.
     pub async fn set_aside(
         &mut self,
-        range: i64,
+        unit: i64,
         of: DateRange,
     ) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
-             WHERE unit = (SELECT unit FROM ranges WHERE id = ?) AND first_day <= ? AND last_day >= ? ORDER BY rowid",
+             WHERE unit = ? AND first_day <= ? AND last_day >= ? ORDER BY rowid",
         )
-        .bind(range)
+        .bind(unit)
         .bind(of.to.to_string())
         .bind(of.from.to_string())
         .fetch_all(&mut self.connection)

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use jiff::civil::Date;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
 use super::windows;
-use crate::capture::{CaptureError, Change, Kept, Kind, PageRef, PendingRange, Segment, SegmentReader};
+use crate::capture::{
+    CaptureError, Change, Kept, Kind, PageRef, PendingRange, Reader, Segment, SegmentReader,
+};
 use crate::days::DateRange;
 use crate::files::blocking;
 use crate::zoom::wire::{modified_at, sent_at};
@@ -59,13 +62,12 @@ pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<V
 /// Adds to all units that were fetched to their end what was set aside of them and has not come again: it may have been deleted
 /// meanwhile, or the later answers may lack it. Compared is all of a unit, whatever days Zoom counts an item to.
 pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
-    loop {
-        let next =
-            shared.look(async |stored| Ok((stored.unit_to_compare().await?, stored.segments().clone())));
-        let (Some((unit, there, set_aside)), segments) = next.await? else { return Ok(()) };
-        let cancel = shared.context.cancel.clone();
-        let kept = blocking(move || lacking(&segments, &there, &set_aside, &cancel)).await?;
-        let Some(kept) = kept else { return Err(ExtractError::Cancelled) };
+    while let Some(unit) = shared.look(async |stored| stored.unit_to_compare().await).await? {
+        let (location, cancel) = (shared.location.clone(), shared.context.cancel.clone());
+        let runtime = Handle::current();
+        let compare =
+            move || runtime.block_on(location.look(async |stored| lacking(stored, unit, &cancel).await));
+        let Some(kept) = blocking(compare).await? else { return Err(ExtractError::Cancelled) };
         if !kept.is_empty() {
             let items = kept.iter().map(Kept::items).sum::<u64>();
             tracing::warn!(
@@ -75,46 +77,64 @@ pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
         }
         shared.commit(Change::Compared { unit, kept }).await?;
     }
+    Ok(())
 }
 
-/// What `set_aside` holds and `there` lacks; `None` once cancelled.
-fn lacking(
-    segments: &SegmentReader,
-    there: &[PageRef],
-    set_aside: &[PageRef],
+/// What was set aside of a unit, and its ranges do not have; `None` once cancelled.
+async fn lacking(
+    stored: &mut Reader,
+    unit: i64,
     cancel: &CancellationToken,
 ) -> Result<Option<Vec<Kept>>, CaptureError> {
-    let mut lacking = HashSet::new();
-    for page in set_aside {
-        let array = array_of(&read(segments, page)?);
-        lacking.extend(items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item))));
-    }
-    // What was set aside are the first pages of its chain as a rule, so they are found at one of the ends.
-    let from_both_ends = |nth| if nth % 2 == 0 { nth / 2 } else { there.len() - 1 - nth / 2 };
-    for page in (0..there.len()).map(|nth| &there[from_both_ends(nth)]) {
-        if cancel.is_cancelled() {
-            return Ok(None);
+    let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
+    let (mut kept, mut known) = (Vec::new(), HashSet::<(Kind, u128)>::new());
+    let set_aside = stored.set_aside(unit, DateRange::new(Date::MIN, Date::MAX)).await?;
+    // Of an item that was set aside more than once the latest counts.
+    for at_once in set_aside.chunk_by(|one, next| one.0 == next.0).rev() {
+        let mut lacking = HashSet::new();
+        for (_, page) in at_once {
+            let array = array_of(&read(&segments, page)?);
+            let items = items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item)));
+            lacking.extend(items.filter(|item| !known.contains(item)));
+        }
+        // As a rule these were the first pages of a chain, and are found again at one of the ends of its days.
+        let (near, far): (Vec<_>, Vec<_>) = ranges.iter().partition(|(_, days)| days.overlaps(at_once[0].0));
+        for (range, _) in from_both_ends(&near).chain(&far) {
+            if lacking.is_empty() {
+                break;
+            }
+            for page in from_both_ends(&stored.range_pages(*range).await?) {
+                if cancel.is_cancelled() {
+                    return Ok(None);
+                }
+                if lacking.is_empty() {
+                    break;
+                }
+                let array = array_of(&read(&segments, page)?);
+                for item in items_of(&array) {
+                    lacking.remove(&(page.kind, identity(page.kind, item)));
+                    // It may have been deleted since.
+                    lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+                }
+            }
         }
         if lacking.is_empty() {
-            break;
+            continue;
         }
-        let array = array_of(&read(segments, page)?);
-        for item in items_of(&array) {
-            lacking.remove(&(page.kind, identity(page.kind, item)));
-            // It may have been deleted since.
-            lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+        known.extend(&lacking);
+        for (_, page) in at_once {
+            kept.extend(chosen(&segments, page, |item| {
+                lacking.remove(&(page.kind, identity(page.kind, item)))
+            })?);
         }
     }
-    if lacking.is_empty() {
-        return Ok(Some(Vec::new()));
-    }
-    // Of what was set aside more than once the latest.
-    let mut kept = Vec::new();
-    for page in set_aside.iter().rev() {
-        kept.extend(chosen(segments, page, |item| lacking.remove(&(page.kind, identity(page.kind, item))))?);
-    }
-    kept.reverse();
     Ok(Some(kept))
+}
+
+/// The first, the last, the second, the last but one and so on.
+fn from_both_ends<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    let place = |nth: usize| if nth.is_multiple_of(2) { nth / 2 } else { all.len() - 1 - nth / 2 };
+    (0..all.len()).map(move |nth| &all[place(nth)])
 }
 
 /// What an item is recognised by in another reading: a message by its id, as it may have been edited since; of edits and deletions
@@ -145,7 +165,8 @@ async fn received(
     let (own, set_aside, segments) = shared
         .look(async |stored| {
             let own = stored.range_pages(range.chain.id).await?;
-            let set_aside = stored.set_aside(range.chain.id, days).await?;
+            let unit = stored.unit_of(range.chain.id).await?;
+            let set_aside = stored.set_aside(unit, days).await?;
             Ok((own, set_aside, stored.segments().clone()))
         })
         .await?;
