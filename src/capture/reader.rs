@@ -181,14 +181,12 @@ impl Reader {
         row.as_ref().map(days).transpose()
     }
 
-    /// The days of a range's window.
-    pub async fn window_of(&mut self, range: i64) -> Result<DateRange, CaptureError> {
-        let row = sqlx::query(
-            "SELECT w.first_day, w.last_day FROM ranges r JOIN windows w ON w.idx = r.window WHERE r.id = ?",
-        )
-        .bind(range)
-        .fetch_one(&mut self.connection)
-        .await?;
+    /// The days of a window.
+    pub async fn window(&mut self, window: i64) -> Result<DateRange, CaptureError> {
+        let row = sqlx::query("SELECT first_day, last_day FROM windows WHERE idx = ?")
+            .bind(window)
+            .fetch_one(&mut self.connection)
+            .await?;
         days(&row)
     }
 
@@ -223,11 +221,11 @@ impl Reader {
         rows.iter().map(|row| Ok((row.try_get("id")?, days(row)?))).collect()
     }
 
-    /// The unit of a range.
-    pub async fn unit_of(&mut self, range: i64) -> Result<i64, CaptureError> {
+    /// The unit of a range, unless that has been replaced meanwhile.
+    pub async fn unit_of(&mut self, range: i64) -> Result<Option<i64>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT unit FROM ranges WHERE id = ?")
             .bind(range)
-            .fetch_one(&mut self.connection)
+            .fetch_optional(&mut self.connection)
             .await?)
     }
 

@@ -165,8 +165,10 @@ async fn received(
     let (own, set_aside, segments) = shared
         .look(async |stored| {
             let own = stored.range_pages(range.chain.id).await?;
-            let unit = stored.unit_of(range.chain.id).await?;
-            let set_aside = stored.set_aside(unit, days).await?;
+            let set_aside = match stored.unit_of(range.chain.id).await? {
+                Some(unit) => stored.set_aside(unit, days).await?,
+                None => Vec::new(),
+            };
             Ok((own, set_aside, stored.segments().clone()))
         })
         .await?;

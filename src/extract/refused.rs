@@ -119,7 +119,7 @@ async fn holds_nothing(
     }
     let oldest = shared.reach.oldest();
     let look = shared.look(async |stored| {
-        Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window_of(range.chain.id).await?))
+        Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window(range.chain.window).await?))
     });
     let (shown_in, window) = look.await?;
     let own = range.chain.days;
