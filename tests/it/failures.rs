@@ -240,7 +240,7 @@ async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_brings_less
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_session_had_before_it_was_split_is_kept_when_its_parts_bring_less() {
     let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
-    whatever_came_stays(SimSettings { latency: Duration::from_millis(20), ..sim }, Vec::new(), 100).await;
+    whatever_came_stays(SimSettings { latency: Duration::from_millis(100), ..sim }, Vec::new(), 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -275,7 +275,7 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
     // Nothing else is left to do, so it is split once its first page has shown how long it is.
     let gone = fault(Match::Session(0), 1, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#));
     let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
-    let sim = SimSettings { latency: Duration::from_millis(20), ..sim };
+    let sim = SimSettings { latency: Duration::from_millis(100), ..sim };
     let failures = whatever_came_is_kept(sim, vec![gone], 100).await;
     assert!(failures.len() > 1, "it was split: {failures:?}");
 }
@@ -308,7 +308,7 @@ async fn a_chain_that_always_breaks_at_the_same_page_loses_that_day_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
     let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
-    let sim = SimSettings { latency: Duration::from_millis(20), ..sim };
+    let sim = SimSettings { latency: Duration::from_millis(100), ..sim };
     for after in 1..4 {
         let world = World::new(sim.clone()).await;
         let gone = status(404, r#"{"code":5301,"message":"gone"}"#);
