@@ -204,8 +204,8 @@ impl Reader {
     /// A unit that has been fetched to its end after pages of it were set aside.
     pub async fn unit_to_compare(&mut self) -> Result<Option<i64>, CaptureError> {
         Ok(sqlx::query_scalar(
-            "SELECT unit FROM set_aside s
-             WHERE (SELECT min(r.state <> 'pending') FROM ranges r WHERE r.unit = s.unit) LIMIT 1",
+            "SELECT id FROM units WHERE id IN (SELECT unit FROM set_aside)
+             AND (SELECT min(r.state <> 'pending') FROM ranges r WHERE r.unit = units.id) LIMIT 1",
         )
         .fetch_optional(&mut self.connection)
         .await?)

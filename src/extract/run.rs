@@ -247,6 +247,8 @@ impl Shared {
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;
         }
+        // Builds before this one compared nothing, and what goes into the archive early must not change afterwards.
+        Box::pin(kept::compare_all(self)).await?;
         self.context.progress.set_to(&reader.counts().await?);
         Ok(())
     }

@@ -67,6 +67,31 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
 }
 
+/// Captures of earlier builds hold pages that were set aside of chats that are whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_made() {
+    let mut world = World::new(account()).await;
+    let (job, archive) = world.run(&world.everything()).await;
+    let id = job["id"].as_str().unwrap().to_owned();
+    world.stop().await;
+    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
+    let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let set_aside = sqlx::query(
+        "INSERT INTO set_aside SELECT r.unit, r.first_day, r.last_day, kind, items, raw_len, crc32, offset, length
+         FROM pages JOIN ranges r ON r.id = range",
+    );
+    assert!(set_aside.execute(&mut capture).await.unwrap().rows_affected() > 40);
+    capture.close().await.unwrap();
+    std::fs::remove_file(directory.join("archive.zip")).unwrap();
+    world.restart().await;
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    let again = world.finished(&id).await;
+    assert_eq!(again["state"], "completed", "{again:#}");
+    assert_eq!(again["progress"]["units_done"], job["progress"]["units_done"]);
+    assert_eq!(world.archive(&id).await.comparable(), archive.comparable());
+}
+
 /// Whatever became of the index: the messages beside it may be all there is of some days.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
