@@ -80,13 +80,13 @@ async fn begin(
 
 #[cfg(test)]
 mod tests {
-    use crate::days::DateRange;
     use std::path::Path;
 
     use super::*;
     use crate::archive::assemble;
     use crate::capture::testing::{last_page, list, planned};
     use crate::capture::{Change, FailureNote, MessagesPage, Meta, Segment, Writer};
+    use crate::days::DateRange;
     use jiff::civil::date;
     use proptest::prelude::*;
     use tempfile::TempDir;

@@ -95,7 +95,7 @@ pub(super) async fn apply<'a>(
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                effect.items = effect.items.less(begin_again(tx, *range).await?);
+                effect.items = effect.items - begin_again(tx, *range).await?;
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -140,7 +140,7 @@ async fn cut_range(
         .bind(range)
         .execute(&mut **tx)
         .await?;
-    Ok(kept.less(taken_off))
+    Ok(kept - taken_off)
 }
 
 /// Cuts a range into parts, the first of which keeps its number, unless it has been replaced meanwhile.
@@ -156,7 +156,7 @@ async fn split_range(
         .fetch_one(&mut **tx)
         .await?;
     let Some((first, others)) = parts.split_first().filter(|_| there) else { return Ok(effect) };
-    effect.items = Items::default().less(begin_again(tx, range).await?);
+    effect.items = Items::default() - begin_again(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
          WHERE id = (SELECT unit FROM ranges WHERE id = ?)",

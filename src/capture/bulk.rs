@@ -51,7 +51,7 @@ pub(super) async fn messages_pages(
         }
     }
     let replaced = replace_pages(tx, pages).await?;
-    let items = insert_pages(tx, rows).await?.less(replaced);
+    let items = insert_pages(tx, rows).await? - replaced;
     let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
     unknown_members(tx, Of::Ranges, &told_by).await?;
     let places: Vec<_> = pages

@@ -226,7 +226,7 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<Ef
     .await?;
     // They go last, so that the new ranges do not get their numbers: chains of theirs may be under way.
     if !replaced.is_empty() {
-        effect.items = Items::default().less(set_aside(tx, &replaced).await?);
+        effect.items = Items::default() - set_aside(tx, &replaced).await?;
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
             .bind(json(&replaced))
             .execute(&mut **tx)
@@ -313,8 +313,7 @@ async fn done(tx: &mut Tx<'_>, first: i64, last: i64) -> Result<(i64, i64), Capt
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::last_page;
-    use crate::capture::testing::{empty_page, list, planned};
+    use crate::capture::testing::{empty_page, last_page, list, planned};
     use crate::capture::{Change, Kept, Kind, MessagesPage, Place, Segment, Then};
     use jiff::civil::date;
 

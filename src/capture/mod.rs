@@ -426,7 +426,6 @@ async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::days::DateRange;
     use jiff::civil::date;
     use testing::{empty_page, list, planned};
 

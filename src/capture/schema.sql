@@ -35,7 +35,7 @@ CREATE TABLE units (
     listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
     expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when pages of it were dropped, to be fetched again
-    settled INTEGER,                                -- the commit that last ended a range of it; later ones have higher numbers
+    settled INTEGER,                                -- the commit that last ended a range of it, or compared it; later ones have higher numbers
     UNIQUE (session, window)
 ) STRICT;
 CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;

@@ -1,7 +1,7 @@
 -- What captures have since version 4; older ones get it.
 
--- Pages taken off a range of these days, because it was cut or its chain began again: until the days are there once more they
--- may be all there is.
+-- Pages taken off a range of these days, because it was cut or its chain began again: until its unit has been compared with them
+-- they may be all there is.
 CREATE TABLE set_aside (
     unit INTEGER NOT NULL REFERENCES units(id),
     first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),

@@ -2,6 +2,8 @@
 //!
 //! Whoever awaits [`Writer::commit`] knows, when it returns, that its change is on disk. A change is atomic.
 
+use std::ops::Sub;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use sqlx::Connection;
@@ -86,13 +88,6 @@ pub enum Kept {
 }
 
 impl Kept {
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Page(page) => page.kind,
-            Self::Items(kind, _) => *kind,
-        }
-    }
-
     pub fn items(&self) -> u64 {
         match self {
             Self::Page(page) => page.items,
@@ -226,8 +221,12 @@ impl Items {
     pub(super) fn count(&mut self, kind: Kind, items: i64) {
         self.0[kind as usize] = self.0[kind as usize].saturating_add(items);
     }
+}
 
-    pub(super) fn less(mut self, other: Self) -> Self {
+impl Sub for Items {
+    type Output = Self;
+
+    fn sub(mut self, other: Self) -> Self {
         for kind in Kind::ALL {
             self.count(kind, other.0[kind as usize].saturating_neg());
         }

@@ -75,10 +75,11 @@ impl Command {
     /// Warns of settings that are probably not meant, and of `ZOOM_…` variables that are none: a misspelt one would be passed
     /// over.
     fn tell_of_doubtful_settings(&self) {
+        let to_a_person: fn(String) = |doubt| remark(format_args!("warning: {doubt}"));
         let (zoom, tell): (_, fn(String)) = match self {
             Self::Serve(args) => (&args.zoom, |doubt| tracing::warn!("{doubt}")),
-            Self::Extract(args) => (&args.zoom, |doubt| remark(format_args!("warning: {doubt}"))),
-            Self::Check(args) => (&args.zoom, |doubt| remark(format_args!("warning: {doubt}"))),
+            Self::Extract(args) => (&args.zoom, to_a_person),
+            Self::Check(args) => (&args.zoom, to_a_person),
             Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => return,
         };
         let (command, mut doubts) = (Cli::command(), zoom.doubts());

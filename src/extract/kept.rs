@@ -93,9 +93,7 @@ async fn lacking(
     for at_once in set_aside.chunk_by(|one, next| one.0 == next.0).rev() {
         let mut lacking = HashSet::new();
         for (_, page) in at_once {
-            let array = array_of(&read(&segments, page)?);
-            let items = items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item)));
-            lacking.extend(items.filter(|item| !known.contains(item)));
+            lacking.extend(recognised(&segments, page)?.difference(&known));
         }
         // As a rule these were the first pages of a chain, and are found again at one of the ends of its days.
         let (near, far): (Vec<_>, Vec<_>) = ranges.iter().partition(|(_, days)| days.overlaps(at_once[0].0));
@@ -103,19 +101,9 @@ async fn lacking(
             if lacking.is_empty() {
                 break;
             }
-            for page in from_both_ends(&stored.range_pages(*range).await?) {
-                if cancel.is_cancelled() {
-                    return Ok(None);
-                }
-                if lacking.is_empty() {
-                    break;
-                }
-                let array = array_of(&read(&segments, page)?);
-                for item in items_of(&array) {
-                    lacking.remove(&(page.kind, identity(page.kind, item)));
-                    // It may have been deleted since.
-                    lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
-                }
+            let pages = stored.range_pages(*range).await?;
+            if !take_off(&mut lacking, &pages, &segments, cancel)? {
+                return Ok(None);
             }
         }
         if lacking.is_empty() {
@@ -129,6 +117,36 @@ async fn lacking(
         }
     }
     Ok(Some(kept))
+}
+
+/// Takes off what these pages have. False once cancelled.
+fn take_off(
+    lacking: &mut HashSet<(Kind, u128)>,
+    pages: &[PageRef],
+    segments: &SegmentReader,
+    cancel: &CancellationToken,
+) -> Result<bool, CaptureError> {
+    for page in from_both_ends(pages) {
+        if cancel.is_cancelled() {
+            return Ok(false);
+        }
+        if lacking.is_empty() {
+            break;
+        }
+        let array = array_of(&read(segments, page)?);
+        for item in items_of(&array) {
+            lacking.remove(&(page.kind, identity(page.kind, item)));
+            // It may have been deleted since.
+            lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+        }
+    }
+    Ok(true)
+}
+
+/// What the items of a page are recognised by.
+fn recognised(segments: &SegmentReader, page: &PageRef) -> Result<HashSet<(Kind, u128)>, CaptureError> {
+    let array = array_of(&read(segments, page)?);
+    Ok(items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item))).collect())
 }
 
 /// The first, the last, the second, the last but one and so on.

@@ -282,10 +282,10 @@ impl Pages {
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        // A later run must not go on from here: after a loop it would go round it once more, from a page stored without its repeats
-        // it would not recognise them, and nobody would tell it that days were left out.
         let left_reach = self.token.is_none() && range.chain.days.from < shared.reach.oldest();
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
+        // Else a later run must not go on from here: after a loop it would go round it once more, from a page stored without its
+        // repeats it would not recognise them, and nobody would tell it that days were left out.
         let then = match &page.next {
             Some(token) if is_sound && page.repeats == 0 => {
                 Then::Next(PageToken { token: token.clone(), at: shared.now() })
@@ -293,7 +293,7 @@ impl Pages {
             None if is_sound => Then::End,
             _ => Then::Again,
         };
-        self.commit(shared, range, page, then).await?;
+        self.commit(shared, range, page, then, call.query()).await?;
         Ok(match trouble.or_else(|| self.leaves_out.take_if(|_| self.token.is_none())) {
             Some(failure) => Step::Failed(failure),
             None if left_reach => Step::LeftReach,
@@ -328,6 +328,7 @@ impl Pages {
         range: &mut PendingRange,
         page: ReadPage,
         then: Then,
+        query: String,
     ) -> Result<(), ExtractError> {
         let position = PagePosition { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
@@ -337,7 +338,7 @@ impl Pages {
             shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
         }
         let ReadPage { segments, repeats, .. } = page;
-        let (query, direction) = (self.call(range, shared).query(), split::direction(page.ends));
+        let direction = split::direction(page.ends);
         let page_of_range = MessagesPage { position, query, segments, repeats, direction };
         shared.commit(Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
