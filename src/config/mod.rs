@@ -2,13 +2,14 @@
 //!
 //! Owns names, defaults, and the checks that need more than one value. A wrong setting stops the start with its name.
 
+mod dotenv;
+mod values;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
 use clap::{Args, ValueEnum};
-use jiff::{Span, SpanRelativeTo, Unit};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::app::AppSettings;
@@ -18,7 +19,10 @@ use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
-use crate::zoom::{ZoomSettings, is_http, travels_in_the_open, wrong_environment};
+use crate::zoom::{ZoomSettings, travels_in_the_open, wrong_environment};
+pub use dotenv::load_dotenv;
+pub use values::address;
+use values::{base_url, duration, origin_of, secret};
 
 /// What is wrong with the settings; names each of them.
 #[derive(Debug, thiserror::Error)]
@@ -165,47 +169,6 @@ const MOST_RUNNING_JOBS: usize = 256;
 const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest delay is sixty times as long.
 const LONGEST_RETRY_BASE: Duration = Duration::from_mins(1);
-
-/// Reads `.env` of the working directory into the environment; what is set already stays. Not of a directory above it, where
-/// others may write.
-pub fn load_dotenv() -> Result<(), ConfigError> {
-    match dotenvy::from_path(".env") {
-        Err(error) if !error.not_found() => {
-            // The error quotes the line, which may hold a secret.
-            let wrong = match error {
-                dotenvy::Error::Io(error) => format!("it cannot be read: {error}"),
-                dotenvy::Error::LineParse(line, _) => malformed(&line),
-                error => error.to_string(),
-            };
-            Err(ConfigError(vec![format!(".env: {wrong}")]))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Which line of `.env` is wrong, by its number: it may hold a secret.
-fn malformed(line: &str) -> String {
-    let first = line.lines().next().unwrap_or_default().trim();
-    let text = std::fs::read_to_string(".env").unwrap_or_default();
-    let number = text.lines().position(|own| own.trim() == first);
-    let which = number.map_or("a line of it".to_owned(), |before| format!("line {}", before + 1));
-    format!("{which} is malformed; a value with spaces, quotes, # or $ needs single quotes")
-}
-
-/// A base URL as it is used, or what it must be. What it is is not told: it may hold a password.
-fn base_url(text: &str, usual: &str) -> Result<String, String> {
-    let text = text.trim();
-    match reqwest::Url::parse(text) {
-        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            Err("must not hold a user name or password".to_owned())
-        }
-        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
-            Err("must not have a query or fragment".to_owned())
-        }
-        Ok(url) if is_http(&url) => Ok(text.to_owned()),
-        _ => Err(format!("must be an http or https URL, such as {usual}")),
-    }
-}
 
 impl ZoomArgs {
     pub fn settings(&self) -> Result<ZoomSettings, ConfigError> {
@@ -412,33 +375,6 @@ impl ServiceArgs {
     }
 }
 
-/// `https://host` or with a port, nothing after it.
-fn origin_of(text: &str) -> Result<HeaderValue, String> {
-    let wrong = || format!("CORS_ORIGINS must hold origins such as https://tools.example.org, not {text}");
-    let url = reqwest::Url::parse(text).map_err(|_| wrong())?;
-    if url.origin().ascii_serialization() != text || !["http", "https"].contains(&url.scheme()) {
-        return Err(wrong());
-    }
-    HeaderValue::from_str(text).map_err(|_| wrong())
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "clap's value parsers return results")]
-fn secret(text: &str) -> Result<SecretString, String> {
-    Ok(text.trim().into())
-}
-
-pub fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080".to_owned())
-}
-
-/// `500ms`, `30s`, `12h`, `7d`; a day is 24 hours.
-fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || "must be a time such as 500ms, 30s, 12h or 7d".to_owned();
-    let span: Span = text.parse().map_err(|_| bad())?;
-    let seconds = span.total((Unit::Second, SpanRelativeTo::days_are_24_hours())).map_err(|_| bad())?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -516,14 +452,6 @@ mod tests {
         assert_eq!(limit("--zoom-plan Enterprise"), Some(60.0));
         assert_eq!(limit("--zoom-rate-limit 7"), Some(7.0));
         assert_eq!(limit("--zoom-rate-limit 0"), None);
-    }
-
-    #[test]
-    fn times_are_read_in_words_people_use() {
-        for (text, seconds) in [("500ms", 0.5), ("30s", 30.0), ("12h", 43_200.0), ("7d", 604_800.0)] {
-            assert!((duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9, "{text}");
-        }
-        assert!(duration("-5s").is_err() && duration("7").is_err());
     }
 
     #[test]

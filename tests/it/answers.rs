@@ -8,7 +8,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::ToSpan;
-use serde_json::{Value, json};
+use serde_json::json;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{Missing, World, assert_whole};
@@ -357,8 +357,7 @@ async fn every_answer_leads_to_what_the_document_says() {
                 assert_eq!(state, "completed", "{name}: {job:#}");
                 let archive = world.archive(&job_id).await;
                 archive.check_form();
-                let summary = archive.json("_metadata/sessions_summary.json");
-                let line = line_of(&summary, &data.session(0).id).unwrap();
+                let line = archive.line_of(&data.session(0).id).unwrap();
                 let own = format!("messages/{}_messages.json", line["key"].as_str().unwrap());
                 let text = String::from_utf8_lossy(&archive.files[&own]);
                 assert!(text == format!("[\n{}\n]\n", expected.join(",\n")), "{name}: not byte for byte");
@@ -368,8 +367,7 @@ async fn every_answer_leads_to_what_the_document_says() {
                 let archive = world.archive(&job_id).await;
                 archive.check_form();
                 let id = id.unwrap_or_else(|| data.session(0).id);
-                let summary = archive.json("_metadata/sessions_summary.json");
-                let line = line_of(&summary, &id).unwrap_or_else(|| panic!("{name}: it is not there"));
+                let line = archive.line_of(&id).unwrap_or_else(|| panic!("{name}: it is not there"));
                 let files = line["files"].as_array().unwrap();
                 assert!(
                     files.len() == 1 && files[0].as_str().unwrap().starts_with("sessions/"),
@@ -391,10 +389,6 @@ async fn every_answer_leads_to_what_the_document_says() {
             }
         }
     }
-}
-
-fn line_of<'a>(summary: &'a Value, id: &str) -> Option<&'a Value> {
-    summary.as_array().unwrap().iter().find(|line| line["id"] == id)
 }
 
 /// Whatever an answer of fewer days holds is kept, and the days are named.
@@ -521,8 +515,7 @@ async fn what_overlaps_is_kept_once_and_what_is_empty_stays() {
     let (job, archive) = empty.run(&empty.everything()).await;
     assert_eq!(job["state"], "completed");
     let id = empty.sim.dataset().session(0).id;
-    let summary = archive.json("_metadata/sessions_summary.json");
-    let line = summary.as_array().unwrap().iter().find(|line| line["id"] == id.as_str()).unwrap();
+    let line = archive.line_of(&id).unwrap();
     assert_eq!((line["counts"]["messages"].as_u64(), line["files"].as_array().unwrap().len()), (Some(0), 1));
 }
 

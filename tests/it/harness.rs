@@ -228,6 +228,12 @@ pub async fn removed(path: &Path) {
     panic!("{} is still there", path.display());
 }
 
+/// The messages of a session that were sent in these days, in their order.
+pub fn sent(data: &Dataset, session: u32, from: Date, to: Date) -> Vec<String> {
+    let items = data.items(session, from, to, ItemOptions::default());
+    items.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text).collect()
+}
+
 /// An archive, opened by an independent reader.
 #[derive(Debug, Clone)]
 pub struct Archive {
@@ -254,6 +260,12 @@ impl Archive {
 
     pub fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.files[name]).unwrap()
+    }
+
+    /// The line of a session in the summary of sessions.
+    pub fn line_of(&self, id: &str) -> Option<Value> {
+        let summary = self.json("_metadata/sessions_summary.json");
+        summary.as_array().unwrap().iter().find(|line| line["id"] == id).cloned()
     }
 
     /// The messages of a session that the summary of sessions has in this line.

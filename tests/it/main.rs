@@ -5,6 +5,7 @@
 mod harness;
 mod process;
 
+mod again;
 mod answers;
 mod api;
 mod command_line;

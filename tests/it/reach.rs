@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::civil::Date;
 use serde_json::{Value, json};
 use zoom_chat_reports::clock::{ManualClock, SystemClock};
-use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemKind, ItemOptions, Match, SimSettings};
+use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::failures::{account, fault, status};
-use crate::harness::{Missing, World, assert_whole};
+use crate::harness::{Missing, World, assert_whole, sent};
 
 /// What is missing without these first days; sessions of them alone cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
@@ -156,20 +156,13 @@ async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_
     let kept = failures.iter().map(|failure| failure["messages_captured"].as_u64().unwrap());
     assert!(kept.sum::<u64>() > 0, "what was received of that day stays: {failures:?}");
     let archive = world.archive(&id).await;
-    let summary = archive.json("_metadata/sessions_summary.json");
     let mut all = 0;
     for index in data.sessions_listed(lost, data.last_day()) {
-        let line =
-            summary.as_array().unwrap().iter().find(|line| line["id"] == data.session(index).id.as_str());
-        let mut held = archive.messages_of(line.unwrap());
+        let mut held = archive.messages_of(&archive.line_of(&data.session(index).id).unwrap());
         all += held.len();
-        let messages = |from, to| {
-            let items = data.items(index, from, to, ItemOptions::default());
-            items.filter(|(kind, _)| *kind == ItemKind::Message).map(|(_, text)| text).collect::<Vec<_>>()
-        };
         // What had been received of the lost day, and all that came after it, each once.
-        let rest = messages(lost.tomorrow().unwrap(), data.last_day());
-        let first = messages(lost, lost);
+        let rest = sent(&data, index, lost.tomorrow().unwrap(), data.last_day());
+        let first = sent(&data, index, lost, lost);
         let kept = held.len() - rest.len();
         assert_eq!(held.split_off(kept), rest, "session {index}");
         assert!(held.iter().all(|text| first.contains(text)), "session {index}");
