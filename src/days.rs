@@ -2,7 +2,19 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
+
+/// The instant at which a day begins.
+pub fn begins(day: Date) -> Timestamp {
+    day.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |begin| begin.timestamp())
+}
+
+/// The day of an instant in milliseconds since 1970; none of one that no calendar has.
+pub fn day_of(at_ms: i64) -> Option<Date> {
+    Some(Timestamp::from_millisecond(at_ms).ok()?.to_zoned(TimeZone::UTC).date())
+}
 
 /// Days `from` to `to`, both included, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

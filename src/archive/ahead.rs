@@ -131,12 +131,7 @@ mod tests {
             End::Failed => {
                 let (code, message) = ("server-error".to_owned(), "it fell".to_owned());
                 let failure = FailureNote { code, status: Some(500), zoom_code: None, message, attempts: 8 };
-                Change::FailRange {
-                    range,
-                    kept: Vec::new(),
-                    failure,
-                    at: "2026-05-30T19:00:00Z".parse().unwrap(),
-                }
+                Change::FailRange { range, failure, at: "2026-05-30T19:00:00Z".parse().unwrap() }
             }
         }
     }

@@ -265,6 +265,7 @@ pub async fn summary(
         "retries": facts.traffic["retries"],
         "rate_limited": facts.traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
+        "items_missing_when_read_again": reader.kept().await?,
         "unknown_members": reader.unknown_members().await?,
         "failures": reader.failure_count().await?,
         "not_selected": not_selected(facts, reader).await?,

@@ -50,22 +50,17 @@ pub(super) async fn apply<'a>(
             fail(tx, statement, *list, failure, *at).await?;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
-        Change::Compared { unit, kept } => {
-            // The messages of days that failed are told beside their failure.
+        Change::Compared { unit, as_of, kept } => {
             let range: Option<i64> = sqlx::query_scalar(
-                "SELECT id FROM ranges WHERE unit = ?1
-                 AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending')
-                 ORDER BY state = 'failed', first_day DESC LIMIT 1",
+                "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.settled IS ?2
+                 AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending') LIMIT 1",
             )
             .bind(unit)
+            .bind(as_of)
             .fetch_optional(&mut **tx)
             .await?;
             if let Some(range) = range {
-                let items = keep(tx, range, kept, offset).await?;
-                if !kept.is_empty() {
-                    let statement = "UPDATE ranges SET state = 'done' WHERE id = ? AND state = 'not_found'";
-                    run_with_id(tx, &[statement], range).await?;
-                }
+                let items = keep(tx, kept, offset).await?;
                 run_with_id(tx, &["DELETE FROM set_aside WHERE unit = ?"], *unit).await?;
                 effect = Effect { items, ..bulk::settle(tx, commit, &[range]).await? };
             }
@@ -74,14 +69,13 @@ pub(super) async fn apply<'a>(
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;
         }
-        Change::FailRange { range, kept, failure, at } => {
-            let items = keep(tx, *range, kept, offset).await?;
+        Change::FailRange { range, failure, at } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failure, *at).await?;
-            effect = Effect { items, ..bulk::settle(tx, commit, &[*range]).await? };
+            effect = bulk::settle(tx, commit, &[*range]).await?;
         }
-        Change::CutRange { range, lost, rest, kept, failure, at } => {
-            effect.items = cut_range(tx, *range, (*lost, *rest), (kept, offset), (failure, *at)).await?;
+        Change::CutRange { range, lost, rest, failure, at } => {
+            effect.items = cut_range(tx, *range, (*lost, *rest), (failure, *at)).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             effect = split_range(tx, *range, parts, *expected_pages).await?;
@@ -112,35 +106,35 @@ pub(super) async fn apply<'a>(
     Ok(effect)
 }
 
-/// Makes the first days of a range, which are out of reach, a failed range of their own, with what is kept of them.
+/// Makes the first days of a range, which are out of reach, a failed range of their own.
 async fn cut_range(
     tx: &mut Tx<'_>,
     range: i64,
     (lost, rest): (DateRange, DateRange),
-    (kept, offset): (&[Kept], u64),
     (failure, at): (&FailureNote, Timestamp),
 ) -> Result<Items, CaptureError> {
-    let failed: Option<i64> = sqlx::query_scalar(
+    let failed = sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
-         SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ? RETURNING id",
+         SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
     )
     .bind(lost.from.to_string())
     .bind(lost.to.to_string())
     .bind(note(failure))
     .bind(at.to_string())
     .bind(range)
-    .fetch_optional(&mut **tx)
+    .execute(&mut **tx)
     .await?;
-    // It may have been replaced meanwhile.
-    let Some(failed) = failed else { return Ok(Items::default()) };
-    let kept = keep(tx, failed, kept, offset).await?;
+    if failed.rows_affected() == 0 {
+        // It has been replaced meanwhile.
+        return Ok(Items::default());
+    }
     let taken_off = begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
         .bind(rest.from.to_string())
         .bind(range)
         .execute(&mut **tx)
         .await?;
-    Ok(kept - taken_off)
+    Ok(Items::default() - taken_off)
 }
 
 /// Cuts a range into parts, the first of which keeps its number, unless it has been replaced meanwhile.
@@ -221,38 +215,41 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<Items, 
          ORDER BY p.range, p.seq, p.kind",
         "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
         "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",
+        "UPDATE ranges SET kept = 0 WHERE id IN (SELECT value FROM json_each(?))",
     ] {
         sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;
     }
     Ok(items)
 }
 
-/// Adds to the pages of a range what else is kept of it; the first new segment stands at `offset`. Its chain can then only
-/// begin again. Returns how much is kept.
-async fn keep(tx: &mut Tx<'_>, range: i64, kept: &[Kept], mut offset: u64) -> Result<Items, CaptureError> {
-    if kept.is_empty() {
-        return Ok(Items::default());
+/// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
+/// again. Returns how much is kept.
+async fn keep(tx: &mut Tx<'_>, kept: &[(i64, Kept)], mut offset: u64) -> Result<Items, CaptureError> {
+    let mut rows = Vec::with_capacity(kept.len());
+    for of_range in kept.chunk_by(|one, next| one.0 == next.0) {
+        let range = of_range[0].0;
+        let first: i64 = sqlx::query_scalar(
+            "UPDATE ranges SET pages = pages + ?1, kept = kept + ?3, next_token = NULL, token_at = NULL,
+                 state = iif(state = 'not_found', 'done', state) WHERE id = ?2 RETURNING pages - ?1",
+        )
+        .bind(of_range.len() as i64)
+        .bind(range)
+        .bind(of_range.iter().map(|(_, kept)| kept.items()).sum::<u64>() as i64)
+        .fetch_one(&mut **tx)
+        .await?;
+        for ((_, kept), seq) in of_range.iter().zip(first..) {
+            let page = match kept {
+                Kept::Page(page) => *page,
+                Kept::Items(kind, segment) => {
+                    let page = segment.at(offset, *kind);
+                    offset += page.length;
+                    page
+                }
+            };
+            rows.push(bulk::Row { range, seq, page });
+        }
     }
-    let pages: Option<i64> = sqlx::query_scalar(
-        "UPDATE ranges SET pages = pages + ?1, next_token = NULL, token_at = NULL WHERE id = ?2
-         RETURNING pages - ?1",
-    )
-    .bind(kept.len() as i64)
-    .bind(range)
-    .fetch_optional(&mut **tx)
-    .await?;
-    let rows = kept.iter().zip(pages.unwrap_or_default()..).map(|(kept, seq)| {
-        let page = match kept {
-            Kept::Page(page) => *page,
-            Kept::Items(kind, segment) => {
-                let page = segment.at(offset, *kind);
-                offset += page.length;
-                page
-            }
-        };
-        bulk::Row { range, seq, page }
-    });
-    bulk::insert_pages(tx, rows.collect()).await
+    bulk::insert_pages(tx, rows).await
 }
 
 pub(super) async fn run_with_id(

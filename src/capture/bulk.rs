@@ -146,7 +146,7 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
 /// is to be compared, else failed if one is, else not found if all are.
 pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Result<Effect, CaptureError> {
-    let units: Vec<(String, i64)> = sqlx::query_as(
+    let units: Vec<(i64, i64, String, bool)> = sqlx::query_as(
         "UPDATE units SET settled = ?2, state = (
              SELECT CASE WHEN sum(r.state = 'pending') > 0
                              OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
@@ -155,7 +155,7 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
                          ELSE 'done' END
              FROM ranges r WHERE r.unit = units.id)
          WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?1)))
-         RETURNING state, session",
+         RETURNING id, session, state, NOT EXISTS (SELECT 1 FROM ranges WHERE unit = units.id AND state = 'pending')",
     )
     .bind(json(&ranges))
     .bind(commit)
@@ -163,8 +163,9 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
     .await?;
     let mut effect = Effect::default();
     let mut sessions = Vec::new();
-    for (state, session) in units {
+    for (unit, session, state, is_fetched) in units {
         match state.as_str() {
+            "pending" if is_fetched => effect.to_compare.push(unit),
             "pending" => {}
             "failed" => effect.units_failed += 1,
             "done" | "not_found" => {

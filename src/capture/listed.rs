@@ -314,7 +314,7 @@ async fn done(tx: &mut Tx<'_>, first: i64, last: i64) -> Result<(i64, i64), Capt
 mod tests {
     use super::*;
     use crate::capture::testing::{empty_page, last_page, list, planned};
-    use crate::capture::{Change, Kept, Kind, MessagesPage, Place, Segment, Then};
+    use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, Place, Segment, Then};
     use jiff::civil::date;
 
     fn days(month: i8) -> DateRange {
@@ -413,34 +413,42 @@ mod tests {
             Change::MessagesPage(MessagesPage::new(position, segments))
         };
         let page = |range, items| page_then(range, items, Then::End);
-        let kept = || vec![Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap())];
+        let kept =
+            |range| vec![(range, Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))];
         let mut reader = location.open_reader().await.unwrap();
-        let (mut sessions, mut units, mut items) = (0, 0, Items::default());
-        for change in [
+        let (mut sessions, mut units, mut items, mut most_kept) = (0, 0, Items::default(), 0);
+        for mut change in [
             list(1, &["a", "b", "c"]),
             page_then(1, 7, Then::Again),
             page(1, 3),
-            Change::Compared { unit: 1, kept: Vec::new() },
+            Change::Compared { unit: 1, as_of: None, kept: Vec::new() },
             page_then(2, 2, Then::Again),
             Change::SplitRange { range: 2, parts: vec![days(3)], expected_pages: 0 },
             page(2, 1),
             probe(3, 3),
             page_then(4, 2, Then::Again),
             page(4, 1),
-            Change::Compared { unit: 4, kept: kept() },
+            Change::Compared { unit: 4, as_of: None, kept: kept(4) },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),
             page(7, 9),
         ] {
+            if let Change::Compared { unit, as_of, .. } = &mut change {
+                let stale = Change::Compared { unit: *unit, as_of: *as_of, kept: kept(1) };
+                assert_eq!(writer.commit(stale).await.unwrap(), Effect::default(), "it has changed since");
+                *as_of = reader.settled_in(*unit).await.unwrap();
+            }
             let effect = writer.commit(change).await.unwrap();
             sessions = sessions + effect.sessions_done - effect.reopened_sessions;
             units = units + effect.units_done - effect.reopened_units;
             items.0.iter_mut().zip(effect.items.0).for_each(|(sum, more)| *sum += more);
+            most_kept = items.0[2].max(most_kept);
             let counts = reader.counts().await.unwrap();
             assert_eq!((sessions, units), (counts.sessions_done, counts.units_done));
             assert_eq!(items.0.map(i64::cast_unsigned), counts.items);
         }
+        assert_eq!(most_kept, 5);
         writer.close().await;
     }
 

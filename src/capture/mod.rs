@@ -31,7 +31,7 @@ use crate::days::DateRange;
 use crate::files::{self, blocking, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 use listed::KnownSessions;
-pub use reader::{PageRef, Reader};
+pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 use segments::Appender;
 pub use segments::{SegmentReader, Stored};
@@ -47,11 +47,11 @@ const SEGMENTS: &str = "capture.segments";
 const SET_ASIDE: &str = ".damaged";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 
 /// What each version added to older captures. In new ones `schema.sql` has all of it, but for [`SINCE_VERSION_4`], which is run
 /// for both.
-const UPGRADES: [(i64, &str); 3] = [
+const UPGRADES: [(i64, &str); 4] = [
     // The order in which units came to their ends. The index comes first: made of all units at once it would sort them in
     // memory.
     (
@@ -63,6 +63,7 @@ const UPGRADES: [(i64, &str); 3] = [
     (4, SINCE_VERSION_4),
     // In which order a range's messages came.
     (5, "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0"),
+    (6, "ALTER TABLE ranges ADD COLUMN kept INTEGER NOT NULL DEFAULT 0"),
 ];
 
 /// Pages that are set aside.
@@ -472,7 +473,7 @@ mod tests {
         made(
             "DROP TABLE set_aside; DROP INDEX unknown_members_of_list; DROP INDEX unknown_members_of_range;
              DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
-             ALTER TABLE ranges DROP COLUMN newest_first;
+             ALTER TABLE ranges DROP COLUMN newest_first; ALTER TABLE ranges DROP COLUMN kept;
              PRAGMA user_version = 2",
         )
         .await;

@@ -55,6 +55,14 @@ impl PageRef {
     }
 }
 
+/// A range as a part of its unit.
+#[derive(Debug, Clone, Copy)]
+pub struct UnitRange {
+    pub id: i64,
+    pub days: DateRange,
+    pub failed: bool,
+}
+
 /// A connection for reading.
 #[derive(Debug)]
 pub struct Reader {
@@ -211,14 +219,27 @@ impl Reader {
         .await?)
     }
 
-    /// The ranges of a unit in the order of its days, by their numbers.
-    pub async fn ranges_of(&mut self, unit: i64) -> Result<Vec<(i64, DateRange)>, CaptureError> {
-        let rows =
-            sqlx::query("SELECT id, first_day, last_day FROM ranges WHERE unit = ? ORDER BY first_day, id")
-                .bind(unit)
-                .fetch_all(&mut self.connection)
-                .await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, days(row)?))).collect()
+    /// The number of the commit that last ended a range of a unit.
+    pub async fn settled_in(&mut self, unit: i64) -> Result<Option<i64>, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT settled FROM units WHERE id = ?")
+            .bind(unit)
+            .fetch_one(&mut self.connection)
+            .await?)
+    }
+
+    /// The ranges of a unit in the order of its days.
+    pub async fn ranges_of(&mut self, unit: i64) -> Result<Vec<UnitRange>, CaptureError> {
+        let rows = sqlx::query(
+            "SELECT id, first_day, last_day, state = 'failed' AS failed FROM ranges
+             WHERE unit = ? ORDER BY first_day, id",
+        )
+        .bind(unit)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let range = |row: &SqliteRow| {
+            Ok(UnitRange { id: row.try_get("id")?, days: days(row)?, failed: row.try_get("failed")? })
+        };
+        rows.iter().map(range).collect()
     }
 
     /// The unit of a range, unless that has been replaced meanwhile.
@@ -229,19 +250,13 @@ impl Reader {
             .await?)
     }
 
-    /// What was taken off ranges of a unit, if it may hold something of these days: each page with the days of its range.
-    pub async fn set_aside(
-        &mut self,
-        unit: i64,
-        of: DateRange,
-    ) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
+    /// What was taken off ranges of a unit: each page with the days of its range.
+    pub async fn set_aside(&mut self, unit: i64) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
-             WHERE unit = ? AND first_day <= ? AND last_day >= ? ORDER BY rowid",
+             WHERE unit = ? ORDER BY rowid",
         )
         .bind(unit)
-        .bind(of.to.to_string())
-        .bind(of.from.to_string())
         .fetch_all(&mut self.connection)
         .await?;
         // One that cannot be is as lost as one whose segment is damaged.

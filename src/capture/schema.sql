@@ -51,7 +51,8 @@ CREATE TABLE ranges (
     pages INTEGER NOT NULL DEFAULT 0 CHECK (pages BETWEEN 0 AND 4294967295),
     repeats INTEGER NOT NULL DEFAULT 0 CHECK (repeats >= 0),    -- items dropped because the page before held them already
     failure TEXT, failed_at TEXT,
-    newest_first INTEGER NOT NULL DEFAULT 0         -- pages in that order, less those in the other
+    newest_first INTEGER NOT NULL DEFAULT 0,        -- pages in that order, less those in the other
+    kept INTEGER NOT NULL DEFAULT 0                 -- items of it that did not come again when it was fetched once more
 ) STRICT;
 CREATE INDEX ranges_of_unit ON ranges(unit, first_day);
 CREATE INDEX ranges_pending ON ranges(window, id) WHERE state = 'pending';

@@ -92,6 +92,14 @@ impl Reader {
         Ok(repeats as u64)
     }
 
+    /// Items that did not come again when their days were fetched once more.
+    pub async fn kept(&mut self) -> Result<u64, CaptureError> {
+        let kept: i64 = sqlx::query_scalar("SELECT coalesce(sum(kept), 0) FROM ranges")
+            .fetch_one(&mut self.connection)
+            .await?;
+        Ok(kept as u64)
+    }
+
     /// Bytes of all items as they were received.
     pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
         let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(raw_len), 0) FROM pages")
@@ -206,7 +214,7 @@ mod tests {
             attempts: 1,
         };
         let at = "2026-03-30T00:00:00Z".parse().unwrap();
-        writer.commit(Change::FailRange { range: 1, kept: Vec::new(), failure, at }).await.unwrap();
+        writer.commit(Change::FailRange { range: 1, failure, at }).await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         for range in [3, 4, 5] {
             writer.commit(Change::RangeNotFound { range }).await.unwrap();

@@ -80,7 +80,7 @@ impl MessagesPage {
     }
 }
 
-/// What is kept of some days beside what their range has: a page as it is stored, or some items of one.
+/// What is added to a range of what was set aside: a page as it is stored, or some items of one.
 #[derive(Debug)]
 pub enum Kept {
     Page(PageRef),
@@ -134,11 +134,12 @@ pub enum Change {
     /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
     /// began again stays until then.
     MessagesPage(MessagesPage),
-    /// A unit has been compared with what was set aside of it: this is kept, the rest is there. Nothing if something of it is to
-    /// be fetched once more.
+    /// A unit has been compared with what was set aside of it: this is added to its ranges, one after the other, and the rest is
+    /// there. Nothing if something of it has been, or is to be, fetched since the commit of that number.
     Compared {
         unit: i64,
-        kept: Vec<Kept>,
+        as_of: Option<i64>,
+        kept: Vec<(i64, Kept)>,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
@@ -146,17 +147,14 @@ pub enum Change {
     },
     FailRange {
         range: i64,
-        kept: Vec<Kept>,
         failure: FailureNote,
         at: Timestamp,
     },
-    /// The first days of a range are out of reach: they become a failed range of their own, with what is kept of them.
-    /// Its pages are taken off the range.
+    /// The first days of a range are out of reach: they become a failed range of their own. Its pages are taken off the range.
     CutRange {
         range: i64,
         lost: DateRange,
         rest: DateRange,
-        kept: Vec<Kept>,
         failure: FailureNote,
         at: Timestamp,
     },
@@ -185,9 +183,7 @@ impl Change {
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
-            Self::Compared { kept, .. } | Self::FailRange { kept, .. } | Self::CutRange { kept, .. } => {
-                kept.iter().filter_map(Kept::segment).collect()
-            }
+            Self::Compared { kept, .. } => kept.iter().filter_map(|(_, kept)| kept.segment()).collect(),
             _ => Vec::new(),
         }
     }
@@ -204,6 +200,8 @@ pub struct Effect {
     pub reopened_units: u64,
     /// The numbers of new ranges; only of a split. None when the range was there no more.
     pub new_ranges: Vec<i64>,
+    /// Units that are fetched to their end, and are to be compared with what was set aside of them.
+    pub to_compare: Vec<i64>,
     /// Units it brought to their end, well or not.
     pub units_done: u64,
     pub units_failed: u64,
@@ -218,6 +216,11 @@ pub struct Effect {
 pub struct Items(pub [i64; 3]);
 
 impl Items {
+    /// Of all kinds.
+    pub fn total(self) -> i64 {
+        self.0.into_iter().sum()
+    }
+
     pub(super) fn count(&mut self, kind: Kind, items: i64) {
         self.0[kind as usize] = self.0[kind as usize].saturating_add(items);
     }

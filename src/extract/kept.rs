@@ -1,27 +1,23 @@
-//! Every item that was ever received is kept, also from pages that had been set aside.
+//! Every item that was ever received is kept, also from pages that were taken off a range.
 //!
-//! Pages are taken off a range when its chain begins again or is cut, and set aside in the capture. Should those days fail
-//! after all, or be answered without what they had, what the pages hold of them is added to what is there.
+//! That happens when its chain begins again or is cut; the capture sets them aside. Once all of a unit has been fetched it is
+//! compared with what was set aside of it, and what it lacks is added.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use jiff::civil::Date;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::run::{ExtractError, Shared};
-use super::windows;
 use crate::capture::{
-    CaptureError, Change, Kept, Kind, PageRef, PendingRange, Reader, Segment, SegmentReader,
+    CaptureError, Change, Kept, Kind, PageRef, PendingRange, Reader, Segment, SegmentReader, UnitRange,
 };
-use crate::days::DateRange;
-use crate::files::blocking;
+use crate::days::{self, DateRange};
 use crate::zoom::wire::{modified_at, sent_at};
 
 /// The digests of a stored page's items.
@@ -39,56 +35,45 @@ fn items_of(array: &[u8]) -> Vec<&RawValue> {
     serde_json::from_slice(array).unwrap_or_default()
 }
 
-/// A digest of an item's id; of its content if it has none.
-fn id_of(item: &RawValue) -> u128 {
-    #[derive(Deserialize)]
-    struct Identified<'a> {
-        #[serde(borrow)]
-        id: Cow<'a, str>,
-    }
-    let identified = serde_json::from_str::<Identified<'_>>(item.get());
-    identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
-}
-
-/// What is kept of a range that failed, beside the pages it has.
-pub(super) async fn of_failed(shared: &Shared, range: &PendingRange) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, range.chain.days).await?;
-    if set_aside.is_empty() {
-        return Ok(Vec::new());
-    }
-    Ok(blocking(move || choice.of(&own, &set_aside)).await?)
-}
-
-/// Adds to all units that were fetched to their end what was set aside of them and has not come again: it may have been deleted
-/// meanwhile, or the later answers may lack it. Compared is all of a unit, whatever days Zoom counts an item to.
-pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
-    while let Some(unit) = shared.look(async |stored| stored.unit_to_compare().await).await? {
-        let (location, cancel) = (shared.location.clone(), shared.context.cancel.clone());
-        let runtime = Handle::current();
-        let compare =
-            move || runtime.block_on(location.look(async |stored| lacking(stored, unit, &cancel).await));
-        let Some(kept) = blocking(compare).await? else { return Err(ExtractError::Cancelled) };
-        if !kept.is_empty() {
-            let items = kept.iter().map(Kept::items).sum::<u64>();
-            tracing::warn!(
-                items,
-                "a session's days were read again and lack items that they had: those are kept"
-            );
-        }
-        shared.commit(Change::Compared { unit, kept }).await?;
+/// Adds to a unit that was fetched to its end what was set aside of it and has not come again: it may have been deleted meanwhile,
+/// or the later answers may lack it. Compared is all of it, whatever days Zoom counts an item to.
+pub(super) async fn compare(shared: &Shared, unit: i64) -> Result<(), ExtractError> {
+    let cancel = shared.context.cancel.clone();
+    let by_modification_time = shared.context.request.item_choice().by_modification_time;
+    let compare = async move |stored: &mut Reader| {
+        let as_of = stored.settled_in(unit).await?;
+        let kept = lacking(stored, unit, by_modification_time, &cancel).await?;
+        Ok(kept.map(|kept| Change::Compared { unit, as_of, kept }))
+    };
+    let compared = shared.look_closely(compare).await?.ok_or(ExtractError::Cancelled)?;
+    let kept = shared.commit(compared).await?.items.total();
+    if kept > 0 {
+        tracing::warn!(
+            items = kept,
+            "a session's days were read again and lack items that they had: those are kept"
+        );
     }
     Ok(())
 }
 
-/// What was set aside of a unit, and its ranges do not have; `None` once cancelled.
+/// The same of all units that are left so: a run ended before it came to that.
+pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
+    while let Some(unit) = shared.look(async |stored| stored.unit_to_compare().await).await? {
+        compare(shared, unit).await?;
+    }
+    Ok(())
+}
+
+/// What was set aside of a unit, and its ranges do not have, each with the range it is added to; `None` once cancelled.
 async fn lacking(
     stored: &mut Reader,
     unit: i64,
+    by_modification_time: bool,
     cancel: &CancellationToken,
-) -> Result<Option<Vec<Kept>>, CaptureError> {
+) -> Result<Option<Vec<(i64, Kept)>>, CaptureError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<(Kind, u128)>::new());
-    let set_aside = stored.set_aside(unit, DateRange::new(Date::MIN, Date::MAX)).await?;
+    let set_aside = stored.set_aside(unit).await?;
     // Of an item that was set aside more than once the latest counts.
     for at_once in set_aside.chunk_by(|one, next| one.0 == next.0).rev() {
         let mut lacking = HashSet::new();
@@ -96,12 +81,13 @@ async fn lacking(
             lacking.extend(recognised(&segments, page)?.difference(&known));
         }
         // As a rule these were the first pages of a chain, and are found again at one of the ends of its days.
-        let (near, far): (Vec<_>, Vec<_>) = ranges.iter().partition(|(_, days)| days.overlaps(at_once[0].0));
-        for (range, _) in from_both_ends(&near).chain(&far) {
+        let (near, far): (Vec<&UnitRange>, Vec<&UnitRange>) =
+            ranges.iter().partition(|range| range.days.overlaps(at_once[0].0));
+        for range in from_both_ends(&near).chain(&far) {
             if lacking.is_empty() {
                 break;
             }
-            let pages = stored.range_pages(*range).await?;
+            let pages = stored.range_pages(range.id).await?;
             if !take_off(&mut lacking, &pages, &segments, cancel)? {
                 return Ok(None);
             }
@@ -110,12 +96,15 @@ async fn lacking(
             continue;
         }
         known.extend(&lacking);
-        for (_, page) in at_once {
-            kept.extend(chosen(&segments, page, |item| {
-                lacking.remove(&(page.kind, identity(page.kind, item)))
-            })?);
+        for (_, page) in at_once.iter().rev() {
+            let array = array_of(&read(&segments, page)?);
+            let mut items = items_of(&array);
+            items.retain(|item| lacking.remove(&(page.kind, identity(page.kind, item))));
+            kept.extend(in_ranges(&ranges, page, &items, by_modification_time));
         }
     }
+    kept.reverse();
+    kept.sort_by_key(|(range, _)| *range);
     Ok(Some(kept))
 }
 
@@ -133,11 +122,13 @@ fn take_off(
         if lacking.is_empty() {
             break;
         }
-        let array = array_of(&read(segments, page)?);
+        // A damaged one is no answer that lacks something: its range is to be fetched again.
+        let array = array_of(&segments.inflated(page)?);
         for item in items_of(&array) {
             lacking.remove(&(page.kind, identity(page.kind, item)));
-            // It may have been deleted since.
-            lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+            if page.kind == Kind::Deleted {
+                lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
+            }
         }
     }
     Ok(true)
@@ -147,6 +138,14 @@ fn take_off(
 fn recognised(segments: &SegmentReader, page: &PageRef) -> Result<HashSet<(Kind, u128)>, CaptureError> {
     let array = array_of(&read(segments, page)?);
     Ok(items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item))).collect())
+}
+
+/// A page that was set aside; nothing if it is damaged.
+fn read(segments: &SegmentReader, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
+    match segments.inflated(page) {
+        Err(error) if error.is_damaged() => Ok(Vec::new()),
+        read => read,
+    }
 }
 
 /// The first, the last, the second, the last but one and so on.
@@ -161,110 +160,72 @@ fn identity(kind: Kind, item: &RawValue) -> u128 {
     if kind == Kind::Messages { id_of(item) } else { digest_of_content(item.get()) }
 }
 
-/// What is kept of the days that a range is about to lose, together with the pages it has.
-pub(super) async fn of_lost_days(
-    shared: &Shared,
-    range: &PendingRange,
-    lost: DateRange,
-) -> Result<Vec<Kept>, ExtractError> {
-    let (own, set_aside, choice) = received(shared, range, lost).await?;
-    Ok(blocking(move || choice.of(&[], &[own, set_aside].concat())).await?)
-}
-
-/// A stored page, and days that hold everything in it.
-type Received = (DateRange, PageRef);
-
-/// The pages a range has, those set aside, and how to choose from them what is of these days.
-async fn received(
-    shared: &Shared,
-    range: &PendingRange,
-    days: DateRange,
-) -> Result<(Vec<Received>, Vec<Received>, Choice), ExtractError> {
-    let (own, set_aside, segments) = shared
-        .look(async |stored| {
-            let own = stored.range_pages(range.chain.id).await?;
-            let set_aside = match stored.unit_of(range.chain.id).await? {
-                Some(unit) => stored.set_aside(unit, days).await?,
-                None => Vec::new(),
-            };
-            Ok((own, set_aside, stored.segments().clone()))
-        })
-        .await?;
-    let own = own.into_iter().map(|page| (range.chain.days, page)).collect();
-    let by_modification_time = shared.context.request.item_choice().by_modification_time;
-    Ok((own, set_aside, Choice { wanted: Wanted { days, by_modification_time }, segments }))
-}
-
-/// What is chosen from pages: the items of some days, each once.
-struct Choice {
-    wanted: Wanted,
-    segments: Arc<SegmentReader>,
-}
-
-impl Choice {
-    /// What `pages` hold of the days and `there` does not.
-    fn of(&self, there: &[Received], pages: &[Received]) -> Result<Vec<Kept>, CaptureError> {
-        let mut known = HashSet::new();
-        for (_, page) in there {
-            let array = array_of(&read(&self.segments, page)?);
-            known.extend(items_of(&array).iter().map(|item| (page.kind, digest_of_content(item.get()))));
-        }
-        let mut kept = Vec::new();
-        for (days, page) in pages {
-            kept.extend(chosen(&self.segments, page, |item| {
-                self.wanted.holds(*days, page.kind, item)
-                    && known.insert((page.kind, digest_of_content(item.get())))
-            })?);
-        }
-        Ok(kept)
+/// A digest of an item's id; of its content if it has none.
+fn id_of(item: &RawValue) -> u128 {
+    #[derive(Deserialize)]
+    struct Identified<'a> {
+        #[serde(borrow)]
+        id: Cow<'a, str>,
     }
+    let identified = serde_json::from_str::<Identified<'_>>(item.get());
+    identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
 }
 
-/// A page's items; none if it is damaged.
-fn read(segments: &SegmentReader, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
-    match segments.inflated(page) {
-        Err(error) if error.is_damaged() => Ok(Vec::new()),
-        read => read,
-    }
-}
-
-/// What is kept of a page: the items that are chosen.
-fn chosen(
-    segments: &SegmentReader,
+/// These items of a page, by the range that each is added to: that of its day. What tells none goes to one that failed, so that it
+/// is compared again once that is there.
+fn in_ranges(
+    ranges: &[UnitRange],
     page: &PageRef,
-    mut is_chosen: impl FnMut(&RawValue) -> bool,
-) -> Result<Option<Kept>, CaptureError> {
-    let array = array_of(&read(segments, page)?);
-    let items = items_of(&array);
-    let chosen: Vec<&str> = items.iter().filter(|item| is_chosen(item)).map(|item| item.get()).collect();
-    if chosen.len() as u64 == page.items {
-        return Ok(Some(Kept::Page(*page)));
-    }
-    Ok(Segment::of_items(&chosen, DENSE).map(|segment| Kept::Items(page.kind, segment)))
-}
-
-/// Which items are of some days.
-#[derive(Clone, Copy)]
-struct Wanted {
-    days: DateRange,
-    /// Edited and deleted items were selected by when they were, not by when their message was sent.
+    items: &[&RawValue],
     by_modification_time: bool,
+) -> Vec<(i64, Kept)> {
+    let else_to = ranges.iter().max_by_key(|range| range.failed);
+    let range_of = |item: &RawValue| {
+        let day = day_of(page.kind, item, by_modification_time).map(DateRange::day);
+        let own = ranges.iter().find(|range| day.is_some_and(|day| range.days.covers(day)));
+        own.or(else_to).map(|range| range.id)
+    };
+    let of: Vec<_> = items.iter().map(|item| range_of(item)).collect();
+    let kept = ranges.iter().filter_map(|range| {
+        let own = items.iter().zip(&of).filter(|(_, of)| **of == Some(range.id));
+        let own: Vec<&str> = own.map(|(item, _)| item.get()).collect();
+        let kept = if own.len() as u64 == page.items {
+            Kept::Page(*page)
+        } else {
+            Kept::Items(page.kind, Segment::of_items(&own, DENSE)?)
+        };
+        Some((range.id, kept))
+    });
+    kept.collect()
 }
 
-impl Wanted {
-    /// Whether an item of a page that was asked for these days is one.
-    fn holds(self, asked: DateRange, kind: Kind, item: &RawValue) -> bool {
-        let Self { days, by_modification_time } = self;
-        if days.covers(asked) {
-            return true;
+/// The day to which Zoom counts an item, as far as that can be told.
+fn day_of(kind: Kind, item: &RawValue, by_modification_time: bool) -> Option<Date> {
+    // Edited and deleted items may be selected by when they were, not by when their message was sent.
+    let at = if kind != Kind::Messages && by_modification_time { modified_at(item) } else { sent_at(item) };
+    days::day_of(at?)
+}
+
+/// Whether something of a range's days was received that is set aside now.
+pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+    let (range, days) = (range.chain.id, range.chain.days);
+    let by_modification_time = shared.context.request.item_choice().by_modification_time;
+    let has_shown = async move |stored: &mut Reader| {
+        let Some(unit) = stored.unit_of(range).await? else { return Ok(false) };
+        for (asked, page) in stored.set_aside(unit).await? {
+            if !asked.overlaps(days) {
+                continue;
+            }
+            let array = array_of(&read(stored.segments(), &page)?);
+            let mut of =
+                items_of(&array).into_iter().map(|item| day_of(page.kind, item, by_modification_time));
+            if of.any(|day| days.covers(day.map_or(asked, DateRange::day))) {
+                return Ok(true);
+            }
         }
-        let by_modification = kind != Kind::Messages && by_modification_time;
-        let at = if by_modification { modified_at(item) } else { sent_at(item) };
-        let [from, until] = [days.from, days.to.tomorrow().unwrap_or(Date::MAX)]
-            .map(|day| windows::begins(day).as_millisecond());
-        // One that tells no time is found when all of the unit is compared.
-        at.is_some_and(|at| (from..until).contains(&at))
-    }
+        Ok(false)
+    };
+    shared.look_closely(has_shown).await
 }
 
 #[cfg(test)]
@@ -273,29 +234,26 @@ mod tests {
     use jiff::civil::date;
 
     #[test]
-    fn an_item_is_of_the_days_by_which_it_was_selected() {
-        let day = |day| DateRange::day(date(2026, 5, day));
-        let noon_of = |day: i8| windows::begins(date(2026, 5, day)).as_millisecond() + 43_200_000;
+    fn what_is_kept_goes_to_the_range_of_its_day_or_to_one_that_failed() {
+        let month = |from, to| DateRange::new(date(2026, 5, from), date(2026, 5, to));
+        let noon_of = |day: i8| days::begins(date(2026, 5, day)).as_millisecond() + 43_200_000;
         let item = |text: String| RawValue::from_string(text).unwrap();
-        let edited = item(format!(r#"{{"timestamp":{},"action_timestamp":{}}}"#, noon_of(3), noon_of(5)));
+        let edited = item(format!(r#"{{"timestamp":{},"action_timestamp":{}}}"#, noon_of(3), noon_of(15)));
         let timeless = item(r#"{"id":"x"}"#.to_owned());
-        let month = DateRange { from: date(2026, 5, 1), to: date(2026, 5, 31) };
-        for by_modification_time in [false, true] {
-            let holds = |of: i8, kind, item: &RawValue| {
-                Wanted { days: day(of), by_modification_time }.holds(month, kind, item)
-            };
-            for of in [3, 4, 5] {
-                assert_eq!(holds(of, Kind::Messages, &edited), of == 3);
-                let selected_on = if by_modification_time { 5 } else { 3 };
-                assert_eq!(holds(of, Kind::Edited, &edited), of == selected_on);
-                assert_eq!(
-                    [Kind::Messages, Kind::Deleted].map(|kind| holds(of, kind, &timeless)),
-                    [false; 2]
-                );
-            }
-            let whole = Wanted { days: month, by_modification_time };
-            let all = whole.holds(day(9), Kind::Deleted, &edited);
-            assert!(all, "all of a page that was asked for them");
-        }
+        let elsewhere = item(format!(r#"{{"timestamp":{}}}"#, noon_of(31)));
+        let all = [&*edited, &timeless, &elsewhere];
+        let page = |kind| Segment::of_items(&all.map(RawValue::get), 1).unwrap().at(0, kind);
+        let to = |failed: &[i64], kind, by_modification_time| {
+            let ranges = [month(1, 10), month(11, 20), month(21, 30)].into_iter().zip(1..);
+            let ranges: Vec<_> =
+                ranges.map(|(days, id)| UnitRange { id, days, failed: failed.contains(&id) }).collect();
+            let kept = in_ranges(&ranges, &page(kind), &all, by_modification_time);
+            kept.into_iter().map(|(range, kept)| (range, kept.items())).collect::<Vec<_>>()
+        };
+        assert_eq!(to(&[], Kind::Messages, true), [(1, 1), (3, 2)]);
+        assert_eq!(to(&[2], Kind::Messages, true), [(1, 1), (2, 2)]);
+        assert_eq!(to(&[], Kind::Deleted, true), [(2, 1), (3, 2)], "counted to the day it was deleted on");
+        assert_eq!(to(&[], Kind::Deleted, false), [(1, 1), (3, 2)]);
+        assert_eq!(to(&[1], Kind::Edited, false), [(1, 3)]);
     }
 }

@@ -136,7 +136,7 @@ async fn give_up(
             split_range(shared, &range, parts, 0).await
         }
         Verdict::Nothing => {
-            shared.commit(Change::RangeNotFound { range: range.chain.id }).await?;
+            settle(shared, Change::RangeNotFound { range: range.chain.id }).await?;
             Ok(Vec::new())
         }
         Verdict::BeginAgain => {
@@ -157,9 +157,8 @@ async fn drop_lost_days(
     range: &mut PendingRange,
     (lost, rest): (DateRange, DateRange),
 ) -> Result<(), ExtractError> {
-    let kept = kept::of_lost_days(shared, range, lost).await?;
     let (failure, at) = (out_of_reach(rest.from), shared.now());
-    let change = Change::CutRange { range: range.chain.id, lost, rest, kept, failure, at };
+    let change = Change::CutRange { range: range.chain.id, lost, rest, failure, at };
     shared.commit(change).await?;
     (range.chain.days, range.chain.pages) = (rest, 0);
     Ok(())
@@ -202,9 +201,14 @@ async fn split_range(
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
     tracing::warn!(days = %range.chain.days, code = %failure.code, attempts = failure.attempts,
         "a session's days could not be fetched");
-    let kept = kept::of_failed(shared, range).await?;
-    let change = Change::FailRange { range: range.chain.id, kept, failure, at: shared.now() };
-    shared.commit(change).await?;
+    settle(shared, Change::FailRange { range: range.chain.id, failure, at: shared.now() }).await
+}
+
+/// Commits what may be the last of a unit; that is then compared with what was set aside of it.
+async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
+    for unit in shared.commit(change).await?.to_compare {
+        Box::pin(kept::compare(shared, unit)).await?;
+    }
     Ok(())
 }
 
@@ -340,7 +344,7 @@ impl Pages {
         let ReadPage { segments, repeats, .. } = page;
         let direction = split::direction(page.ends);
         let page_of_range = MessagesPage { position, query, segments, repeats, direction };
-        shared.commit(Change::MessagesPage(page_of_range)).await?;
+        settle(shared, Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
         self.seq += 1;
         range.chain.pages = self.seq;

@@ -110,11 +110,8 @@ async fn holds_nothing(
     if !failure.is_not_found_by_zoom() {
         return Ok(false);
     }
-    if !kept::of_failed(shared, range).await?.is_empty() {
-        // What was received of these days says that there is something.
-        return Ok(false);
-    }
-    if range.chain.pages > 0 {
+    // What was received of these days says that there is something.
+    if range.chain.pages > 0 || kept::has_shown(shared, range).await? {
         return Ok(false);
     }
     let oldest = shared.reach.oldest();

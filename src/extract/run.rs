@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::capture::{
     Reader, Writer,
 };
 use crate::clock::SharedClock;
+use crate::files::blocking;
 use crate::zoom::lane::Effort;
 use crate::zoom::{Failure, FailureKind, Lane};
 
@@ -294,7 +296,6 @@ impl Shared {
             }
             let nothing_else = exhausted && all_listed;
             if nothing_else && chains.is_empty() {
-                Box::pin(kept::compare_all(self)).await?;
                 if !reader.has_pending().await? {
                     return Ok(());
                 }
@@ -302,6 +303,7 @@ impl Shared {
                     return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
                 // Whatever was missed, nothing is left out.
+                Box::pin(kept::compare_all(self)).await?;
                 feed = Feed::default();
                 continue;
             }
@@ -340,6 +342,16 @@ impl Shared {
     ) -> Result<T, ExtractError> {
         let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
         Ok(self.location.look(at).await?)
+    }
+
+    /// The same where it may keep a processor busy for a while.
+    pub(super) async fn look_closely<T: Send + 'static>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError> + Send + 'static,
+    ) -> Result<T, ExtractError> {
+        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
+        let (location, runtime) = (self.location.clone(), Handle::current());
+        Ok(blocking(move || runtime.block_on(location.look(at))).await?)
     }
 
     /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.

@@ -8,11 +8,9 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::windows;
-use crate::days::DateRange;
+use crate::days::{DateRange, begins, day_of};
 
 /// Chains shorter than this are never cut.
 const LONG: f64 = 72.0;
@@ -109,16 +107,15 @@ pub struct Days {
 
 impl Days {
     pub fn new(range: DateRange, last_sent: Option<Timestamp>, now: Timestamp) -> Self {
-        let end = range.to.tomorrow().map_or(now, |next| windows::begins(next).min(now));
+        let end = range.to.tomorrow().map_or(now, |next| begins(next).min(now));
         Self { range, end, last_sent: last_sent.filter(|last| *last < end) }
     }
 
     /// That many parts of about equally many of the days in which messages were sent, as far as there are days.
     fn cut(&self, parts: usize, seen: &Seen) -> Option<Vec<DateRange>> {
-        let day = |at_ms| Some(Timestamp::from_millisecond(at_ms).ok()?.to_zoned(TimeZone::UTC).date());
         let (first, last) = seen.bounds(self);
-        let from = day(first).unwrap_or(self.range.from).clamp(self.range.from, self.range.to);
-        let to = day(last.saturating_sub(1)).unwrap_or(self.range.to).clamp(from, self.range.to);
+        let from = day_of(first).unwrap_or(self.range.from).clamp(self.range.from, self.range.to);
+        let to = day_of(last.saturating_sub(1)).unwrap_or(self.range.to).clamp(from, self.range.to);
         let mut parts = evenly(DateRange { from, to }, parts)?;
         parts.first_mut()?.from = self.range.from;
         parts.last_mut()?.to = self.range.to;
@@ -155,7 +152,7 @@ impl Seen {
 
     /// Between which instants the session's messages of these days were sent, as far as can be told.
     fn bounds(&self, days: &Days) -> (i64, i64) {
-        let (start, end) = (windows::begins(days.range.from).as_millisecond(), days.end.as_millisecond());
+        let (start, end) = (begins(days.range.from).as_millisecond(), days.end.as_millisecond());
         let last_sent = days.last_sent.map(Timestamp::as_millisecond);
         let Some((first, last)) = self.span else { return (start, last_sent.unwrap_or(end)) };
         if self.direction > 0 {
@@ -266,7 +263,7 @@ mod tests {
 
     /// An instant on some day of the month; the first is 0.
     fn at(day: f64) -> i64 {
-        windows::begins(MONTH.from).as_millisecond() + (day * DAY_MS as f64) as i64
+        begins(MONTH.from).as_millisecond() + (day * DAY_MS as f64) as i64
     }
 
     fn seen(pages: u32, days: f64) -> Seen {

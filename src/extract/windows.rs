@@ -4,8 +4,7 @@
 //! (vendor's description of both report endpoints).
 
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
-use jiff::{Span, Timestamp, ToSpan};
+use jiff::{Span, ToSpan};
 
 use crate::days::DateRange;
 
@@ -15,11 +14,6 @@ pub const REACH_MONTHS: i32 = 6;
 /// The oldest day that Zoom still answers for, by the calendar.
 pub fn oldest_reachable(today: Date) -> Date {
     today.checked_sub(Span::new().months(REACH_MONTHS)).unwrap_or(Date::MIN)
-}
-
-/// The instant at which a day begins.
-pub fn begins(day: Date) -> Timestamp {
-    day.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |begin| begin.timestamp())
 }
 
 /// Reads a day: exactly `yyyy-mm-dd`, as other ISO forms would be understood here and refused by Zoom.

@@ -118,6 +118,7 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
     assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
     assert_eq!(world.finished(&id).await["state"], "completed");
     let archive = world.archive(&id).await;
+    assert_eq!(archive.json("_metadata/extraction_summary.json")["items_missing_when_read_again"], 0);
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
     failures
 }
@@ -155,20 +156,41 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_its_parts_bring_les
     whatever_came_stays(SimSettings { latency: Duration::from_millis(100), ..sim }, Vec::new(), 100).await;
 }
 
+/// Each time its first page is all that comes before the chain has to begin again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_changed_before_a_chain_began_again_is_there_once_and_as_it_is_now() {
     let world = World::new(SimSettings { sessions: 1, messages: 10, months: 1, ..account() }).await;
     let message = |id: &str, text: &str| json!({ "id": id, "message": text });
-    let before = json!({ "messages": [message("a", "old"), message("b", "b"), message("c", "c")], "next_page_token": "none of its" });
-    let after = json!({ "messages": [message("a", "new")], "deleted_messages": [message("b", "b")], "next_page_token": "" });
-    let [before, after] = [before, after].map(|body| FaultAnswer::ReplaceBody(body.to_string()));
-    world.sim.script(fault(Match::Session(0), 0, 1, before));
-    world.sim.script(fault(Match::Session(0), 2, 1, after));
+    let messages =
+        |texts: &[(&str, &str)]| texts.iter().map(|(id, text)| message(id, text)).collect::<Value>();
+    let first =
+        messages(&[("a", "old"), ("b", "deleted since"), ("c", "c"), ("d", "edited since"), ("e", "old")]);
+    let readings = [
+        json!({ "messages": first, "next_page_token": "none of its" }),
+        json!({ "messages": messages(&[("e", "newer")]), "next_page_token": "none of its" }),
+        json!({
+            "messages": messages(&[("a", "new")]),
+            "edited_messages": messages(&[("d", "edited")]),
+            "deleted_messages": messages(&[("b", "deleted since")]),
+            "next_page_token": "",
+        }),
+    ];
+    // Each page but the last is followed by a request with that token, which Zoom refuses.
+    for (nth, body) in (0..).step_by(2).zip(&readings) {
+        world.sim.script(fault(Match::Session(0), nth, 1, FaultAnswer::ReplaceBody(body.to_string())));
+    }
     let (job, archive) = world.run(&world.one_window().0).await;
     assert_eq!(job["state"], "completed", "{job:#}");
+    assert_eq!(archive.json("_metadata/extraction_summary.json")["items_missing_when_read_again"], 3);
     let summary = archive.json("_metadata/sessions_summary.json");
-    let expected = [message("a", "new"), message("c", "c")];
-    assert_eq!(archive.messages_of(&summary[0]), expected.map(|message| message.to_string()));
+    let expected = [("a", "new"), ("c", "c"), ("d", "edited since"), ("e", "newer")];
+    assert_eq!(archive.messages_of(&summary[0]), expected.map(|(id, text)| message(id, text).to_string()));
+    let items = [
+        &job["progress"]["messages"],
+        &job["progress"]["edited_messages"],
+        &job["progress"]["deleted_messages"],
+    ];
+    assert_eq!(items, [4, 1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,4 +295,16 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
     whole_despite(vec![fault(Match::List, 0, 1, status(404, r#"{"code":5301,"message":"nothing"}"#))]).await;
+}
+
+/// Else it would count as still to come until the end, and keep the archive waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_chain_began_again_is_done_once_it_is_there() {
+    let world = World::new(SimSettings { sessions: 2, messages: 2_000, months: 1, ..account() }).await;
+    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
+    world.sim.script(fault(Match::Session(0), 1, 1, status(400, expired)));
+    world.sim.script(fault(Match::Session(1), 0, u32::MAX, FaultAnswer::Hang));
+    let id = world.submit(&world.one_window().0).await;
+    let job = world.wait_until(&id, |job| job["progress"]["units_done"] == 1).await;
+    assert_eq!(job["state"], "running", "{job:#}");
 }
