@@ -168,7 +168,7 @@ async fn follow(
                 if !lists_nothing(shared, list, whole, effort).await? {
                     return Ok(Err(failure));
                 }
-                ListPage { sessions: Vec::new(), next: None, unknown: Vec::new(), leaves_out: None }
+                break;
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
         };
@@ -183,20 +183,11 @@ async fn follow(
         let left_reach = pass.token.is_none() && days.from < shared.reach.oldest();
         pass.previous = ids;
         pass.token.clone_from(&page.next);
-        let is_last = pass.token.is_none();
-        // What has been read before brings nothing. Of another last page that may be known only once it is stored.
-        let ends = is_last
-            && trouble.is_none()
-            && !left_reach
-            && pass.suffices(passes)
-            && (pass.seq == 0 || !is_new);
-        if is_new || passes == 1 || is_last {
+        // What has been read before brings nothing.
+        if is_new || passes == 1 {
             shared.wait_for_beat(BEAT).await;
-            let then = match &page.next {
-                Some(token) => Then::Next(PageToken { token: token.clone(), at: shared.now() }),
-                None if ends => Then::End,
-                None => Then::Again,
-            };
+            let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
+            let then = next.unwrap_or(Then::Again);
             let position = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, position, page.sessions).await?;
             pass.is_quiet &= brought == 0;
@@ -207,18 +198,18 @@ async fn follow(
         }
         if left_reach {
             return Ok(Ok(()));
-        } else if !is_last {
+        }
+        if pass.token.is_some() {
             pass.seq += 1;
-        } else if ends {
-            return Ok(Ok(()));
         } else if pass.suffices(passes) {
-            shared.commit(Change::EndList { list: list.id }).await?;
-            return Ok(Ok(()));
+            break;
         } else {
             tracing::debug!(%days, passes, "read again: it may have moved meanwhile");
             (pass, passes) = (Pass { is_quiet: true, ..Pass::default() }, passes + 1);
         }
     }
+    shared.commit(Change::EndList { list: list.id }).await?;
+    Ok(Ok(()))
 }
 
 /// Whether "not found" means that there are no sessions in these days: of a part of a window that has listed some only if the
