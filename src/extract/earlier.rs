@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, Snapshot, TrafficTotals};
 use super::request::ExtractRequest;
-use super::run::ExtractError;
+use super::shared::ExtractError;
 use crate::capture::{CaptureError, Location, Meta, Reader};
 use crate::zoom::lane::Traffic;
 use crate::zoom::{Call, ItemChoice};

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
-use super::run::{ExtractError, Shared};
+use super::shared::{ExtractError, Shared};
 use crate::capture::{
     CaptureError, Change, Kept, Kind, PageRef, PendingRange, Reader, Segment, SegmentReader, UnitRange,
 };

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::run::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
+use super::shared::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows;
 use crate::capture::{CaptureError, Chain, Change, ListedSession, PagePosition, PageToken, Then};
 use crate::days::DateRange;

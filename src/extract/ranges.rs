@@ -13,7 +13,7 @@ use super::kept;
 use super::paging::Paging;
 use super::progress::Outlook;
 use super::refused::{Verdict, verdict};
-use super::run::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
+use super::shared::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
 use super::split::{self, Pace, Seen};
 use crate::capture::{
     Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,

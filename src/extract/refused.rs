@@ -6,7 +6,7 @@ use jiff::ToSpan;
 use jiff::civil::Date;
 
 use super::kept;
-use super::run::{ExtractError, Shared, run_effort};
+use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::PendingRange;
 use crate::days::DateRange;

@@ -1,0 +1,324 @@
+//! Where a capture is on disk: opening it for writing and for reading, checking it, setting it aside.
+//!
+//! Owns the schema and its versions.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
+use tokio_util::sync::CancellationToken;
+
+use super::listed::KnownSessions;
+use super::segments::{Appender, SegmentReader};
+use super::writer::Store;
+use super::{CaptureError, Reader, Writer};
+use crate::files::{blocking, is_there, numbered, suffixed, unless_absent};
+use crate::sqlite;
+
+/// The name of a job's capture file in its directory.
+pub const FILE_NAME: &str = "capture.db";
+const SEGMENTS: &str = "capture.segments";
+/// After the names of files of a damaged one that has been set aside.
+const SET_ASIDE: &str = ".damaged";
+
+/// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
+pub(super) const SCHEMA_VERSION: i64 = 6;
+
+/// What each version added to older captures. In new ones `schema.sql` has all of it, but for [`SINCE_VERSION_4`], which is run
+/// for both.
+const UPGRADES: [(i64, &str); 4] = [
+    // The order in which units came to their ends. The index comes first: made of all units at once it would sort them in
+    // memory.
+    (
+        3,
+        "ALTER TABLE units ADD COLUMN settled INTEGER;
+         CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
+         UPDATE units SET settled = 1 WHERE state <> 'pending';",
+    ),
+    (4, SINCE_VERSION_4),
+    // In which order a range's messages came.
+    (5, "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0"),
+    (6, "ALTER TABLE ranges ADD COLUMN kept INTEGER NOT NULL DEFAULT 0"),
+];
+
+/// Pages that are set aside.
+const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
+
+/// A capture's place on disk.
+#[derive(Debug, Clone)]
+pub struct Location {
+    path: PathBuf,
+}
+
+impl Location {
+    /// The capture of the job whose files are in `directory`.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self { path: directory.join(FILE_NAME) }
+    }
+
+    pub fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Whether there is an index, or messages that have lost theirs.
+    pub fn is_begun(&self) -> bool {
+        self.exists() || self.has_messages()
+    }
+
+    /// Removes it. Nothing else may have it open.
+    pub fn remove(&self) -> std::io::Result<()> {
+        let files = sqlite::files_of(&self.path).into_iter().rev().chain([self.segments()]);
+        files.into_iter().try_for_each(|file| unless_absent(std::fs::remove_file(file)))
+    }
+
+    fn has_messages(&self) -> bool {
+        std::fs::metadata(self.segments()).is_ok_and(|segments| segments.len() > 0)
+    }
+
+    #[cfg(test)]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens for writing, with the schema in place. There must be one writer at a time.
+    pub async fn open_writer(&self) -> Result<Writer, CaptureError> {
+        Ok(Writer::start(self.clone(), self.open_store().await?))
+    }
+
+    /// A connection to the index, which has the tables of this version.
+    async fn up_to_date(&self) -> Result<SqliteConnection, CaptureError> {
+        sqlite::make_private(&self.path)?;
+        let mut connection = self.options().connect().await?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
+        match version {
+            0 | 2..SCHEMA_VERSION => set_up(&mut connection, version).await?,
+            SCHEMA_VERSION => {}
+            found => return Err(CaptureError::OtherVersion { found }),
+        }
+        Ok(connection)
+    }
+
+    pub(super) async fn open_store(&self) -> Result<Store, CaptureError> {
+        let mut connection = self.up_to_date().await?;
+        let end: i64 = sqlx::query_scalar(
+            "SELECT CAST(max(coalesce((SELECT max(offset + length) FROM pages), 0),
+                             coalesce((SELECT max(offset + length) FROM set_aside), 0)) AS INTEGER)",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        let path = self.segments();
+        let segments = blocking(move || Appender::open(&path, end as u64)).await?;
+        let commits =
+            sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
+                .fetch_one(&mut connection)
+                .await?;
+        let known = KnownSessions::new(self.path.with_file_name("known.tmp"));
+        Ok(Store { connection, segments, known, commits })
+    }
+
+    /// Opens a reader for one look, and closes it whatever that comes to: one that is dropped is closed later, and may then
+    /// remove the log of another capture in its place.
+    pub async fn look<T, E: From<CaptureError>>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut reader = self.open_reader().await?;
+        let seen = at(&mut reader).await;
+        reader.close().await;
+        seen
+    }
+
+    /// The same at a capture that has a plan; `None` of one that has not, or is not there.
+    pub async fn look_at_plan<T, E: From<CaptureError>>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        if !self.exists() {
+            return Ok(None);
+        }
+        self.look(async |reader| if reader.has_plan().await? { at(reader).await.map(Some) } else { Ok(None) })
+            .await
+    }
+
+    /// The same, but an error when there are messages of which no plan knows.
+    pub async fn look_at_sound_plan<T>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
+    ) -> Result<Option<T>, CaptureError> {
+        match self.look_at_plan(at).await? {
+            None if self.has_messages() => {
+                Err(CaptureError::Damaged("there are messages and no index of them".to_owned()))
+            }
+            seen => Ok(seen),
+        }
+    }
+
+    /// Opens for reading; any number of readers may be open beside the writer.
+    pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
+        let segments = SegmentReader::open(&self.segments())?;
+        Ok(Reader::new(self.options().connect().await?, segments))
+    }
+
+    fn segments(&self) -> PathBuf {
+        self.path.with_file_name(SEGMENTS)
+    }
+
+    /// Reads the whole index and finds what a torn write or a bad disk did to it, also references to what is not there. Segments
+    /// have their own checksums, and are looked at when they are used.
+    pub async fn check(&self) -> Result<(), CaptureError> {
+        if self.exists() {
+            // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
+            // later, and then removes the log by its name, be it another's by then.
+            let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
+            let damage = damage_to(&mut connection).await;
+            connection.close().await?;
+            if let Some(damage) = damage? {
+                return Err(CaptureError::Damaged(damage));
+            }
+        }
+        self.look_at_sound_plan(async |_| Ok(())).await.map(drop)
+    }
+
+    /// Reads everything through that an archive is made of, and returns the ranges with a segment that is not what was stored; an
+    /// index that cannot be read is an error. Once cancelled it looks no further.
+    pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
+        let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
+        self.up_to_date().await?.close().await?;
+        blocking(move || runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await)))
+            .await
+    }
+
+    /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
+    pub fn move_damaged_away(&self) -> std::io::Result<()> {
+        let segments = self.segments();
+        let aside = |path: &Path, suffix: &str| suffixed(path, &format!("{SET_ASIDE}{suffix}"));
+        let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
+        let is_free = |(index, segments): &(PathBuf, PathBuf)| !is_there(index) && !is_there(segments);
+        let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
+        unless_absent(std::fs::rename(&segments, segments_aside))?;
+        // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
+        let files = sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&index_aside));
+        files.rev().try_for_each(|(from, to)| unless_absent(std::fs::rename(from, to)))
+    }
+
+    fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A page is told of only once it is on disk, also through a power failure.
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(30))
+            // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
+            .page_size(1_024)
+            // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 128 MB.
+            .pragma("wal_autocheckpoint", "128000")
+            .pragma("cache_size", "-2000")
+            // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
+            // no statement sorts or puts aside what grows with the account.
+            .pragma("temp_store", "memory")
+            .pragma("journal_size_limit", "16777216")
+            .disable_statement_logging()
+    }
+}
+
+/// Whether a file has been set aside of a damaged capture.
+pub fn is_set_aside(name: &OsStr) -> bool {
+    name.to_string_lossy().contains(SET_ASIDE)
+}
+
+/// Makes the tables of a capture without any, or brings those of an earlier version up to date.
+async fn set_up(connection: &mut SqliteConnection, version: i64) -> Result<(), CaptureError> {
+    let scripts: Vec<&'static str> = match version {
+        0 => vec![include_str!("schema.sql"), SINCE_VERSION_4],
+        _ => UPGRADES.into_iter().filter(|(to, _)| *to > version).map(|(_, script)| script).collect(),
+    };
+    let mut transaction = connection.begin().await?;
+    for script in scripts {
+        sqlx::raw_sql(script).execute(&mut *transaction).await?;
+    }
+    let set_version = AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+    sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// What is wrong with an index, if anything.
+async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, sqlx::Error> {
+    if let Some(damage) = sqlite::damage_to(&mut *connection).await? {
+        return Ok(Some(damage));
+    }
+    let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_optional(&mut *connection).await?;
+    let table = dangling.map(|row| row.try_get::<String, _>(0)).transpose()?;
+    Ok(table.map(|table| format!("a row of {table} belongs to nothing")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Place;
+    use crate::capture::testing::{empty_page, list, planned};
+    use crate::days::DateRange;
+    use jiff::civil::date;
+
+    /// Damaged ones are moved away after that, and another is made in their place.
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn nobody_has_a_capture_open_once_it_has_been_checked() {
+        let (directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
+        writer.close().await;
+        let sound = std::fs::read(location.path()).unwrap();
+        let open = || {
+            let files = std::fs::read_dir("/proc/self/fd").unwrap();
+            files
+                .filter_map(|file| file.unwrap().path().read_link().ok())
+                .any(|file| file.starts_with(directory.path()))
+        };
+        let mut damaged = 0;
+        for page in 0..sound.len() / 1_024 {
+            let mut bytes = sound.clone();
+            bytes[page * 1_024..][..1_024].fill(0xa5);
+            std::fs::write(location.path(), &bytes).unwrap();
+            damaged += u32::from(location.check().await.is_err_and(|error| error.is_damaged()));
+            assert!(!open(), "page {page}");
+        }
+        assert!(damaged > 10);
+    }
+
+    #[tokio::test]
+    async fn a_capture_of_a_version_before_is_taken_up_and_others_are_refused() {
+        let (_directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
+        for range in [3, 1] {
+            writer.commit(empty_page(range)).await.unwrap();
+        }
+        writer.close().await;
+        let made = async |script: &'static str| {
+            let mut connection = location.options().connect().await.unwrap();
+            sqlx::raw_sql(script).execute(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        };
+        made(
+            "DROP TABLE set_aside; DROP INDEX unknown_members_of_list; DROP INDEX unknown_members_of_range;
+             DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
+             ALTER TABLE ranges DROP COLUMN newest_first; ALTER TABLE ranges DROP COLUMN kept;
+             PRAGMA user_version = 2",
+        )
+        .await;
+        let writer = location.open_writer().await.unwrap();
+        writer.commit(empty_page(2)).await.unwrap();
+        writer.close().await;
+        let mut reader = location.open_reader().await.unwrap();
+        let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
+        let ids: Vec<_> = sessions.iter().map(|session| &session.row.zoom_id[..]).collect();
+        assert_eq!(ids, ["a", "c", "b"], "those that were done come first, in the order of their numbers");
+        reader.close().await;
+        made("PRAGMA user_version = 1").await;
+        let refused = location.open_writer().await.unwrap_err();
+        assert!(matches!(refused, CaptureError::OtherVersion { found: 1 }), "{refused}");
+    }
+}

@@ -1,0 +1,186 @@
+//! What the tasks of a run share: the way to Zoom, the capture's writer and readers, the figures.
+//!
+//! Owns the moments at which pages are committed, and how a run's errors and failures are told.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
+use super::reach::Reach;
+use super::request::ExtractRequest;
+use super::splitting::Splitting;
+use crate::capture::{
+    CaptureError, Chain, Change, Effect, FailureNote, Location, Meta, PageToken, Reader, Writer,
+};
+use crate::clock::SharedClock;
+use crate::files::blocking;
+use crate::zoom::lane::Effort;
+use crate::zoom::{Failure, FailureKind, Lane};
+
+/// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
+/// few pages as for one.
+pub(super) const BEAT: Duration = Duration::from_millis(100);
+/// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
+pub(super) const LONG_BEAT: Duration = BEAT.saturating_mul(20);
+
+/// For how long a run trusts what it was told.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtractSettings {
+    /// A page token older than this is not used after a restart (Zoom's live 15 minutes).
+    pub page_token_life: Duration,
+}
+
+impl Default for ExtractSettings {
+    fn default() -> Self {
+        Self { page_token_life: Duration::from_secs(14 * 60) }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExtractError {
+    #[error("cancelled")]
+    Cancelled,
+    /// Every further call would fail the same way.
+    #[error("{0}")]
+    Account(Failure),
+    #[error("what was captured so far is of another Zoom account")]
+    OtherAccount,
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error("a task of the run panicked")]
+    Panicked,
+}
+
+/// All that a run needs.
+#[derive(Debug)]
+pub struct RunContext {
+    pub request: ExtractRequest,
+    /// Facts about the job that the archive will tell (id, requester, version).
+    pub facts: Vec<(Meta, String)>,
+    /// The job's directory; its capture is there, or will be.
+    pub directory: PathBuf,
+    /// Try again what failed for good in an earlier run.
+    pub retry_failed: bool,
+    pub lane: Arc<Lane>,
+    pub progress: Arc<Progress>,
+    pub settings: ExtractSettings,
+    pub clock: SharedClock,
+    pub cancel: CancellationToken,
+    /// Cancelled by the run when no more sessions and units will be found.
+    pub all_listed: CancellationToken,
+}
+
+/// What the tasks of a run share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub context: RunContext,
+    pub location: Location,
+    writer: Writer,
+    /// Raised when listing has found new ranges.
+    pub found: Notify,
+    pub splitting: Splitting,
+    pub reach: Reach,
+    /// So many chains look at what is stored at the same time, each through a connection of its own.
+    readers: Semaphore,
+}
+
+impl Shared {
+    pub fn new(context: RunContext, location: Location, writer: Writer) -> Self {
+        let splitting = Splitting::new(context.lane.clone(), context.progress.clone());
+        let reach = Reach::new(context.clock.clone());
+        let (found, readers) = (Notify::new(), Semaphore::new(4));
+        Self { context, location, writer, found, splitting, reach, readers }
+    }
+
+    /// Finishes what is queued for the capture.
+    pub async fn close(self) {
+        self.writer.close().await;
+    }
+
+    /// A look at what is stored, for one of few at a time.
+    pub async fn look<T>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
+    ) -> Result<T, ExtractError> {
+        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
+        Ok(self.location.look(at).await?)
+    }
+
+    /// The same where it may keep a processor busy for a while.
+    pub async fn look_closely<T: Send + 'static>(
+        &self,
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError> + Send + 'static,
+    ) -> Result<T, ExtractError> {
+        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
+        let (location, runtime) = (self.location.clone(), Handle::current());
+        Ok(blocking(move || runtime.block_on(location.look(at))).await?)
+    }
+
+    /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
+    pub async fn wait_for_beat(&self, longest: Duration) {
+        let RunContext { lane, clock, .. } = &self.context;
+        if let Some(beat) = [longest, BEAT].into_iter().find(|beat| lane.has_time_for(*beat)) {
+            let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
+            clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;
+        }
+    }
+
+    /// Returns once the change is on disk and counted.
+    pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
+        let effect = self.writer.commit(change).await?;
+        self.context.progress.count(&effect);
+        Ok(effect)
+    }
+
+    pub async fn leave_totals(&self) -> Result<(), ExtractError> {
+        let totals = self.context.progress.totals(&self.context.lane.traffic);
+        let text = serde_json::to_string(&totals).expect("totals are numbers");
+        self.commit(Change::SetMeta(vec![(Meta::Traffic, text)])).await?;
+        Ok(())
+    }
+
+    /// The page token with which a chain can be taken up, if it is not too old for that.
+    pub fn still_good<'a>(&self, chain: &'a Chain) -> Option<&'a PageToken> {
+        let life = self.context.settings.page_token_life;
+        chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.context.clock.now()
+    }
+}
+
+/// A run waits for Zoom as long as it must.
+pub(super) fn run_effort(urgent: Option<u32>) -> Effort {
+    Effort { at_most: None, sits_out_outages: true, urgent }
+}
+
+/// A failure as the capture keeps it.
+pub(super) fn note(failure: &Failure) -> FailureNote {
+    FailureNote {
+        code: failure.kind.code().to_owned(),
+        status: failure.status,
+        zoom_code: failure.zoom_code,
+        message: failure.message.clone(),
+        attempts: failure.attempts,
+    }
+}
+
+pub(super) fn out_of_reach(oldest: Date) -> FailureNote {
+    FailureNote {
+        code: FailureKind::OutOfReach.code().to_owned(),
+        status: None,
+        zoom_code: None,
+        message: format!(
+            "these days left the six months Zoom reports on before they were fetched (now from {oldest})"
+        ),
+        attempts: 0,
+    }
+}
