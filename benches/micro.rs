@@ -9,7 +9,8 @@ use divan::{Bencher, black_box};
 use jiff::civil::date;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::{
-    Change, ListedSession, Location, MessagesPage, PagePosition, PageToken, Segment, Then, inflate,
+    Change, ListId, ListedSession, Location, MessagesPage, PagePosition, PageToken, RangeId, Segment, Then,
+    inflate,
 };
 use zoom_chat_reports::clock::SystemClock;
 use zoom_chat_reports::days::DateRange;
@@ -76,14 +77,14 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
     // A range for each of 32 sessions.
     let sessions =
         (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
-    let page = PagePosition { chain: 1, seq: 0, then: Then::End, unknown: Vec::new() };
+    let page = PagePosition { chain: ListId(1), seq: 0, then: Then::End, unknown: Vec::new() };
     runtime.block_on(writer.commit(Change::ListPage { page, sessions })).unwrap();
     let segment = Segment::of_items(&items(), 1).unwrap();
     let next = PageToken { token: "x".repeat(60), at: "2026-11-24T12:00:00Z".parse().unwrap() };
     let mut seq = 0;
     bencher.counter(ItemsCount::new(32_u32)).bench_local(|| {
         seq += 1;
-        let commits = (1..=32).map(|chain| {
+        let commits = (1..=32).map(RangeId).map(|chain| {
             let page = PagePosition { chain, seq, then: Then::Next(next.clone()), unknown: Vec::new() };
             let segments = [Some(segment.clone()), None, None];
             writer.commit(Change::MessagesPage(MessagesPage::new(page, segments)))

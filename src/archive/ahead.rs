@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use crate::archive::assemble;
     use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, FailureNote, MessagesPage, Meta, Segment, Writer};
+    use crate::capture::{Change, FailureNote, MessagesPage, Meta, RangeId, Segment, Writer};
     use crate::days::DateRange;
     use jiff::civil::date;
     use proptest::prelude::*;
@@ -122,8 +122,9 @@ mod tests {
     }
 
     fn end_of(range: i64, end: End) -> Change {
+        let range = RangeId(range);
         let page = last_page(range, 0);
-        let text = format!("{{\"text\":\"{range}\"}}");
+        let text = format!("{{\"text\":\"{}\"}}", range.0);
         let segment = if matches!(end, End::Items) { Segment::of_items(&[&text], 6) } else { None };
         match end {
             End::Items | End::Empty => Change::MessagesPage(MessagesPage::new(page, [segment, None, None])),

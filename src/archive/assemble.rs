@@ -20,7 +20,7 @@ use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Sink, Target, Text};
 use super::zip::Located;
 use super::{ArchiveError, check, copy, joined, layout};
-use crate::capture::{Location, Place, Reader, SEPARATOR, Stored, WindowTotals};
+use crate::capture::{Location, Place, RangeId, Reader, SEPARATOR, Stored, WindowTotals};
 use crate::files::{blocking, free_space};
 
 /// Sessions taken from the database at a time.
@@ -205,7 +205,7 @@ impl Assembly {
         let Self { input, runtime, mut reader, mut scratch, mut sink, totals, .. } = self;
         add_lines(&mut scratch, &mut *sink, &input.cancel)?;
         let summary = runtime.block_on(render::summary(&mut reader, scratch.sessions(), &totals))?;
-        let mut after = i64::MIN;
+        let mut after = RangeId::default();
         while let Some((last, some)) = runtime.block_on(render::not_found(&mut reader, after))? {
             check(&input.cancel)?;
             some.iter().try_for_each(|(key, line)| scratch.add_not_found(key, line))?;

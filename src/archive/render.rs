@@ -14,7 +14,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ArchiveError;
-use crate::capture::{CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, Reader, WindowTotals};
+use crate::capture::{
+    CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, RangeId, Reader, WindowTotals,
+};
 use crate::days::DateRange;
 use crate::json::{members, text_of};
 
@@ -309,8 +311,8 @@ pub const AFTER_SUMMARY: &str = "\n}\n";
 /// number of the last; `None` when there are no more.
 pub async fn not_found(
     reader: &mut Reader,
-    after: i64,
-) -> Result<Option<(i64, Vec<(String, String)>)>, ArchiveError> {
+    after: RangeId,
+) -> Result<Option<(RangeId, Vec<(String, String)>)>, ArchiveError> {
     let rows = reader.not_found(after, 500).await?;
     let Some(last) = rows.last().map(|row| row.range) else { return Ok(None) };
     let line = |NotFoundRow { session_id, days: DateRange { from, to }, .. }| {

@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 
+use super::ids::RowId;
 use super::writer::{Change, Effect, Items, Kept, MessagesPage};
-use super::{CaptureError, FailureNote, Kind, Meta, Tx, bulk, listed};
+use super::{CaptureError, FailureNote, Kind, Meta, RangeId, Tx, WindowId, bulk, listed};
 use crate::days::DateRange;
 
 /// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
@@ -25,7 +26,7 @@ pub(super) async fn apply<'a>(
                     .bind(window.to.to_string())
                     .execute(&mut **tx)
                     .await?;
-                insert_list(tx, index as i64, *window).await?;
+                insert_list(tx, WindowId(index as i64), *window).await?;
             }
             set_meta(tx, meta).await?;
         }
@@ -35,7 +36,7 @@ pub(super) async fn apply<'a>(
             run_with_id(tx, &["UPDATE lists SET state = 'done' WHERE id = ?"], *list).await?;
         }
         Change::CutList { list, parts } => {
-            let window: i64 = sqlx::query_scalar(
+            let window: WindowId = sqlx::query_scalar(
                 "UPDATE lists SET state = 'cut', next_token = NULL WHERE id = ? RETURNING window",
             )
             .bind(list)
@@ -51,7 +52,7 @@ pub(super) async fn apply<'a>(
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::Compared { unit, as_of, kept } => {
-            let range: Option<i64> = sqlx::query_scalar(
+            let range: Option<RangeId> = sqlx::query_scalar(
                 "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.settled IS ?2
                  AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending') LIMIT 1",
             )
@@ -109,7 +110,7 @@ pub(super) async fn apply<'a>(
 /// Makes the first days of a range, which are out of reach, a failed range of their own.
 async fn cut_range(
     tx: &mut Tx<'_>,
-    range: i64,
+    range: RangeId,
     (lost, rest): (DateRange, DateRange),
     (failure, at): (&FailureNote, Timestamp),
 ) -> Result<Items, CaptureError> {
@@ -140,7 +141,7 @@ async fn cut_range(
 /// Cuts a range into parts, the first of which keeps its number, unless it has been replaced meanwhile.
 async fn split_range(
     tx: &mut Tx<'_>,
-    range: i64,
+    range: RangeId,
     parts: &[DateRange],
     expected_pages: i64,
 ) -> Result<Effect, CaptureError> {
@@ -182,7 +183,7 @@ async fn split_range(
 
 /// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
 /// much that was.
-async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<Items, CaptureError> {
+async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
     let taken_off = set_aside(tx, &[range]).await?;
     let statements = [
         "UPDATE units SET expected_pages = max(expected_pages, r.pages)
@@ -194,7 +195,7 @@ async fn begin_again(tx: &mut Tx<'_>, range: i64) -> Result<Items, CaptureError>
 }
 
 /// Sets the pages of these ranges aside. Returns how much that is.
-pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<Items, CaptureError> {
+pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
     let ranges = bulk::json(&ranges);
     let held: Vec<(i64, i64)> = sqlx::query_as(
         "SELECT kind, sum(items) FROM pages
@@ -224,7 +225,7 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[i64]) -> Result<Items, 
 
 /// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
 /// again. Returns how much is kept.
-async fn keep(tx: &mut Tx<'_>, kept: &[(i64, Kept)], mut offset: u64) -> Result<Items, CaptureError> {
+async fn keep(tx: &mut Tx<'_>, kept: &[(RangeId, Kept)], mut offset: u64) -> Result<Items, CaptureError> {
     let mut rows = Vec::with_capacity(kept.len());
     for of_range in kept.chunk_by(|one, next| one.0 == next.0) {
         let range = of_range[0].0;
@@ -255,7 +256,7 @@ async fn keep(tx: &mut Tx<'_>, kept: &[(i64, Kept)], mut offset: u64) -> Result<
 pub(super) async fn run_with_id(
     tx: &mut Tx<'_>,
     statements: &[&'static str],
-    id: i64,
+    id: impl RowId,
 ) -> Result<(), CaptureError> {
     for statement in statements {
         sqlx::query(*statement).bind(id).execute(&mut **tx).await?;
@@ -270,7 +271,7 @@ fn note(failure: &FailureNote) -> String {
 async fn fail(
     tx: &mut Tx<'_>,
     statement: &'static str,
-    id: i64,
+    id: impl RowId,
     failure: &FailureNote,
     at: Timestamp,
 ) -> Result<(), CaptureError> {
@@ -289,7 +290,7 @@ async fn set_meta(tx: &mut Tx<'_>, meta: &[(Meta, String)]) -> Result<(), Captur
     Ok(())
 }
 
-async fn insert_list(tx: &mut Tx<'_>, window: i64, days: DateRange) -> Result<(), CaptureError> {
+async fn insert_list(tx: &mut Tx<'_>, window: WindowId, days: DateRange) -> Result<(), CaptureError> {
     sqlx::query("INSERT INTO lists (window, first_day, last_day) VALUES (?, ?, ?)")
         .bind(window)
         .bind(days.from.to_string())

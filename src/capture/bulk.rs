@@ -5,13 +5,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::apply::set_aside;
+use super::ids::ChainId;
 use super::writer::{Effect, Items, MessagesPage, PagePosition};
-use super::{CaptureError, Kind, PageRef, Tx};
+use super::{CaptureError, Kind, PageRef, RangeId, Tx, UnitId};
 
 /// The items of one kind of a page, as the table of pages has them.
 #[derive(Debug)]
 pub(super) struct Row {
-    pub range: i64,
+    pub range: RangeId,
     pub seq: i64,
     pub page: PageRef,
 }
@@ -19,7 +20,7 @@ pub(super) struct Row {
 /// Where a chain goes on after a page, and what of it is remembered there.
 #[derive(Serialize)]
 struct Place<'a> {
-    range: i64,
+    range: RangeId,
     pages: i64,
     token: Option<&'a str>,
     at: Option<Timestamp>,
@@ -53,7 +54,7 @@ pub(super) async fn messages_pages(
     let replaced = replace_pages(tx, pages).await?;
     let items = insert_pages(tx, rows).await? - replaced;
     let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
-    unknown_members(tx, Of::Ranges, &told_by).await?;
+    unknown_members(tx, &told_by).await?;
     let places: Vec<_> = pages
         .iter()
         .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
@@ -81,7 +82,7 @@ pub(super) async fn messages_pages(
     .bind(json(&places))
     .execute(&mut **tx)
     .await?;
-    let ended: Vec<i64> = pages
+    let ended: Vec<RangeId> = pages
         .iter()
         .filter(|(page, _)| page.position.is_the_end())
         .map(|(page, _)| page.position.chain)
@@ -112,8 +113,8 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     .execute(&mut **tx)
     .await?;
     if stored.rows_affected() < rows.len() as u64 {
-        let ranges: Vec<i64> = rows.iter().map(|row| row.range).collect();
-        let there: Vec<i64> =
+        let ranges: Vec<RangeId> = rows.iter().map(|row| row.range).collect();
+        let there: Vec<RangeId> =
             sqlx::query_scalar("SELECT id FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
                 .bind(json(&ranges))
                 .fetch_all(&mut **tx)
@@ -130,11 +131,11 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
 /// Takes off what ranges had before they began again, for those of which this is the first page. Returns how much that was.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<Items, CaptureError> {
     let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
-    let first: Vec<i64> = first.map(|(page, _)| page.position.chain).collect();
+    let first: Vec<RangeId> = first.map(|(page, _)| page.position.chain).collect();
     if first.is_empty() {
         return Ok(Items::default());
     }
-    let replaced: Vec<i64> = sqlx::query_scalar(
+    let replaced: Vec<RangeId> = sqlx::query_scalar(
         "SELECT id FROM ranges WHERE pages > 0 AND id IN (SELECT value FROM json_each(?))",
     )
     .bind(json(&first))
@@ -145,8 +146,8 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
 
 /// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
 /// is to be compared, else failed if one is, else not found if all are.
-pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Result<Effect, CaptureError> {
-    let units: Vec<(i64, i64, String, bool)> = sqlx::query_as(
+pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> Result<Effect, CaptureError> {
+    let units: Vec<(UnitId, i64, String, bool)> = sqlx::query_as(
         "UPDATE units SET settled = ?2, state = (
              SELECT CASE WHEN sum(r.state = 'pending') > 0
                              OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
@@ -188,25 +189,14 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[i64]) -> Resu
     Ok(effect)
 }
 
-/// Which chains pages belong to.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Of {
-    Lists,
-    Ranges,
-}
-
 /// Members nobody told us of; seldom any, but then perhaps one in each page. Of a range that has been replaced meanwhile they are
 /// no more kept than its pages.
-pub(super) async fn unknown_members(
+pub(super) async fn unknown_members<Id: ChainId>(
     tx: &mut Tx<'_>,
-    of: Of,
-    pages: &[&PagePosition],
+    pages: &[&PagePosition<Id>],
 ) -> Result<(), CaptureError> {
     let members = pages.iter().flat_map(|page| {
-        let (list, range) = match of {
-            Of::Lists => (Some(page.chain), None),
-            Of::Ranges => (None, Some(page.chain)),
-        };
+        let (list, range) = page.chain.list_or_range();
         page.unknown.iter().map(move |(name, value)| (list, range, page.seq, name, value))
     });
     let members: Vec<_> = members.collect();

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use sqlx::sqlite::SqliteConnection;
 
 use super::apply::set_aside;
-use super::bulk::{Of, json, unknown_members};
+use super::bulk::{json, unknown_members};
 use super::writer::{Effect, Items, ListedSession, PagePosition};
-use super::{CaptureError, Tx};
+use super::{CaptureError, ListId, RangeId, Tx, UnitId, WindowId};
 use crate::days::DateRange;
 use crate::files::unless_absent;
 use crate::sqlite;
@@ -58,10 +58,10 @@ impl KnownSessions {
 /// Stores a list page: sessions, and a unit with its range for each that is new in that window.
 pub(super) async fn list_page(
     tx: &mut Tx<'_>,
-    page: &PagePosition,
+    page: &PagePosition<ListId>,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
-    let (window, pages): (i64, i64) = sqlx::query_as("SELECT window, pages FROM lists WHERE id = ?")
+    let (window, pages): (WindowId, i64) = sqlx::query_as("SELECT window, pages FROM lists WHERE id = ?")
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
@@ -77,7 +77,7 @@ pub(super) async fn list_page(
     if !sessions.is_empty() {
         effect = list_sessions(tx, window, sessions).await?;
     }
-    unknown_members(tx, Of::Lists, &[page]).await?;
+    unknown_members(tx, &[page]).await?;
     sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
         .bind(page.seq + 1)
         .bind(page.next().map(|next| &next.token))
@@ -91,7 +91,7 @@ pub(super) async fn list_page(
 
 async fn list_sessions(
     tx: &mut Tx<'_>,
-    window: i64,
+    window: WindowId,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
     // One that stands twice on a page counts as it stands last.
@@ -155,7 +155,7 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
 /// not written. Returns how many of them were done and get another unit, and how many of their units were done and begin again.
 async fn list_again(
     tx: &mut Tx<'_>,
-    window: i64,
+    window: WindowId,
     there: &[(i64, &ListedSession)],
 ) -> Result<(u64, u64), CaptureError> {
     if there.is_empty() {
@@ -189,8 +189,8 @@ async fn list_again(
 }
 
 /// A unit with its range for each of these sessions that has none in the window yet.
-async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<Effect, CaptureError> {
-    let units: Vec<(i64, bool)> = sqlx::query_as(
+async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Result<Effect, CaptureError> {
+    let units: Vec<(UnitId, bool)> = sqlx::query_as(
         "INSERT INTO units (session, window, listed)
          SELECT value, ?2, 1 FROM json_each(?1) WHERE true
          ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending',
@@ -207,15 +207,15 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<Ef
         return Ok(effect);
     }
     // A unit may have been probed for some days before it was listed: the whole window replaces those.
-    let probed: Vec<i64> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
-    let mut replaced: Vec<i64> = Vec::new();
+    let probed: Vec<UnitId> = units.iter().filter(|(_, probed)| *probed).map(|(id, _)| *id).collect();
+    let mut replaced: Vec<RangeId> = Vec::new();
     if !probed.is_empty() {
         replaced = sqlx::query_scalar("SELECT id FROM ranges WHERE unit IN (SELECT value FROM json_each(?))")
             .bind(json(&probed))
             .fetch_all(&mut **tx)
             .await?;
     }
-    let all: Vec<i64> = units.iter().map(|(id, _)| *id).collect();
+    let all: Vec<UnitId> = units.iter().map(|(id, _)| *id).collect();
     sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day)
          SELECT u.value, w.idx, w.first_day, w.last_day FROM json_each(?) u JOIN windows w ON w.idx = ?",
@@ -239,7 +239,7 @@ async fn list_units(tx: &mut Tx<'_>, window: i64, sessions: &[i64]) -> Result<Ef
 /// Asks these sessions, known from elsewhere, for days that could not be listed.
 pub(super) async fn probe_days(
     tx: &mut Tx<'_>,
-    window: i64,
+    window: WindowId,
     days: DateRange,
     (first, last): (i64, i64),
 ) -> Result<Effect, CaptureError> {
@@ -339,7 +339,7 @@ mod tests {
         let mut reader = location.open_reader().await.unwrap();
         let stored = reader.session_infos(0, 99).await.unwrap();
         assert_eq!(stored.iter().map(|(_, id, _)| &id[..]).collect::<Vec<_>>(), ids);
-        let ranges = reader.pending_ranges(1, 0, 99).await.unwrap();
+        let ranges = reader.pending_ranges(WindowId(1), RangeId::default(), 99).await.unwrap();
         assert_eq!(ranges.iter().map(|range| &range.session_id[..]).collect::<Vec<_>>(), ids);
         writer.close().await;
     }
@@ -376,13 +376,14 @@ mod tests {
     #[tokio::test]
     async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let probe = |from, to| Change::ProbeDays { window: 1, days: april(from, to), sessions: (1, 9) };
+        let probe =
+            |from, to| Change::ProbeDays { window: WindowId(1), days: april(from, to), sessions: (1, 9) };
         let parts = vec![april(3, 11), april(12, 20)];
         for change in [
             list(1, &["a"]),
             empty_page(1),
             probe(3, 20),
-            Change::SplitRange { range: 2, parts, expected_pages: 9 },
+            Change::SplitRange { range: RangeId(2), parts, expected_pages: 9 },
             empty_page(2),
             empty_page(3),
             probe(3, 20),
@@ -390,11 +391,14 @@ mod tests {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
-        assert!(reader.pending_ranges(1, 0, 9).await.unwrap().is_empty(), "all of them are there");
+        assert!(
+            reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap().is_empty(),
+            "all of them are there"
+        );
         let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
         assert_eq!(complete.len(), 1);
         writer.commit(probe(3, 22)).await.unwrap();
-        let pending = reader.pending_ranges(1, 0, 9).await.unwrap();
+        let pending = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
         let days: Vec<_> = pending.iter().map(|range| range.chain.days).collect();
         assert_eq!(days, [april(21, 21), april(22, 22)]);
         let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
@@ -406,29 +410,31 @@ mod tests {
     #[tokio::test]
     async fn what_is_done_and_begins_again_is_counted_once() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let probe = |from, to| Change::ProbeDays { window: 1, days: april(from, to), sessions: (1, 9) };
+        let probe =
+            |from, to| Change::ProbeDays { window: WindowId(1), days: april(from, to), sessions: (1, 9) };
         let page_then = |range, items: usize, then| {
             let segments = [Segment::of_items(&vec!["{}"; items], 1), None, None];
-            let position = PagePosition { then, ..last_page(range, 0) };
+            let position = PagePosition { then, ..last_page(RangeId(range), 0) };
             Change::MessagesPage(MessagesPage::new(position, segments))
         };
         let page = |range, items| page_then(range, items, Then::End);
-        let kept =
-            |range| vec![(range, Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))];
+        let kept = |range| {
+            vec![(RangeId(range), Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
+        };
         let mut reader = location.open_reader().await.unwrap();
         let (mut sessions, mut units, mut items, mut most_kept) = (0, 0, Items::default(), 0);
         for mut change in [
             list(1, &["a", "b", "c"]),
             page_then(1, 7, Then::Again),
             page(1, 3),
-            Change::Compared { unit: 1, as_of: None, kept: Vec::new() },
+            Change::Compared { unit: UnitId(1), as_of: None, kept: Vec::new() },
             page_then(2, 2, Then::Again),
-            Change::SplitRange { range: 2, parts: vec![days(3)], expected_pages: 0 },
+            Change::SplitRange { range: RangeId(2), parts: vec![days(3)], expected_pages: 0 },
             page(2, 1),
             probe(3, 3),
             page_then(4, 2, Then::Again),
             page(4, 1),
-            Change::Compared { unit: 4, as_of: None, kept: kept(4) },
+            Change::Compared { unit: UnitId(4), as_of: None, kept: kept(4) },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),
@@ -458,21 +464,25 @@ mod tests {
     async fn ranges_that_replace_others_have_new_numbers() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let day = april(3, 3);
-        let probe = Change::ProbeDays { window: 1, days: day, sessions: (1, 9) };
+        let probe = Change::ProbeDays { window: WindowId(1), days: day, sessions: (1, 9) };
         for change in [list(1, &["a"]), probe] {
             writer.commit(change).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
-        let probes = reader.pending_ranges(1, 0, 9).await.unwrap();
+        let probes = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
         let probe = probes.last().unwrap().chain.id;
         writer.commit(list(2, &["a", "b"])).await.unwrap();
-        writer.commit(empty_page(probe)).await.unwrap();
+        writer.commit(empty_page(probe.0)).await.unwrap();
         let parts = vec![day, day];
         let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
         assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");
-        let replaced = reader.pending_ranges(1, probe, 9).await.unwrap();
+        let replaced = reader.pending_ranges(WindowId(1), probe, 9).await.unwrap();
         let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.days)).collect();
         assert_eq!(whole, [("a", days(4)), ("b", days(4))]);
-        assert_eq!(reader.pending_ranges(1, 0, 9).await.unwrap().len(), 2, "and no others");
+        assert_eq!(
+            reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap().len(),
+            2,
+            "and no others"
+        );
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::listed::KnownSessions;
 use super::segments::{Appender, SegmentReader};
 use super::writer::Store;
-use super::{CaptureError, Reader, Writer};
+use super::{CaptureError, RangeId, Reader, Writer};
 use crate::files::{blocking, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 
@@ -183,7 +183,7 @@ impl Location {
 
     /// Reads everything through that an archive is made of, and returns the ranges with a segment that is not what was stored; an
     /// index that cannot be read is an error. Once cancelled it looks no further.
-    pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<i64>, CaptureError> {
+    pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<RangeId>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
         self.up_to_date().await?.close().await?;
         blocking(move || runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await)))

@@ -8,6 +8,7 @@
 mod apply;
 mod bulk;
 mod error;
+mod ids;
 mod listed;
 mod location;
 mod reader;
@@ -25,6 +26,7 @@ use sqlx::{Sqlite, Transaction};
 
 use crate::days::DateRange;
 pub use error::CaptureError;
+pub use ids::{ListId, RangeId, UnitId, WindowId};
 pub use location::{FILE_NAME, Location, is_set_aside};
 pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
@@ -111,11 +113,11 @@ impl Meta {
     }
 }
 
-/// One chain of pages still to be followed.
+/// One chain of pages still to be followed: of a list or of a range.
 #[derive(Debug, Clone)]
-pub struct Chain {
-    pub id: i64,
-    pub window: i64,
+pub struct Chain<Id> {
+    pub id: Id,
+    pub window: WindowId,
     pub days: DateRange,
     pub pages: i64,
     pub resume: Option<PageToken>,
@@ -124,7 +126,7 @@ pub struct Chain {
 /// A range to fetch.
 #[derive(Debug, Clone)]
 pub struct PendingRange {
-    pub chain: Chain,
+    pub chain: Chain<RangeId>,
     pub session_id: String,
     pub query: Option<String>,
     /// The most pages that the same session has in another window: a hint at how long this will be.

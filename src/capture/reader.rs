@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
+use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
+use sqlx::{Connection, Decode, Row, Type};
 use tokio_util::sync::CancellationToken;
 
 use super::segments::SegmentReader;
-use super::{CaptureError, Chain, Kind, Meta, PageToken, PendingRange};
+use super::{CaptureError, Chain, Kind, ListId, Meta, PageToken, PendingRange, RangeId, UnitId, WindowId};
 use crate::days::DateRange;
 
 /// Where a stored segment is, and what it inflates to.
@@ -58,7 +58,7 @@ impl PageRef {
 /// A range as a part of its unit.
 #[derive(Debug, Clone, Copy)]
 pub struct UnitRange {
-    pub id: i64,
+    pub id: RangeId,
     pub days: DateRange,
     pub failed: bool,
 }
@@ -111,7 +111,7 @@ impl Reader {
     }
 
     /// Sessions listed in a window.
-    pub async fn units_listed(&mut self, window: i64) -> Result<u64, CaptureError> {
+    pub async fn units_listed(&mut self, window: WindowId) -> Result<u64, CaptureError> {
         let units: i64 = sqlx::query_scalar("SELECT count(*) FROM units WHERE window = ? AND listed")
             .bind(window)
             .fetch_one(&mut self.connection)
@@ -156,7 +156,7 @@ impl Reader {
     }
 
     /// Whether a window, or a part of it, has told of sessions, or that there are none.
-    pub async fn has_listed(&mut self, window: i64) -> Result<bool, CaptureError> {
+    pub async fn has_listed(&mut self, window: WindowId) -> Result<bool, CaptureError> {
         let listed = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM lists WHERE window = ? AND pages > 0)");
         Ok(listed.bind(window).fetch_one(&mut self.connection).await?)
     }
@@ -175,7 +175,11 @@ impl Reader {
 
     /// Days of a range's window in which its session has shown pages: those of another range that has some and ends on `oldest`
     /// or later, or all of the window if they are only remembered, or are its own. None if it has shown nothing there.
-    pub async fn shown_in(&mut self, range: i64, oldest: Date) -> Result<Option<DateRange>, CaptureError> {
+    pub async fn shown_in(
+        &mut self,
+        range: RangeId,
+        oldest: Date,
+    ) -> Result<Option<DateRange>, CaptureError> {
         let row = sqlx::query(
             "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day
              FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
@@ -190,7 +194,7 @@ impl Reader {
     }
 
     /// The days of a window.
-    pub async fn window(&mut self, window: i64) -> Result<DateRange, CaptureError> {
+    pub async fn window(&mut self, window: WindowId) -> Result<DateRange, CaptureError> {
         let row = sqlx::query("SELECT first_day, last_day FROM windows WHERE idx = ?")
             .bind(window)
             .fetch_one(&mut self.connection)
@@ -199,7 +203,7 @@ impl Reader {
     }
 
     /// Where a range's stored segments are, in the order of pages and kinds.
-    pub async fn range_pages(&mut self, range: i64) -> Result<Vec<PageRef>, CaptureError> {
+    pub async fn range_pages(&mut self, range: RangeId) -> Result<Vec<PageRef>, CaptureError> {
         let rows = sqlx::query(
             "SELECT kind, items, raw_len, crc32, offset, length FROM pages WHERE range = ? ORDER BY seq, kind",
         )
@@ -210,7 +214,7 @@ impl Reader {
     }
 
     /// A unit that has been fetched to its end after pages of it were set aside.
-    pub async fn unit_to_compare(&mut self) -> Result<Option<i64>, CaptureError> {
+    pub async fn unit_to_compare(&mut self) -> Result<Option<UnitId>, CaptureError> {
         Ok(sqlx::query_scalar(
             "SELECT id FROM units WHERE id IN (SELECT unit FROM set_aside)
              AND (SELECT min(r.state <> 'pending') FROM ranges r WHERE r.unit = units.id) LIMIT 1",
@@ -220,7 +224,7 @@ impl Reader {
     }
 
     /// The number of the commit that last ended a range of a unit.
-    pub async fn settled_in(&mut self, unit: i64) -> Result<Option<i64>, CaptureError> {
+    pub async fn settled_in(&mut self, unit: UnitId) -> Result<Option<i64>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT settled FROM units WHERE id = ?")
             .bind(unit)
             .fetch_one(&mut self.connection)
@@ -228,7 +232,7 @@ impl Reader {
     }
 
     /// The ranges of a unit in the order of its days.
-    pub async fn ranges_of(&mut self, unit: i64) -> Result<Vec<UnitRange>, CaptureError> {
+    pub async fn ranges_of(&mut self, unit: UnitId) -> Result<Vec<UnitRange>, CaptureError> {
         let rows = sqlx::query(
             "SELECT id, first_day, last_day, state = 'failed' AS failed FROM ranges
              WHERE unit = ? ORDER BY first_day, id",
@@ -243,7 +247,7 @@ impl Reader {
     }
 
     /// The unit of a range, unless that has been replaced meanwhile.
-    pub async fn unit_of(&mut self, range: i64) -> Result<Option<i64>, CaptureError> {
+    pub async fn unit_of(&mut self, range: RangeId) -> Result<Option<UnitId>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT unit FROM ranges WHERE id = ?")
             .bind(range)
             .fetch_optional(&mut self.connection)
@@ -251,7 +255,7 @@ impl Reader {
     }
 
     /// What was taken off ranges of a unit: each page with the days of its range.
-    pub async fn set_aside(&mut self, unit: i64) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
+    pub async fn set_aside(&mut self, unit: UnitId) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
              WHERE unit = ? ORDER BY rowid",
@@ -265,7 +269,7 @@ impl Reader {
     }
 
     /// Days that could not be listed, but for those that failed with this code, each with its window.
-    pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(i64, DateRange)>, CaptureError> {
+    pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(WindowId, DateRange)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT window, first_day, last_day FROM lists
              WHERE state = 'failed' AND failure ->> 'code' <> ? ORDER BY window, first_day",
@@ -273,7 +277,7 @@ impl Reader {
         .bind(but)
         .fetch_all(&mut self.connection)
         .await?;
-        let mut spans: Vec<(i64, DateRange)> = Vec::new();
+        let mut spans: Vec<(WindowId, DateRange)> = Vec::new();
         for row in &rows {
             let (window, days) = (row.try_get("window")?, days(row)?);
             match spans.last_mut() {
@@ -289,7 +293,7 @@ impl Reader {
     }
 
     /// The lists of a window still to be fetched, oldest days first.
-    pub async fn pending_lists(&mut self, window: i64) -> Result<Vec<Chain>, CaptureError> {
+    pub async fn pending_lists(&mut self, window: WindowId) -> Result<Vec<Chain<ListId>>, CaptureError> {
         let rows =
             sqlx::query("SELECT * FROM lists WHERE state = 'pending' AND window = ? ORDER BY first_day")
                 .bind(window)
@@ -301,8 +305,8 @@ impl Reader {
     /// The next ranges to fetch of a window, after the range `after`.
     pub async fn pending_ranges(
         &mut self,
-        window: i64,
-        after: i64,
+        window: WindowId,
+        after: RangeId,
         most: i64,
     ) -> Result<Vec<PendingRange>, CaptureError> {
         let rows = sqlx::query(
@@ -334,7 +338,7 @@ impl Reader {
     }
 
     /// The items of a range's last page that had any, of each kind, inflated: to recognise repeats when a chain is taken up again.
-    pub async fn last_items(&mut self, range: i64) -> Result<[Vec<u8>; 3], CaptureError> {
+    pub async fn last_items(&mut self, range: RangeId) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
             "WITH kinds(k) AS (VALUES (0), (1), (2))
              SELECT kind, items, raw_len, crc32, offset, length FROM kinds JOIN pages ON kind = k
@@ -356,8 +360,8 @@ impl Reader {
     pub(super) async fn damaged_ranges(
         &mut self,
         cancel: &CancellationToken,
-    ) -> Result<Vec<i64>, CaptureError> {
-        let mut damaged: Vec<i64> = Vec::new();
+    ) -> Result<Vec<RangeId>, CaptureError> {
+        let mut damaged: Vec<RangeId> = Vec::new();
         if !self.has_plan().await? {
             return Ok(damaged);
         }
@@ -367,12 +371,15 @@ impl Reader {
         let misplaced = sqlx::query_scalar(
             "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",
         );
-        let misplaced: Option<i64> = misplaced.fetch_optional(&mut self.connection).await?;
+        let misplaced: Option<RangeId> = misplaced.fetch_optional(&mut self.connection).await?;
         if let Some(range) = misplaced {
-            return Err(CaptureError::Damaged(format!("range {range} is in another month than its session")));
+            return Err(CaptureError::Damaged(format!(
+                "range {} is in another month than its session",
+                range.0
+            )));
         }
         self.read_sessions_through(cancel).await?;
-        let mut after = (0_i64, 0_i64, 0_i64);
+        let mut after = (RangeId::default(), 0_i64, 0_i64);
         while !cancel.is_cancelled() {
             let rows = sqlx::query(
                 "SELECT range, seq, kind, items, raw_len, crc32, offset, length FROM pages
@@ -397,7 +404,7 @@ impl Reader {
     }
 
     /// The windows as planned, oldest first, each with its number.
-    pub async fn windows(&mut self) -> Result<Vec<(i64, DateRange)>, CaptureError> {
+    pub async fn windows(&mut self) -> Result<Vec<(WindowId, DateRange)>, CaptureError> {
         let rows = sqlx::query("SELECT idx, first_day, last_day FROM windows ORDER BY idx")
             .fetch_all(&mut self.connection)
             .await?;
@@ -424,7 +431,7 @@ fn session_days(row: &SqliteRow) -> Result<(String, DateRange), CaptureError> {
     Ok((row.try_get("zoom_id")?, days(row)?))
 }
 
-fn chain(row: &SqliteRow) -> Result<Chain, CaptureError> {
+fn chain<'r, Id: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow) -> Result<Chain<Id>, CaptureError> {
     let token: Option<String> = row.try_get("next_token")?;
     let at: Option<String> = row.try_get("token_at")?;
     // A token of nobody knows when is of no use: the chain begins again.

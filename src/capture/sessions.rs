@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::CaptureError;
 use super::bulk::json;
 use super::reader::{PageRef, Reader};
+use super::{CaptureError, RangeId, WindowId};
 
 /// A session with what is known of it.
 #[derive(Debug, Clone)]
@@ -37,19 +37,19 @@ pub struct PlacedSession {
     pub place: Place,
     ranges: Vec<Range>,
     /// The windows that list it.
-    listed_in: Vec<i64>,
+    listed_in: Vec<WindowId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Range {
-    id: i64,
-    window: i64,
+    id: RangeId,
+    window: WindowId,
     pages: u32,
 }
 
 /// What some sessions have in each window, by its number.
 #[derive(Debug, Default)]
-pub struct WindowTotals(HashMap<i64, WindowTotal>);
+pub struct WindowTotals(HashMap<WindowId, WindowTotal>);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WindowTotal {
@@ -59,16 +59,16 @@ pub struct WindowTotal {
 }
 
 impl WindowTotals {
-    fn list(&mut self, window: i64) {
+    fn list(&mut self, window: WindowId) {
         self.0.entry(window).or_default().listed += 1;
     }
 
-    fn count(&mut self, window: i64, page: &PageRef) {
+    fn count(&mut self, window: WindowId, page: &PageRef) {
         let items = &mut self.0.entry(window).or_default().items[page.kind as usize];
         *items = items.saturating_add(page.items);
     }
 
-    pub fn of(&self, window: i64) -> WindowTotal {
+    pub fn of(&self, window: WindowId) -> WindowTotal {
         self.0.get(&window).copied().unwrap_or_default()
     }
 
@@ -234,7 +234,7 @@ impl Reader {
             let (some, others) =
                 rest.split_at(fitting(rest.iter().map(|(range, _)| i64::from(range.pages)), at_a_time));
             rest = others;
-            let places: HashMap<i64, (usize, usize, i64)> =
+            let places: HashMap<RangeId, (usize, usize, WindowId)> =
                 some.iter().map(|(range, place)| (range.id, *place)).collect();
             let pages: String = sqlx::query_scalar(
                 "SELECT json_group_array(json_array(range, seq, kind, items, raw_len, crc32, offset, length))
@@ -284,7 +284,7 @@ struct ReadSession<'a> {
 
 #[derive(Deserialize)]
 struct ReadUnit<'a> {
-    window: i64,
+    window: WindowId,
     listed: i64,
     state: &'a str,
     #[serde(borrow)]
@@ -294,7 +294,7 @@ struct ReadUnit<'a> {
 #[derive(Deserialize)]
 struct ReadRange<'a> {
     first_day: &'a str,
-    id: i64,
+    id: RangeId,
     pages: u32,
     newest_first: i64,
 }
@@ -302,7 +302,7 @@ struct ReadRange<'a> {
 /// What a page has of one kind.
 #[derive(Deserialize)]
 struct ReadPage {
-    range: i64,
+    range: RangeId,
     seq: i64,
     kind: i64,
     items: i64,
@@ -359,7 +359,10 @@ mod tests {
         for (range, seq) in [(1, 0), (2, 0), (4, 0), (4, 1), (4, 2)] {
             let segment =
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
-            let page = MessagesPage::new(last_page(range as i64, seq as i64), [segment(0), None, segment(2)]);
+            let page = MessagesPage::new(
+                last_page(RangeId(range as i64), seq as i64),
+                [segment(0), None, segment(2)],
+            );
             writer.commit(Change::MessagesPage(page)).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
@@ -393,7 +396,7 @@ mod tests {
             assert_eq!(lengths, [vec![200, 202], vec![400, 410, 420, 100, 402, 412, 422, 102], vec![]]);
             let total = |listed, messages, deleted| WindowTotal { listed, items: [messages, 0, deleted] };
             assert_eq!(
-                [0, 1, 2].map(|window| totals.of(window)),
+                [0, 1, 2].map(|window| totals.of(WindowId(window))),
                 [total(1, 3, 3), total(3, 2, 2), total(0, 0, 0)]
             );
         }
@@ -405,7 +408,7 @@ mod tests {
         let (_directory, location, writer) =
             planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
-        for chain in 1..=3 {
+        for chain in (1..=3).map(RangeId) {
             let position = PagePosition { then: Then::Again, ..last_page(chain, 0) };
             let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
             writer.commit(Change::MessagesPage(page)).await.unwrap();
@@ -436,15 +439,17 @@ mod tests {
                 writer.commit(list(number, &["a"])).await.unwrap();
             }
             let parts = vec![days(3, 1, 10), days(3, 11, 20), days(3, 21, 31)];
-            writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
+            writer.commit(Change::SplitRange { range: RangeId(1), parts, expected_pages: 0 }).await.unwrap();
             // Of a part with one message nobody can tell the order, and one whose first message has a wrong time does not count.
             let order = if newest_first { 1 } else { -1 };
             for (range, seq, direction) in
                 [(1, 0, -order), (2, 0, 0), (3, 0, order), (3, 1, order), (4, 0, 0)]
             {
                 let segments = [Segment::of_items(&["x".repeat(range).as_str()], 1), None, None];
-                let page =
-                    MessagesPage { direction, ..MessagesPage::new(last_page(range as i64, seq), segments) };
+                let page = MessagesPage {
+                    direction,
+                    ..MessagesPage::new(last_page(RangeId(range as i64), seq), segments)
+                };
                 writer.commit(Change::MessagesPage(page)).await.unwrap();
             }
             let mut reader = location.open_reader().await.unwrap();

@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use crate::days::DateRange;
 
-use super::{Change, ListedSession, Location, MessagesPage, PagePosition, Then, Writer};
+use super::{Change, ListId, ListedSession, Location, MessagesPage, PagePosition, RangeId, Then, Writer};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer) {
@@ -18,14 +18,14 @@ pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer
 /// The only page of a list.
 pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     let session = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
-    Change::ListPage { page: last_page(list, 0), sessions: ids.iter().map(session).collect() }
+    Change::ListPage { page: last_page(ListId(list), 0), sessions: ids.iter().map(session).collect() }
 }
 
 /// A range with nothing in it.
 pub(crate) fn empty_page(range: i64) -> Change {
-    Change::MessagesPage(MessagesPage::new(last_page(range, 0), Default::default()))
+    Change::MessagesPage(MessagesPage::new(last_page(RangeId(range), 0), Default::default()))
 }
 
-pub(crate) fn last_page(chain: i64, seq: i64) -> PagePosition {
+pub(crate) fn last_page<Id>(chain: Id, seq: i64) -> PagePosition<Id> {
     PagePosition { chain, seq, then: Then::End, unknown: Vec::new() }
 }

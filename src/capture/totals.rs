@@ -3,7 +3,7 @@
 use sqlx::Row;
 
 use super::reader::{Reader, date, days, number};
-use super::{CaptureError, FailureNote};
+use super::{CaptureError, FailureNote, RangeId};
 use crate::days::DateRange;
 
 /// What a capture holds, in numbers.
@@ -32,7 +32,7 @@ impl Counts {
 /// Days of a session in a window that listed it and then knew nothing of it.
 #[derive(Debug, Clone)]
 pub struct NotFoundRow {
-    pub range: i64,
+    pub range: RangeId,
     pub session_id: String,
     pub days: DateRange,
 }
@@ -159,7 +159,7 @@ impl Reader {
     }
 
     /// Some ranges of sessions that were listed but that Zoom knows nothing of in that window, after the one numbered `after`.
-    pub async fn not_found(&mut self, after: i64, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
+    pub async fn not_found(&mut self, after: RangeId, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
         let rows = sqlx::query(
             "SELECT r.id, s.zoom_id, r.first_day, r.last_day FROM ranges r CROSS JOIN units u ON u.id = r.unit
              CROSS JOIN sessions s ON s.id = u.session
@@ -195,7 +195,7 @@ mod tests {
     use jiff::civil::date;
 
     use super::super::testing::{empty_page, list, planned};
-    use super::super::{Change, FailureNote};
+    use super::super::{Change, FailureNote, RangeId};
 
     #[tokio::test]
     async fn days_not_found_are_told_beside_days_that_failed_and_not_where_others_are_there() {
@@ -204,7 +204,10 @@ mod tests {
         writer.commit(list(1, &["failed", "there", "gone"])).await.unwrap();
         for range in [1, 2] {
             let parts = vec![days(1, 9), days(10, 28)];
-            writer.commit(Change::SplitRange { range, parts, expected_pages: 0 }).await.unwrap();
+            writer
+                .commit(Change::SplitRange { range: RangeId(range), parts, expected_pages: 0 })
+                .await
+                .unwrap();
         }
         let failure = FailureNote {
             code: "rejected".to_owned(),
@@ -214,15 +217,15 @@ mod tests {
             attempts: 1,
         };
         let at = "2026-03-30T00:00:00Z".parse().unwrap();
-        writer.commit(Change::FailRange { range: 1, failure, at }).await.unwrap();
+        writer.commit(Change::FailRange { range: RangeId(1), failure, at }).await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         for range in [3, 4, 5] {
-            writer.commit(Change::RangeNotFound { range }).await.unwrap();
+            writer.commit(Change::RangeNotFound { range: RangeId(range) }).await.unwrap();
         }
         writer.close().await;
         let mut reader = location.open_reader().await.unwrap();
         let mut told = Vec::new();
-        let mut after = i64::MIN;
+        let mut after = RangeId::default();
         while let Some(row) = reader.not_found(after, 1).await.unwrap().pop() {
             after = row.range;
             told.push((row.session_id, row.days));

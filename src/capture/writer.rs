@@ -16,7 +16,10 @@ use super::apply::apply;
 use super::bulk;
 use super::listed::KnownSessions;
 use super::segments::Appender;
-use super::{CaptureError, FailureNote, Kind, Location, Meta, PageRef, PageToken, Segment};
+use super::{
+    CaptureError, FailureNote, Kind, ListId, Location, Meta, PageRef, PageToken, RangeId, Segment, UnitId,
+    WindowId,
+};
 use crate::days::DateRange;
 
 /// Changes waiting for the next commit; more make their senders wait.
@@ -33,8 +36,8 @@ pub struct ListedSession {
 
 /// Which chain a page belongs to, its number there, and what follows it.
 #[derive(Debug, Clone)]
-pub struct PagePosition {
-    pub chain: i64,
+pub struct PagePosition<Id> {
+    pub chain: Id,
     pub seq: i64,
     pub then: Then,
     pub unknown: Vec<(String, String)>,
@@ -50,7 +53,7 @@ pub enum Then {
     Again,
 }
 
-impl PagePosition {
+impl<Id> PagePosition<Id> {
     pub(super) fn next(&self) -> Option<&PageToken> {
         if let Then::Next(token) = &self.then { Some(token) } else { None }
     }
@@ -63,7 +66,7 @@ impl PagePosition {
 /// A page of a range, read.
 #[derive(Debug)]
 pub struct MessagesPage {
-    pub position: PagePosition,
+    pub position: PagePosition<RangeId>,
     /// What its token belongs to.
     pub query: String,
     /// Its items, by kind.
@@ -75,7 +78,7 @@ pub struct MessagesPage {
 }
 
 impl MessagesPage {
-    pub fn new(position: PagePosition, segments: [Option<Segment>; 3]) -> Self {
+    pub fn new(position: PagePosition<RangeId>, segments: [Option<Segment>; 3]) -> Self {
         Self { position, query: String::new(), segments, repeats: 0, direction: 0 }
     }
 }
@@ -114,20 +117,20 @@ pub enum Change {
     SetMeta(Vec<(Meta, String)>),
     /// A list page, with a unit and a range for each session new in that window.
     ListPage {
-        page: PagePosition,
+        page: PagePosition<ListId>,
         sessions: Vec<ListedSession>,
     },
     /// All of the list has been received.
     EndList {
-        list: i64,
+        list: ListId,
     },
     /// The list could not be fetched whole: it is replaced by shorter ones.
     CutList {
-        list: i64,
+        list: ListId,
         parts: Vec<DateRange>,
     },
     FailList {
-        list: i64,
+        list: ListId,
         failure: FailureNote,
         at: Timestamp,
     },
@@ -137,22 +140,22 @@ pub enum Change {
     /// A unit has been compared with what was set aside of it: this is added to its ranges, one after the other, and the rest is
     /// there. Nothing if something of it has been, or is to be, fetched since the commit of that number.
     Compared {
-        unit: i64,
+        unit: UnitId,
         as_of: Option<i64>,
-        kept: Vec<(i64, Kept)>,
+        kept: Vec<(RangeId, Kept)>,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
-        range: i64,
+        range: RangeId,
     },
     FailRange {
-        range: i64,
+        range: RangeId,
         failure: FailureNote,
         at: Timestamp,
     },
     /// The first days of a range are out of reach: they become a failed range of their own. Its pages are taken off the range.
     CutRange {
-        range: i64,
+        range: RangeId,
         lost: DateRange,
         rest: DateRange,
         failure: FailureNote,
@@ -161,19 +164,19 @@ pub enum Change {
     /// A range is too long for one chain of pages: its pages are taken off and it is cut into shorter ones, the first of
     /// which keeps its number.
     SplitRange {
-        range: i64,
+        range: RangeId,
         parts: Vec<DateRange>,
         /// How many pages its unit is taken to have: a hint for the session's other units.
         expected_pages: i64,
     },
     /// Sessions of these numbers, known from elsewhere, are asked for days that could not be listed.
     ProbeDays {
-        window: i64,
+        window: WindowId,
         days: DateRange,
         sessions: (i64, i64),
     },
     /// These ranges are fetched again from their beginning.
-    RefetchRanges(Vec<i64>),
+    RefetchRanges(Vec<RangeId>),
     /// What failed is to be tried again.
     RetryFailed,
 }
@@ -199,9 +202,9 @@ pub struct Effect {
     pub reopened_sessions: u64,
     pub reopened_units: u64,
     /// The numbers of new ranges; only of a split. None when the range was there no more.
-    pub new_ranges: Vec<i64>,
+    pub new_ranges: Vec<RangeId>,
     /// Units that are fetched to their end, and are to be compared with what was set aside of them.
-    pub to_compare: Vec<i64>,
+    pub to_compare: Vec<UnitId>,
     /// Units it brought to their end, well or not.
     pub units_done: u64,
     pub units_failed: u64,

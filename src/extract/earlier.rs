@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::progress::{Progress, Snapshot, TrafficTotals};
 use super::request::ExtractRequest;
 use super::shared::ExtractError;
-use crate::capture::{CaptureError, Location, Meta, Reader};
+use crate::capture::{CaptureError, Location, Meta, RangeId, Reader};
 use crate::zoom::lane::Traffic;
 use crate::zoom::{Call, ItemChoice};
 
@@ -19,7 +19,7 @@ pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
     cancel: &CancellationToken,
-) -> Result<Vec<i64>, CaptureError> {
+) -> Result<Vec<RangeId>, CaptureError> {
     let damaged = async {
         location.check().await?;
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }

@@ -2,16 +2,16 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::capture::{CaptureError, PendingRange, Reader};
+use crate::capture::{CaptureError, PendingRange, RangeId, Reader, WindowId};
 
 /// Ranges to fetch in the order of windows, a few at a time.
 #[derive(Default)]
 pub(super) struct Feed {
     queue: VecDeque<PendingRange>,
     /// The last range handed out of each window.
-    handed_out: HashMap<i64, i64>,
+    handed_out: HashMap<WindowId, RangeId>,
     /// Ranges handed out before their turn.
-    early: HashSet<i64>,
+    early: HashSet<RangeId>,
 }
 
 impl Feed {
@@ -33,7 +33,7 @@ impl Feed {
         while self.queue.is_empty() {
             let mut found = Vec::new();
             for (window, _) in reader.windows().await? {
-                let after = self.handed_out.get(&window).copied().unwrap_or(0);
+                let after = self.handed_out.get(&window).copied().unwrap_or_default();
                 found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
                 if let Some(last) = found.last() {
                     self.handed_out.insert(window, last.chain.id);

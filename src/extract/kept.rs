@@ -15,7 +15,8 @@ use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::shared::{ExtractError, Shared};
 use crate::capture::{
-    CaptureError, Change, Kept, Kind, PageRef, PendingRange, Reader, Segment, SegmentReader, UnitRange,
+    CaptureError, Change, Kept, Kind, PageRef, PendingRange, RangeId, Reader, Segment, SegmentReader, UnitId,
+    UnitRange,
 };
 use crate::days::{self, DateRange};
 use crate::zoom::wire::{modified_at, sent_at};
@@ -37,7 +38,7 @@ fn items_of(array: &[u8]) -> Vec<&RawValue> {
 
 /// Adds to a unit that was fetched to its end what was set aside of it and has not come again: it may have been deleted meanwhile,
 /// or the later answers may lack it. Compared is all of it, whatever days Zoom counts an item to.
-pub(super) async fn compare(shared: &Shared, unit: i64) -> Result<(), ExtractError> {
+pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), ExtractError> {
     let cancel = shared.context.cancel.clone();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let compare = async move |stored: &mut Reader| {
@@ -67,10 +68,10 @@ pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
 /// What was set aside of a unit, and its ranges do not have, each with the range it is added to; `None` once cancelled.
 async fn lacking(
     stored: &mut Reader,
-    unit: i64,
+    unit: UnitId,
     by_modification_time: bool,
     cancel: &CancellationToken,
-) -> Result<Option<Vec<(i64, Kept)>>, CaptureError> {
+) -> Result<Option<Vec<(RangeId, Kept)>>, CaptureError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<(Kind, u128)>::new());
     let set_aside = stored.set_aside(unit).await?;
@@ -178,7 +179,7 @@ fn in_ranges(
     page: &PageRef,
     items: &[&RawValue],
     by_modification_time: bool,
-) -> Vec<(i64, Kept)> {
+) -> Vec<(RangeId, Kept)> {
     let else_to = ranges.iter().max_by_key(|range| range.failed);
     let range_of = |item: &RawValue| {
         let day = day_of(page.kind, item, by_modification_time).map(DateRange::day);
@@ -244,11 +245,11 @@ mod tests {
         let all = [&*edited, &timeless, &elsewhere];
         let page = |kind| Segment::of_items(&all.map(RawValue::get), 1).unwrap().at(0, kind);
         let to = |failed: &[i64], kind, by_modification_time| {
-            let ranges = [month(1, 10), month(11, 20), month(21, 30)].into_iter().zip(1..);
+            let ranges = [month(1, 10), month(11, 20), month(21, 30)].into_iter().zip((1..).map(RangeId));
             let ranges: Vec<_> =
-                ranges.map(|(days, id)| UnitRange { id, days, failed: failed.contains(&id) }).collect();
+                ranges.map(|(days, id)| UnitRange { id, days, failed: failed.contains(&id.0) }).collect();
             let kept = in_ranges(&ranges, &page(kind), &all, by_modification_time);
-            kept.into_iter().map(|(range, kept)| (range, kept.items())).collect::<Vec<_>>()
+            kept.into_iter().map(|(range, kept)| (range.0, kept.items())).collect::<Vec<_>>()
         };
         assert_eq!(to(&[], Kind::Messages, true), [(1, 1), (3, 2)]);
         assert_eq!(to(&[2], Kind::Messages, true), [(1, 1), (2, 2)]);

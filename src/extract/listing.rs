@@ -12,7 +12,9 @@ use super::digest::digest;
 use super::paging::Paging;
 use super::shared::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows;
-use crate::capture::{CaptureError, Chain, Change, ListedSession, PagePosition, PageToken, Then};
+use crate::capture::{
+    CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Then, WindowId,
+};
 use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
@@ -49,7 +51,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     Ok(())
 }
 
-async fn list_window(shared: &Shared, window: i64, whole: DateRange) -> Result<(), ExtractError> {
+async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Result<(), ExtractError> {
     let started = shared.context.clock.elapsed();
     let pending = async || shared.location.look(async |reader| reader.pending_lists(window).await).await;
     let mut lists = pending().await?;
@@ -91,7 +93,7 @@ fn read_page(body: &Bytes, days: DateRange) -> Result<ListPage, String> {
     })
 }
 
-async fn list_chain(shared: &Shared, list: &Chain, whole: DateRange) -> Result<(), ExtractError> {
+async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> Result<(), ExtractError> {
     let days = list.days;
     let oldest = shared.reach.oldest();
     let out_of_reach = match days.split_at(oldest) {
@@ -141,7 +143,7 @@ impl Pass {
 /// Follows the chain of list pages to its end, and again until that brings nothing new.
 async fn follow(
     shared: &Shared,
-    list: &Chain,
+    list: &Chain<ListId>,
     whole: DateRange,
     effort: Effort,
 ) -> Result<Result<(), Failure>, ExtractError> {
@@ -216,7 +218,7 @@ async fn follow(
 /// whole is still answered.
 async fn lists_nothing(
     shared: &Shared,
-    list: &Chain,
+    list: &Chain<ListId>,
     whole: DateRange,
     effort: Effort,
 ) -> Result<bool, ExtractError> {
@@ -232,7 +234,7 @@ async fn lists_nothing(
 /// Returns how many sessions it brought that were not there.
 async fn commit_page(
     shared: &Shared,
-    page: PagePosition,
+    page: PagePosition<ListId>,
     sessions: Vec<(SessionHead, String)>,
 ) -> Result<u64, ExtractError> {
     let filter = &shared.context.request.sessions;
@@ -249,7 +251,7 @@ async fn commit_page(
 /// A list that failed for good is cut, down to single days; a single day is reported.
 async fn give_up(
     shared: &Shared,
-    list: &Chain,
+    list: &Chain<ListId>,
     days: DateRange,
     failure: &Failure,
 ) -> Result<(), ExtractError> {

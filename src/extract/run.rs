@@ -16,7 +16,7 @@ use super::earlier::{self, check_earlier};
 use super::feed::Feed;
 use super::shared::{ExtractError, LONG_BEAT, RunContext, Shared};
 use super::{kept, listing, ranges, windows};
-use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, Reader};
+use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, RangeId, Reader};
 
 /// What a run came to.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
 }
 
 impl Shared {
-    async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<i64>) -> Result<(), ExtractError> {
+    async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
         self.prepare(reader, damaged).await?;
         // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
         let stop = self.context.cancel.child_token();
@@ -119,7 +119,7 @@ impl Shared {
     }
 
     /// Plans a new capture, or takes up one that is there, of which these ranges are damaged.
-    async fn prepare(&self, reader: &mut Reader, damaged: Vec<i64>) -> Result<(), ExtractError> {
+    async fn prepare(&self, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
         // Before anything may fail: what is left behind adds to it.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         let account = self.context.lane.account();

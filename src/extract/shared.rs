@@ -147,7 +147,7 @@ impl Shared {
     }
 
     /// The page token with which a chain can be taken up, if it is not too old for that.
-    pub fn still_good<'a>(&self, chain: &'a Chain) -> Option<&'a PageToken> {
+    pub fn still_good<'a, Id>(&self, chain: &'a Chain<Id>) -> Option<&'a PageToken> {
         let life = self.context.settings.page_token_life;
         chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
     }

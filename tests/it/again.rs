@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::ToSpan;
 use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
-use zoom_chat_reports::capture::{Change, Location};
+use zoom_chat_reports::capture::{Change, Location, RangeId};
 use zoom_chat_reports::days::DateRange;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
@@ -251,7 +251,7 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     let writer = Location::in_directory(&directory).open_writer().await.unwrap();
     let middle = from.checked_add(10.days()).unwrap();
     let parts = vec![DateRange::new(from, middle), DateRange::new(middle.tomorrow().unwrap(), to)];
-    writer.commit(Change::SplitRange { range: 1, parts, expected_pages: 0 }).await.unwrap();
+    writer.commit(Change::SplitRange { range: RangeId(1), parts, expected_pages: 0 }).await.unwrap();
     writer.close().await;
     world.sim.clear_script();
     world.sim.script(fault(Match::Messages, 0, 1, status(404, r#"{"code":5301,"message":"gone"}"#)));

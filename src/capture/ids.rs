@@ -1,0 +1,76 @@
+//! The numbers of a capture's rows: a type for each table, so that none is taken for another's.
+
+use serde::{Deserialize, Serialize};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{Sqlite, SqliteArgumentsBuffer, SqliteTypeInfo, SqliteValueRef};
+use sqlx::{Decode, Encode, Type};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub i64);
+
+        impl Type<Sqlite> for $name {
+            fn type_info() -> SqliteTypeInfo {
+                <i64 as Type<Sqlite>>::type_info()
+            }
+
+            fn compatible(info: &SqliteTypeInfo) -> bool {
+                <i64 as Type<Sqlite>>::compatible(info)
+            }
+        }
+
+        impl Encode<'_, Sqlite> for $name {
+            fn encode_by_ref(&self, arguments: &mut SqliteArgumentsBuffer) -> Result<IsNull, BoxDynError> {
+                self.0.encode_by_ref(arguments)
+            }
+        }
+
+        impl<'r> Decode<'r, Sqlite> for $name {
+            fn decode(value: SqliteValueRef<'r>) -> Result<Self, BoxDynError> {
+                <i64 as Decode<'r, Sqlite>>::decode(value).map(Self)
+            }
+        }
+    };
+}
+
+id!(
+    /// Of a window: the oldest is 0.
+    WindowId
+);
+id!(
+    /// Of days of a window that are listed by one chain of pages.
+    ListId
+);
+id!(
+    /// Of a session in a window.
+    UnitId
+);
+id!(
+    /// Of days of a unit that are fetched by one chain of pages.
+    RangeId
+);
+
+/// Whatever a statement takes for a number.
+pub(super) trait RowId: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send {}
+
+impl<Number: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send> RowId for Number {}
+
+/// Of a chain of pages.
+pub(super) trait ChainId: Copy {
+    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>);
+}
+
+impl ChainId for ListId {
+    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>) {
+        (Some(self), None)
+    }
+}
+
+impl ChainId for RangeId {
+    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>) {
+        (None, Some(self))
+    }
+}
