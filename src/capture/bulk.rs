@@ -168,9 +168,9 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> 
         match state.as_str() {
             "pending" if is_fetched => effect.to_compare.push(unit),
             "pending" => {}
-            "failed" => effect.units_failed += 1,
+            "failed" => effect.settled.units_failed += 1,
             "done" | "not_found" => {
-                effect.units_done += 1;
+                effect.settled.units_done += 1;
                 sessions.push(session);
             }
             other => return Err(CaptureError::Damaged(format!("a unit that is {other}"))),
@@ -184,7 +184,7 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> 
         .bind(json(&sessions))
         .fetch_one(&mut **tx)
         .await?;
-        effect.sessions_done = done as u64;
+        effect.settled.sessions_done = done;
     }
     Ok(effect)
 }

@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::apply::set_aside;
 use super::bulk::{json, unknown_members};
-use super::writer::{Effect, Items, ListedSession, PagePosition};
+use super::writer::{Effect, Items, ListedSession, PagePosition, Settled};
 use super::{CaptureError, ListId, RangeId, Tx, UnitId, WindowId};
 use crate::days::DateRange;
 use crate::files::unless_absent;
@@ -126,10 +126,14 @@ async fn list_sessions(
         }
     }
     insert_new(tx, &new).await?;
-    let (reopened_sessions, reopened_units) = list_again(tx, window, &there).await?;
+    list_again(tx, window, &there).await?;
     let ids: Vec<i64> = there.iter().chain(&new).map(|(id, _)| *id).collect();
-    let listed = list_units(tx, window, &ids).await?;
-    Ok(Effect { new_sessions: new.len() as u64, reopened_sessions, reopened_units, ..listed })
+    let known = &ids[..there.len()];
+    let before = Settled::of(tx, known).await?;
+    let mut effect = list_units(tx, window, &ids).await?;
+    effect.settled = Settled::of(tx, known).await? - before;
+    effect.new_sessions = new.len() as u64;
+    Ok(effect)
 }
 
 async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<(), CaptureError> {
@@ -152,14 +156,14 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
 }
 
 /// Sessions that are there already. The info of the latest window that lists one wins; what loses, or is there as it is, is
-/// not written. Returns how many of them were done and get another unit, and how many of their units were done and begin again.
+/// not written.
 async fn list_again(
     tx: &mut Tx<'_>,
     window: WindowId,
     there: &[(i64, &ListedSession)],
-) -> Result<(u64, u64), CaptureError> {
+) -> Result<(), CaptureError> {
     if there.is_empty() {
-        return Ok((0, 0));
+        return Ok(());
     }
     let infos: Vec<_> = there.iter().map(|(id, session)| (id, &session.info)).collect();
     sqlx::query(
@@ -171,21 +175,7 @@ async fn list_again(
     .bind(window)
     .execute(&mut **tx)
     .await?;
-    let ids: Vec<i64> = there.iter().map(|(id, _)| *id).collect();
-    let (sessions, units): (i64, i64) = sqlx::query_as(
-        "SELECT count(*) FILTER (WHERE
-                    NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.state IN ('pending', 'failed'))
-                    AND NOT EXISTS (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ?2 AND u.listed)),
-                count(*) FILTER (WHERE EXISTS
-                    (SELECT 1 FROM units u WHERE u.session = s.value AND u.window = ?2 AND NOT u.listed
-                         AND u.state IN ('done', 'not_found')))
-         FROM json_each(?1) AS s",
-    )
-    .bind(json(&ids))
-    .bind(window)
-    .fetch_one(&mut **tx)
-    .await?;
-    Ok((sessions as u64, units as u64))
+    Ok(())
 }
 
 /// A unit with its range for each of these sessions that has none in the window yet.
@@ -243,7 +233,8 @@ pub(super) async fn probe_days(
     days: DateRange,
     (first, last): (i64, i64),
 ) -> Result<Effect, CaptureError> {
-    let before = done(tx, first, last).await?;
+    let sessions: Vec<i64> = (first..=last).collect();
+    let before = Settled::of(tx, &sessions).await?;
     let probed = sqlx::query(
         "INSERT INTO units (session, window, listed) SELECT id, ?, 0 FROM sessions WHERE id BETWEEN ? AND ?
          ON CONFLICT (session, window) DO NOTHING",
@@ -288,33 +279,34 @@ pub(super) async fn probe_days(
     .bind(last)
     .execute(&mut **tx)
     .await?;
-    let after = done(tx, first, last).await?;
-    Ok(Effect {
-        new_units: probed.rows_affected(),
-        reopened_sessions: (before.0 - after.0) as u64,
-        reopened_units: (before.1 - after.1) as u64,
-        ..Effect::default()
-    })
+    let settled = Settled::of(tx, &sessions).await? - before;
+    Ok(Effect { new_units: probed.rows_affected(), settled, ..Effect::default() })
 }
 
-/// How many of these sessions are done, and how many of their units.
-async fn done(tx: &mut Tx<'_>, first: i64, last: i64) -> Result<(i64, i64), CaptureError> {
-    Ok(sqlx::query_as(
-        "SELECT (SELECT count(*) FROM sessions s WHERE s.id BETWEEN ?1 AND ?2 AND NOT EXISTS
-                     (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))),
-                (SELECT count(*) FROM units u WHERE u.session BETWEEN ?1 AND ?2 AND u.state IN ('done', 'not_found'))",
-    )
-    .bind(first)
-    .bind(last)
-    .fetch_one(&mut **tx)
-    .await?)
+impl Settled {
+    /// Of these sessions.
+    async fn of(tx: &mut Tx<'_>, sessions: &[i64]) -> Result<Self, CaptureError> {
+        if sessions.is_empty() {
+            return Ok(Self::default());
+        }
+        let (sessions_done, units_done, units_failed) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM sessions s WHERE s.id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS
+                         (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))),
+                    count(*) FILTER (WHERE u.state IN ('done', 'not_found')), count(*) FILTER (WHERE u.state = 'failed')
+             FROM units u WHERE u.session IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(json(&sessions))
+        .fetch_one(&mut **tx)
+        .await?;
+        Ok(Self { sessions_done, units_done, units_failed })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::capture::testing::{empty_page, last_page, list, planned};
-    use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, Place, Segment, Then};
+    use crate::capture::{Change, Effect, FailureNote, Kept, Kind, MessagesPage, Place, Segment, Then};
     use jiff::civil::date;
 
     fn days(month: i8) -> DateRange {
@@ -422,7 +414,15 @@ mod tests {
             vec![(RangeId(range), Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
         };
         let mut reader = location.open_reader().await.unwrap();
-        let (mut sessions, mut units, mut items, mut most_kept) = (0, 0, Items::default(), 0);
+        let failure = FailureNote {
+            code: "server-error".to_owned(),
+            status: Some(500),
+            zoom_code: None,
+            message: "it fell".to_owned(),
+            attempts: 8,
+        };
+        let at = "2026-05-01T00:00:00Z".parse().unwrap();
+        let (mut settled, mut items, mut most_kept) = ([0; 3], Items::default(), 0);
         for mut change in [
             list(1, &["a", "b", "c"]),
             page_then(1, 7, Then::Again),
@@ -435,6 +435,7 @@ mod tests {
             page_then(4, 2, Then::Again),
             page(4, 1),
             Change::Compared { unit: UnitId(4), as_of: None, kept: kept(4) },
+            Change::FailRange { range: RangeId(5), failure, at },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),
@@ -446,12 +447,14 @@ mod tests {
                 *as_of = reader.settled_in(*unit).await.unwrap();
             }
             let effect = writer.commit(change).await.unwrap();
-            sessions = sessions + effect.sessions_done - effect.reopened_sessions;
-            units = units + effect.units_done - effect.reopened_units;
+            let Settled { sessions_done, units_done, units_failed } = effect.settled;
+            let more = [sessions_done, units_done, units_failed];
+            settled.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
             items.0.iter_mut().zip(effect.items.0).for_each(|(sum, more)| *sum += more);
             most_kept = items.0[2].max(most_kept);
             let counts = reader.counts().await.unwrap();
-            assert_eq!((sessions, units), (counts.sessions_done, counts.units_done));
+            let there = [counts.sessions_done, counts.units_done, counts.units_failed];
+            assert_eq!(settled.map(i64::cast_unsigned), there);
             assert_eq!(items.0.map(i64::cast_unsigned), counts.items);
         }
         assert_eq!(most_kept, 5);

@@ -33,7 +33,7 @@ pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{SegmentReader, Stored};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
 pub use totals::{Counts, FailureRow, NotFoundRow};
-pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Then, Writer};
+pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Settled, Then, Writer};
 
 type Tx<'a> = Transaction<'a, Sqlite>;
 

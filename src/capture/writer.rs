@@ -198,20 +198,34 @@ impl Change {
 pub struct Effect {
     pub new_sessions: u64,
     pub new_units: u64,
-    /// Sessions and units that were done until this brought them something else to do.
-    pub reopened_sessions: u64,
-    pub reopened_units: u64,
     /// The numbers of new ranges; only of a split. None when the range was there no more.
     pub new_ranges: Vec<RangeId>,
     /// Units that are fetched to their end, and are to be compared with what was set aside of them.
     pub to_compare: Vec<UnitId>,
-    /// Units it brought to their end, well or not.
-    pub units_done: u64,
-    pub units_failed: u64,
-    /// Sessions whose last unit that was, none of them failed.
-    pub sessions_done: u64,
+    pub settled: Settled,
     /// Items it stored less those it set aside.
     pub items: Items,
+}
+
+/// How many more are at their end; fewer where something that was done got more to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Sessions all of whose units are done.
+    pub sessions_done: i64,
+    pub units_done: i64,
+    pub units_failed: i64,
+}
+
+impl Sub for Settled {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            sessions_done: self.sessions_done - before.sessions_done,
+            units_done: self.units_done - before.units_done,
+            units_failed: self.units_failed - before.units_failed,
+        }
+    }
 }
 
 /// How many items more or fewer, by kind.

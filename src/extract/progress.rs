@@ -121,11 +121,9 @@ impl Progress {
     pub fn count(&self, effect: &Effect) {
         self.sessions_total.add(effect.new_sessions);
         self.units_total.add(effect.new_units);
-        self.sessions_done.sub(effect.reopened_sessions);
-        self.units_done.sub(effect.reopened_units);
-        self.units_done.add(effect.units_done);
-        self.units_failed.add(effect.units_failed);
-        self.sessions_done.add(effect.sessions_done);
+        self.sessions_done.change(effect.settled.sessions_done);
+        self.units_done.change(effect.settled.units_done);
+        self.units_failed.change(effect.settled.units_failed);
         let figures = [&self.messages, &self.edited_messages, &self.deleted_messages];
         figures.into_iter().zip(effect.items.0).for_each(|(figure, items)| figure.change(items));
     }
