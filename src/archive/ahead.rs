@@ -84,8 +84,8 @@ mod tests {
 
     use super::*;
     use crate::archive::assemble;
-    use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, FailureNote, MessagesPage, Meta, RangeId, Segment, Writer};
+    use crate::capture::testing::{failure, last_page, list, planned};
+    use crate::capture::{Change, MessagesPage, Meta, RangeId, Segment, Writer};
     use crate::days::DateRange;
     use jiff::civil::date;
     use proptest::prelude::*;
@@ -130,9 +130,7 @@ mod tests {
             End::Items | End::Empty => Change::MessagesPage(MessagesPage::new(page, [segment, None, None])),
             End::NotFound => Change::RangeNotFound { range },
             End::Failed => {
-                let (code, message) = ("server-error".to_owned(), "it fell".to_owned());
-                let failure = FailureNote { code, status: Some(500), zoom_code: None, message, attempts: 8 };
-                Change::FailRange { range, failure, at: "2026-05-30T19:00:00Z".parse().unwrap() }
+                Change::FailRange { range, failure: failure(), at: "2026-05-30T19:00:00Z".parse().unwrap() }
             }
         }
     }

@@ -114,7 +114,7 @@ async fn cut_range(
     (lost, rest): (DateRange, DateRange),
     (failure, at): (&FailureNote, Timestamp),
 ) -> Result<Items, CaptureError> {
-    let failed = sqlx::query(
+    sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
          SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
     )
@@ -125,10 +125,6 @@ async fn cut_range(
     .bind(range)
     .execute(&mut **tx)
     .await?;
-    if failed.rows_affected() == 0 {
-        // It has been replaced meanwhile.
-        return Ok(Items::default());
-    }
     let taken_off = begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
         .bind(rest.from.to_string())
@@ -138,7 +134,7 @@ async fn cut_range(
     Ok(Items::default() - taken_off)
 }
 
-/// Cuts a range into parts, the first of which keeps its number, unless it has been replaced meanwhile.
+/// Cuts a range into parts, the first of which keeps its number.
 async fn split_range(
     tx: &mut Tx<'_>,
     range: RangeId,
@@ -146,11 +142,7 @@ async fn split_range(
     expected_pages: i64,
 ) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
-    let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM ranges WHERE id = ?)")
-        .bind(range)
-        .fetch_one(&mut **tx)
-        .await?;
-    let Some((first, others)) = parts.split_first().filter(|_| there) else { return Ok(effect) };
+    let Some((first, others)) = parts.split_first() else { return Ok(effect) };
     effect.items = Items::default() - begin_again(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)

@@ -102,25 +102,15 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
         let PageRef { kind, items, raw_len, crc32, offset, length } = *page;
         (*range, *seq, kind as i64, items, raw_len, crc32, offset, length)
     };
-    // A range that has been replaced while its page was on the way (its unit was listed again) takes none.
-    let stored = sqlx::query(
+    sqlx::query(
         "INSERT INTO pages (range, seq, kind, items, raw_len, crc32, offset, length)
          SELECT p.value ->> 0, p.value ->> 1, p.value ->> 2, p.value ->> 3,
                 p.value ->> 4, p.value ->> 5, p.value ->> 6, p.value ->> 7
-         FROM json_each(?) AS p WHERE p.value ->> 0 IN (SELECT id FROM ranges)",
+         FROM json_each(?) AS p",
     )
     .bind(json(&rows.iter().map(values).collect::<Vec<_>>()))
     .execute(&mut **tx)
     .await?;
-    if stored.rows_affected() < rows.len() as u64 {
-        let ranges: Vec<RangeId> = rows.iter().map(|row| row.range).collect();
-        let there: Vec<RangeId> =
-            sqlx::query_scalar("SELECT id FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
-                .bind(json(&ranges))
-                .fetch_all(&mut **tx)
-                .await?;
-        rows.retain(|row| there.contains(&row.range));
-    }
     let mut items = Items::default();
     for Row { page, .. } in &rows {
         items.count(page.kind, page.items.cast_signed());
@@ -189,8 +179,7 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> 
     Ok(effect)
 }
 
-/// Members nobody told us of; seldom any, but then perhaps one in each page. Of a range that has been replaced meanwhile they are
-/// no more kept than its pages.
+/// Members nobody told us of; seldom any, but then perhaps one in each page.
 pub(super) async fn unknown_members<Id: ChainId>(
     tx: &mut Tx<'_>,
     pages: &[&PagePosition<Id>],
@@ -205,8 +194,7 @@ pub(super) async fn unknown_members<Id: ChainId>(
     }
     sqlx::query(
         "INSERT INTO unknown_members (list, range, seq, name, value)
-         SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m
-         WHERE m.value ->> 1 IS NULL OR m.value ->> 1 IN (SELECT id FROM ranges)",
+         SELECT m.value ->> 0, m.value ->> 1, m.value ->> 2, m.value ->> 3, m.value ->> 4 FROM json_each(?) AS m",
     )
     .bind(json(&members))
     .execute(&mut **tx)

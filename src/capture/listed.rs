@@ -214,7 +214,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     .bind(window)
     .execute(&mut **tx)
     .await?;
-    // They go last, so that the new ranges do not get their numbers: chains of theirs may be under way.
+    // They go last, so that the new ranges do not get their numbers: those have been handed out.
     if !replaced.is_empty() {
         effect.items = Items::default() - set_aside(tx, &replaced).await?;
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
@@ -305,8 +305,8 @@ impl Settled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{empty_page, last_page, list, planned};
-    use crate::capture::{Change, Effect, FailureNote, Kept, Kind, MessagesPage, Place, Segment, Then};
+    use crate::capture::testing::{empty_page, failure, last_page, list, planned};
+    use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, PageToken, Place, Segment, Then};
     use jiff::civil::date;
 
     fn days(month: i8) -> DateRange {
@@ -371,9 +371,11 @@ mod tests {
         let probe =
             |from, to| Change::ProbeDays { window: WindowId(1), days: april(from, to), sessions: (1, 9) };
         let parts = vec![april(3, 11), april(12, 20)];
+        let at = "2026-05-01T00:00:00Z".parse().unwrap();
         for change in [
             list(1, &["a"]),
             empty_page(1),
+            Change::FailList { list: ListId(2), failure: failure(), at },
             probe(3, 20),
             Change::SplitRange { range: RangeId(2), parts, expected_pages: 9 },
             empty_page(2),
@@ -414,13 +416,6 @@ mod tests {
             vec![(RangeId(range), Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
         };
         let mut reader = location.open_reader().await.unwrap();
-        let failure = FailureNote {
-            code: "server-error".to_owned(),
-            status: Some(500),
-            zoom_code: None,
-            message: "it fell".to_owned(),
-            attempts: 8,
-        };
         let at = "2026-05-01T00:00:00Z".parse().unwrap();
         let (mut settled, mut items, mut most_kept) = ([0; 3], Items::default(), 0);
         for mut change in [
@@ -435,11 +430,11 @@ mod tests {
             page_then(4, 2, Then::Again),
             page(4, 1),
             Change::Compared { unit: UnitId(4), as_of: None, kept: kept(4) },
-            Change::FailRange { range: RangeId(5), failure, at },
+            Change::FailRange { range: RangeId(5), failure: failure(), at },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),
-            page(7, 9),
+            page(10, 9),
         ] {
             if let Change::Compared { unit, as_of, .. } = &mut change {
                 let stale = Change::Compared { unit: *unit, as_of: *as_of, kept: kept(1) };
@@ -461,31 +456,28 @@ mod tests {
         writer.close().await;
     }
 
-    /// A chain over a probed range may be under way while that is replaced: what it brings must not be taken for
-    /// another range's.
+    /// A list replaces them: what is on its way for them would belong to nothing then.
     #[tokio::test]
-    async fn ranges_that_replace_others_have_new_numbers() {
+    async fn probed_ranges_wait_for_the_list_of_their_window() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
-        let day = april(3, 3);
-        let probe = Change::ProbeDays { window: WindowId(1), days: day, sessions: (1, 9) };
-        for change in [list(1, &["a"]), probe] {
+        let probe = Change::ProbeDays { window: WindowId(1), days: april(3, 3), sessions: (1, 9) };
+        let then =
+            Then::Next(PageToken { token: "x".to_owned(), at: "2026-05-01T00:00:00Z".parse().unwrap() });
+        let session = ListedSession { zoom_id: "b".to_owned(), info: "{}".to_owned() };
+        let first_page = PagePosition { then, ..last_page(ListId(2), 0) };
+        let mut reader = location.open_reader().await.unwrap();
+        let mut pending = async || {
+            let ranges = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
+            ranges.into_iter().map(|range| (range.session_id, range.chain.days)).collect::<Vec<_>>()
+        };
+        for change in
+            [list(1, &["a", "c"]), probe, Change::ListPage { page: first_page, sessions: vec![session] }]
+        {
             writer.commit(change).await.unwrap();
         }
-        let mut reader = location.open_reader().await.unwrap();
-        let probes = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
-        let probe = probes.last().unwrap().chain.id;
-        writer.commit(list(2, &["a", "b"])).await.unwrap();
-        writer.commit(empty_page(probe.0)).await.unwrap();
-        let parts = vec![day, day];
-        let split = Change::SplitRange { range: probe, parts, expected_pages: 1 };
-        assert!(writer.commit(split).await.unwrap().new_ranges.is_empty(), "it is gone");
-        let replaced = reader.pending_ranges(WindowId(1), probe, 9).await.unwrap();
-        let whole: Vec<_> = replaced.iter().map(|range| (&range.session_id[..], range.chain.days)).collect();
-        assert_eq!(whole, [("a", days(4)), ("b", days(4))]);
-        assert_eq!(
-            reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap().len(),
-            2,
-            "and no others"
-        );
+        let range = |session: &str, days| (session.to_owned(), days);
+        assert_eq!(pending().await, [range("b", days(4))]);
+        writer.commit(list(2, &["a"])).await.unwrap();
+        assert_eq!(pending().await, [range("c", april(3, 3)), range("b", days(4)), range("a", days(4))]);
     }
 }

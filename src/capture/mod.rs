@@ -127,6 +127,7 @@ pub struct Chain<Id> {
 #[derive(Debug, Clone)]
 pub struct PendingRange {
     pub chain: Chain<RangeId>,
+    pub unit: UnitId,
     pub session_id: String,
     pub query: Option<String>,
     /// The most pages that the same session has in another window: a hint at how long this will be.

@@ -246,14 +246,6 @@ impl Reader {
         rows.iter().map(range).collect()
     }
 
-    /// The unit of a range, unless that has been replaced meanwhile.
-    pub async fn unit_of(&mut self, range: RangeId) -> Result<Option<UnitId>, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT unit FROM ranges WHERE id = ?")
-            .bind(range)
-            .fetch_optional(&mut self.connection)
-            .await?)
-    }
-
     /// What was taken off ranges of a unit: each page with the days of its range.
     pub async fn set_aside(&mut self, unit: UnitId) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
@@ -302,7 +294,8 @@ impl Reader {
         rows.iter().map(chain).collect()
     }
 
-    /// The next ranges to fetch of a window, after the range `after`.
+    /// The next ranges to fetch of a window, after the range `after`. Those of sessions that it does not list come once it is listed:
+    /// the list may replace them.
     pub async fn pending_ranges(
         &mut self,
         window: WindowId,
@@ -317,7 +310,9 @@ impl Reader {
                      FROM units v WHERE v.session = u.session AND v.window <> u.window) AS pages_elsewhere
              FROM ranges r INDEXED BY ranges_pending
              JOIN units u ON u.id = r.unit JOIN sessions s ON s.id = u.session
-             WHERE r.state = 'pending' AND r.window = ? AND r.id > ? ORDER BY r.id LIMIT ?",
+             WHERE r.state = 'pending' AND r.window = ?1 AND r.id > ?2
+             AND (u.listed OR NOT EXISTS (SELECT 1 FROM lists l WHERE l.window = ?1 AND l.state = 'pending'))
+             ORDER BY r.id LIMIT ?3",
         )
         .bind(window)
         .bind(after)
@@ -328,6 +323,7 @@ impl Reader {
             .map(|row| {
                 Ok(PendingRange {
                     chain: chain(row)?,
+                    unit: row.try_get("unit")?,
                     session_id: row.try_get("zoom_id")?,
                     pages_elsewhere: row.try_get("pages_elsewhere")?,
                     query: row.try_get("query")?,

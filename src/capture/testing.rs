@@ -4,7 +4,9 @@ use tempfile::TempDir;
 
 use crate::days::DateRange;
 
-use super::{Change, ListId, ListedSession, Location, MessagesPage, PagePosition, RangeId, Then, Writer};
+use super::{
+    Change, FailureNote, ListId, ListedSession, Location, MessagesPage, PagePosition, RangeId, Then, Writer,
+};
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer) {
@@ -28,4 +30,14 @@ pub(crate) fn empty_page(range: i64) -> Change {
 
 pub(crate) fn last_page<Id>(chain: Id, seq: i64) -> PagePosition<Id> {
     PagePosition { chain, seq, then: Then::End, unknown: Vec::new() }
+}
+
+pub(crate) fn failure() -> FailureNote {
+    FailureNote {
+        code: "server-error".to_owned(),
+        status: Some(500),
+        zoom_code: None,
+        message: "it fell".to_owned(),
+        attempts: 8,
+    }
 }

@@ -194,8 +194,8 @@ mod tests {
     use crate::days::DateRange;
     use jiff::civil::date;
 
-    use super::super::testing::{empty_page, list, planned};
-    use super::super::{Change, FailureNote, RangeId};
+    use super::super::testing::{empty_page, failure, list, planned};
+    use super::super::{Change, RangeId};
 
     #[tokio::test]
     async fn days_not_found_are_told_beside_days_that_failed_and_not_where_others_are_there() {
@@ -209,15 +209,8 @@ mod tests {
                 .await
                 .unwrap();
         }
-        let failure = FailureNote {
-            code: "rejected".to_owned(),
-            status: Some(400),
-            zoom_code: None,
-            message: "no".to_owned(),
-            attempts: 1,
-        };
         let at = "2026-03-30T00:00:00Z".parse().unwrap();
-        writer.commit(Change::FailRange { range: RangeId(1), failure, at }).await.unwrap();
+        writer.commit(Change::FailRange { range: RangeId(1), failure: failure(), at }).await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         for range in [3, 4, 5] {
             writer.commit(Change::RangeNotFound { range: RangeId(range) }).await.unwrap();

@@ -198,7 +198,7 @@ impl Change {
 pub struct Effect {
     pub new_sessions: u64,
     pub new_units: u64,
-    /// The numbers of new ranges; only of a split. None when the range was there no more.
+    /// The numbers of new ranges; only of a split.
     pub new_ranges: Vec<RangeId>,
     /// Units that are fetched to their end, and are to be compared with what was set aside of them.
     pub to_compare: Vec<UnitId>,

@@ -21,6 +21,9 @@ use crate::capture::{
 use crate::days::{self, DateRange};
 use crate::zoom::wire::{modified_at, sent_at};
 
+/// So many pages that were set aside are compared at a time: what is remembered of them does not grow with the chat.
+const AT_A_TIME: usize = 1_000;
+
 /// The digests of a stored page's items.
 pub(super) fn digests_of(page: &[u8]) -> HashSet<u128> {
     let array = array_of(page);
@@ -39,11 +42,11 @@ fn items_of(array: &[u8]) -> Vec<&RawValue> {
 /// Adds to a unit that was fetched to its end what was set aside of it and has not come again: it may have been deleted meanwhile,
 /// or the later answers may lack it. Compared is all of it, whatever days Zoom counts an item to.
 pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), ExtractError> {
-    let cancel = shared.context.cancel.clone();
+    let stop = shared.stop.clone();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let compare = async move |stored: &mut Reader| {
         let as_of = stored.settled_in(unit).await?;
-        let kept = lacking(stored, unit, by_modification_time, &cancel).await?;
+        let kept = lacking(stored, unit, by_modification_time, &stop).await?;
         Ok(kept.map(|kept| Change::Compared { unit, as_of, kept }))
     };
     let compared = shared.look_closely(compare).await?.ok_or(ExtractError::Cancelled)?;
@@ -70,37 +73,50 @@ async fn lacking(
     stored: &mut Reader,
     unit: UnitId,
     by_modification_time: bool,
-    cancel: &CancellationToken,
+    stop: &CancellationToken,
 ) -> Result<Option<Vec<(RangeId, Kept)>>, CaptureError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<(Kind, u128)>::new());
     let set_aside = stored.set_aside(unit).await?;
+    let of_same_days = set_aside.chunk_by(|one, next| one.0 == next.0);
+    let some_at_a_time = of_same_days.flat_map(|pages| pages.chunks(AT_A_TIME).enumerate());
     // Of an item that was set aside more than once the latest counts.
-    for at_once in set_aside.chunk_by(|one, next| one.0 == next.0).rev() {
+    for (nth, some) in some_at_a_time.collect::<Vec<_>>().into_iter().rev() {
         let mut lacking = HashSet::new();
-        for (_, page) in at_once {
+        for (_, page) in some {
             lacking.extend(recognised(&segments, page)?.difference(&known));
         }
-        // As a rule these were the first pages of a chain, and are found again at one of the ends of its days.
+        // As a rule they are found again in the same place of a chain, at one of the ends of their days.
         let (near, far): (Vec<&UnitRange>, Vec<&UnitRange>) =
-            ranges.iter().partition(|range| range.days.overlaps(at_once[0].0));
+            ranges.iter().partition(|range| range.days.overlaps(some[0].0));
         for range in from_both_ends(&near).chain(&far) {
             if lacking.is_empty() {
                 break;
             }
             let pages = stored.range_pages(range.id).await?;
-            if !take_off(&mut lacking, &pages, &segments, cancel)? {
-                return Ok(None);
+            let (before, after) = pages.split_at(pages.len().min(nth * AT_A_TIME));
+            for page in after.iter().chain(before.iter().rev()) {
+                if stop.is_cancelled() {
+                    return Ok(None);
+                }
+                if lacking.is_empty() {
+                    break;
+                }
+                // A damaged one is no answer that lacks something: its range is to be fetched again.
+                take_off(&mut lacking, page.kind, &segments.inflated(page)?);
             }
         }
-        if lacking.is_empty() {
-            continue;
-        }
         known.extend(&lacking);
-        for (_, page) in at_once.iter().rev() {
+        for (_, page) in some.iter().rev() {
             let array = array_of(&read(&segments, page)?);
             let mut items = items_of(&array);
             items.retain(|item| lacking.remove(&(page.kind, identity(page.kind, item))));
+            if page.kind == Kind::Deleted {
+                for message in items.iter().map(|item| (Kind::Messages, id_of(item))) {
+                    lacking.remove(&message);
+                    known.insert(message);
+                }
+            }
             kept.extend(in_ranges(&ranges, page, &items, by_modification_time));
         }
     }
@@ -109,30 +125,15 @@ async fn lacking(
     Ok(Some(kept))
 }
 
-/// Takes off what these pages have. False once cancelled.
-fn take_off(
-    lacking: &mut HashSet<(Kind, u128)>,
-    pages: &[PageRef],
-    segments: &SegmentReader,
-    cancel: &CancellationToken,
-) -> Result<bool, CaptureError> {
-    for page in from_both_ends(pages) {
-        if cancel.is_cancelled() {
-            return Ok(false);
-        }
-        if lacking.is_empty() {
-            break;
-        }
-        // A damaged one is no answer that lacks something: its range is to be fetched again.
-        let array = array_of(&segments.inflated(page)?);
-        for item in items_of(&array) {
-            lacking.remove(&(page.kind, identity(page.kind, item)));
-            if page.kind == Kind::Deleted {
-                lacking.remove(&(Kind::Messages, identity(Kind::Messages, item)));
-            }
+/// Takes off what a stored page has: its items, and messages of which it says that they were deleted since.
+fn take_off(lacking: &mut HashSet<(Kind, u128)>, kind: Kind, page: &[u8]) {
+    let array = array_of(page);
+    for item in items_of(&array) {
+        lacking.remove(&(kind, identity(kind, item)));
+        if kind == Kind::Deleted {
+            lacking.remove(&(Kind::Messages, id_of(item)));
         }
     }
-    Ok(true)
 }
 
 /// What the items of a page are recognised by.
@@ -172,22 +173,23 @@ fn id_of(item: &RawValue) -> u128 {
     identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
 }
 
-/// These items of a page, by the range that each is added to: that of its day. What tells none goes to one that failed, so that it
-/// is compared again once that is there.
+/// These items of a page, by the range that each is added to: that of its day, but one that failed as long as there is any, so that
+/// they are compared again once that is there.
 fn in_ranges(
     ranges: &[UnitRange],
     page: &PageRef,
     items: &[&RawValue],
     by_modification_time: bool,
 ) -> Vec<(RangeId, Kept)> {
-    let else_to = ranges.iter().max_by_key(|range| range.failed);
+    let any_failed = ranges.iter().any(|range| range.failed);
+    let among: Vec<&UnitRange> = ranges.iter().filter(|range| range.failed == any_failed).collect();
     let range_of = |item: &RawValue| {
         let day = day_of(page.kind, item, by_modification_time).map(DateRange::day);
-        let own = ranges.iter().find(|range| day.is_some_and(|day| range.days.covers(day)));
-        own.or(else_to).map(|range| range.id)
+        let own = among.iter().find(|range| day.is_some_and(|day| range.days.covers(day)));
+        own.or(among.last()).map(|range| range.id)
     };
     let of: Vec<_> = items.iter().map(|item| range_of(item)).collect();
-    let kept = ranges.iter().filter_map(|range| {
+    let kept = among.iter().filter_map(|range| {
         let own = items.iter().zip(&of).filter(|(_, of)| **of == Some(range.id));
         let own: Vec<&str> = own.map(|(item, _)| item.get()).collect();
         let kept = if own.len() as u64 == page.items {
@@ -209,13 +211,13 @@ fn day_of(kind: Kind, item: &RawValue, by_modification_time: bool) -> Option<Dat
 
 /// Whether something of a range's days was received that is set aside now.
 pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
-    let (range, days) = (range.chain.id, range.chain.days);
+    let (unit, days, stop) = (range.unit, range.chain.days, shared.stop.clone());
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let has_shown = async move |stored: &mut Reader| {
-        let Some(unit) = stored.unit_of(range).await? else { return Ok(false) };
-        for (asked, page) in stored.set_aside(unit).await? {
-            if !asked.overlaps(days) {
-                continue;
+        let set_aside = stored.set_aside(unit).await?;
+        for (asked, page) in set_aside.into_iter().filter(|(asked, _)| asked.overlaps(days)) {
+            if stop.is_cancelled() {
+                break;
             }
             let array = array_of(&read(stored.segments(), &page)?);
             let mut of =
@@ -252,7 +254,8 @@ mod tests {
             kept.into_iter().map(|(range, kept)| (range.0, kept.items())).collect::<Vec<_>>()
         };
         assert_eq!(to(&[], Kind::Messages, true), [(1, 1), (3, 2)]);
-        assert_eq!(to(&[2], Kind::Messages, true), [(1, 1), (2, 2)]);
+        assert_eq!(to(&[2], Kind::Messages, true), [(2, 3)]);
+        assert_eq!(to(&[1, 2], Kind::Messages, true), [(1, 1), (2, 2)]);
         assert_eq!(to(&[], Kind::Deleted, true), [(2, 1), (3, 2)], "counted to the day it was deleted on");
         assert_eq!(to(&[], Kind::Deleted, false), [(1, 1), (3, 2)]);
         assert_eq!(to(&[1], Kind::Edited, false), [(1, 3)]);

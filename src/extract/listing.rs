@@ -62,6 +62,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
     }
     if had_work {
         shared.context.progress.windows_listed.add(1);
+        shared.found.notify_one();
         let units = shared.location.look(async |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
         tracing::info!(window = %whole, sessions = units, elapsed_ms, "window listed");

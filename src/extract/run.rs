@@ -9,7 +9,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::earlier::{self, check_earlier};
@@ -92,24 +91,22 @@ async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
 impl Shared {
     async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
         self.prepare(reader, damaged).await?;
-        // Cancelled from outside, or here when one half of the work fails: the other half then ends as well.
-        let stop = self.context.cancel.child_token();
-        // Also should one half panic: the books must not be kept for ever.
-        let _stopped = stop.clone().drop_guard();
-        let bookkeeping = tokio::spawn(self.clone().keep_books(stop.clone()).in_current_span());
+        // Also should one half of the work panic: the books must not be kept for ever.
+        let _stopped = self.stop.clone().drop_guard();
+        let bookkeeping = tokio::spawn(self.clone().keep_books().in_current_span());
         let listing = async {
-            let listed = stop.run_until_cancelled(listing::list_all(&self)).await;
+            let listed = self.stop.run_until_cancelled(listing::list_all(&self)).await;
             let listed = listed.unwrap_or(Err(ExtractError::Cancelled));
             if listed.is_ok() {
                 self.context.all_listed.cancel();
                 self.found.notify_one();
             } else {
-                stop.cancel();
+                self.stop.cancel();
             }
             listed
         };
-        let (listed, fetched) = tokio::join!(listing, self.fetch_all(reader, &stop));
-        stop.cancel();
+        let (listed, fetched) = tokio::join!(listing, self.fetch_all(reader));
+        self.stop.cancel();
         bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
         match listed {
             // What the other half failed with is the cause.
@@ -165,17 +162,14 @@ impl Shared {
     }
 
     /// Fetches every range; when it returns, no chain is under way any more.
-    async fn fetch_all(
-        self: &Arc<Self>,
-        reader: &mut Reader,
-        stop: &CancellationToken,
-    ) -> Result<(), ExtractError> {
+    async fn fetch_all(self: &Arc<Self>, reader: &mut Reader) -> Result<(), ExtractError> {
         let mut chains = JoinSet::new();
-        let fetched = self.keep_fetching(reader, stop, &mut chains).await;
+        let fetched = self.keep_fetching(reader, &mut chains).await;
         if fetched.is_err() {
-            stop.cancel();
+            self.stop.cancel();
         }
         while chains.join_next().await.is_some() {}
+        self.have_looked().await;
         fetched
     }
 
@@ -183,7 +177,6 @@ impl Shared {
     async fn keep_fetching(
         self: &Arc<Self>,
         reader: &mut Reader,
-        stop: &CancellationToken,
         chains: &mut JoinSet<Option<Result<Vec<PendingRange>, ExtractError>>>,
     ) -> Result<(), ExtractError> {
         let (mut feed, mut fetched_since) = (Feed::default(), true);
@@ -192,15 +185,15 @@ impl Shared {
             let all_listed = self.context.all_listed.is_cancelled();
             let mut exhausted = false;
             let most = self.context.lane.useful_chains();
-            while chains.len() < most && !stop.is_cancelled() {
+            while chains.len() < most && !self.stop.is_cancelled() {
                 let Some(range) = feed.next(reader).await? else {
                     exhausted = true;
                     break;
                 };
                 fetched_since = true;
-                let (shared, stop) = (self.clone(), stop.clone());
+                let shared = self.clone();
                 let chain =
-                    async move { stop.run_until_cancelled_owned(ranges::follow(&shared, range)).await };
+                    async move { shared.stop.run_until_cancelled(ranges::follow(&shared, range)).await };
                 chains.spawn(chain.in_current_span());
             }
             let nothing_else = exhausted && all_listed;
@@ -226,18 +219,18 @@ impl Shared {
                     Err(_) => return Err(ExtractError::Panicked),
                 },
                 () = self.found.notified() => {}
-                () = stop.cancelled() => return Err(ExtractError::Cancelled),
+                () = self.stop.cancelled() => return Err(ExtractError::Cancelled),
             }
         }
     }
 
     /// Every two seconds or so: the traffic so far, which only the process knows.
-    async fn keep_books(self: Arc<Self>, stop: CancellationToken) {
+    async fn keep_books(self: Arc<Self>) {
         let pause = async || {
             self.context.clock.sleep(Duration::from_secs(2)).await;
             self.wait_for_beat(LONG_BEAT).await;
         };
-        while stop.run_until_cancelled(pause()).await.is_some() {
+        while self.stop.run_until_cancelled(pause()).await.is_some() {
             if let Err(error) = self.leave_totals().await {
                 tracing::warn!(%error, "figures could not be written down");
             }

@@ -30,6 +30,9 @@ pub(super) const BEAT: Duration = Duration::from_millis(100);
 /// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
 pub(super) const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
+/// Looks at what is stored at the same time.
+const READERS: usize = 4;
+
 /// For how long a run trusts what it was told.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
@@ -87,16 +90,18 @@ pub(super) struct Shared {
     pub found: Notify,
     pub splitting: Splitting,
     pub reach: Reach,
+    /// Cancelled from outside, or when a part of the run has failed: the others then end as well.
+    pub stop: CancellationToken,
     /// So many chains look at what is stored at the same time, each through a connection of its own.
-    readers: Semaphore,
+    readers: Arc<Semaphore>,
 }
 
 impl Shared {
     pub fn new(context: RunContext, location: Location, writer: Writer) -> Self {
         let splitting = Splitting::new(context.lane.clone(), context.progress.clone());
         let reach = Reach::new(context.clock.clone());
-        let (found, readers) = (Notify::new(), Semaphore::new(4));
-        Self { context, location, writer, found, splitting, reach, readers }
+        let (stop, readers) = (context.cancel.child_token(), Arc::new(Semaphore::new(READERS)));
+        Self { context, location, writer, found: Notify::new(), splitting, reach, stop, readers }
     }
 
     /// Finishes what is queued for the capture.
@@ -118,9 +123,19 @@ impl Shared {
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError> + Send + 'static,
     ) -> Result<T, ExtractError> {
-        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
+        let one_of_few = self.readers.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (location, runtime) = (self.location.clone(), Handle::current());
-        Ok(blocking(move || runtime.block_on(location.look(at))).await?)
+        let look = move || {
+            let seen = runtime.block_on(location.look(at));
+            drop(one_of_few);
+            seen
+        };
+        Ok(blocking(look).await?)
+    }
+
+    /// Until nobody looks any more, also of those whose chains were given up.
+    pub async fn have_looked(&self) {
+        let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
     /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
