@@ -234,6 +234,9 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::testing::{last_page, list, planned};
+    use crate::capture::{MessagesPage, PagePosition, Then};
+    use futures_util::future::try_join_all;
     use jiff::civil::date;
 
     #[test]
@@ -259,5 +262,39 @@ mod tests {
         assert_eq!(to(&[], Kind::Deleted, true), [(2, 1), (3, 2)], "counted to the day it was deleted on");
         assert_eq!(to(&[], Kind::Deleted, false), [(1, 1), (3, 2)]);
         assert_eq!(to(&[1], Kind::Edited, false), [(1, 3)]);
+    }
+
+    /// More of them than are compared at a time.
+    #[tokio::test]
+    async fn what_is_lacking_is_found_among_many_pages() {
+        let month = DateRange::new(date(2026, 5, 1), date(2026, 5, 31));
+        let (_directory, location, writer) = planned(&[month]).await;
+        let pages = 2 * AT_A_TIME as i64 + 500;
+        let page = |seq, then| {
+            let item = format!(r#"{{"id":"{seq}"}}"#);
+            let segments = [Segment::of_items(&[&item], 1), None, None];
+            let position = PagePosition { then, ..last_page(RangeId(1), seq) };
+            writer.commit(Change::MessagesPage(MessagesPage::new(position, segments)))
+        };
+        writer.commit(list(1, &["a"])).await.unwrap();
+        try_join_all((0..pages).map(|seq| page(seq, Then::Again))).await.unwrap();
+        writer.commit(Change::RefetchRanges(vec![RangeId(1)])).await.unwrap();
+        let missing = |seq| seq % 1_111 == 10;
+        try_join_all((0..pages).filter(|seq| !missing(*seq)).map(|seq| page(seq, Then::Again)))
+            .await
+            .unwrap();
+        page(pages, Then::End).await.unwrap();
+        let stop = CancellationToken::new();
+        let look = async |stored: &mut Reader| {
+            let kept = lacking(stored, UnitId(1), false, &stop).await?.unwrap();
+            let own = kept.iter().map(|(range, kept)| match kept {
+                Kept::Page(page) => (*range, read(stored.segments(), page).unwrap()),
+                Kept::Items(..) => panic!("a part of a page of one item"),
+            });
+            Ok::<_, CaptureError>(own.collect::<Vec<_>>())
+        };
+        let expected = (0..pages).filter(|seq| missing(*seq));
+        let expected = expected.map(|seq| (RangeId(1), format!(r#"{{"id":"{seq}"}}"#).into_bytes()));
+        assert_eq!(location.look(look).await.unwrap(), expected.collect::<Vec<_>>());
     }
 }
