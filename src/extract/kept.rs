@@ -86,25 +86,9 @@ async fn lacking(
         for (_, page) in some {
             lacking.extend(recognised(&segments, page)?.difference(&known));
         }
-        // As a rule they are found again in the same place of a chain, at one of the ends of their days.
-        let (near, far): (Vec<&UnitRange>, Vec<&UnitRange>) =
-            ranges.iter().partition(|range| range.days.overlaps(some[0].0));
-        for range in from_both_ends(&near).chain(&far) {
-            if lacking.is_empty() {
-                break;
-            }
-            let pages = stored.range_pages(range.id).await?;
-            let (before, after) = pages.split_at(pages.len().min(nth * AT_A_TIME));
-            for page in after.iter().chain(before.iter().rev()) {
-                if stop.is_cancelled() {
-                    return Ok(None);
-                }
-                if lacking.is_empty() {
-                    break;
-                }
-                // A damaged one is no answer that lacks something: its range is to be fetched again.
-                take_off(&mut lacking, page.kind, &segments.inflated(page)?);
-            }
+        let place = (some[0].0, nth * AT_A_TIME);
+        if !look_for(&mut lacking, stored, &ranges, place, stop).await? {
+            return Ok(None);
         }
         known.extend(&lacking);
         for (_, page) in some.iter().rev() {
@@ -123,6 +107,38 @@ async fn lacking(
     kept.reverse();
     kept.sort_by_key(|(range, _)| *range);
     Ok(Some(kept))
+}
+
+/// Takes off what these ranges have. As a rule it is found in the place of a chain where it was, at one of the ends of its days. False
+/// once cancelled.
+async fn look_for(
+    lacking: &mut HashSet<(Kind, u128)>,
+    stored: &mut Reader,
+    ranges: &[UnitRange],
+    (days, place): (DateRange, usize),
+    stop: &CancellationToken,
+) -> Result<bool, CaptureError> {
+    let segments = stored.segments().clone();
+    let (near, far): (Vec<&UnitRange>, Vec<&UnitRange>) =
+        ranges.iter().partition(|range| range.days.overlaps(days));
+    for range in from_both_ends(&near).chain(&far) {
+        if lacking.is_empty() {
+            break;
+        }
+        let pages = stored.range_pages(range.id).await?;
+        let (before, after) = pages.split_at(pages.len().min(place));
+        for page in after.iter().chain(before.iter().rev()) {
+            if stop.is_cancelled() {
+                return Ok(false);
+            }
+            if lacking.is_empty() {
+                break;
+            }
+            // A damaged one is no answer that lacks something: its range is to be fetched again.
+            take_off(lacking, page.kind, &segments.inflated(page)?);
+        }
+    }
+    Ok(true)
 }
 
 /// Takes off what a stored page has: its items, and messages of which it says that they were deleted since.
