@@ -78,90 +78,41 @@ fn read_page(body: &Bytes, days: DateRange, previous: &Digests, level: u32) -> R
 
 /// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
 /// take its place are returned. Only what concerns the whole run is an error.
-pub(super) async fn follow(
-    shared: &Shared,
-    mut range: PendingRange,
-) -> Result<Vec<PendingRange>, ExtractError> {
-    let context = &shared.context;
+pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<PendingRange>, ExtractError> {
     let oldest = shared.reach.oldest();
     let (lost, rest) = range.chain.days.split_at(oldest);
     let Some(rest) = rest else {
         fail(shared, &range, out_of_reach(oldest)).await?;
         return Ok(Vec::new());
     };
-    let mut pages = Pages::take_up(shared, &range).await?;
-    if pages.token.is_none()
+    let mut following = Following::take_up(shared, range).await?;
+    if following.token.is_none()
         && let Some(lost) = lost
     {
-        drop_lost_days(shared, &mut range, (lost, rest)).await?;
+        following.drop_lost_days((lost, rest)).await?;
     }
+    let range = &following.range;
     let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
     if range.chain.pages == 0
         && let Some(split) = shared.splitting.in_advance(&days, range.pages_elsewhere)
     {
-        return split_range(shared, &range, split.parts, split.expected_pages).await;
+        return following.split(split.parts, split.expected_pages).await;
     }
-    let mut outlook = context.progress.outlook();
+    let mut outlook = shared.context.progress.outlook();
     loop {
-        match pages.next(shared, &mut range).await? {
+        match following.next().await? {
             Step::More => {
-                let Some(seen) = pages.observed else { continue };
-                let pace = pages.forecast(shared, &days, &seen, &mut outlook);
+                let Some(seen) = following.observed else { continue };
+                let pace = following.forecast(&days, &seen, &mut outlook);
                 if let Some(split) = shared.splitting.under_way(&days, &seen, pace) {
-                    return split_range(shared, &range, split.parts, split.expected_pages).await;
+                    return following.split(split.parts, split.expected_pages).await;
                 }
             }
             Step::End => return Ok(Vec::new()),
-            Step::LeftReach => {
-                range.chain.resume = None;
-                return Ok(vec![range]);
-            }
-            Step::Failed(failure) => return give_up(shared, range, &mut pages, &failure).await,
+            Step::LeftReach => return Ok(following.once_more()),
+            Step::Failed(failure) => return following.give_up(&failure).await,
         }
     }
-}
-
-/// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
-/// error.
-async fn give_up(
-    shared: &Shared,
-    mut range: PendingRange,
-    pages: &mut Pages,
-    failure: &Failure,
-) -> Result<Vec<PendingRange>, ExtractError> {
-    match verdict(shared, &range, pages.token.as_deref(), failure).await? {
-        Verdict::Cut(parts) => {
-            tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
-                "a session's days could not be fetched whole, cutting");
-            split_range(shared, &range, parts, 0).await
-        }
-        Verdict::Nothing => {
-            settle(shared, Change::RangeNotFound { range: range.chain.id }).await?;
-            Ok(Vec::new())
-        }
-        Verdict::BeginAgain => {
-            range.chain.resume = None;
-            Ok(vec![range])
-        }
-        Verdict::WholeRun => Err(ExtractError::Account(failure.clone())),
-        Verdict::Failed => {
-            fail(shared, &range, note(failure)).await?;
-            Ok(Vec::new())
-        }
-    }
-}
-
-/// The first days of a range have left Zoom's reach.
-async fn drop_lost_days(
-    shared: &Shared,
-    range: &mut PendingRange,
-    (lost, rest): (DateRange, DateRange),
-) -> Result<(), ExtractError> {
-    let (failure, at) = (out_of_reach(rest.from), shared.now());
-    let change = Change::CutRange { range: range.chain.id, lost, rest, failure, at };
-    shared.commit(change).await?;
-    (range.chain.days, range.chain.pages) = (rest, 0);
-    Ok(())
 }
 
 /// What became of one request of a chain.
@@ -171,27 +122,6 @@ enum Step {
     /// Its first days have left Zoom's reach while it was on its way: what Zoom answers then is not known.
     LeftReach,
     Failed(Failure),
-}
-
-/// Cuts a range; the first part keeps its number.
-async fn split_range(
-    shared: &Shared,
-    range: &PendingRange,
-    parts: Vec<DateRange>,
-    expected_pages: i64,
-) -> Result<Vec<PendingRange>, ExtractError> {
-    tracing::debug!(days = %range.chain.days, parts = parts.len(), "a range is cut");
-    let split = Change::SplitRange { range: range.chain.id, parts: parts.clone(), expected_pages };
-    let Effect { new_ranges, .. } = shared.commit(split).await?;
-    let numbers = std::iter::once(range.chain.id).chain(new_ranges);
-    Ok(numbers
-        .zip(parts)
-        .map(|(id, days)| {
-            let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
-            // Planned as long as it should be: not to be cut again before it has shown something.
-            PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
-        })
-        .collect())
 }
 
 async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
@@ -208,8 +138,10 @@ async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
     Ok(())
 }
 
-/// Where a chain of pages stands.
-struct Pages {
+/// A range whose chain of pages is followed, and where that stands.
+struct Following<'a> {
+    shared: &'a Shared,
+    range: PendingRange,
     token: Option<String>,
     seq: i64,
     /// The run would wait for the rest of it, which is about so many pages.
@@ -222,10 +154,12 @@ struct Pages {
     observed: Option<Seen>,
 }
 
-impl Pages {
+impl<'a> Following<'a> {
     /// Goes on with a token that is still young and belongs to the same query; else begins again.
-    async fn take_up(shared: &Shared, range: &PendingRange) -> Result<Self, ExtractError> {
-        let mut pages = Self {
+    async fn take_up(shared: &'a Shared, range: PendingRange) -> Result<Self, ExtractError> {
+        let mut following = Self {
+            shared,
+            range,
             token: None,
             seq: 0,
             urgent: None,
@@ -234,35 +168,45 @@ impl Pages {
             leaves_out: None,
             observed: Some(Seen::default()),
         };
+        let range = &following.range;
         if range.chain.pages == 0 {
-            return Ok(pages);
+            return Ok(following);
         }
-        let same_query = range.query.as_deref() == Some(pages.call(range, shared).query().as_str());
-        let resume = shared.still_good(&range.chain).filter(|_| same_query);
-        if let Some(resume) = resume {
+        let same_query = range.query.as_deref() == Some(following.call().query().as_str());
+        let resume = shared.still_good(&range.chain).filter(|_| same_query).cloned();
+        if let Some(PageToken { token, .. }) = resume {
             let last_items = shared.look(async |stored| stored.last_items(range.chain.id).await).await?;
-            pages.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
-            pages.observed = None;
-            pages.token = Some(resume.token.clone());
-            pages.paging = Paging::taken_up(&resume.token);
-            pages.seq = range.chain.pages;
+            following.seq = range.chain.pages;
+            following.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
+            following.observed = None;
+            following.paging = Paging::taken_up(&token);
+            following.token = Some(token);
         }
-        Ok(pages)
+        Ok(following)
     }
 
-    fn call(&self, range: &PendingRange, shared: &Shared) -> Call {
+    fn call(&self) -> Call {
         Call::Messages {
-            session_id: range.session_id.as_str().into(),
-            days: range.chain.days,
+            session_id: self.range.session_id.as_str().into(),
+            days: self.range.chain.days,
             page_token: self.token.clone(),
-            choice: shared.context.request.item_choice(),
+            choice: self.shared.context.request.item_choice(),
         }
+    }
+
+    /// The first days of the range have left Zoom's reach.
+    async fn drop_lost_days(&mut self, (lost, rest): (DateRange, DateRange)) -> Result<(), ExtractError> {
+        let (failure, at) = (out_of_reach(rest.from), self.shared.now());
+        let change = Change::CutRange { range: self.range.chain.id, lost, rest, failure, at };
+        self.shared.commit(change).await?;
+        (self.range.chain.days, self.range.chain.pages) = (rest, 0);
+        Ok(())
     }
 
     /// Asks for the next page and commits it.
-    async fn next(&mut self, shared: &Shared, range: &mut PendingRange) -> Result<Step, ExtractError> {
-        let context = &shared.context;
-        let call = self.call(range, shared);
+    async fn next(&mut self) -> Result<Step, ExtractError> {
+        let (shared, context) = (self.shared, &self.shared.context);
+        let call = self.call();
         let days = call.days();
         let (previous, account) = (self.previous.clone(), context.lane.account().clone());
         let read = move |body: Bytes| {
@@ -282,7 +226,7 @@ impl Pages {
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        let left_reach = self.token.is_none() && range.chain.days.from < shared.reach.oldest();
+        let left_reach = self.token.is_none() && days.from < shared.reach.oldest();
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
         // Else a later run must not go on from here: after a loop it would go round it once more, from a page stored without its
         // repeats it would not recognise them, and nobody would tell it that days were left out.
@@ -293,7 +237,7 @@ impl Pages {
             None if is_sound => Then::End,
             _ => Then::Again,
         };
-        self.commit(shared, range, page, then, call.query()).await?;
+        self.commit(page, then, call.query()).await?;
         Ok(match trouble.or_else(|| self.leaves_out.take_if(|_| self.token.is_none())) {
             Some(failure) => Step::Failed(failure),
             None if left_reach => Step::LeftReach,
@@ -304,7 +248,8 @@ impl Pages {
 
     /// Tells the run how much of the chain is still to come by what it has shown, and how urgent that is. Returns how fast chains
     /// are, this one considered.
-    fn forecast(&mut self, shared: &Shared, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> Pace {
+    fn forecast(&mut self, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> Pace {
+        let shared = self.shared;
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
         let pace = shared.splitting.pace();
@@ -322,15 +267,10 @@ impl Pages {
         self.previous = Arc::default();
     }
 
-    async fn commit(
-        &mut self,
-        shared: &Shared,
-        range: &mut PendingRange,
-        page: ReadPage,
-        then: Then,
-        query: String,
-    ) -> Result<(), ExtractError> {
-        let position = PagePosition { chain: range.chain.id, seq: self.seq, then, unknown: page.unknown };
+    async fn commit(&mut self, page: ReadPage, then: Then, query: String) -> Result<(), ExtractError> {
+        let shared = self.shared;
+        let position =
+            PagePosition { chain: self.range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
@@ -343,12 +283,56 @@ impl Pages {
         settle(shared, Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
         self.seq += 1;
-        range.chain.pages = self.seq;
+        self.range.chain.pages = self.seq;
         // A page without any of a kind says nothing of what the next may repeat.
         let before = &self.previous;
         let kinds = page.digests.into_iter().zip(before.iter());
         let last = kinds.map(|(own, before)| if own.is_empty() { before.clone() } else { own });
         self.previous = Arc::new(last.collect::<Vec<_>>().try_into().expect("as many kinds"));
         Ok(())
+    }
+
+    /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
+    /// error.
+    async fn give_up(self, failure: &Failure) -> Result<Vec<PendingRange>, ExtractError> {
+        let Self { shared, range, .. } = &self;
+        match verdict(shared, range, self.token.as_deref(), failure).await? {
+            Verdict::Cut(parts) => {
+                tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
+                    "a session's days could not be fetched whole, cutting");
+                return self.split(parts, 0).await;
+            }
+            Verdict::BeginAgain => return Ok(self.once_more()),
+            Verdict::WholeRun => return Err(ExtractError::Account(failure.clone())),
+            Verdict::Nothing => settle(shared, Change::RangeNotFound { range: range.chain.id }).await?,
+            Verdict::Failed => fail(shared, range, note(failure)).await?,
+        }
+        Ok(Vec::new())
+    }
+
+    /// The same range, to be followed from its beginning.
+    fn once_more(self) -> Vec<PendingRange> {
+        let Self { mut range, .. } = self;
+        range.chain.resume = None;
+        vec![range]
+    }
+
+    /// Cuts the range; the first part keeps its number.
+    async fn split(
+        self,
+        parts: Vec<DateRange>,
+        expected_pages: i64,
+    ) -> Result<Vec<PendingRange>, ExtractError> {
+        let Self { shared, range, .. } = self;
+        tracing::debug!(days = %range.chain.days, parts = parts.len(), "a range is cut");
+        let split = Change::SplitRange { range: range.chain.id, parts: parts.clone(), expected_pages };
+        let Effect { new_ranges, .. } = shared.commit(split).await?;
+        let numbers = std::iter::once(range.chain.id).chain(new_ranges);
+        let part = |(id, days)| {
+            let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
+            // Planned as long as it should be: not to be cut again before it has shown something.
+            PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
+        };
+        Ok(numbers.zip(parts).map(part).collect())
     }
 }
