@@ -84,7 +84,8 @@ pub(super) async fn apply<'a>(
         Change::ProbeDays { window, days, sessions } => {
             effect = listed::probe_days(tx, *window, *days, *sessions).await?;
         }
-        Change::RefetchRanges(ranges) => {
+        Change::RefetchDamaged { ranges, found_at } => {
+            set_meta(tx, &[(Meta::DamagedAt, found_at.to_string())]).await?;
             let statements = [
                 "UPDATE ranges SET state = 'pending', failure = NULL, failed_at = NULL WHERE id = ?",
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",

@@ -309,6 +309,8 @@ mod tests {
              PRAGMA user_version = 2",
         )
         .await;
+        // Who asks whether there is something to go on with changes nothing.
+        assert!(location.look(async |reader| reader.has_pending().await).await.unwrap());
         let writer = location.open_writer().await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         writer.close().await;

@@ -93,11 +93,11 @@ impl Reader {
         Ok(tables == 1 && self.meta(Meta::Request).await?.is_some())
     }
 
-    /// Whether anything is still to be fetched, or to be compared with what was set aside.
+    /// Whether anything is still to be fetched.
     pub async fn has_pending(&mut self) -> Result<bool, CaptureError> {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM lists WHERE state = 'pending')
-                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending') OR EXISTS (SELECT 1 FROM set_aside)",
+                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending')",
         )
         .fetch_one(&mut self.connection)
         .await?)

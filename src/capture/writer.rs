@@ -175,8 +175,11 @@ pub enum Change {
         days: DateRange,
         sessions: (i64, i64),
     },
-    /// These ranges are fetched again from their beginning.
-    RefetchRanges(Vec<RangeId>),
+    /// These ranges were found damaged: they are fetched again from their beginning.
+    RefetchDamaged {
+        ranges: Vec<RangeId>,
+        found_at: Timestamp,
+    },
     /// What failed is to be tried again.
     RetryFailed,
 }

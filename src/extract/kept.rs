@@ -47,9 +47,9 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     let compare = async move |stored: &mut Reader| {
         let as_of = stored.settled_in(unit).await?;
         let kept = lacking(stored, unit, by_modification_time, &stop).await?;
-        Ok(kept.map(|kept| Change::Compared { unit, as_of, kept }))
+        Ok::<_, ExtractError>(Change::Compared { unit, as_of, kept })
     };
-    let compared = shared.look_closely(compare).await?.ok_or(ExtractError::Cancelled)?;
+    let compared = shared.look(compare).await?;
     let kept = shared.commit(compared).await?.items.total();
     if kept > 0 {
         tracing::warn!(
@@ -68,56 +68,52 @@ pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
     Ok(())
 }
 
-/// What was set aside of a unit, and its ranges do not have, each with the range it is added to; `None` once cancelled.
+/// What was set aside of a unit, and its ranges do not have, each with the range it is added to.
 async fn lacking(
     stored: &mut Reader,
     unit: UnitId,
     by_modification_time: bool,
     stop: &CancellationToken,
-) -> Result<Option<Vec<(RangeId, Kept)>>, CaptureError> {
+) -> Result<Vec<(RangeId, Kept)>, ExtractError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
-    let (mut kept, mut known) = (Vec::new(), HashSet::<(Kind, u128)>::new());
-    let set_aside = stored.set_aside(unit).await?;
-    let of_same_days = set_aside.chunk_by(|one, next| one.0 == next.0);
-    let some_at_a_time = of_same_days.flat_map(|pages| pages.chunks(AT_A_TIME).enumerate());
-    // Of an item that was set aside more than once the latest counts.
-    for (nth, some) in some_at_a_time.collect::<Vec<_>>().into_iter().rev() {
-        let mut lacking = HashSet::new();
-        for (_, page) in some {
-            lacking.extend(recognised(&segments, page)?.difference(&known));
-        }
-        let place = (some[0].0, nth * AT_A_TIME);
-        if !look_for(&mut lacking, stored, &ranges, place, stop).await? {
-            return Ok(None);
-        }
-        known.extend(&lacking);
-        for (_, page) in some.iter().rev() {
-            let array = array_of(&read(&segments, page)?);
-            let mut items = items_of(&array);
-            items.retain(|item| lacking.remove(&(page.kind, identity(page.kind, item))));
-            if page.kind == Kind::Deleted {
-                for message in items.iter().map(|item| (Kind::Messages, id_of(item))) {
-                    lacking.remove(&message);
-                    known.insert(message);
-                }
+    let (mut kept, mut known) = (Vec::new(), HashSet::<Identity>::new());
+    // Deletions first, as a message is not kept beside its own; else, of an item that was set aside more than once, the latest.
+    let (deleted, others): (Vec<_>, Vec<_>) =
+        stored.set_aside(unit).await?.into_iter().partition(|(_, page)| page.kind == Kind::Deleted);
+    for set_aside in [deleted, others] {
+        let of_same_days = set_aside.chunk_by(|one, next| one.0 == next.0);
+        let some_at_a_time = of_same_days.flat_map(|pages| pages.chunks(AT_A_TIME).enumerate());
+        let mut chosen = Vec::new();
+        for (nth, some) in some_at_a_time.collect::<Vec<_>>().into_iter().rev() {
+            let mut lacking = HashSet::new();
+            for (_, page) in some {
+                let array = array_of(&read(&segments, page)?);
+                lacking.extend(items_of(&array).into_iter().map(|item| identity(page.kind, item)));
             }
-            kept.extend(in_ranges(&ranges, page, &items, by_modification_time));
+            lacking.retain(|item| !known.contains(item));
+            look_for(&mut lacking, stored, &ranges, (some[0].0, nth * AT_A_TIME), stop).await?;
+            for (_, page) in some.iter().rev() {
+                let array = array_of(&read(&segments, page)?);
+                let mut items = items_of(&array);
+                items.retain(|item| lacking.remove(&identity(page.kind, item)));
+                known.extend(items.iter().flat_map(|item| made_known_by(page.kind, item)));
+                chosen.extend(in_ranges(&ranges, page, &items, by_modification_time));
+            }
         }
+        kept.extend(chosen.into_iter().rev());
     }
-    kept.reverse();
     kept.sort_by_key(|(range, _)| *range);
-    Ok(Some(kept))
+    Ok(kept)
 }
 
-/// Takes off what these ranges have. As a rule it is found in the place of a chain where it was, at one of the ends of its days. False
-/// once cancelled.
+/// Takes off what these ranges have. As a rule it is found in the place of a chain where it was, at one of the ends of its days.
 async fn look_for(
-    lacking: &mut HashSet<(Kind, u128)>,
+    lacking: &mut HashSet<Identity>,
     stored: &mut Reader,
     ranges: &[UnitRange],
     (days, place): (DateRange, usize),
     stop: &CancellationToken,
-) -> Result<bool, CaptureError> {
+) -> Result<(), ExtractError> {
     let segments = stored.segments().clone();
     let (near, far): (Vec<&UnitRange>, Vec<&UnitRange>) =
         ranges.iter().partition(|range| range.days.overlaps(days));
@@ -128,34 +124,18 @@ async fn look_for(
         let pages = stored.range_pages(range.id).await?;
         let (before, after) = pages.split_at(pages.len().min(place));
         for page in after.iter().chain(before.iter().rev()) {
-            if stop.is_cancelled() {
-                return Ok(false);
-            }
+            Shared::go_on(stop)?;
             if lacking.is_empty() {
                 break;
             }
             // A damaged one is no answer that lacks something: its range is to be fetched again.
-            take_off(lacking, page.kind, &segments.inflated(page)?);
+            let array = array_of(&segments.inflated(page)?);
+            for known in items_of(&array).into_iter().flat_map(|item| made_known_by(page.kind, item)) {
+                lacking.remove(&known);
+            }
         }
     }
-    Ok(true)
-}
-
-/// Takes off what a stored page has: its items, and messages of which it says that they were deleted since.
-fn take_off(lacking: &mut HashSet<(Kind, u128)>, kind: Kind, page: &[u8]) {
-    let array = array_of(page);
-    for item in items_of(&array) {
-        lacking.remove(&(kind, identity(kind, item)));
-        if kind == Kind::Deleted {
-            lacking.remove(&(Kind::Messages, id_of(item)));
-        }
-    }
-}
-
-/// What the items of a page are recognised by.
-fn recognised(segments: &SegmentReader, page: &PageRef) -> Result<HashSet<(Kind, u128)>, CaptureError> {
-    let array = array_of(&read(segments, page)?);
-    Ok(items_of(&array).into_iter().map(|item| (page.kind, identity(page.kind, item))).collect())
+    Ok(())
 }
 
 /// A page that was set aside; nothing if it is damaged.
@@ -174,8 +154,16 @@ fn from_both_ends<T>(all: &[T]) -> impl Iterator<Item = &T> {
 
 /// What an item is recognised by in another reading: a message by its id, as it may have been edited since; of edits and deletions
 /// there may be several with one id.
-fn identity(kind: Kind, item: &RawValue) -> u128 {
-    if kind == Kind::Messages { id_of(item) } else { digest_of_content(item.get()) }
+type Identity = (Kind, u128);
+
+fn identity(kind: Kind, item: &RawValue) -> Identity {
+    (kind, if kind == Kind::Messages { id_of(item) } else { digest_of_content(item.get()) })
+}
+
+/// What need not be kept where this item is: itself, and a message of which it says that it was deleted.
+fn made_known_by(kind: Kind, item: &RawValue) -> impl Iterator<Item = Identity> {
+    let deleted = (kind == Kind::Deleted).then(|| (Kind::Messages, id_of(item)));
+    std::iter::once(identity(kind, item)).chain(deleted)
 }
 
 /// A digest of an item's id; of its content if it has none.
@@ -232,9 +220,7 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
     let has_shown = async move |stored: &mut Reader| {
         let set_aside = stored.set_aside(unit).await?;
         for (asked, page) in set_aside.into_iter().filter(|(asked, _)| asked.overlaps(days)) {
-            if stop.is_cancelled() {
-                break;
-            }
+            Shared::go_on(&stop)?;
             let array = array_of(&read(stored.segments(), &page)?);
             let mut of =
                 items_of(&array).into_iter().map(|item| day_of(page.kind, item, by_modification_time));
@@ -242,17 +228,18 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok::<_, ExtractError>(false)
     };
-    shared.look_closely(has_shown).await
+    shared.look(has_shown).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{last_page, list, planned};
+    use crate::capture::testing::{empty_page, last_page, list, planned};
     use crate::capture::{MessagesPage, PagePosition, Then};
     use futures_util::future::try_join_all;
+    use jiff::Timestamp;
     use jiff::civil::date;
 
     #[test]
@@ -294,7 +281,10 @@ mod tests {
         };
         writer.commit(list(1, &["a"])).await.unwrap();
         try_join_all((0..pages).map(|seq| page(seq, Then::Again))).await.unwrap();
-        writer.commit(Change::RefetchRanges(vec![RangeId(1)])).await.unwrap();
+        writer
+            .commit(Change::RefetchDamaged { ranges: vec![RangeId(1)], found_at: Timestamp::UNIX_EPOCH })
+            .await
+            .unwrap();
         let missing = |seq| seq % 1_111 == 10;
         try_join_all((0..pages).filter(|seq| !missing(*seq)).map(|seq| page(seq, Then::Again)))
             .await
@@ -302,15 +292,46 @@ mod tests {
         page(pages, Then::End).await.unwrap();
         let stop = CancellationToken::new();
         let look = async |stored: &mut Reader| {
-            let kept = lacking(stored, UnitId(1), false, &stop).await?.unwrap();
+            let kept = lacking(stored, UnitId(1), false, &stop).await?;
             let own = kept.iter().map(|(range, kept)| match kept {
                 Kept::Page(page) => (*range, read(stored.segments(), page).unwrap()),
                 Kept::Items(..) => panic!("a part of a page of one item"),
             });
-            Ok::<_, CaptureError>(own.collect::<Vec<_>>())
+            Ok::<_, ExtractError>(own.collect::<Vec<_>>())
         };
         let expected = (0..pages).filter(|seq| missing(*seq));
         let expected = expected.map(|seq| (RangeId(1), format!(r#"{{"id":"{seq}"}}"#).into_bytes()));
         assert_eq!(location.look(look).await.unwrap(), expected.collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_message_is_not_kept_beside_its_own_deletion_whichever_was_set_aside_last() {
+        let days = |from, to| DateRange::new(date(2026, 5, from), date(2026, 5, to));
+        let (_directory, location, writer) = planned(&[days(1, 31)]).await;
+        let items = |range, kind: Kind| {
+            let mut segments = [None, None, None];
+            segments[kind as usize] = Segment::of_items(&[r#"{"id":"m"}"#], 1);
+            let position = PagePosition { then: Then::Again, ..last_page(RangeId(range), 0) };
+            Change::MessagesPage(MessagesPage::new(position, segments))
+        };
+        let refetch =
+            |range| Change::RefetchDamaged { ranges: vec![RangeId(range)], found_at: Timestamp::UNIX_EPOCH };
+        let parts = vec![days(1, 9), days(10, 31)];
+        for change in [
+            list(1, &["a"]),
+            Change::SplitRange { range: RangeId(1), parts, expected_pages: 0 },
+            items(2, Kind::Deleted),
+            refetch(2),
+            items(1, Kind::Messages),
+            refetch(1),
+            empty_page(1),
+            empty_page(2),
+        ] {
+            writer.commit(change).await.unwrap();
+        }
+        let stop = CancellationToken::new();
+        let look = async |stored: &mut Reader| lacking(stored, UnitId(1), false, &stop).await;
+        let kept = location.look(look).await.unwrap();
+        assert!(matches!(&kept[..], [(_, Kept::Page(page))] if page.kind == Kind::Deleted), "{kept:?}");
     }
 }

@@ -13,7 +13,7 @@ use super::paging::Paging;
 use super::shared::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
 use super::windows;
 use crate::capture::{
-    CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Then, WindowId,
+    CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
 };
 use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Ended};
@@ -30,10 +30,10 @@ const PROBED_AT_A_TIME: i64 = 10_000;
 
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
-    let windows = shared.location.look(async |reader| reader.windows().await).await?;
+    let windows = shared.look(async |reader| reader.windows().await).await?;
     try_join_all(windows.iter().map(|(window, days)| list_window(shared, *window, *days))).await?;
     let out_of_reach = FailureKind::OutOfReach.code();
-    let look = shared.location.look(async |reader| {
+    let look = shared.look(async move |reader: &mut Reader| {
         Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
     });
     let (last, days_not_listed) = look.await?;
@@ -53,7 +53,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
 
 async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Result<(), ExtractError> {
     let started = shared.context.clock.elapsed();
-    let pending = async || shared.location.look(async |reader| reader.pending_lists(window).await).await;
+    let pending = async || shared.look(async move |reader| reader.pending_lists(window).await).await;
     let mut lists = pending().await?;
     let had_work = !lists.is_empty();
     while let Some(list) = lists.first() {
@@ -63,7 +63,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
     if had_work {
         shared.context.progress.windows_listed.add(1);
         shared.found.notify_one();
-        let units = shared.location.look(async |reader| reader.units_listed(window).await).await?;
+        let units = shared.look(async move |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
         tracing::info!(window = %whole, sessions = units, elapsed_ms, "window listed");
     }
@@ -223,9 +223,8 @@ async fn lists_nothing(
     whole: DateRange,
     effort: Effort,
 ) -> Result<bool, ExtractError> {
-    if list.days == whole
-        || !shared.location.look(async |reader| reader.has_listed(list.window).await).await?
-    {
+    let window = list.window;
+    if list.days == whole || !shared.look(async move |reader| reader.has_listed(window).await).await? {
         return Ok(true);
     }
     let call = Call::ListSessions { days: whole, page_token: None };

@@ -175,7 +175,8 @@ impl<'a> Following<'a> {
         let same_query = range.query.as_deref() == Some(following.call().query().as_str());
         let resume = shared.still_good(&range.chain).filter(|_| same_query).cloned();
         if let Some(PageToken { token, .. }) = resume {
-            let last_items = shared.look(async |stored| stored.last_items(range.chain.id).await).await?;
+            let id = range.chain.id;
+            let last_items = shared.look(async move |stored| stored.last_items(id).await).await?;
             following.seq = range.chain.pages;
             following.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
             following.observed = None;

@@ -8,7 +8,7 @@ use jiff::civil::Date;
 use super::kept;
 use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
-use crate::capture::PendingRange;
+use crate::capture::{CaptureError, PendingRange, Reader};
 use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Ended};
 use crate::zoom::{Call, Failure, FailureKind};
@@ -92,7 +92,8 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
-    let another = shared.look(async |stored| stored.another_session(&range.session_id, oldest).await).await?;
+    let but = range.session_id.clone();
+    let another = shared.look(async move |stored| stored.another_session(&but, oldest).await).await?;
     let reachable = another.and_then(|(session_id, days)| Some((session_id, days.since(oldest)?)));
     let Some((session_id, days)) = reachable else { return Ok(false) };
     Ok(is_answer(&first_page(shared, &session_id, days).await))
@@ -115,8 +116,9 @@ async fn holds_nothing(
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
-    let look = shared.look(async |stored| {
-        Ok((stored.shown_in(range.chain.id, oldest).await?, stored.window(range.chain.window).await?))
+    let (id, window) = (range.chain.id, range.chain.window);
+    let look = shared.look(async move |stored: &mut Reader| {
+        Ok::<_, CaptureError>((stored.shown_in(id, oldest).await?, stored.window(window).await?))
     });
     let (shown_in, window) = look.await?;
     let own = range.chain.days;
@@ -148,7 +150,8 @@ async fn may_be_one_page(
     ) {
         return Ok(false);
     }
-    let shown_in = shared.look(async |stored| stored.shown_in(range.chain.id, Date::MIN).await).await?;
+    let id = range.chain.id;
+    let shown_in = shared.look(async move |stored| stored.shown_in(id, Date::MIN).await).await?;
     Ok(shown_in.is_some())
 }
 

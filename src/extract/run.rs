@@ -148,9 +148,7 @@ impl Shared {
             self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
         }
         if !damaged.is_empty() {
-            let now = self.context.clock.now().to_string();
-            self.commit(Change::SetMeta(vec![(Meta::DamagedAt, now)])).await?;
-            self.commit(Change::RefetchRanges(damaged)).await?;
+            self.commit(Change::RefetchDamaged { ranges: damaged, found_at: self.now() }).await?;
         }
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;
@@ -198,7 +196,7 @@ impl Shared {
             }
             let nothing_else = exhausted && all_listed;
             if nothing_else && chains.is_empty() {
-                if !reader.has_pending().await? {
+                if !reader.has_pending().await? && reader.unit_to_compare().await?.is_none() {
                     return Ok(());
                 }
                 if !std::mem::take(&mut fetched_since) {

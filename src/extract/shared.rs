@@ -109,33 +109,34 @@ impl Shared {
         self.writer.close().await;
     }
 
-    /// A look at what is stored, for one of few at a time.
-    pub async fn look<T>(
+    /// A look at what is stored, for one of few at a time, on a thread where it may take a while.
+    pub async fn look<T, E>(
         &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
-    ) -> Result<T, ExtractError> {
-        let _one_of_few = self.readers.acquire().await.expect("the semaphore is never closed");
-        Ok(self.location.look(at).await?)
-    }
-
-    /// The same where it may keep a processor busy for a while.
-    pub async fn look_closely<T: Send + 'static>(
-        &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError> + Send + 'static,
-    ) -> Result<T, ExtractError> {
+        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ExtractError>
+    where
+        T: Send + 'static,
+        E: From<CaptureError> + Send + 'static,
+        ExtractError: From<E>,
+    {
         let one_of_few = self.readers.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (location, runtime) = (self.location.clone(), Handle::current());
         let look = move || {
             let seen = runtime.block_on(location.look(at));
             drop(one_of_few);
-            seen
+            Ok::<_, CaptureError>(seen)
         };
-        Ok(blocking(look).await?)
+        Ok(blocking(look).await??)
     }
 
-    /// Until nobody looks any more, also of those whose chains were given up.
+    /// Until nobody looks any more, also for chains that were given up.
     pub async fn have_looked(&self) {
         let _all = self.readers.acquire_many(READERS as u32).await;
+    }
+
+    /// An error once the run is to stop: for what takes a while on a thread of its own.
+    pub fn go_on(stop: &CancellationToken) -> Result<(), ExtractError> {
+        if stop.is_cancelled() { Err(ExtractError::Cancelled) } else { Ok(()) }
     }
 
     /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
