@@ -38,6 +38,11 @@ impl DateRange {
         self.from <= other.from && other.to <= self.to
     }
 
+    /// How many days it has.
+    pub fn days(self) -> i32 {
+        self.from.until(self.to).map_or(1, |span| span.get_days() + 1)
+    }
+
     pub fn overlaps(self, other: Self) -> bool {
         self.from <= other.to && other.from <= self.to
     }

@@ -15,7 +15,7 @@ use super::{AppError, LOCK, lock};
 use crate::archive::{
     ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
 };
-use crate::capture::{CaptureError, Location, Meta, is_set_aside};
+use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
 use crate::extract::{
     self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
@@ -239,10 +239,10 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
 /// Removes a capture of which everything is in the zip. It first gets another name: another process finds all of it or nothing.
 /// What had been set aside of a damaged one is not in the zip, perhaps: that stays, beside it, and its name is returned.
 fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
-    if at(directory, has_entry(directory, is_set_aside))? {
+    if at(directory, has_entry(directory, is_damaged_copy))? {
         let damaged = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
         at(&damaged, std::fs::rename(directory, &damaged))?;
-        at(&damaged, remove_all_but(&damaged, is_set_aside))?;
+        at(&damaged, remove_all_but(&damaged, is_damaged_copy))?;
         return Ok(Some(damaged));
     }
     let removed = directory.with_extension(REMOVED);

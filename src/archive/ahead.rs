@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
     use crate::archive::assemble;
-    use crate::capture::testing::{failure, last_page, list, planned};
+    use crate::capture::testing::{failed, last_page, list, planned};
     use crate::capture::{Change, MessagesPage, Meta, RangeId, Segment, Writer};
     use crate::days::DateRange;
     use jiff::civil::date;
@@ -129,9 +129,7 @@ mod tests {
         match end {
             End::Items | End::Empty => Change::MessagesPage(MessagesPage::new(page, [segment, None, None])),
             End::NotFound => Change::RangeNotFound { range },
-            End::Failed => {
-                Change::FailRange { range, failure: failure(), at: "2026-05-30T19:00:00Z".parse().unwrap() }
-            }
+            End::Failed => Change::FailRange { range, failed: failed() },
         }
     }
 

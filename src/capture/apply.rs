@@ -1,10 +1,10 @@
 //! What each change does to the tables.
 
-use jiff::Timestamp;
+use jiff::civil::Date;
 
 use super::ids::RowId;
 use super::writer::{Change, Effect, Items, Kept, MessagesPage};
-use super::{CaptureError, FailureNote, Kind, Meta, RangeId, Tx, WindowId, bulk, listed};
+use super::{CaptureError, Failed, Kind, Meta, RangeId, Tx, WindowId, bulk, listed};
 use crate::days::DateRange;
 
 /// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
@@ -46,9 +46,9 @@ pub(super) async fn apply<'a>(
                 insert_list(tx, window, *part).await?;
             }
         }
-        Change::FailList { list, failure, at } => {
+        Change::FailList { list, failed } => {
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
-            fail(tx, statement, *list, failure, *at).await?;
+            fail(tx, statement, *list, failed).await?;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::Compared { unit, as_of, kept } => {
@@ -70,13 +70,13 @@ pub(super) async fn apply<'a>(
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;
         }
-        Change::FailRange { range, failure, at } => {
+        Change::FailRange { range, failed } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
-            fail(tx, statement, *range, failure, *at).await?;
+            fail(tx, statement, *range, failed).await?;
             effect = bulk::settle(tx, commit, &[*range]).await?;
         }
-        Change::CutRange { range, lost, rest, failure, at } => {
-            effect.items = cut_range(tx, *range, (*lost, *rest), (failure, *at)).await?;
+        Change::CutRange { range, oldest, failed } => {
+            effect.items = cut_range(tx, *range, *oldest, failed).await?;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             effect = split_range(tx, *range, parts, *expected_pages).await?;
@@ -108,27 +108,27 @@ pub(super) async fn apply<'a>(
     Ok(effect)
 }
 
-/// Makes the first days of a range, which are out of reach, a failed range of their own.
+/// Makes the days of a range before `oldest`, which are out of reach, a failed range of their own.
 async fn cut_range(
     tx: &mut Tx<'_>,
     range: RangeId,
-    (lost, rest): (DateRange, DateRange),
-    (failure, at): (&FailureNote, Timestamp),
+    oldest: Date,
+    failed: &Failed,
 ) -> Result<Items, CaptureError> {
+    let oldest = oldest.to_string();
     sqlx::query(
         "INSERT INTO ranges (unit, window, first_day, last_day, state, failure, failed_at)
-         SELECT unit, window, ?, ?, 'failed', ?, ? FROM ranges WHERE id = ?",
+         SELECT unit, window, first_day, date(?, '-1 day'), 'failed', ?, ? FROM ranges WHERE id = ?",
     )
-    .bind(lost.from.to_string())
-    .bind(lost.to.to_string())
-    .bind(note(failure))
-    .bind(at.to_string())
+    .bind(&oldest)
+    .bind(bulk::json(&failed.note))
+    .bind(failed.at.to_string())
     .bind(range)
     .execute(&mut **tx)
     .await?;
     let taken_off = begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
-        .bind(rest.from.to_string())
+        .bind(&oldest)
         .bind(range)
         .execute(&mut **tx)
         .await?;
@@ -143,7 +143,7 @@ async fn split_range(
     expected_pages: i64,
 ) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
-    let Some((first, others)) = parts.split_first() else { return Ok(effect) };
+    let (first, others) = parts.split_first().expect("a split has parts");
     effect.items = Items::default() - begin_again(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
@@ -257,18 +257,13 @@ pub(super) async fn run_with_id(
     Ok(())
 }
 
-fn note(failure: &FailureNote) -> String {
-    serde_json::to_string(failure).expect("a note is plain text and numbers")
-}
-
 async fn fail(
     tx: &mut Tx<'_>,
     statement: &'static str,
     id: impl RowId,
-    failure: &FailureNote,
-    at: Timestamp,
+    Failed { note, at }: &Failed,
 ) -> Result<(), CaptureError> {
-    sqlx::query(statement).bind(note(failure)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
+    sqlx::query(statement).bind(bulk::json(note)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Row {
 
 /// Where a chain goes on after a page, and what of it is remembered there.
 #[derive(Serialize)]
-struct Place<'a> {
+struct ChainState<'a> {
     range: RangeId,
     pages: i64,
     token: Option<&'a str>,
@@ -59,7 +59,7 @@ pub(super) async fn messages_pages(
         .iter()
         .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
             let next = position.next();
-            Place {
+            ChainState {
                 range: position.chain,
                 pages: position.seq + 1,
                 token: next.map(|next| &next.token[..]),

@@ -305,7 +305,7 @@ impl Settled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{empty_page, failure, last_page, list, planned};
+    use crate::capture::testing::{empty_page, failed, last_page, list, planned};
     use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, PageToken, Place, Segment, Then};
     use jiff::civil::date;
 
@@ -371,11 +371,10 @@ mod tests {
         let probe =
             |from, to| Change::ProbeDays { window: WindowId(1), days: april(from, to), sessions: (1, 9) };
         let parts = vec![april(3, 11), april(12, 20)];
-        let at = "2026-05-01T00:00:00Z".parse().unwrap();
         for change in [
             list(1, &["a"]),
             empty_page(1),
-            Change::FailList { list: ListId(2), failure: failure(), at },
+            Change::FailList { list: ListId(2), failed: failed() },
             probe(3, 20),
             Change::SplitRange { range: RangeId(2), parts, expected_pages: 9 },
             empty_page(2),
@@ -416,7 +415,6 @@ mod tests {
             vec![(RangeId(range), Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
         };
         let mut reader = location.open_reader().await.unwrap();
-        let at = "2026-05-01T00:00:00Z".parse().unwrap();
         let (mut settled, mut items, mut most_kept) = ([0; 3], Items::default(), 0);
         for mut change in [
             list(1, &["a", "b", "c"]),
@@ -430,7 +428,7 @@ mod tests {
             page_then(4, 2, Then::Again),
             page(4, 1),
             Change::Compared { unit: UnitId(4), as_of: None, kept: kept(4) },
-            Change::FailRange { range: RangeId(5), failure: failure(), at },
+            Change::FailRange { range: RangeId(5), failed: failed() },
             probe(3, 4),
             page(7, 4),
             list(2, &["a", "b"]),

@@ -20,8 +20,8 @@ use crate::sqlite;
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
-/// After the names of files of a damaged one that has been set aside.
-const SET_ASIDE: &str = ".damaged";
+/// After the names of files of a damaged one that has been moved away.
+const DAMAGED: &str = ".damaged";
 
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 pub(super) const SCHEMA_VERSION: i64 = 6;
@@ -193,7 +193,7 @@ impl Location {
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
     pub fn move_damaged_away(&self) -> std::io::Result<()> {
         let segments = self.segments();
-        let aside = |path: &Path, suffix: &str| suffixed(path, &format!("{SET_ASIDE}{suffix}"));
+        let aside = |path: &Path, suffix: &str| suffixed(path, &format!("{DAMAGED}{suffix}"));
         let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
         let is_free = |(index, segments): &(PathBuf, PathBuf)| !is_there(index) && !is_there(segments);
         let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
@@ -223,9 +223,9 @@ impl Location {
     }
 }
 
-/// Whether a file has been set aside of a damaged capture.
-pub fn is_set_aside(name: &OsStr) -> bool {
-    name.to_string_lossy().contains(SET_ASIDE)
+/// Whether a file is of a damaged capture that has been moved away.
+pub fn is_damaged_copy(name: &OsStr) -> bool {
+    name.to_string_lossy().contains(DAMAGED)
 }
 
 /// Makes the tables of a capture without any, or brings those of an earlier version up to date.

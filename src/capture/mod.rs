@@ -27,7 +27,7 @@ use sqlx::{Sqlite, Transaction};
 use crate::days::DateRange;
 pub use error::CaptureError;
 pub use ids::{ListId, RangeId, UnitId, WindowId};
-pub use location::{FILE_NAME, Location, is_set_aside};
+pub use location::{FILE_NAME, Location, is_damaged_copy};
 pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{SegmentReader, Stored};
@@ -67,6 +67,13 @@ pub struct FailureNote {
     pub zoom_code: Option<i64>,
     pub message: String,
     pub attempts: u32,
+}
+
+/// What failed for good, and when.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub note: FailureNote,
+    pub at: Timestamp,
 }
 
 /// A page token and when it was given.

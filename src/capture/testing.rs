@@ -5,7 +5,8 @@ use tempfile::TempDir;
 use crate::days::DateRange;
 
 use super::{
-    Change, FailureNote, ListId, ListedSession, Location, MessagesPage, PagePosition, RangeId, Then, Writer,
+    Change, Failed, FailureNote, ListId, ListedSession, Location, MessagesPage, PagePosition, RangeId, Then,
+    Writer,
 };
 
 /// A new capture with these windows planned: their lists are 1, 2 and so on.
@@ -32,12 +33,13 @@ pub(crate) fn last_page<Id>(chain: Id, seq: i64) -> PagePosition<Id> {
     PagePosition { chain, seq, then: Then::End, unknown: Vec::new() }
 }
 
-pub(crate) fn failure() -> FailureNote {
-    FailureNote {
+pub(crate) fn failed() -> Failed {
+    let note = FailureNote {
         code: "server-error".to_owned(),
         status: Some(500),
         zoom_code: None,
         message: "it fell".to_owned(),
         attempts: 8,
-    }
+    };
+    Failed { note, at: "2026-05-30T19:00:00Z".parse().unwrap() }
 }

@@ -86,26 +86,21 @@ impl Reader {
 
     /// Items dropped because the page before held them already.
     pub async fn repeats(&mut self) -> Result<u64, CaptureError> {
-        let repeats: i64 = sqlx::query_scalar("SELECT coalesce(sum(repeats), 0) FROM ranges")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(repeats as u64)
+        self.total("SELECT sum(repeats) AS total FROM ranges").await
     }
 
     /// Items that did not come again when their days were fetched once more.
     pub async fn kept(&mut self) -> Result<u64, CaptureError> {
-        let kept: i64 = sqlx::query_scalar("SELECT coalesce(sum(kept), 0) FROM ranges")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(kept as u64)
+        self.total("SELECT sum(kept) AS total FROM ranges").await
     }
 
     /// Bytes of all items as they were received.
     pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
-        let bytes: i64 = sqlx::query_scalar("SELECT coalesce(sum(raw_len), 0) FROM pages")
-            .fetch_one(&mut self.connection)
-            .await?;
-        Ok(bytes as u64)
+        self.total("SELECT sum(raw_len) AS total FROM pages").await
+    }
+
+    async fn total(&mut self, statement: &'static str) -> Result<u64, CaptureError> {
+        number(&sqlx::query(statement).fetch_one(&mut self.connection).await?, "total")
     }
 
     /// How many ranges and listings failed for good: without the totals of all pages, which take a while.
@@ -194,7 +189,7 @@ mod tests {
     use crate::days::DateRange;
     use jiff::civil::date;
 
-    use super::super::testing::{empty_page, failure, list, planned};
+    use super::super::testing::{empty_page, failed, list, planned};
     use super::super::{Change, RangeId};
 
     #[tokio::test]
@@ -209,8 +204,7 @@ mod tests {
                 .await
                 .unwrap();
         }
-        let at = "2026-03-30T00:00:00Z".parse().unwrap();
-        writer.commit(Change::FailRange { range: RangeId(1), failure: failure(), at }).await.unwrap();
+        writer.commit(Change::FailRange { range: RangeId(1), failed: failed() }).await.unwrap();
         writer.commit(empty_page(2)).await.unwrap();
         for range in [3, 4, 5] {
             writer.commit(Change::RangeNotFound { range: RangeId(range) }).await.unwrap();

@@ -6,6 +6,7 @@ use std::ops::Sub;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use jiff::civil::Date;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
@@ -17,7 +18,7 @@ use super::bulk;
 use super::listed::KnownSessions;
 use super::segments::Appender;
 use super::{
-    CaptureError, FailureNote, Kind, ListId, Location, Meta, PageRef, PageToken, RangeId, Segment, UnitId,
+    CaptureError, Failed, Kind, ListId, Location, Meta, PageRef, PageToken, RangeId, Segment, UnitId,
     WindowId,
 };
 use crate::days::DateRange;
@@ -131,8 +132,7 @@ pub enum Change {
     },
     FailList {
         list: ListId,
-        failure: FailureNote,
-        at: Timestamp,
+        failed: Failed,
     },
     /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
     /// began again stays until then.
@@ -150,16 +150,14 @@ pub enum Change {
     },
     FailRange {
         range: RangeId,
-        failure: FailureNote,
-        at: Timestamp,
+        failed: Failed,
     },
-    /// The first days of a range are out of reach: they become a failed range of their own. Its pages are taken off the range.
+    /// The days of a range before `oldest` are out of reach: they become a failed range of their own. Its pages are taken off the
+    /// range.
     CutRange {
         range: RangeId,
-        lost: DateRange,
-        rest: DateRange,
-        failure: FailureNote,
-        at: Timestamp,
+        oldest: Date,
+        failed: Failed,
     },
     /// A range is too long for one chain of pages: its pages are taken off and it is cut into shorter ones, the first of
     /// which keeps its number.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use jiff::ToSpan;
 use serde::Serialize;
 
-use super::windows;
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 use crate::zoom::auth::Token;
@@ -37,8 +36,7 @@ pub struct Step {
 /// Runs the steps in order and stops at the first that fails.
 pub async fn check(account: &Arc<Account>, clock: &SharedClock) -> Vec<Step> {
     let today = clock.today();
-    let from = windows::oldest_reachable(today).max(today.saturating_sub(27.days()));
-    let days = DateRange { from, to: today };
+    let days = DateRange { from: today.saturating_sub(27.days()), to: today };
     let mut steps =
         vec![Step { name: "settings", ok: true, elapsed_ms: 0, detail: account.describe(), help: None }];
     let checking = Checking { account, clock, lane: account.lane(), days };
@@ -184,7 +182,7 @@ enum Unfit {
 impl Unfit {
     /// Zoom says so where there is nothing.
     fn is_not_found(&self) -> bool {
-        matches!(self, Self::Ended(Ended::Failed(failure)) if failure.is_not_found_by_zoom())
+        matches!(self, Self::Ended(ended) if ended.is_not_found_by_zoom())
     }
 
     fn step(self, name: &'static str, elapsed: Duration) -> Step {

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::shared::{BEAT, ExtractError, Shared, note, out_of_reach, run_effort};
+use super::shared::{BEAT, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
     CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
@@ -100,10 +100,7 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
     let out_of_reach = match days.split_at(oldest) {
         (None, _) => None,
         (Some(lost), Some(rest)) => Some(Change::CutList { list: list.id, parts: vec![lost, rest] }),
-        (Some(_), None) => {
-            let failure = out_of_reach(oldest);
-            Some(Change::FailList { list: list.id, failure, at: shared.now() })
-        }
+        (Some(_), None) => Some(Change::FailList { list: list.id, failed: shared.out_of_reach() }),
     };
     if let Some(change) = out_of_reach {
         shared.commit(change).await?;
@@ -151,7 +148,7 @@ async fn follow(
     let context = &shared.context;
     let days = list.days;
     let mut pass = Pass::from(shared.still_good(list), list.pages);
-    let (mut passes, mut has_shown, mut not_found) = (1, list.pages > 0, 0);
+    let (mut passes, mut has_shown, mut was_not_found) = (1, list.pages > 0, false);
     // What each page was: one that comes again as it was need not be stored again.
     let mut read = HashSet::new();
     loop {
@@ -164,8 +161,7 @@ async fn follow(
             }
             // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
             Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
-                not_found += 1;
-                if not_found == 1 {
+                if !std::mem::replace(&mut was_not_found, true) {
                     continue;
                 }
                 if !lists_nothing(shared, list, whole, effort).await? {
@@ -262,7 +258,7 @@ async fn give_up(
         Change::CutList { list: list.id, parts }
     } else {
         tracing::warn!(%days, code = %failure.kind.code(), "could not be listed");
-        Change::FailList { list: list.id, failure: note(failure), at: shared.now() }
+        Change::FailList { list: list.id, failed: shared.failed(failure) }
     };
     shared.commit(change).await?;
     Ok(())

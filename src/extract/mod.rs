@@ -21,7 +21,7 @@ mod split;
 mod splitting;
 pub mod windows;
 
-pub use crate::capture::{Counts, Meta, is_set_aside};
+pub use crate::capture::{Counts, Meta, is_damaged_copy};
 pub use crate::zoom::{Account, Include, Waiting};
 pub use earlier::{Captured, captured, failures_in, figures_in};
 pub use progress::{Progress, Snapshot};

@@ -152,7 +152,6 @@ impl Progress {
         let units = self.units_total.get() as f64;
         match (self.windows_total.get(), self.windows_listed.get()) {
             (0, _) | (_, 0) => None,
-            (total, listed) if listed == total => Some(units),
             (total, listed) => Some(units * total as f64 / listed as f64),
         }
     }
@@ -162,9 +161,12 @@ impl Progress {
     pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
         let under_way = self.pages_to_come.get() as f64;
         let begun = self.units_settled() + self.chains.get() as f64;
+        if begun == 0.0 {
+            return None;
+        }
         let requests_a_unit = (self.totals(traffic).requests as f64 + under_way) / begun;
         let not_begun = (self.expected_units()? - begun).max(0.0);
-        (begun > 0.0).then_some(under_way + not_begun * requests_a_unit)
+        Some(under_way + not_begun * requests_a_unit)
     }
 
     /// For a chain that begins.

@@ -13,10 +13,10 @@ use super::kept;
 use super::paging::Paging;
 use super::progress::Outlook;
 use super::refused::{Verdict, verdict};
-use super::shared::{BEAT, ExtractError, LONG_BEAT, Shared, note, out_of_reach, run_effort};
+use super::shared::{BEAT, ExtractError, LONG_BEAT, Shared, run_effort};
 use super::split::{self, Pace, Seen};
 use crate::capture::{
-    Chain, Change, Effect, FailureNote, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
+    Chain, Change, Effect, Failed, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
 use crate::days::DateRange;
 use crate::zoom::lane::Ended;
@@ -80,16 +80,13 @@ fn read_page(body: &Bytes, days: DateRange, previous: &Digests, level: u32) -> R
 /// take its place are returned. Only what concerns the whole run is an error.
 pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<PendingRange>, ExtractError> {
     let oldest = shared.reach.oldest();
-    let (lost, rest) = range.chain.days.split_at(oldest);
-    let Some(rest) = rest else {
-        fail(shared, &range, out_of_reach(oldest)).await?;
+    let Some(rest) = range.chain.days.since(oldest) else {
+        fail(shared, &range, shared.out_of_reach()).await?;
         return Ok(Vec::new());
     };
     let mut following = Following::take_up(shared, range).await?;
-    if following.token.is_none()
-        && let Some(lost) = lost
-    {
-        following.drop_lost_days((lost, rest)).await?;
+    if following.token.is_none() && rest != following.range.chain.days {
+        following.drop_lost_days(rest).await?;
     }
     let range = &following.range;
     let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
@@ -124,10 +121,10 @@ enum Step {
     Failed(Failure),
 }
 
-async fn fail(shared: &Shared, range: &PendingRange, failure: FailureNote) -> Result<(), ExtractError> {
-    tracing::warn!(days = %range.chain.days, code = %failure.code, attempts = failure.attempts,
+async fn fail(shared: &Shared, range: &PendingRange, failed: Failed) -> Result<(), ExtractError> {
+    tracing::warn!(days = %range.chain.days, code = %failed.note.code, attempts = failed.note.attempts,
         "a session's days could not be fetched");
-    settle(shared, Change::FailRange { range: range.chain.id, failure, at: shared.now() }).await
+    settle(shared, Change::FailRange { range: range.chain.id, failed }).await
 }
 
 /// Commits what may be the last of a unit; that is then compared with what was set aside of it.
@@ -196,9 +193,9 @@ impl<'a> Following<'a> {
     }
 
     /// The first days of the range have left Zoom's reach.
-    async fn drop_lost_days(&mut self, (lost, rest): (DateRange, DateRange)) -> Result<(), ExtractError> {
-        let (failure, at) = (out_of_reach(rest.from), self.shared.now());
-        let change = Change::CutRange { range: self.range.chain.id, lost, rest, failure, at };
+    async fn drop_lost_days(&mut self, rest: DateRange) -> Result<(), ExtractError> {
+        let failed = self.shared.out_of_reach();
+        let change = Change::CutRange { range: self.range.chain.id, oldest: rest.from, failed };
         self.shared.commit(change).await?;
         (self.range.chain.days, self.range.chain.pages) = (rest, 0);
         Ok(())
@@ -239,7 +236,8 @@ impl<'a> Following<'a> {
             _ => Then::Again,
         };
         self.commit(page, then, call.query()).await?;
-        Ok(match trouble.or_else(|| self.leaves_out.take_if(|_| self.token.is_none())) {
+        let left_out = if self.token.is_none() { self.leaves_out.take() } else { None };
+        Ok(match trouble.or(left_out) {
             Some(failure) => Step::Failed(failure),
             None if left_reach => Step::LeftReach,
             None if self.token.is_some() => Step::More,
@@ -278,18 +276,19 @@ impl<'a> Following<'a> {
         if self.urgent.is_none() {
             shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
         }
-        let ReadPage { segments, repeats, .. } = page;
         let direction = split::direction(page.ends);
-        let page_of_range = MessagesPage { position, query, segments, repeats, direction };
+        let page_of_range =
+            MessagesPage { position, query, segments: page.segments, repeats: page.repeats, direction };
         settle(shared, Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
         self.seq += 1;
         self.range.chain.pages = self.seq;
         // A page without any of a kind says nothing of what the next may repeat.
-        let before = &self.previous;
-        let kinds = page.digests.into_iter().zip(before.iter());
-        let last = kinds.map(|(own, before)| if own.is_empty() { before.clone() } else { own });
-        self.previous = Arc::new(last.collect::<Vec<_>>().try_into().expect("as many kinds"));
+        let mut last = page.digests;
+        for (own, before) in last.iter_mut().zip(self.previous.iter()).filter(|(own, _)| own.is_empty()) {
+            own.clone_from(before);
+        }
+        self.previous = Arc::new(last);
         Ok(())
     }
 
@@ -297,7 +296,7 @@ impl<'a> Following<'a> {
     /// error.
     async fn give_up(self, failure: &Failure) -> Result<Vec<PendingRange>, ExtractError> {
         let Self { shared, range, .. } = &self;
-        match verdict(shared, range, self.token.as_deref(), failure).await? {
+        match verdict(shared, range, self.seq == 0, failure).await? {
             Verdict::Cut(parts) => {
                 tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
                     "a session's days could not be fetched whole, cutting");
@@ -306,7 +305,7 @@ impl<'a> Following<'a> {
             Verdict::BeginAgain => return Ok(self.once_more()),
             Verdict::WholeRun => return Err(ExtractError::Account(failure.clone())),
             Verdict::Nothing => settle(shared, Change::RangeNotFound { range: range.chain.id }).await?,
-            Verdict::Failed => fail(shared, range, note(failure)).await?,
+            Verdict::Failed => fail(shared, range, shared.failed(failure)).await?,
         }
         Ok(Vec::new())
     }

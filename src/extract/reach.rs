@@ -3,7 +3,6 @@
 use std::sync::{Mutex, PoisonError};
 
 use jiff::civil::Date;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::windows;
 use crate::clock::SharedClock;
@@ -13,19 +12,19 @@ pub(super) struct Reach {
     clock: SharedClock,
     /// The oldest day that Zoom was found to answer for, if that is later than six months ago.
     told: Mutex<Date>,
-    learning: Semaphore,
+    learning: tokio::sync::Mutex<()>,
 }
 
 /// Held by the one chain that finds out.
 #[derive(Debug)]
 pub(super) struct Learning<'a> {
     reach: &'a Reach,
-    _one_at_a_time: SemaphorePermit<'a>,
+    _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Reach {
     pub fn new(clock: SharedClock) -> Self {
-        Self { clock, told: Mutex::new(Date::MIN), learning: Semaphore::new(1) }
+        Self { clock, told: Mutex::new(Date::MIN), learning: tokio::sync::Mutex::default() }
     }
 
     /// The oldest day that Zoom still answers for.
@@ -39,8 +38,7 @@ impl Reach {
     }
 
     pub async fn learn(&self) -> Learning<'_> {
-        let permit = self.learning.acquire().await.expect("the semaphore is never closed");
-        Learning { reach: self, _one_at_a_time: permit }
+        Learning { reach: self, _one_at_a_time: self.learning.lock().await }
     }
 }
 

@@ -29,11 +29,10 @@ pub(super) enum Verdict {
     Failed,
 }
 
-/// `page_token`: what the refused page was asked for with; a first page has none.
 pub(super) async fn verdict(
     shared: &Shared,
     range: &PendingRange,
-    page_token: Option<&str>,
+    is_first_page: bool,
     failure: &Failure,
 ) -> Result<Verdict, ExtractError> {
     if let Some(parts) = windows::cut(range.chain.days)
@@ -47,7 +46,7 @@ pub(super) async fn verdict(
     if failure.kind == FailureKind::Rejected && range.chain.days.from < shared.reach.oldest() {
         return Ok(Verdict::BeginAgain);
     }
-    if page_token.is_none() && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
+    if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
         return Ok(Verdict::BeginAgain);
     }
     if failure.kind.concerns_the_account() && !is_alone(shared, range, failure).await? {

@@ -68,9 +68,7 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
         shared.context.progress.set_to(counts);
     }
     reader.close().await;
-    if let Ok(shared) = Arc::try_unwrap(shared) {
-        shared.close().await;
-    }
+    Arc::into_inner(shared).expect("every task of the run has been awaited").close().await;
     result?;
     left?;
     Ok(outcome?)
@@ -202,7 +200,7 @@ impl Shared {
                 if !std::mem::take(&mut fetched_since) {
                     return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
-                // Whatever was missed, nothing is left out.
+                // What waited for a list, and has low numbers, has been passed over.
                 Box::pin(kept::compare_all(self)).await?;
                 feed = Feed::default();
                 continue;

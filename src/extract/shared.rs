@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::civil::Date;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use super::reach::Reach;
 use super::request::ExtractRequest;
 use super::splitting::Splitting;
 use crate::capture::{
-    CaptureError, Chain, Change, Effect, FailureNote, Location, Meta, PageToken, Reader, Writer,
+    CaptureError, Chain, Change, Effect, Failed, FailureNote, Location, Meta, PageToken, Reader, Writer,
 };
 use crate::clock::SharedClock;
 use crate::files::blocking;
@@ -168,6 +167,33 @@ impl Shared {
         chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
     }
 
+    /// A failure as the capture keeps it.
+    pub fn failed(&self, failure: &Failure) -> Failed {
+        let note = FailureNote {
+            code: failure.kind.code().to_owned(),
+            status: failure.status,
+            zoom_code: failure.zoom_code,
+            message: failure.message.clone(),
+            attempts: failure.attempts,
+        };
+        Failed { note, at: self.now() }
+    }
+
+    /// The same for days that Zoom answers for no more.
+    pub fn out_of_reach(&self) -> Failed {
+        let oldest = self.reach.oldest();
+        let note = FailureNote {
+            code: FailureKind::OutOfReach.code().to_owned(),
+            status: None,
+            zoom_code: None,
+            message: format!(
+                "these days left the six months Zoom reports on before they were fetched (now from {oldest})"
+            ),
+            attempts: 0,
+        };
+        Failed { note, at: self.now() }
+    }
+
     pub fn now(&self) -> Timestamp {
         self.context.clock.now()
     }
@@ -176,27 +202,4 @@ impl Shared {
 /// A run waits for Zoom as long as it must.
 pub(super) fn run_effort(urgent: Option<u32>) -> Effort {
     Effort { at_most: None, sits_out_outages: true, urgent }
-}
-
-/// A failure as the capture keeps it.
-pub(super) fn note(failure: &Failure) -> FailureNote {
-    FailureNote {
-        code: failure.kind.code().to_owned(),
-        status: failure.status,
-        zoom_code: failure.zoom_code,
-        message: failure.message.clone(),
-        attempts: failure.attempts,
-    }
-}
-
-pub(super) fn out_of_reach(oldest: Date) -> FailureNote {
-    FailureNote {
-        code: FailureKind::OutOfReach.code().to_owned(),
-        status: None,
-        zoom_code: None,
-        message: format!(
-            "these days left the six months Zoom reports on before they were fetched (now from {oldest})"
-        ),
-        attempts: 0,
-    }
 }

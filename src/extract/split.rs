@@ -207,7 +207,7 @@ pub fn when_idle(days: &Days, seen: &Seen, pace: Pace, mean: f64, idle: usize) -
 /// Cuts a range before its first page when the same session was long in another window.
 pub fn in_advance(days: &Days, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
     let month = 30.0;
-    let expected = pages_elsewhere as f64 * (f64::from(days_of(days.range)) / month).min(1.0);
+    let expected = pages_elsewhere as f64 * (f64::from(days.range.days()) / month).min(1.0);
     if expected < LONG {
         return None;
     }
@@ -216,13 +216,9 @@ pub fn in_advance(days: &Days, pages_elsewhere: i64, pace: Pace) -> Option<Split
     Some(Split { parts, expected_pages: 0, worth })
 }
 
-fn days_of(range: DateRange) -> i32 {
-    range.from.until(range.to).map_or(1, |span| span.get_days() + 1)
-}
-
 /// That many parts of about equally many days, as far as there are days.
 fn evenly(range: DateRange, parts: usize) -> Option<Vec<DateRange>> {
-    let days = days_of(range);
+    let days = range.days();
     let parts = i32::try_from(parts).unwrap_or(days).min(days);
     if parts < 2 {
         return None;

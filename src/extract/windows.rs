@@ -84,8 +84,7 @@ pub fn cut(range: DateRange) -> Option<Vec<DateRange>> {
     let middle = if month_end < range.to {
         month_end
     } else {
-        let days = range.from.until(range.to).ok()?.get_days();
-        range.from.checked_add((days / 2).days()).ok()?
+        range.from.checked_add(((range.days() - 1) / 2).days()).ok()?
     };
     let rest = DateRange { from: middle.tomorrow().ok()?, to: range.to };
     Some(vec![DateRange { from: range.from, to: middle }, rest])

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::model::JobId;
 use crate::archive::{ArchiveError, ArchiveFile, sha256_of};
-use crate::extract::is_set_aside;
+use crate::extract::is_damaged_copy;
 use crate::files::{blocking, free_name, has_entry, is_unreadable, remove_but_last, unless_absent};
 
 /// The archive.
@@ -108,5 +108,5 @@ pub fn name_to_keep(directory: &Path) -> PathBuf {
 /// Whether there is an archive, or what had been set aside of a damaged capture.
 pub fn holds_something(directory: &Path) -> io::Result<bool> {
     let is_archive = |name: &str| name == ARCHIVE_NAME || name.starts_with(EARLIER_ARCHIVE);
-    has_entry(directory, |name| is_set_aside(name) || is_archive(&name.to_string_lossy()))
+    has_entry(directory, |name| is_damaged_copy(name) || is_archive(&name.to_string_lossy()))
 }
