@@ -3,8 +3,11 @@
 use jiff::civil::Date;
 
 use super::ids::RowId;
-use super::writer::{Change, Effect, Items, Kept, MessagesPage};
-use super::{CaptureError, Failed, Kind, Meta, RangeId, Tx, WindowId, bulk, listed};
+use super::set_aside::{begin_again, keep};
+use super::settled::settle;
+use super::statements::{json, run_with_id};
+use super::writer::{Change, Effect, Items, MessagesPage};
+use super::{CaptureError, Failed, Meta, RangeId, Tx, WindowId, listed};
 use crate::days::DateRange;
 
 /// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
@@ -63,17 +66,17 @@ pub(super) async fn apply<'a>(
             if let Some(range) = range {
                 let items = keep(tx, kept, offset).await?;
                 run_with_id(tx, &["DELETE FROM set_aside WHERE unit = ?"], *unit).await?;
-                effect = Effect { items, ..bulk::settle(tx, commit, &[range]).await? };
+                effect = Effect { items, ..settle(tx, commit, &[range]).await? };
             }
         }
         Change::RangeNotFound { range } => {
             run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
-            effect = bulk::settle(tx, commit, &[*range]).await?;
+            effect = settle(tx, commit, &[*range]).await?;
         }
         Change::FailRange { range, failed } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failed).await?;
-            effect = bulk::settle(tx, commit, &[*range]).await?;
+            effect = settle(tx, commit, &[*range]).await?;
         }
         Change::CutRange { range, oldest, failed } => {
             effect.items = cut_range(tx, *range, *oldest, failed).await?;
@@ -121,7 +124,7 @@ async fn cut_range(
          SELECT unit, window, first_day, date(?, '-1 day'), 'failed', ?, ? FROM ranges WHERE id = ?",
     )
     .bind(&oldest)
-    .bind(bulk::json(&failed.note))
+    .bind(json(&failed.note))
     .bind(failed.at.to_string())
     .bind(range)
     .execute(&mut **tx)
@@ -174,96 +177,13 @@ async fn split_range(
     Ok(effect)
 }
 
-/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
-/// much that was.
-async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
-    let taken_off = set_aside(tx, &[range]).await?;
-    let statements = [
-        "UPDATE units SET expected_pages = max(expected_pages, r.pages)
-         FROM ranges r WHERE r.id = ? AND units.id = r.unit",
-        "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-    ];
-    run_with_id(tx, &statements, range).await?;
-    Ok(taken_off)
-}
-
-/// Sets the pages of these ranges aside. Returns how much that is.
-pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
-    let ranges = bulk::json(&ranges);
-    let held: Vec<(i64, i64)> = sqlx::query_as(
-        "SELECT kind, sum(items) FROM pages
-         WHERE range IN (SELECT value FROM json_each(?)) AND kind BETWEEN 0 AND 2 GROUP BY kind",
-    )
-    .bind(&ranges)
-    .fetch_all(&mut **tx)
-    .await?;
-    let mut items = Items::default();
-    for (kind, of_kind) in held {
-        items.count(Kind::try_from(kind)?, of_kind);
-    }
-    for statement in [
-        "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
-         SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length
-         FROM ranges r JOIN pages p ON p.range = r.id
-         WHERE r.id IN (SELECT value FROM json_each(?)) AND p.kind BETWEEN 0 AND 2
-         ORDER BY p.range, p.seq, p.kind",
-        "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
-        "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",
-        "UPDATE ranges SET kept = 0 WHERE id IN (SELECT value FROM json_each(?))",
-    ] {
-        sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;
-    }
-    Ok(items)
-}
-
-/// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
-/// again. Returns how much is kept.
-async fn keep(tx: &mut Tx<'_>, kept: &[(RangeId, Kept)], mut offset: u64) -> Result<Items, CaptureError> {
-    let mut rows = Vec::with_capacity(kept.len());
-    for of_range in kept.chunk_by(|one, next| one.0 == next.0) {
-        let range = of_range[0].0;
-        let first: i64 = sqlx::query_scalar(
-            "UPDATE ranges SET pages = pages + ?1, kept = kept + ?3, next_token = NULL, token_at = NULL,
-                 state = iif(state = 'not_found', 'done', state) WHERE id = ?2 RETURNING pages - ?1",
-        )
-        .bind(of_range.len() as i64)
-        .bind(range)
-        .bind(of_range.iter().map(|(_, kept)| kept.items()).sum::<u64>() as i64)
-        .fetch_one(&mut **tx)
-        .await?;
-        for ((_, kept), seq) in of_range.iter().zip(first..) {
-            let page = match kept {
-                Kept::Page(page) => *page,
-                Kept::Items(kind, segment) => {
-                    let page = segment.at(offset, *kind);
-                    offset += page.length;
-                    page
-                }
-            };
-            rows.push(bulk::Row { range, seq, page });
-        }
-    }
-    bulk::insert_pages(tx, rows).await
-}
-
-pub(super) async fn run_with_id(
-    tx: &mut Tx<'_>,
-    statements: &[&'static str],
-    id: impl RowId,
-) -> Result<(), CaptureError> {
-    for statement in statements {
-        sqlx::query(*statement).bind(id).execute(&mut **tx).await?;
-    }
-    Ok(())
-}
-
 async fn fail(
     tx: &mut Tx<'_>,
     statement: &'static str,
     id: impl RowId,
     Failed { note, at }: &Failed,
 ) -> Result<(), CaptureError> {
-    sqlx::query(statement).bind(bulk::json(note)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
+    sqlx::query(statement).bind(json(note)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;
     Ok(())
 }
 

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteConnection;
 
-use super::apply::set_aside;
-use super::bulk::{json, unknown_members};
-use super::writer::{Effect, Items, ListedSession, PagePosition, Settled};
+use super::pages::unknown_members;
+use super::set_aside::set_aside;
+use super::settled::Settled;
+use super::statements::json;
+use super::writer::{Effect, Items, ListedSession, PagePosition};
 use super::{CaptureError, ListId, RangeId, Tx, UnitId, WindowId};
 use crate::days::DateRange;
 use crate::files::unless_absent;
@@ -281,25 +283,6 @@ pub(super) async fn probe_days(
     .await?;
     let settled = Settled::of(tx, &sessions).await? - before;
     Ok(Effect { new_units: probed.rows_affected(), settled, ..Effect::default() })
-}
-
-impl Settled {
-    /// Of these sessions.
-    async fn of(tx: &mut Tx<'_>, sessions: &[i64]) -> Result<Self, CaptureError> {
-        if sessions.is_empty() {
-            return Ok(Self::default());
-        }
-        let (sessions_done, units_done, units_failed) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM sessions s WHERE s.id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS
-                         (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))),
-                    count(*) FILTER (WHERE u.state IN ('done', 'not_found')), count(*) FILTER (WHERE u.state = 'failed')
-             FROM units u WHERE u.session IN (SELECT value FROM json_each(?1))",
-        )
-        .bind(json(&sessions))
-        .fetch_one(&mut **tx)
-        .await?;
-        Ok(Self { sessions_done, units_done, units_failed })
-    }
 }
 
 #[cfg(test)]

@@ -6,15 +6,18 @@
 //! their text, or of archives.
 
 mod apply;
-mod bulk;
 mod error;
 mod ids;
 mod listed;
 mod location;
+mod pages;
 mod reader;
 mod segment;
 mod segments;
 mod sessions;
+mod set_aside;
+mod settled;
+mod statements;
 #[cfg(test)]
 pub mod testing;
 mod totals;
@@ -32,8 +35,9 @@ pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{SegmentReader, Stored};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
+pub use settled::Settled;
 pub use totals::{Counts, FailureRow, NotFoundRow};
-pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Settled, Then, Writer};
+pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Then, Writer};
 
 type Tx<'a> = Transaction<'a, Sqlite>;
 

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::bulk::json;
 use super::reader::{PageRef, Reader};
+use super::statements::json;
 use super::{CaptureError, RangeId, WindowId};
 
 /// A session with what is known of it.

@@ -14,9 +14,10 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::apply::apply;
-use super::bulk;
 use super::listed::KnownSessions;
+use super::pages;
 use super::segments::Appender;
+use super::settled::Settled;
 use super::{
     CaptureError, Failed, Kind, ListId, Location, Meta, PageRef, PageToken, RangeId, Segment, UnitId,
     WindowId,
@@ -35,7 +36,7 @@ pub struct ListedSession {
     pub info: String,
 }
 
-/// Which chain a page belongs to, its number there, and what follows it.
+/// Which chain a page belongs to, its number there, what follows it, and members of it that nobody told us of.
 #[derive(Debug, Clone)]
 pub struct PagePosition<Id> {
     pub chain: Id,
@@ -208,27 +209,6 @@ pub struct Effect {
     pub items: Items,
 }
 
-/// How many more are at their end; fewer where something that was done got more to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// Sessions all of whose units are done.
-    pub sessions_done: i64,
-    pub units_done: i64,
-    pub units_failed: i64,
-}
-
-impl Sub for Settled {
-    type Output = Self;
-
-    fn sub(self, before: Self) -> Self {
-        Self {
-            sessions_done: self.sessions_done - before.sessions_done,
-            units_done: self.units_done - before.units_done,
-            units_failed: self.units_failed - before.units_failed,
-        }
-    }
-}
-
 /// How many items more or fewer, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Items(pub [i64; 3]);
@@ -381,7 +361,7 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
     }
     // A chain waits for its page before it does anything else, so the order within the group does not matter.
     if let Some(first) = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage(_))) {
-        effects[first] = bulk::messages_pages(&mut transaction, number, &pages).await?;
+        effects[first] = pages::messages_pages(&mut transaction, number, &pages).await?;
     }
     transaction.commit().await?;
     segments.keep(appended);

@@ -4,10 +4,12 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::apply::set_aside;
 use super::ids::ChainId;
+use super::set_aside::set_aside;
+use super::settled::settle;
+use super::statements::json;
 use super::writer::{Effect, Items, MessagesPage, PagePosition};
-use super::{CaptureError, Kind, PageRef, RangeId, Tx, UnitId};
+use super::{CaptureError, Kind, PageRef, RangeId, Tx};
 
 /// The items of one kind of a page, as the table of pages has them.
 #[derive(Debug)]
@@ -28,11 +30,6 @@ struct ChainState<'a> {
     repeats: u64,
     direction: i64,
     ends: bool,
-}
-
-/// Rows as one argument of a statement, which takes them apart again: the same statement for however many there are.
-pub(super) fn json(rows: &impl Serialize) -> String {
-    serde_json::to_string(rows).expect("rows are texts and numbers")
 }
 
 /// Stores pages of different chains, each with the place where its chain goes on; the segments of each stand from the offset
@@ -132,51 +129,6 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     .fetch_all(&mut **tx)
     .await?;
     if replaced.is_empty() { Ok(Items::default()) } else { set_aside(tx, &replaced).await }
-}
-
-/// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
-/// is to be compared, else failed if one is, else not found if all are.
-pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> Result<Effect, CaptureError> {
-    let units: Vec<(UnitId, i64, String, bool)> = sqlx::query_as(
-        "UPDATE units SET settled = ?2, state = (
-             SELECT CASE WHEN sum(r.state = 'pending') > 0
-                             OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
-                         WHEN sum(r.state = 'failed') > 0 THEN 'failed'
-                         WHEN sum(r.state = 'done') = 0 THEN 'not_found'
-                         ELSE 'done' END
-             FROM ranges r WHERE r.unit = units.id)
-         WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?1)))
-         RETURNING id, session, state, NOT EXISTS (SELECT 1 FROM ranges WHERE unit = units.id AND state = 'pending')",
-    )
-    .bind(json(&ranges))
-    .bind(commit)
-    .fetch_all(&mut **tx)
-    .await?;
-    let mut effect = Effect::default();
-    let mut sessions = Vec::new();
-    for (unit, session, state, is_fetched) in units {
-        match state.as_str() {
-            "pending" if is_fetched => effect.to_compare.push(unit),
-            "pending" => {}
-            "failed" => effect.settled.units_failed += 1,
-            "done" | "not_found" => {
-                effect.settled.units_done += 1;
-                sessions.push(session);
-            }
-            other => return Err(CaptureError::Damaged(format!("a unit that is {other}"))),
-        }
-    }
-    if !sessions.is_empty() {
-        let done: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM (SELECT DISTINCT value AS id FROM json_each(?)) s WHERE NOT EXISTS
-                 (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))",
-        )
-        .bind(json(&sessions))
-        .fetch_one(&mut **tx)
-        .await?;
-        effect.settled.sessions_done = done;
-    }
-    Ok(effect)
 }
 
 /// Members nobody told us of; seldom any, but then perhaps one in each page.

@@ -1,0 +1,82 @@
+//! Pages that are taken off ranges, and what of them is kept.
+
+use super::pages::{Row, insert_pages};
+use super::statements::{json, run_with_id};
+use super::writer::{Items, Kept};
+use super::{CaptureError, Kind, RangeId, Tx};
+
+/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
+/// much that was.
+pub(super) async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
+    let taken_off = set_aside(tx, &[range]).await?;
+    let statements = [
+        "UPDATE units SET expected_pages = max(expected_pages, r.pages)
+         FROM ranges r WHERE r.id = ? AND units.id = r.unit",
+        "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
+    ];
+    run_with_id(tx, &statements, range).await?;
+    Ok(taken_off)
+}
+
+/// Sets the pages of these ranges aside. Returns how much that is.
+pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
+    let ranges = json(&ranges);
+    let held: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT kind, sum(items) FROM pages
+         WHERE range IN (SELECT value FROM json_each(?)) AND kind BETWEEN 0 AND 2 GROUP BY kind",
+    )
+    .bind(&ranges)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut items = Items::default();
+    for (kind, of_kind) in held {
+        items.count(Kind::try_from(kind)?, of_kind);
+    }
+    for statement in [
+        "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)
+         SELECT r.unit, r.first_day, r.last_day, p.kind, p.items, p.raw_len, p.crc32, p.offset, p.length
+         FROM ranges r JOIN pages p ON p.range = r.id
+         WHERE r.id IN (SELECT value FROM json_each(?)) AND p.kind BETWEEN 0 AND 2
+         ORDER BY p.range, p.seq, p.kind",
+        "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
+        "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",
+        "UPDATE ranges SET kept = 0 WHERE id IN (SELECT value FROM json_each(?))",
+    ] {
+        sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;
+    }
+    Ok(items)
+}
+
+/// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
+/// again. Returns how much is kept.
+pub(super) async fn keep(
+    tx: &mut Tx<'_>,
+    kept: &[(RangeId, Kept)],
+    mut offset: u64,
+) -> Result<Items, CaptureError> {
+    let mut rows = Vec::with_capacity(kept.len());
+    for of_range in kept.chunk_by(|one, next| one.0 == next.0) {
+        let range = of_range[0].0;
+        let first: i64 = sqlx::query_scalar(
+            "UPDATE ranges SET pages = pages + ?1, kept = kept + ?3, next_token = NULL, token_at = NULL,
+                 state = iif(state = 'not_found', 'done', state) WHERE id = ?2 RETURNING pages - ?1",
+        )
+        .bind(of_range.len() as i64)
+        .bind(range)
+        .bind(of_range.iter().map(|(_, kept)| kept.items()).sum::<u64>() as i64)
+        .fetch_one(&mut **tx)
+        .await?;
+        for ((_, kept), seq) in of_range.iter().zip(first..) {
+            let page = match kept {
+                Kept::Page(page) => *page,
+                Kept::Items(kind, segment) => {
+                    let page = segment.at(offset, *kind);
+                    offset += page.length;
+                    page
+                }
+            };
+            rows.push(Row { range, seq, page });
+        }
+    }
+    insert_pages(tx, rows).await
+}

@@ -1,0 +1,92 @@
+//! When a unit has come to its end, and how that is counted.
+
+use std::ops::Sub;
+
+use super::statements::json;
+use super::writer::Effect;
+use super::{CaptureError, RangeId, Tx, UnitId};
+
+/// How many more are at their end; fewer where something that was done got more to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Sessions all of whose units are done.
+    pub sessions_done: i64,
+    pub units_done: i64,
+    pub units_failed: i64,
+}
+
+impl Sub for Settled {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            sessions_done: self.sessions_done - before.sessions_done,
+            units_done: self.units_done - before.units_done,
+            units_failed: self.units_failed - before.units_failed,
+        }
+    }
+}
+
+impl Settled {
+    /// Of these sessions.
+    pub(super) async fn of(tx: &mut Tx<'_>, sessions: &[i64]) -> Result<Self, CaptureError> {
+        if sessions.is_empty() {
+            return Ok(Self::default());
+        }
+        let (sessions_done, units_done, units_failed) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM sessions s WHERE s.id IN (SELECT value FROM json_each(?1)) AND NOT EXISTS
+                         (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))),
+                    count(*) FILTER (WHERE u.state IN ('done', 'not_found')), count(*) FILTER (WHERE u.state = 'failed')
+             FROM units u WHERE u.session IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(json(&sessions))
+        .fetch_one(&mut **tx)
+        .await?;
+        Ok(Self { sessions_done, units_done, units_failed })
+    }
+}
+
+/// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
+/// is to be compared, else failed if one is, else not found if all are.
+pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> Result<Effect, CaptureError> {
+    let units: Vec<(UnitId, i64, String, bool)> = sqlx::query_as(
+        "UPDATE units SET settled = ?2, state = (
+             SELECT CASE WHEN sum(r.state = 'pending') > 0
+                             OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
+                         WHEN sum(r.state = 'failed') > 0 THEN 'failed'
+                         WHEN sum(r.state = 'done') = 0 THEN 'not_found'
+                         ELSE 'done' END
+             FROM ranges r WHERE r.unit = units.id)
+         WHERE id IN (SELECT unit FROM ranges WHERE id IN (SELECT value FROM json_each(?1)))
+         RETURNING id, session, state, NOT EXISTS (SELECT 1 FROM ranges WHERE unit = units.id AND state = 'pending')",
+    )
+    .bind(json(&ranges))
+    .bind(commit)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut effect = Effect::default();
+    let mut sessions = Vec::new();
+    for (unit, session, state, is_fetched) in units {
+        match state.as_str() {
+            "pending" if is_fetched => effect.to_compare.push(unit),
+            "pending" => {}
+            "failed" => effect.settled.units_failed += 1,
+            "done" | "not_found" => {
+                effect.settled.units_done += 1;
+                sessions.push(session);
+            }
+            other => return Err(CaptureError::Damaged(format!("a unit that is {other}"))),
+        }
+    }
+    if !sessions.is_empty() {
+        let done: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM (SELECT DISTINCT value AS id FROM json_each(?)) s WHERE NOT EXISTS
+                 (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))",
+        )
+        .bind(json(&sessions))
+        .fetch_one(&mut **tx)
+        .await?;
+        effect.settled.sessions_done = done;
+    }
+    Ok(effect)
+}
