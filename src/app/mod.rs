@@ -93,7 +93,6 @@ impl App {
         })?;
         let stopping = CancellationToken::new();
         let offer = &settings.http;
-        let state = AppState::new(jobs.clone(), account, audit, offer, clock.clone(), stopping.clone());
         let servers = TaskTracker::new();
         let descriptors = raise_descriptors();
         let most = offer.max_connections.min(for_connections(descriptors, offer.max_downloads, max_running));
@@ -111,6 +110,7 @@ impl App {
                 "so many jobs may need more open files than this process may have"
             );
         }
+        let state = AppState::new(jobs.clone(), account, audit, offer, most, clock.clone(), stopping.clone());
         let serve = |listener, router, most| {
             http::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
         };

@@ -278,7 +278,13 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
 /// removed.
 async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> Result<bool, OneJobError> {
     let location = Location::in_directory(directory);
+    let published = at(&Published::path(directory), Published::read(directory))?;
     let captured = match extract::captured(directory).await {
+        // Of a plan that was never committed nothing is left to go on with.
+        Ok(None) if published.is_none() => {
+            at(directory, location.remove())?;
+            return Ok(false);
+        }
         Ok(captured) => captured,
         // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
         Err(error) => match location.check().await {
@@ -286,7 +292,6 @@ async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> R
             _ => return Err(error.into()),
         },
     };
-    let published = at(&Published::path(directory), Published::read(directory))?;
     if published.is_none() && captured.as_ref().is_some_and(|captured| !captured.answered) {
         at(directory, location.remove())?;
         return Ok(false);

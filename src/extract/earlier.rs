@@ -20,6 +20,9 @@ pub(super) async fn check_earlier(
     retrying: bool,
     cancel: &CancellationToken,
 ) -> Result<Vec<RangeId>, CaptureError> {
+    if cancel.is_cancelled() {
+        return Ok(Vec::new());
+    }
     let damaged = async {
         location.check().await?;
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }

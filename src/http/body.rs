@@ -68,14 +68,20 @@ pub struct SessionsRequest {
     pub types: Option<Vec<SessionType>>,
     /// Zoom's session ids.
     #[schema(max_items = 1000)]
-    pub ids: Option<Vec<String>>,
+    pub ids: Option<Vec<ZoomId>>,
     /// Zoom's channel ids.
     #[schema(max_items = 1000)]
-    pub channel_ids: Option<Vec<String>>,
+    pub channel_ids: Option<Vec<ZoomId>>,
     /// Part of the name, case-insensitive.
     #[schema(max_length = 200)]
     pub name_contains: Option<String>,
 }
+
+/// An id as Zoom gives it.
+#[derive(Debug, ToSchema)]
+#[schema(min_length = 1, max_length = 200)]
+#[expect(dead_code, reason = "it only describes")]
+pub struct ZoomId(String);
 
 #[derive(Debug, ToSchema)]
 #[expect(dead_code, reason = "it only describes")]
@@ -86,7 +92,7 @@ pub enum SessionType {
     Group,
 }
 
-/// Of a label or a name.
+/// Of a label, a name or an id.
 const MAX_CHARACTERS: usize = 200;
 const MAX_FILTER: usize = 1_000;
 /// So many fields are named that are unknown, or there more than once.
@@ -266,6 +272,8 @@ impl Reader {
             self.wrong(field, "must be an array of strings");
         } else if texts.iter().any(String::is_empty) {
             self.wrong(field, "must not hold an empty string");
+        } else if texts.iter().any(|text| text.chars().count() > MAX_CHARACTERS) {
+            self.wrong(field, format!("must hold strings of at most {MAX_CHARACTERS} characters"));
         }
         texts
     }
@@ -323,10 +331,11 @@ mod tests {
         assert_eq!(of_many.len(), MAX_UNKNOWN + 1);
         assert_eq!(of_many[MAX_UNKNOWN], ("body".to_owned(), "has 900 more unknown fields".to_owned()));
         let long = "x".repeat(MAX_CHARACTERS + 1);
-        let of_long =
-            errors(&format!(r#"{{{days},"label":"{long}","sessions":{{"name_contains":"{long}"}}}}"#));
+        let of_long = errors(&format!(
+            r#"{{{days},"label":"{long}","sessions":{{"name_contains":"{long}","ids":["{long}"]}}}}"#
+        ));
         let fields: Vec<_> = of_long.iter().map(|(field, _)| &field[..]).collect();
-        assert_eq!(fields, ["sessions.name_contains", "label"]);
+        assert_eq!(fields, ["sessions.ids", "sessions.name_contains", "label"]);
     }
 
     #[test]

@@ -182,6 +182,8 @@ pub(super) async fn get(
     let brings_none = !headers.contains_key(header::IF_NONE_MATCH);
     if let Some(wait) = wait
         && (is_known(&headers, &shown.etag) || brings_none && !shown.is_final)
+        // Where too many wait already, it is told what there is.
+        && let Ok(_place) = state.long_polls.try_acquire()
     {
         let seen = shown.etag.clone();
         let deadline = state.clock.sleep(wait);

@@ -109,6 +109,7 @@ pub struct AppState {
     failed_attempts: Arc<FailedAttempts>,
     audit: Arc<Audit>,
     event_streams: Arc<Semaphore>,
+    long_polls: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     clock: SharedClock,
     stopping: CancellationToken,
@@ -121,6 +122,7 @@ impl AppState {
         account: Arc<Account>,
         audit: Audit,
         settings: &HttpSettings,
+        connections: usize,
         clock: SharedClock,
         stopping: CancellationToken,
     ) -> Self {
@@ -131,7 +133,9 @@ impl AppState {
             api_keys: Arc::new(settings.api_keys.clone()),
             failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
             audit: Arc::new(audit),
-            event_streams: places(settings.max_event_streams),
+            // Some connections are left for those who do not wait.
+            event_streams: places(settings.max_event_streams.min(connections / 2)),
+            long_polls: places(connections / 4),
             downloads: places(settings.max_downloads),
             clock,
             stopping,

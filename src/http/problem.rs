@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::archive::ArchiveError;
 use crate::jobs::JobsError;
 
 /// One thing that is wrong with one field.
@@ -185,6 +186,12 @@ impl From<JobsError> for Problem {
                 "archive-gone",
                 "The archive is gone",
                 "the job has expired and its files were removed; submit it again",
+            ),
+            JobsError::Archive(ArchiveError::Cancelled) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-ready",
+                "The service is not ready",
+                "it is about to stop; try again once it is back",
             ),
             JobsError::DataDirectoryGone => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", &detail)

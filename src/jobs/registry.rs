@@ -16,11 +16,21 @@ struct Live {
     cancel: CancellationToken,
 }
 
-/// A run's place in the registry, to be given back when it leaves.
+/// A run's place in the registry, until it is dropped: then the job no longer runs, unless it has been taken up again, and whoever
+/// watches it looks into the store.
 #[derive(Debug)]
 pub struct Entered {
     id: JobId,
     latest: watch::Receiver<Arc<Job>>,
+    registry: Arc<Registry>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let is_own = |live: &Live| live.latest.subscribe().same_channel(&self.latest);
+        self.registry.live.remove_if(&self.id, |_, live| is_own(live));
+        self.registry.announce();
+    }
 }
 
 #[derive(Debug)]
@@ -35,11 +45,11 @@ impl Registry {
         Self { live: DashMap::new(), changes: watch::Sender::new(0) }
     }
 
-    pub fn enter(&self, job: &Job, cancel: CancellationToken) -> Entered {
+    pub fn enter(self: &Arc<Self>, job: &Job, cancel: CancellationToken) -> Entered {
         let (latest, entered) = watch::channel(Arc::new(job.clone()));
         self.live.insert(job.id, Live { latest, cancel });
         self.announce();
-        Entered { id: job.id, latest: entered }
+        Entered { id: job.id, latest: entered, registry: self.clone() }
     }
 
     /// Publishes new figures of a running job.
@@ -53,12 +63,6 @@ impl Registry {
                 changed
             });
         }
-    }
-
-    /// The job is no longer running, unless it has been taken up again; whoever watches it looks into the store from now on.
-    pub fn leave(&self, entered: &Entered) {
-        self.live.remove_if(&entered.id, |_, live| live.latest.subscribe().same_channel(&entered.latest));
-        self.announce();
     }
 
     pub fn announce(&self) {

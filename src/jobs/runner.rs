@@ -83,11 +83,9 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
     Ok(None)
 }
 
-async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, entered: Entered) {
+async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _entered: Entered) {
     let started = jobs.clock.elapsed();
-    // Read again, as it may have been asked for before the job was entered, when nobody could be told.
-    let stored = jobs.store.get(job.id).await.ok().flatten();
-    if stored.as_ref().unwrap_or(&job).cancel_requested {
+    if is_called_off(&jobs, &job).await {
         cancel.cancel();
     }
     let lane = Arc::new(jobs.account.lane());
@@ -139,7 +137,23 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
             log_end(&job, elapsed_ms);
         }
     }
-    jobs.registry.leave(&entered);
+}
+
+/// Whether somebody has cancelled a job that was claimed: perhaps before it was entered, when nobody could be told.
+async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
+    loop {
+        match jobs.store.get(claimed.id).await {
+            Ok(stored) => return stored.as_ref().unwrap_or(claimed).cancel_requested,
+            // It is found when it goes on.
+            Err(StoreError::Unreadable(_)) => return claimed.cancel_requested,
+            Err(error) => {
+                tracing::error!(%error, "a job's record could not be read, trying again");
+                if jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await.is_none() {
+                    return claimed.cancel_requested;
+                }
+            }
+        }
+    }
 }
 
 /// What is to be written down of a job that has ended.

@@ -26,6 +26,8 @@ use crate::files::{blocking, free_space};
 
 /// Free space that it takes to write down a job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
+/// Captures that are looked into for callers at the same time: each takes some open files.
+const READINGS: usize = 4;
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
@@ -55,6 +57,8 @@ pub struct Jobs {
     pub(super) stop: CancellationToken,
     /// An archive is read through for one caller at a time.
     hashing: Semaphore,
+    /// Captures that are looked into for callers, at the same time.
+    reading: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
@@ -86,6 +90,7 @@ impl Jobs {
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
             hashing: Semaphore::new(1),
+            reading: Arc::new(Semaphore::new(READINGS)),
             tasks: TaskTracker::new(),
         });
         for state in JobState::ENDS {
@@ -337,9 +342,19 @@ impl Jobs {
             return Err(JobsError::ArchiveGone);
         }
         let directory = self.directory(id);
+        let one_of_few = self.reading.clone().acquire_owned().await.expect("the semaphore is never closed");
         // To its end also if the caller hangs up: the capture is closed then, not some time later.
-        let page = self.run_to_its_end(async move { failures_page(&directory, after, most).await });
-        Ok(page.await.map_err(std::io::Error::other)??)
+        let page = self.run_to_its_end(async move {
+            let page = failures_page(&directory, after, most).await;
+            drop(one_of_few);
+            page
+        });
+        let page = page.await.map_err(std::io::Error::other)??;
+        // Of a job whose files are gone an empty page would say that nothing is missing.
+        if page.0.is_empty() && self.get(id).await?.state == JobState::Expired {
+            return Err(JobsError::ArchiveGone);
+        }
+        Ok(page)
     }
 
     /// The archive's file, if there is one, and what it should be.

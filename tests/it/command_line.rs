@@ -12,6 +12,7 @@ use jiff::ToSpan;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
+use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
 
 use crate::process::{binary, connected, run};
@@ -192,6 +193,15 @@ async fn extract_starts_over_where_nothing_was_received() {
         wrong.env("ZOOM_ACCOUNT_ID", "mistyped");
         let (code, _, err) = run(wrong).await;
         assert!(code == 1 && err.contains("ZOOM_ACCOUNT_ID"), "{code} {err}");
+        let mut old = connected(&sim, home.path());
+        old.args(["extract", "--from-date", "2016-01-01", "--to-date", &last]).args(output);
+        let (code, _, err) = run(old).await;
+        assert!(code == 2 && err.contains("older than the six months"), "{code} {err}");
+        // Also where one was killed before it had a plan.
+        let place = home.path().join(if output[0] == "--zip" { "out.zip.capture" } else { "out/.capture" });
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("lock"), "").unwrap();
+        Location::in_directory(&place).open_writer().await.unwrap().close().await;
         let mut old = connected(&sim, home.path());
         old.args(["extract", "--from-date", "2016-01-01", "--to-date", &last]).args(output);
         let (code, _, err) = run(old).await;

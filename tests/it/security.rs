@@ -15,6 +15,7 @@ use zoom_chat_reports::sim::{
     FaultAnswer, FaultLevel, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
 };
 
+use crate::failures::fault;
 use crate::harness::World;
 use crate::process::Setup;
 
@@ -286,6 +287,28 @@ async fn streams_have_their_limit_and_give_their_places_back() {
         again = world.get(&url).await;
     }
     assert_eq!(again.status(), 200, "places come back when streams end");
+}
+
+/// Whoever waits for a change holds a connection: some are left for those who do not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_polls_have_their_limit_and_more_of_them_are_answered_at_once() {
+    let world = World::with(account(), |settings| {
+        settings.http.max_connections = 16;
+        settings.jobs.max_running = 1;
+    })
+    .await;
+    world.sim.script(fault(Match::List, 0, u32::MAX, FaultAnswer::Hang));
+    let running = world.submit(&world.everything()).await;
+    world.wait_until(&running, |job| job["state"] == "running").await;
+    // Nothing of it changes: it is queued behind the other.
+    let id = world.submit(&world.everything()).await;
+    let url = world.url(&format!("/v1/jobs/{id}?wait=60s"));
+    let poll = || tokio::spawn(world.client.get(&url).send());
+    // A quarter of the connections may wait so.
+    let (answered, _, waiting) = futures_util::future::select_all((0..5).map(|_| poll())).await;
+    assert_eq!(answered.unwrap().unwrap().status(), 200);
+    world.clock.sleep(Duration::from_millis(200)).await;
+    assert!(waiting.iter().all(|poll| !poll.is_finished()), "the others wait");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
