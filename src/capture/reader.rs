@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
@@ -108,6 +109,11 @@ impl Reader {
             .bind(meta.key())
             .fetch_optional(&mut self.connection)
             .await?)
+    }
+
+    /// The same of one that tells a time.
+    pub async fn time(&mut self, meta: Meta) -> Result<Option<Timestamp>, CaptureError> {
+        Ok(self.meta(meta).await?.and_then(|text| text.parse().ok()))
     }
 
     /// Sessions listed in a window.

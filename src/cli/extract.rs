@@ -14,7 +14,7 @@ use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
 use crate::days::DateRange;
 use crate::extract::check::help_for;
-use crate::extract::windows::{oldest_reachable, parse_day, validate_from};
+use crate::extract::windows::{oldest_reachable, parse_day, validate};
 use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, Outcome, SessionFilter, Snapshot};
 use crate::files::is_there;
 use crate::shutdown;
@@ -111,7 +111,7 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
     let read = [("from", parse_day(from)), ("to", parse_day(to))];
     let [from, to] = read.each_ref().map(|(_, day)| day.as_ref().ok().copied());
     let unreadable = read.into_iter().filter_map(|(field, day)| Some((field, day.err()?)));
-    let errors: Vec<_> = unreadable.chain(validate_from(oldest, from, to, today)).collect();
+    let errors: Vec<_> = unreadable.chain(validate(oldest, from, to, today)).collect();
     match (from, to) {
         (Some(from), Some(to)) if errors.is_empty() => Ok(DateRange { from, to }),
         _ => {

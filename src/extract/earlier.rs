@@ -105,10 +105,10 @@ pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError
 }
 
 async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {
-    let request = reader.meta(Meta::Request).await?.unwrap_or_default();
+    let request = reader.meta(Meta::Request).await?.expect("a plan has its request");
     let request = serde_json::from_str(&request)
         .map_err(|error| CaptureError::Damaged(format!("the request in it cannot be read: {error}")))?;
-    let started_at = reader.meta(Meta::StartedAt).await?.and_then(|text| text.parse().ok());
+    let started_at = reader.time(Meta::StartedAt).await?;
     let requester = reader.meta(Meta::Requester).await?;
     let account = reader.meta(Meta::Account).await?;
     let complete = !reader.has_pending().await?;

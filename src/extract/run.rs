@@ -76,13 +76,9 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
 
 async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
     let counts = reader.counts().await?;
-    let mut time = async |meta| -> Result<Option<Timestamp>, CaptureError> {
-        Ok(reader.meta(meta).await?.and_then(|text| text.parse().ok()))
-    };
-    let started_at = time(Meta::StartedAt).await?;
-    let extent =
-        Extent { sound_since: time(Meta::DamagedAt).await?.or(started_at), items: counts.items.iter().sum() };
-    let captured_until = time(Meta::CapturedUntil).await?;
+    let (started_at, damaged_at) = (reader.time(Meta::StartedAt).await?, reader.time(Meta::DamagedAt).await?);
+    let extent = Extent { sound_since: damaged_at.or(started_at), items: counts.items.iter().sum() };
+    let captured_until = reader.time(Meta::CapturedUntil).await?;
     Ok(Outcome { counts, extent, captured_until })
 }
 

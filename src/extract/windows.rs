@@ -29,13 +29,9 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
     text.parse().map_err(|_| format!("{text} is not a date of the calendar"))
 }
 
-/// Checks the days of a range, as far as they could be read; one message for each that is wrong, all at once.
-pub fn validate(from: Option<Date>, to: Option<Date>, today: Date) -> Vec<(&'static str, String)> {
-    validate_from(oldest_reachable(today), from, to, today)
-}
-
-/// The same with another oldest day.
-pub fn validate_from(
+/// Checks the days of a range, as far as they could be read; one message for each that is wrong, all at once. `oldest` is the first
+/// day that is possible.
+pub fn validate(
     oldest: Date,
     from: Option<Date>,
     to: Option<Date>,
@@ -154,12 +150,15 @@ mod tests {
     fn every_wrong_field_is_named_at_once() {
         let today = date(2026, 8, 31);
         let fields = |from, to| {
-            validate(Some(from), Some(to), today).into_iter().map(|(field, _)| field).collect::<Vec<_>>()
+            validate(oldest_reachable(today), Some(from), Some(to), today)
+                .into_iter()
+                .map(|(field, _)| field)
+                .collect::<Vec<_>>()
         };
         assert!(fields(date(2026, 2, 28), date(2026, 8, 31)).is_empty());
         assert_eq!(fields(date(2026, 2, 27), date(2026, 9, 1)), ["from", "to"]);
         assert_eq!(fields(date(2026, 8, 3), date(2026, 8, 2)), ["from"]);
-        let message = &validate(Some(date(2025, 1, 1)), None, today)[0].1;
+        let message = &validate(oldest_reachable(today), Some(date(2025, 1, 1)), None, today)[0].1;
         assert!(message.contains("2026-02-28"), "{message}");
     }
 }

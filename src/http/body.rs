@@ -153,7 +153,7 @@ impl Reader {
         let mut members = Members { prefix: "", rest: members, known: Vec::new() };
         let from = self.date(&mut members, "from");
         let to = self.date(&mut members, "to");
-        for (field, message) in validate(from, to, today) {
+        for (field, message) in validate(oldest_reachable(today), from, to, today) {
             self.wrong(field, message);
         }
         let include = self.include(members.take("include"));
