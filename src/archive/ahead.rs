@@ -2,8 +2,10 @@
 //!
 //! A session counts as complete only when no more of its units can be found.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::Target;
@@ -45,11 +47,13 @@ pub async fn alongside<T>(
     let told = fetched.clone().drop_guard();
     let beginning = begin(input, all_listed, fetched.clone(), clock.clone());
     let fetching = async {
-        let result = fetching.await;
+        // Also if it panics: what was begun must have ended before another run begins its own in the same place.
+        let result = AssertUnwindSafe(fetching).catch_unwind().await;
         drop(told);
         result
     };
-    tokio::join!(fetching, beginning)
+    let (fetched, begun) = tokio::join!(fetching, beginning);
+    (fetched.unwrap_or_else(|panic| resume_unwind(panic)), begun)
 }
 
 async fn begin(
@@ -197,10 +201,19 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let begun = alongside(fetching, input, Some(all_listed), &clock).await.1;
+        let begun = alongside(fetching, input.clone(), Some(all_listed.clone()), &clock).await.1;
         assert!(begun.assembly.is_some());
         drop(begun);
         assert!(!temporary.exists(), "nothing half-written stays");
+        let failing = async {
+            while !temporary.exists() {
+                tokio::task::yield_now().await;
+            }
+            panic!("as it was to be tested");
+        };
+        let run = alongside(failing, input, Some(all_listed), &clock);
+        assert!(AssertUnwindSafe(run).catch_unwind().await.is_err());
+        assert!(!temporary.exists(), "what was begun has ended");
         writer.close().await;
     }
 }
