@@ -27,32 +27,43 @@ pub struct PageRef {
 }
 
 impl PageRef {
-    /// As an index tells it, if that can be.
-    pub(super) fn read(
-        [kind, items, raw_len, crc32, offset, length]: [i64; 6],
-    ) -> Result<Self, CaptureError> {
-        let number = |name, value| {
-            u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is below zero")))
-        };
-        let (items, raw_len) = (number("items", items)?, number("raw_len", raw_len)?);
-        if items > raw_len {
-            return Err(CaptureError::Damaged("a page has more items than bytes".to_owned()));
-        }
-        Ok(Self {
-            kind: kind.try_into()?,
-            items,
-            raw_len,
-            crc32: crc32
-                .try_into()
-                .map_err(|_| CaptureError::Damaged("crc32 is no number of 32 bits".to_owned()))?,
-            offset: number("offset", offset)?,
-            length: number("length", length)?,
-        })
-    }
-
     /// Bytes as it is stored.
     pub fn packed_len(&self) -> u64 {
         self.length
+    }
+}
+
+/// The same as an index tells it, which may be wrong.
+#[derive(Debug, Deserialize)]
+pub(super) struct ToldPage {
+    kind: i64,
+    items: i64,
+    raw_len: i64,
+    crc32: i64,
+    offset: i64,
+    length: i64,
+}
+
+impl TryFrom<ToldPage> for PageRef {
+    type Error = CaptureError;
+
+    fn try_from(told: ToldPage) -> Result<Self, CaptureError> {
+        let number = |name, value| {
+            u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is below zero")))
+        };
+        let (items, raw_len) = (number("items", told.items)?, number("raw_len", told.raw_len)?);
+        if items > raw_len {
+            return Err(CaptureError::Damaged("a page has more items than bytes".to_owned()));
+        }
+        let crc32 = told.crc32.try_into();
+        Ok(Self {
+            kind: told.kind.try_into()?,
+            items,
+            raw_len,
+            crc32: crc32.map_err(|_| CaptureError::Damaged("crc32 is no number of 32 bits".to_owned()))?,
+            offset: number("offset", told.offset)?,
+            length: number("length", told.length)?,
+        })
     }
 }
 
@@ -449,9 +460,13 @@ fn chain<'r, Id: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow) -> Resul
 }
 
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
-    let mut told = [0; 6];
-    for (told, column) in told.iter_mut().zip(["kind", "items", "raw_len", "crc32", "offset", "length"]) {
-        *told = row.try_get(column)?;
-    }
-    PageRef::read(told)
+    let told = ToldPage {
+        kind: row.try_get("kind")?,
+        items: row.try_get("items")?,
+        raw_len: row.try_get("raw_len")?,
+        crc32: row.try_get("crc32")?,
+        offset: row.try_get("offset")?,
+        length: row.try_get("length")?,
+    };
+    told.try_into()
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::reader::{PageRef, Reader};
+use super::reader::{PageRef, Reader, ToldPage};
 use super::statements::json;
 use super::{CaptureError, RangeId, WindowId};
 
@@ -237,15 +237,14 @@ impl Reader {
             let places: HashMap<RangeId, (usize, usize, WindowId)> =
                 some.iter().map(|(range, place)| (range.id, *place)).collect();
             let pages: String = sqlx::query_scalar(
-                "SELECT json_group_array(json_array(range, seq, kind, items, raw_len, crc32, offset, length))
+                "SELECT json_group_array(json_array(range, seq, json_array(kind, items, raw_len, crc32, offset, length)))
                  FROM pages WHERE range IN (SELECT value FROM json_each(?))",
             )
             .bind(json(&places.keys().collect::<Vec<_>>()))
             .fetch_one(&mut self.connection)
             .await?;
-            for page in of_json::<Vec<ReadPage>>(&pages)? {
-                let ReadPage { range, seq, kind, items, raw_len, crc32, offset, length } = page;
-                let page = PageRef::read([kind, items, raw_len, crc32, offset, length])?;
+            for (range, seq, page) in of_json::<Vec<(RangeId, i64, ToldPage)>>(&pages)? {
+                let page = PageRef::try_from(page)?;
                 let gone =
                     || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
                 let (nth, order, window) = *places.get(&range).ok_or_else(gone)?;
@@ -297,19 +296,6 @@ struct ReadRange<'a> {
     id: RangeId,
     pages: u32,
     newest_first: i64,
-}
-
-/// What a page has of one kind.
-#[derive(Deserialize)]
-struct ReadPage {
-    range: RangeId,
-    seq: i64,
-    kind: i64,
-    items: i64,
-    raw_len: i64,
-    crc32: i64,
-    offset: i64,
-    length: i64,
 }
 
 impl From<ReadSession<'_>> for PlacedSession {

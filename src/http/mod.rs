@@ -134,7 +134,7 @@ impl AppState {
             failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
             audit: Arc::new(audit),
             // Some connections are left for those who do not wait.
-            event_streams: places(settings.max_event_streams.min(connections / 2)),
+            event_streams: places(settings.max_event_streams.min((connections / 2).max(1))),
             long_polls: places(connections / 4),
             downloads: places(settings.max_downloads),
             clock,
