@@ -21,7 +21,7 @@ use crate::clock::SharedClock;
 use crate::extract::Account;
 use crate::http::{self, AppState, Audit, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
-use crate::zoom::ZoomSettings;
+use crate::zoom::{NoClient, ZoomSettings};
 
 /// The setting of the service's directory.
 const DATA_DIR: &str = "DATA_DIR";
@@ -54,8 +54,8 @@ pub enum AppError {
     Locked { setting: &'static str, path: PathBuf },
     #[error("{setting} {address} cannot be used: {error}")]
     Listen { setting: &'static str, address: SocketAddr, error: io::Error },
-    #[error("the HTTP client could not be made: {0}")]
-    Client(#[from] reqwest::Error),
+    #[error(transparent)]
+    Client(#[from] NoClient),
     #[error(transparent)]
     Jobs(#[from] JobsError),
 }
@@ -86,6 +86,8 @@ impl App {
         let audit = Audit::open(&data_dir, clock.clone())
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::AUDIT_FILE), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
+        // Before jobs go on.
+        let descriptors = raise_descriptors();
         let started = Jobs::start(settings.jobs, account.clone(), clock.clone()).await;
         let jobs = started.map_err(|error| match error {
             JobsError::Io(error) => unusable(DATA_DIR, &data_dir.join("jobs"), error),
@@ -94,7 +96,6 @@ impl App {
         let stopping = CancellationToken::new();
         let offer = &settings.http;
         let servers = TaskTracker::new();
-        let descriptors = raise_descriptors();
         let most = offer.max_connections.min(for_connections(descriptors, offer.max_downloads, max_running));
         if most < offer.max_connections {
             tracing::warn!(
@@ -163,20 +164,22 @@ fn raise_descriptors() -> usize {
 
 /// Makes a directory, which is what `setting` says, and locks it for this process.
 fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
-    let unusable = |error| unusable(setting, directory, error);
-    // For nobody else to read, whatever the umask: chats go there.
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
     let path = directory.join(LOCK);
-    let unusable = |error| self::unusable(setting, &path, error);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
-    match file.try_lock() {
-        // The directory may have been moved or removed between opening and locking: then the new one is locked.
-        Ok(()) if is_at(&file, &path).map_err(unusable)? => Ok(file),
-        Ok(()) => lock(directory, setting),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(AppError::Locked { setting, path: directory.to_owned() })
+    let of_lock = |error| unusable(setting, &path, error);
+    loop {
+        // For nobody else to read, whatever the umask: chats go there.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|error| unusable(setting, directory, error))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(of_lock)?;
+        match file.try_lock() {
+            Ok(()) if is_at(&file, &path).map_err(of_lock)? => return Ok(file),
+            // The directory has been moved or removed between opening and locking: then the new one is locked.
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(AppError::Locked { setting, path: directory.to_owned() });
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(of_lock(error)),
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(unusable(error)),
     }
 }
 

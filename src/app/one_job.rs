@@ -115,6 +115,13 @@ pub enum OneJobError {
     File { path: PathBuf, error: std::io::Error },
 }
 
+impl OneJobError {
+    /// Somebody has stopped it.
+    pub fn is_of_stopping(&self) -> bool {
+        matches!(self, Self::Extract(ExtractError::Cancelled) | Self::Archive(ArchiveError::Cancelled))
+    }
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub struct Report {

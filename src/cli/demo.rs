@@ -80,7 +80,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     simulator.shutdown().await;
     let removed = unless_absent(std::fs::remove_dir_all(&data_dir));
     shown?;
-    removed.with_context(|| format!("{} could not be removed", data_dir.display()))?;
+    removed.map_err(|error| anyhow::anyhow!("{} could not be removed: {error}", data_dir.display()))?;
     Ok(WHOLE)
 }
 

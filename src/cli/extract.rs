@@ -84,9 +84,14 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     }
     let stop = shutdown::on_signal(clock.clone())?;
     let mut reporter = Reporter::new(clock.elapsed());
-    let ended = job.run(stop, |snapshot| reporter.show(snapshot, clock.elapsed())).await;
+    let mut has_received = false;
+    let show = |snapshot: &Snapshot| {
+        has_received |= snapshot.sessions_total > 0;
+        reporter.show(snapshot, clock.elapsed());
+    };
+    let ended = job.run(stop, show).await;
     reporter.clear();
-    let report = ended.map_err(|error| explain(&error, &output))?;
+    let report = ended.map_err(|error| explain(&error, &output, has_received))?;
     tell(&report, &output);
     Ok(if report.outcome.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
@@ -122,11 +127,14 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
     }
 }
 
-fn explain(error: &OneJobError, output: &Output) -> anyhow::Error {
+fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::Error {
     let kept_in = output.working_directory();
     let go_on = format!("what was received is kept in {}; run the same command to resume", kept_in.display());
     match error {
-        OneJobError::Extract(ExtractError::Cancelled) => anyhow::anyhow!("stopped; {go_on}"),
+        stopped if stopped.is_of_stopping() => anyhow::anyhow!("stopped; {go_on}"),
+        OneJobError::Extract(ExtractError::Account(failure)) if has_received => {
+            anyhow::anyhow!("{failure}\n{}\n{go_on}", help_for(failure.kind))
+        }
         OneJobError::Extract(ExtractError::Account(failure)) => {
             anyhow::anyhow!("{failure}\n{}", help_for(failure.kind))
         }
@@ -197,7 +205,7 @@ impl Reporter {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(1_000);
             let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(style.expect("the template is well formed"));
             bar
         });
         Self { bar, last_line: now }

@@ -18,8 +18,9 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(args: &ServeArgs) -> anyhow::Result<u8> {
     let settings = args.service.settings(&args.zoom)?;
-    let stop = shutdown::on_signal(SystemClock::shared())?;
-    let app = App::start(settings, SystemClock::shared()).await?;
+    let clock = SystemClock::shared();
+    let stop = shutdown::on_signal(clock.clone())?;
+    let app = App::start(settings, clock).await?;
     tracing::info!("documentation at http://{}/docs/", app.address);
     stop.cancelled().await;
     app.shut_down().await;

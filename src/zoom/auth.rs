@@ -154,8 +154,9 @@ impl Tokens {
 
 /// The token endpoint speaks of credentials where the API would speak of requests.
 fn of_the_token_endpoint(outcome: Outcome) -> Outcome {
-    // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy. So is a refusal that
-    // says nothing: it is a proxy's or a firewall's page, not Zoom's word about the credentials.
+    // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy. So is a 403 or 407 that
+    // says nothing: it is a proxy's or a firewall's page, not Zoom's word about the credentials. Any other such refusal may be
+    // of a wrong ZOOM_OAUTH_BASE_URL, which is told at once.
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
         408 | 425 | 429 => false,
         403 | 407 => !refusal.message.is_empty(),

@@ -233,11 +233,9 @@ impl Pace {
             self.waiting = None;
             // That nothing was refused meanwhile tells nothing: nothing was asked.
             self.last_change = now;
-            self.last_slow_down = self.refused_since.and(Some(now)).or(self.last_slow_down);
-        }
-        if self.next > now + WINDOW {
-            // Held back after a 429.
-            return Slot::Wait(self.next - now);
+            if self.refused_since.is_some() {
+                self.last_slow_down = Some(now);
+            }
         }
         let Some(limit) = self.limit else {
             return if self.next > now { Slot::Wait(self.next - now) } else { Slot::Granted };

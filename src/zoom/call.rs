@@ -89,11 +89,11 @@ impl Call {
         }
     }
 
-    /// What would be to blame if this failed and others did not: the session, or the list.
-    pub(super) fn subject(&self) -> Option<&str> {
+    /// What would be to blame if this failed and others of its endpoint did not: its session; lists have none.
+    pub(super) fn subject(&self) -> &str {
         match self {
-            Self::ListSessions { .. } => None,
-            Self::Messages { session_id, .. } => Some(session_id),
+            Self::ListSessions { .. } => "",
+            Self::Messages { session_id, .. } => session_id,
         }
     }
 

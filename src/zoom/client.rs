@@ -19,7 +19,7 @@ use super::outage::{DIFFERENT, Outage};
 use super::outcome::Outcome;
 use super::readers::Readers;
 use super::retry::RetryPolicy;
-use super::transport::http_client;
+use super::transport::{NoClient, http_client};
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 
@@ -67,7 +67,7 @@ impl fmt::Debug for Account {
 }
 
 impl Account {
-    pub fn new(settings: ZoomSettings, clock: SharedClock) -> Result<Arc<Self>, reqwest::Error> {
+    pub fn new(settings: ZoomSettings, clock: SharedClock) -> Result<Arc<Self>, NoClient> {
         let http = http_client(&settings)?;
         let tokens =
             Tokens::new(http.clone(), &settings.oauth_base, settings.credentials.clone(), clock.clone());
@@ -152,7 +152,7 @@ impl Account {
             return known;
         }
         let is_a_list = call.endpoint() == Endpoint::Sessions;
-        if !is_a_list && self.outage(call).failing() >= DIFFERENT {
+        if self.outage(call).failing() >= DIFFERENT {
             return call.clone();
         }
         // Of a day that the list itself is not of.

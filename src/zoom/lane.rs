@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use reqwest::header::HeaderMap;
 use secrecy::ExposeSecret;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -198,8 +198,6 @@ impl Lane {
                     return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
                 }
                 Decision::Limited { kind, after } => {
-                    self.traffic.rate_limited.fetch_add(1, Relaxed);
-                    metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
                     self.limited(kind, after, now);
                 }
                 Decision::Renew { after } => {
@@ -274,8 +272,7 @@ impl Lane {
             LimitKind::PerSecond => ("Zoom asked for a pause", after),
             LimitKind::Daily => ("Zoom's daily request limit is reached", after),
         };
-        let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
-        let until = now.checked_add(after).unwrap_or(Timestamp::MAX);
+        let until = now + after;
         tracing::warn!(%until, "{reason}, waiting");
         budget.pause(Waiting { until, reason: reason.to_owned() });
     }
@@ -323,7 +320,10 @@ impl Lane {
         };
         self.latency.took(account.clock.elapsed().saturating_sub(sent));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
-        if status != 429 {
+        if status == 429 {
+            self.traffic.rate_limited.fetch_add(1, Relaxed);
+            metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
+        } else {
             account.budget.accepted();
         }
         if status != 200 {
@@ -335,11 +335,9 @@ impl Lane {
 
     /// Where a response names its per-second limit, the response is right and our table is old.
     fn believe_limit(&self, headers: &HeaderMap) {
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let per_second = header("x-ratelimit-type").is_some_and(|kind| {
-            kind.eq_ignore_ascii_case("qps") || kind.eq_ignore_ascii_case("per-second-limit")
-        });
-        let limit = header("x-ratelimit-limit").and_then(|limit| limit.parse::<f64>().ok());
+        let limit =
+            headers.get("x-ratelimit-limit").and_then(|limit| limit.to_str().ok()?.parse::<f64>().ok());
+        let per_second = LimitKind::named_in(headers) == Some(LimitKind::PerSecond);
         if let Some(limit) = limit.filter(|limit| per_second && *limit >= 1.0) {
             self.account.budget.believe(limit * self.account.settings.rate_share);
         }

@@ -22,4 +22,4 @@ pub use call::{Call, Include, ItemChoice};
 pub use client::{Account, ZoomSettings};
 pub use lane::{Lane, Traffic};
 pub use outcome::{Failure, FailureKind};
-pub use transport::{is_http, travels_in_the_open, wrong_environment};
+pub use transport::{NoClient, is_http, travels_in_the_open, wrong_environment};

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::budget::Waiting;
@@ -41,7 +41,7 @@ struct State {
     /// Outages so far.
     outages: u64,
     /// What has failed since the last answer: sessions, and the list (`None`).
-    failing: HashSet<Option<String>>,
+    failing: HashSet<String>,
     down: Option<Down>,
 }
 
@@ -101,12 +101,12 @@ impl Outage {
         }
     }
 
-    /// A request failed in a way that may be an outage; `subject` is its session, or `None` for the list. True when it is
+    /// A request failed in a way that may be an outage; `subject` is its session, if it is of one. True when it is
     /// time to find out: many different ones fail, or this is about to be given up and nothing has been answered since
     /// it was sent.
-    pub fn failed(&self, subject: Option<&str>, last_try: bool, sent: Mark) -> bool {
+    pub fn failed(&self, subject: &str, last_try: bool, sent: Mark) -> bool {
         self.with(|state| {
-            state.failing.insert(subject.map(str::to_owned));
+            state.failing.insert(subject.to_owned());
             state.failing.len() >= DIFFERENT || (last_try && state.answers == sent.answers)
         })
     }
@@ -154,11 +154,10 @@ impl Outage {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         self.with(|state| {
             let down = state.down.as_ref()?;
-            let left = SignedDuration::try_from(down.next.saturating_sub(now)).ok()?;
             let since = down.since.strftime("%Y-%m-%dT%H:%M:%SZ");
             let reason =
                 format!("Zoom has not answered since {since} ({}); it is asked again then", down.why);
-            Some(Waiting { until: wall.checked_add(left).ok()?, reason })
+            Some(Waiting { until: wall + down.next.saturating_sub(now), reason })
         })
     }
 
@@ -225,23 +224,22 @@ mod tests {
         let outage = outage(&clock());
         let sent = outage.mark();
         for _ in 0..7 {
-            assert!(!outage.failed(Some("1"), false, sent), "one request failing often is its own affair");
+            assert!(!outage.failed("1", false, sent), "one request failing often is its own affair");
         }
-        assert!(outage.failed(Some("1"), true, sent), "nothing was answered meanwhile: who knows?");
-        assert!(!outage.failed(None, false, sent));
-        for session in ["2", "3"] {
-            assert!(!outage.failed(Some(session), false, sent));
+        assert!(outage.failed("1", true, sent), "nothing was answered meanwhile: who knows?");
+        for session in ["2", "3", "4"] {
+            assert!(!outage.failed(session, false, sent));
         }
-        assert!(outage.failed(Some("4"), false, sent));
+        assert!(outage.failed("5", false, sent));
         outage.answered();
-        assert!(!outage.failed(Some("1"), true, sent), "others were answered meanwhile: it is this request");
+        assert!(!outage.failed("1", true, sent), "others were answered meanwhile: it is this request");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_answered_ends_the_suspicion_without_a_pause() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(Some("1"), true, outage.mark());
+        outage.failed("1", true, outage.mark());
         assert!(!outage.sit_out(|| async { Ok(()) }).await.unwrap());
         assert_eq!(clock.elapsed(), Duration::ZERO);
     }
@@ -250,7 +248,7 @@ mod tests {
     async fn one_prober_asks_with_growing_delay_and_everybody_goes_on_when_it_is_answered() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(Some("1"), true, outage.mark());
+        outage.failed("1", true, outage.mark());
         let probes = Arc::new(AtomicU32::new(0));
         let waiters: Vec<_> = (0..20)
             .map(|_| {
@@ -284,7 +282,7 @@ mod tests {
     async fn an_answer_to_somebody_else_ends_it_too_and_a_cancelled_prober_is_replaced() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(Some("1"), true, outage.mark());
+        outage.failed("1", true, outage.mark());
         let spawn = || {
             let outage = outage.clone();
             tokio::spawn(async move { outage.sit_out(|| async { Err("503".to_owned()) }).await })
@@ -302,7 +300,7 @@ mod tests {
     async fn nobody_waits_longer_than_the_longest() {
         let clock = clock();
         let outage = outage(&clock);
-        outage.failed(Some("1"), true, outage.mark());
+        outage.failed("1", true, outage.mark());
         let failure = outage.sit_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
         assert_eq!(failure.message, "Zoom did not answer for 1h: 503");

@@ -212,6 +212,18 @@ impl Outcome {
     }
 }
 
+impl LimitKind {
+    /// The limit that an answer speaks of.
+    pub fn named_in(headers: &HeaderMap) -> Option<Self> {
+        let named = headers.get("x-ratelimit-type")?.to_str().ok()?;
+        match &named.to_ascii_lowercase()[..] {
+            "daily-limit" => Some(Self::Daily),
+            "qps" | "per-second-limit" => Some(Self::PerSecond),
+            _ => None,
+        }
+    }
+}
+
 impl Refusal {
     /// Reads an error answer; the body may be JSON in one of several shapes, HTML, or nothing.
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8], page_token_sent: bool) -> Self {
@@ -229,9 +241,8 @@ impl Refusal {
             ["code", "errorCode"].into_iter().filter_map(number).find(|code| *code != i64::from(status));
         let message = ["message", "errorMessage", "reason"].into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
-        let says_daily = header("x-ratelimit-type")
-            .is_some_and(|kind| kind.eq_ignore_ascii_case("daily-limit"))
-            || message.contains("daily rate limit");
+        let says_daily =
+            LimitKind::named_in(headers) == Some(LimitKind::Daily) || message.contains("daily rate limit");
         Self {
             status,
             zoom_code,

@@ -9,7 +9,7 @@ use super::client::ZoomSettings;
 use super::outcome::Outcome;
 
 /// The one way to make an HTTP client: with timeouts, without following redirects, a connection for each answer.
-pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, reqwest::Error> {
+pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, NoClient> {
     let builder = reqwest::Client::builder();
     let bases = [&settings.api_base, &settings.oauth_base];
     // A simulator on this machine is not behind anybody's proxy.
@@ -26,7 +26,13 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, re
         .http1_only()
         .tcp_nodelay(true)
         .build()
+        .map_err(|error| NoClient(with_cause("the HTTP client could not be made", &error)))
 }
+
+/// The system lacks something that a client needs: certificates, perhaps.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoClient(String);
 
 pub fn is_http(url: &reqwest::Url) -> bool {
     ["http", "https"].contains(&url.scheme()) && url.has_host()
@@ -99,6 +105,11 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
     } else {
         "no answer"
     };
+    with_cause(what, error)
+}
+
+/// A message, and the first cause of an error.
+fn with_cause(what: &str, error: &reqwest::Error) -> String {
     let mut source = std::error::Error::source(error);
     let mut deepest = None;
     while let Some(inner) = source {

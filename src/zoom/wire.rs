@@ -32,6 +32,9 @@ pub const SESSIONS: [&str; 1] = ["sessions"];
 /// The arrays of a messages page, in the order of [`crate::capture::Kind`].
 pub const MESSAGES: [&str; 3] = ["messages", "edited_messages", "deleted_messages"];
 
+/// What an answer that is an error has instead.
+const OF_ERRORS: [&str; 5] = ["code", "errorCode", "message", "errorMessage", "reason"];
+
 impl<'a, const N: usize> Page<'a, N> {
     /// Reads a body with status 200. What is not such a page (an HTML page, an error in disguise, an array that is
     /// no array) is an error, never an empty page.
@@ -90,7 +93,7 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
             days: [None, None],
             unknown: Vec::new(),
         };
-        let (mut is_a_page, mut seen) = (false, [false; N]);
+        let (mut is_a_page, mut has_token, mut seen) = (false, false, [false; N]);
         while let Some(Name(name)) = map.next_key()? {
             if let Some(index) = self.names.iter().position(|known| *known == name) {
                 if std::mem::replace(&mut seen[index], true) {
@@ -102,6 +105,9 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
             }
             match name.as_ref() {
                 "next_page_token" => {
+                    if std::mem::replace(&mut has_token, true) {
+                        return Err(serde::de::Error::custom("a page token that comes twice"));
+                    }
                     let token: Option<String> = map.next_value()?;
                     page.next_page_token = token.filter(|token| !token.is_empty());
                     is_a_page = true;
@@ -117,7 +123,7 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                 _ => page.unknown.push((name.into_owned(), map.next_value::<&RawValue>()?.get().to_owned())),
             }
         }
-        let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| name == "code" || name == "errorCode");
+        let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| OF_ERRORS.contains(&&name[..]));
         if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
 }
@@ -247,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_is_no_page_is_refused_and_never_quoted() {
-        let table: [&[u8]; 11] = [
+        let table: [&[u8]; 13] = [
             b"",
             b"null",
             b"[]",
@@ -255,6 +261,8 @@ mod tests {
             b"<html>secret</html>",
             br#"{"code":300,"message":"secret"}"#,
             br#"{"code":5000,"message":"secret","next_page_token":"","page_size":100}"#,
+            br#"{"page_size":100,"next_page_token":"","message":"secret"}"#,
+            br#"{"messages":[],"next_page_token":"secret","next_page_token":""}"#,
             br#"{"messages":{"secret":1}}"#,
             br#"{"messages":[{"secret":1}],"messages":[]}"#,
             br#"{"messages":[{"secret":1}"#,
