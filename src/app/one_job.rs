@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -127,6 +128,8 @@ impl OneJobError {
 pub struct Report {
     pub outcome: Outcome,
     pub last: Snapshot,
+    /// Requests sent this time.
+    pub asked: u64,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
     /// Files of before and damaged captures that may hold what the new files do not: some of it may be out of Zoom's reach by
@@ -234,7 +237,8 @@ impl OneJob {
                 Err(error) => left = Some(error),
             }
         }
-        Ok(Report { outcome, last, failures, kept, left })
+        let asked = lane.traffic.requests.load(Relaxed);
+        Ok(Report { outcome, last, asked, failures, kept, left })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::app::AppError;
 use crate::clock::SystemClock;
 use crate::config::ZoomArgs;
 use crate::extract::Account;
-use crate::extract::check::check;
+use crate::extract::check::{Step, check};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -18,15 +18,16 @@ pub(super) struct CheckArgs {
 pub(super) async fn run(args: &CheckArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
     let account = Account::new(args.zoom.settings()?, clock.clone()).map_err(AppError::Client)?;
-    let steps = check(&account, &clock).await;
-    for step in &steps {
-        let mark = if step.ok { "ok  " } else { "FAIL" };
-        say(format_args!("{mark} {:<9} {:>6} ms  {}", step.name, step.elapsed_ms, step.detail));
-        if let Some(help) = &step.help {
+    let mut is_ready = true;
+    let tell = |Step { name, ok, elapsed_ms, detail, help }: Step| {
+        is_ready &= ok;
+        say(format_args!("{} {name:<9} {elapsed_ms:>6} ms  {detail}", if ok { "ok  " } else { "FAIL" }));
+        if let Some(help) = help {
             say(format_args!("     -> {help}"));
         }
-    }
-    if steps.iter().all(|step| step.ok) {
+    };
+    check(&account, &clock, tell).await;
+    if is_ready {
         say("the account is ready");
         Ok(WHOLE)
     } else {

@@ -33,6 +33,8 @@ const LIMIT: u32 = 60;
 
 /// The usual name of its archive.
 const ARCHIVE: &str = "zoom-chat-reports-demo.zip";
+/// No demo's archive is larger.
+const MOST: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
@@ -54,9 +56,8 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     if args.archive.is_dir() {
         return Err(WrongUse("--archive must name a file, not a directory".to_owned()).into());
     }
-    if is_there(&args.archive)
-        && args.archive.strip_prefix(".").unwrap_or(&args.archive) != Path::new(ARCHIVE)
-    {
+    let is_usual = args.archive.strip_prefix(".").unwrap_or(&args.archive) == Path::new(ARCHIVE);
+    if is_there(&args.archive) && !(is_usual && is_of_a_demo(&args.archive)) {
         let there = args.archive.display();
         return Err(
             WrongUse(format!("--archive: {there} exists already; name another, or move it away")).into()
@@ -82,6 +83,13 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     shown?;
     removed.map_err(|error| anyhow::anyhow!("{} could not be removed: {error}", data_dir.display()))?;
     Ok(WHOLE)
+}
+
+/// Whether a file is an archive of ours, as far as its names tell.
+fn is_of_a_demo(path: &Path) -> bool {
+    let name = b"_metadata/extraction_summary.json";
+    let is_small = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= MOST);
+    is_small && std::fs::read(path).is_ok_and(|file| file.windows(name.len()).any(|part| part == name))
 }
 
 /// Starts the service and shows it; none of it runs when this returns.

@@ -158,6 +158,9 @@ fn tell(report: &Report, output: &Output) {
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
+    if report.asked == 0 {
+        say("nothing was left to ask Zoom for");
+    }
     for kept in &report.kept {
         say(format_args!("what was there before may hold more; it is kept as {}", kept.display()));
     }

@@ -33,17 +33,15 @@ pub struct Step {
     pub help: Option<String>,
 }
 
-/// Runs the steps in order and stops at the first that fails.
-pub async fn check(account: &Arc<Account>, clock: &SharedClock) -> Vec<Step> {
+/// Runs the steps in order and stops at the first that fails; `tell` gets each once it is done.
+pub async fn check(account: &Arc<Account>, clock: &SharedClock, mut tell: impl FnMut(Step)) {
     let today = clock.today();
     let days = DateRange { from: today.saturating_sub(27.days()), to: today };
-    let mut steps =
-        vec![Step { name: "settings", ok: true, elapsed_ms: 0, detail: account.describe(), help: None }];
+    tell(fine("settings", Duration::ZERO, account.describe()));
     let checking = Checking { account, clock, lane: account.lane(), days };
-    if let Err(failed) = checking.run(&mut steps).await {
-        steps.push(failed);
+    if let Err(failed) = checking.run(&mut tell).await {
+        tell(failed);
     }
-    steps
 }
 
 struct Checking<'a> {
@@ -55,13 +53,13 @@ struct Checking<'a> {
 }
 
 impl Checking<'_> {
-    async fn run(&self, steps: &mut Vec<Step>) -> Result<(), Step> {
+    async fn run(&self, tell: &mut impl FnMut(Step)) -> Result<(), Step> {
         let (step, token) = self.token().await?;
-        steps.push(step);
-        steps.push(scopes(&token)?);
+        tell(step);
+        tell(scopes(&token)?);
         let (step, session) = self.list().await?;
-        steps.push(step);
-        steps.push(match session {
+        tell(step);
+        tell(match session {
             Some(id) => self.messages(&id).await?,
             None => fine("messages", Duration::ZERO, "no session in the last four weeks to try with"),
         });

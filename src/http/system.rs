@@ -96,6 +96,7 @@ pub(super) struct StepView {
 #[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
     responses((status = 200, description = "The steps", body = CheckAnswer)))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Json<CheckAnswer> {
-    let steps = check::check(&state.account, &state.clock).await;
+    let mut steps = Vec::new();
+    check::check(&state.account, &state.clock, |step| steps.push(step)).await;
     Json(CheckAnswer { ok: steps.iter().all(|step| step.ok), steps })
 }

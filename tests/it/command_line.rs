@@ -53,6 +53,7 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     let asked = sim.stats().requests;
     let (code, out, _) = run(extract(&sim, home.path())).await;
     assert_eq!((code, sim.stats().requests), (0, asked), "{out}");
+    assert!(out.contains("nothing was left to ask Zoom for"), "{out}");
     let mut other = extract(&sim, home.path());
     other.env("ZOOM_ACCOUNT_ID", "another");
     let (code, _, err) = run(other).await;
@@ -568,6 +569,14 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
     demo.current_dir(home.path()).env("TMPDIR", home.path()).args(["demo", "--archive", "."]);
     let (code, _, err) = run(demo).await;
     assert!(code == 2 && err.contains("--archive must name a file"), "{code} {err}");
+    let elsewhere = TempDir::new().unwrap();
+    let precious = elsewhere.path().join("zoom-chat-reports-demo.zip");
+    std::fs::write(&precious, "precious").unwrap();
+    let mut demo = binary();
+    demo.current_dir(elsewhere.path()).env("TMPDIR", home.path()).arg("demo");
+    let (code, _, err) = run(demo).await;
+    assert!(code == 2 && err.contains("demo.zip exists already"), "{code} {err}");
+    assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut demo = binary();
     demo.current_dir(home.path()).env("TMPDIR", home.path()).arg("demo");
