@@ -291,8 +291,10 @@ async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> R
     let location = Location::in_directory(directory);
     let published = at(&Published::path(directory), Published::read(directory))?;
     let captured = match extract::captured(directory).await {
-        // Of a plan that was never committed nothing is left to go on with.
-        Ok(None) if published.is_none() => {
+        // Nothing was received, or its plan was never committed.
+        Ok(captured)
+            if published.is_none() && captured.as_ref().is_none_or(|captured| !captured.answered) =>
+        {
             at(directory, location.remove())?;
             return Ok(false);
         }
@@ -303,10 +305,6 @@ async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> R
             _ => return Err(error.into()),
         },
     };
-    if published.is_none() && captured.as_ref().is_some_and(|captured| !captured.answered) {
-        at(directory, location.remove())?;
-        return Ok(false);
-    }
     let other = |there: String| Err(OneJobError::OtherRequest { capture: directory.to_owned(), there });
     if captured.as_ref().and_then(|captured| captured.account.as_ref()).is_some_and(|mark| mark != account) {
         return other("another Zoom account".to_owned());

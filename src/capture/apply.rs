@@ -94,7 +94,7 @@ pub(super) async fn apply<'a>(
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                effect.items = effect.items - begin_again(tx, *range).await?;
+                effect.items = effect.items + begin_again(tx, *range).await?;
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -129,13 +129,13 @@ async fn cut_range(
     .bind(range)
     .execute(&mut **tx)
     .await?;
-    let taken_off = begin_again(tx, range).await?;
+    let items = begin_again(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
         .bind(&oldest)
         .bind(range)
         .execute(&mut **tx)
         .await?;
-    Ok(Items::default() - taken_off)
+    Ok(items)
 }
 
 /// Cuts a range into parts, the first of which keeps its number.
@@ -147,7 +147,7 @@ async fn split_range(
 ) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
     let (first, others) = parts.split_first().expect("a split has parts");
-    effect.items = Items::default() - begin_again(tx, range).await?;
+    effect.items = begin_again(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
          WHERE id = (SELECT unit FROM ranges WHERE id = ?)",

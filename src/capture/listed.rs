@@ -11,7 +11,7 @@ use super::pages::unknown_members;
 use super::set_aside::set_aside;
 use super::settled::Settled;
 use super::statements::json;
-use super::writer::{Effect, Items, ListedSession, PagePosition};
+use super::writer::{Effect, ListedSession, PagePosition};
 use super::{CaptureError, ListId, RangeId, Tx, UnitId, WindowId};
 use crate::days::DateRange;
 use crate::files::unless_absent;
@@ -80,11 +80,10 @@ pub(super) async fn list_page(
         effect = list_sessions(tx, window, sessions).await?;
     }
     unknown_members(tx, &[page]).await?;
-    sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ?, state = ? WHERE id = ?")
+    sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ? WHERE id = ?")
         .bind(page.seq + 1)
         .bind(page.next().map(|next| &next.token))
         .bind(page.next().map(|next| next.at.to_string()))
-        .bind(if page.is_the_end() { "done" } else { "pending" })
         .bind(page.chain)
         .execute(&mut **tx)
         .await?;
@@ -218,7 +217,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     .await?;
     // They go last, so that the new ranges do not get their numbers: those have been handed out.
     if !replaced.is_empty() {
-        effect.items = Items::default() - set_aside(tx, &replaced).await?;
+        effect.items = set_aside(tx, &replaced).await?;
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
             .bind(json(&replaced))
             .execute(&mut **tx)
@@ -289,6 +288,7 @@ pub(super) async fn probe_days(
 mod tests {
     use super::*;
     use crate::capture::testing::{empty_page, failed, last_page, list, planned};
+    use crate::capture::writer::Items;
     use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, PageToken, Place, Segment, Then};
     use jiff::civil::date;
 
@@ -459,6 +459,7 @@ mod tests {
         let range = |session: &str, days| (session.to_owned(), days);
         assert_eq!(pending().await, [range("b", days(4))]);
         writer.commit(list(2, &["a"])).await.unwrap();
+        writer.commit(Change::EndList { list: ListId(2) }).await.unwrap();
         assert_eq!(pending().await, [range("c", april(3, 3)), range("b", days(4)), range("a", days(4))]);
     }
 }

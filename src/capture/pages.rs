@@ -49,7 +49,7 @@ pub(super) async fn messages_pages(
         }
     }
     let replaced = replace_pages(tx, pages).await?;
-    let items = insert_pages(tx, rows).await? - replaced;
+    let items = replaced + insert_pages(tx, rows).await?;
     let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
     unknown_members(tx, &told_by).await?;
     let places: Vec<_> = pages
@@ -115,7 +115,8 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     Ok(items)
 }
 
-/// Takes off what ranges had before they began again, for those of which this is the first page. Returns how much that was.
+/// Takes off what ranges had before they began again, for those of which this is the first page. Returns how many
+/// items fewer that makes.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<Items, CaptureError> {
     let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
     let first: Vec<RangeId> = first.map(|(page, _)| page.position.chain).collect();

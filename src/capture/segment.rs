@@ -39,7 +39,7 @@ impl Segment {
     }
 
     /// As the index has it, once it stands there.
-    pub fn at(&self, offset: u64, kind: Kind) -> PageRef {
+    pub(crate) fn at(&self, offset: u64, kind: Kind) -> PageRef {
         let (raw_len, crc32, length) = (self.raw_len, self.crc32, self.data.len() as u64);
         PageRef { kind, items: u64::from(self.items), raw_len, crc32, offset, length }
     }

@@ -6,19 +6,19 @@ use super::writer::{Items, Kept};
 use super::{CaptureError, Kind, RangeId, Tx};
 
 /// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
-/// much that was.
+/// many items fewer that makes.
 pub(super) async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
-    let taken_off = set_aside(tx, &[range]).await?;
+    let items = set_aside(tx, &[range]).await?;
     let statements = [
         "UPDATE units SET expected_pages = max(expected_pages, r.pages)
          FROM ranges r WHERE r.id = ? AND units.id = r.unit",
         "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
     ];
     run_with_id(tx, &statements, range).await?;
-    Ok(taken_off)
+    Ok(items)
 }
 
-/// Sets the pages of these ranges aside. Returns how much that is.
+/// Sets the pages of these ranges aside. Returns how many items fewer that makes.
 pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
     let ranges = json(&ranges);
     let held: Vec<(i64, i64)> = sqlx::query_as(
@@ -30,7 +30,7 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Ite
     .await?;
     let mut items = Items::default();
     for (kind, of_kind) in held {
-        items.count(Kind::try_from(kind)?, of_kind);
+        items.count(Kind::try_from(kind)?, of_kind.saturating_neg());
     }
     for statement in [
         "INSERT INTO set_aside (unit, first_day, last_day, kind, items, raw_len, crc32, offset, length)

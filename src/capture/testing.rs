@@ -21,7 +21,10 @@ pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer
 /// The only page of a list.
 pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     let session = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
-    Change::ListPage { page: last_page(ListId(list), 0), sessions: ids.iter().map(session).collect() }
+    Change::ListPage {
+        page: PagePosition { then: Then::Again, ..last_page(ListId(list), 0) },
+        sessions: ids.iter().map(session).collect(),
+    }
 }
 
 /// A range with nothing in it.

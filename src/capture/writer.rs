@@ -2,7 +2,7 @@
 //!
 //! Whoever awaits [`Writer::commit`] knows, when it returns, that its change is on disk. A change is atomic.
 
-use std::ops::Sub;
+use std::ops::Add;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -49,7 +49,7 @@ pub struct PagePosition<Id> {
 #[derive(Debug, Clone)]
 pub enum Then {
     Next(PageToken),
-    /// Nothing: all of the chain has been received.
+    /// Nothing: all of the range has been received. Lists end by a change of their own, as they are read more than once.
     End,
     /// Neither: the list or range stays pending until another change ends it, or a later run begins its chain again.
     Again,
@@ -224,12 +224,12 @@ impl Items {
     }
 }
 
-impl Sub for Items {
+impl Add for Items {
     type Output = Self;
 
-    fn sub(mut self, other: Self) -> Self {
+    fn add(mut self, other: Self) -> Self {
         for kind in Kind::ALL {
-            self.count(kind, other.0[kind as usize].saturating_neg());
+            self.count(kind, other.0[kind as usize]);
         }
         self
     }

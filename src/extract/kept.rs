@@ -92,6 +92,9 @@ async fn lacking(
             }
             lacking.retain(|item| !known.contains(item));
             look_for(&mut lacking, stored, &ranges, (some[0].0, nth * AT_A_TIME), stop).await?;
+            if lacking.is_empty() {
+                continue;
+            }
             for (_, page) in some.iter().rev() {
                 let array = array_of(&read(&segments, page)?);
                 let mut items = items_of(&array);
@@ -124,7 +127,7 @@ async fn look_for(
         let pages = stored.range_pages(range.id).await?;
         let (before, after) = pages.split_at(pages.len().min(place));
         for page in after.iter().chain(before.iter().rev()) {
-            Shared::go_on(stop)?;
+            go_on(stop)?;
             if lacking.is_empty() {
                 break;
             }
@@ -136,6 +139,11 @@ async fn look_for(
         }
     }
     Ok(())
+}
+
+/// An error once the run is to stop.
+fn go_on(stop: &CancellationToken) -> Result<(), ExtractError> {
+    if stop.is_cancelled() { Err(ExtractError::Cancelled) } else { Ok(()) }
 }
 
 /// A page that was set aside; nothing if it is damaged.
@@ -220,7 +228,7 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
     let has_shown = async move |stored: &mut Reader| {
         let set_aside = stored.set_aside(unit).await?;
         for (asked, page) in set_aside.into_iter().filter(|(asked, _)| asked.overlaps(days)) {
-            Shared::go_on(&stop)?;
+            go_on(&stop)?;
             let array = array_of(&read(stored.segments(), &page)?);
             let mut of =
                 items_of(&array).into_iter().map(|item| day_of(page.kind, item, by_modification_time));

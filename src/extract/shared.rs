@@ -133,11 +133,6 @@ impl Shared {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// An error once the run is to stop: for what takes a while on a thread of its own.
-    pub fn go_on(stop: &CancellationToken) -> Result<(), ExtractError> {
-        if stop.is_cancelled() { Err(ExtractError::Cancelled) } else { Ok(()) }
-    }
-
     /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
     pub async fn wait_for_beat(&self, longest: Duration) {
         let RunContext { lane, clock, .. } = &self.context;

@@ -245,7 +245,7 @@ impl Reader {
 
     fn short_text(&mut self, value: Option<Value>, field: &str) -> Option<String> {
         let text = self.text(value, field);
-        if text.as_ref().is_some_and(|text| text.chars().count() > MAX_CHARACTERS) {
+        if text.as_deref().is_some_and(is_too_long) {
             self.wrong(field, format!("must have at most {MAX_CHARACTERS} characters"));
         }
         text
@@ -272,7 +272,7 @@ impl Reader {
             self.wrong(field, "must be an array of strings");
         } else if texts.iter().any(String::is_empty) {
             self.wrong(field, "must not hold an empty string");
-        } else if texts.iter().any(|text| text.chars().count() > MAX_CHARACTERS) {
+        } else if texts.iter().any(|text| is_too_long(text)) {
             self.wrong(field, format!("must hold strings of at most {MAX_CHARACTERS} characters"));
         }
         texts
@@ -303,6 +303,10 @@ impl Members {
         self.known.push(name);
         self.rest.remove(name)
     }
+}
+
+fn is_too_long(text: &str) -> bool {
+    text.chars().count() > MAX_CHARACTERS
 }
 
 #[cfg(test)]

@@ -197,9 +197,7 @@ impl Lane {
                 Decision::Restart => {
                     return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
                 }
-                Decision::Limited { kind, after } => {
-                    self.limited(kind, after, now);
-                }
+                Decision::Limited { kind, after } => self.limited(kind, after, now),
                 Decision::Renew { after } => {
                     self.traffic.retries.fetch_add(1, Relaxed);
                     if let Some(generation) = generation {

@@ -40,7 +40,7 @@ struct State {
     answers: u64,
     /// Outages so far.
     outages: u64,
-    /// What has failed since the last answer: sessions, and the list (`None`).
+    /// What has failed since the last answer: sessions, or the list.
     failing: HashSet<String>,
     down: Option<Down>,
 }

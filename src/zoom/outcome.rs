@@ -212,6 +212,10 @@ impl Outcome {
     }
 }
 
+/// What an error's number and its text are called.
+pub(super) const CODES: [&str; 2] = ["code", "errorCode"];
+pub(super) const TEXTS: [&str; 3] = ["message", "errorMessage", "reason"];
+
 impl LimitKind {
     /// The limit that an answer speaks of.
     pub fn named_in(headers: &HeaderMap) -> Option<Self> {
@@ -237,9 +241,8 @@ impl Refusal {
         };
         let text = |name: &str| body.get(name)?.as_str();
         // One that repeats the status is of whoever stands between, or says no more than the status.
-        let zoom_code =
-            ["code", "errorCode"].into_iter().filter_map(number).find(|code| *code != i64::from(status));
-        let message = ["message", "errorMessage", "reason"].into_iter().find_map(text).unwrap_or_default();
+        let zoom_code = CODES.into_iter().filter_map(number).find(|code| *code != i64::from(status));
+        let message = TEXTS.into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
         let says_daily =
             LimitKind::named_in(headers) == Some(LimitKind::Daily) || message.contains("daily rate limit");

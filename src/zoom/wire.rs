@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::outcome::{Failure, FailureKind};
+use super::outcome::{CODES, Failure, FailureKind, TEXTS};
 use crate::days::DateRange;
 use crate::json::text_of;
 
@@ -31,9 +31,6 @@ pub struct Page<'a, const N: usize> {
 pub const SESSIONS: [&str; 1] = ["sessions"];
 /// The arrays of a messages page, in the order of [`crate::capture::Kind`].
 pub const MESSAGES: [&str; 3] = ["messages", "edited_messages", "deleted_messages"];
-
-/// What an answer that is an error has instead.
-const OF_ERRORS: [&str; 5] = ["code", "errorCode", "message", "errorMessage", "reason"];
 
 impl<'a, const N: usize> Page<'a, N> {
     /// Reads a body with status 200. What is not such a page (an HTML page, an error in disguise, an array that is
@@ -123,7 +120,8 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
                 _ => page.unknown.push((name.into_owned(), map.next_value::<&RawValue>()?.get().to_owned())),
             }
         }
-        let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| OF_ERRORS.contains(&&name[..]));
+        let is_of_errors = |name: &str| CODES.contains(&name) || TEXTS.contains(&name);
+        let is_error = !seen[0] && page.unknown.iter().any(|(name, _)| is_of_errors(name));
         if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
 }
