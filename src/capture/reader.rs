@@ -164,11 +164,12 @@ impl Reader {
         row.as_ref().map(session_days).transpose()
     }
 
-    /// Days of a list that was answered.
+    /// Days of a list that was answered, if only with "not found".
     pub async fn answered_list(&mut self) -> Result<Option<DateRange>, CaptureError> {
-        let row = sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 LIMIT 1")
-            .fetch_optional(&mut self.connection)
-            .await?;
+        let row =
+            sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 OR state = 'done' LIMIT 1")
+                .fetch_optional(&mut self.connection)
+                .await?;
         row.as_ref().map(days).transpose()
     }
 

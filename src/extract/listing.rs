@@ -38,11 +38,13 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     });
     let (last, days_not_listed) = look.await?;
     let oldest = shared.reach.oldest();
-    // A chat may have had another name in some months: one that was selected in any is asked for in all.
+    // Of days that have left Zoom's reach the list that was not answered tells.
+    let reachable =
+        days_not_listed.into_iter().filter_map(|(window, days)| Some((window, days.since(oldest)?)));
+    // A chat may have had another name in some months: one that was selected in any is asked for in all. Those days that have left
+    // Zoom's reach since they were listed are missing of it.
     let by_name = shared.context.request.sessions.selects_by_name();
-    let to_ask_for = if by_name { windows } else { days_not_listed };
-    for (window, days) in to_ask_for {
-        let Some(days) = days.since(oldest) else { continue };
+    for (window, days) in if by_name { windows } else { reachable.collect() } {
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
             let sessions = (first, first + PROBED_AT_A_TIME - 1);
             shared.commit(Change::ProbeDays { window, days, sessions }).await?;
@@ -156,8 +158,13 @@ async fn follow(
         let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
             Ok(page) => page,
             Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
-                pass = Pass { paging: pass.paging, ..Pass::default() };
+                pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
                 continue;
+            }
+            Err(Ended::Failed(failure))
+                if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
+            {
+                return Ok(Ok(()));
             }
             // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
             Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
@@ -178,8 +185,7 @@ async fn follow(
         let trouble =
             pass.paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
         let trouble = trouble.or(page.leaves_out.clone());
-        // Whatever it is an answer to then: the days that Zoom still answers for are listed by themselves.
-        let left_reach = pass.token.is_none() && days.from < shared.reach.oldest();
+        let left_reach = pass.token.is_none() && shared.has_lost_days_of(days);
         pass.previous = ids;
         pass.token.clone_from(&page.next);
         // What has been read before brings nothing.

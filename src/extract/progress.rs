@@ -147,12 +147,12 @@ impl Progress {
         (self.units_done.get() + self.units_failed.get()) as f64
     }
 
-    /// Until everything is listed the units seen so far are scaled up by the windows still to come.
+    /// Until everything is listed the units seen so far are scaled up by the windows still to come. Without any, nobody knows.
     fn expected_units(&self) -> Option<f64> {
         let units = self.units_total.get() as f64;
         match (self.windows_total.get(), self.windows_listed.get()) {
             (0, _) | (_, 0) => None,
-            (total, listed) => Some(units * total as f64 / listed as f64),
+            (total, listed) => (units > 0.0 || listed == total).then(|| units * total as f64 / listed as f64),
         }
     }
 

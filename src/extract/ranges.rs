@@ -116,7 +116,7 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
 enum Step {
     More,
     End,
-    /// Its first days have left Zoom's reach while it was on its way: what Zoom answers then is not known.
+    /// Its first days have left Zoom's reach while it was on its way.
     LeftReach,
     Failed(Failure),
 }
@@ -217,6 +217,11 @@ impl<'a> Following<'a> {
                 self.restart();
                 return Ok(Step::More);
             }
+            Err(Ended::Failed(failure))
+                if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
+            {
+                return Ok(Step::LeftReach);
+            }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };
         if let Some(observed) = &mut self.observed {
@@ -224,7 +229,7 @@ impl<'a> Following<'a> {
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        let left_reach = self.token.is_none() && days.from < shared.reach.oldest();
+        let left_reach = self.token.is_none() && shared.has_lost_days_of(days);
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
         // Else a later run must not go on from here: after a loop it would go round it once more, from a page stored without its
         // repeats it would not recognise them, and nobody would tell it that days were left out.

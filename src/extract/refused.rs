@@ -22,7 +22,7 @@ pub(super) enum Verdict {
     Cut(Vec<DateRange>),
     /// There is nothing in these days.
     Nothing,
-    /// Its first days have left Zoom's reach, meanwhile or earlier than we thought: they are cut off when it begins again.
+    /// Its first days had left Zoom's reach earlier than we thought: they are cut off when it begins again.
     BeginAgain,
     /// Everybody is refused.
     WholeRun,
@@ -42,9 +42,6 @@ pub(super) async fn verdict(
     }
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
         return Ok(Verdict::Nothing);
-    }
-    if failure.kind == FailureKind::Rejected && range.chain.days.from < shared.reach.oldest() {
-        return Ok(Verdict::BeginAgain);
     }
     if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
         return Ok(Verdict::BeginAgain);

@@ -19,6 +19,7 @@ use crate::capture::{
     CaptureError, Chain, Change, Effect, Failed, FailureNote, Location, Meta, PageToken, Reader, Writer,
 };
 use crate::clock::SharedClock;
+use crate::days::DateRange;
 use crate::files::blocking;
 use crate::zoom::lane::Effort;
 use crate::zoom::{Failure, FailureKind, Lane};
@@ -172,6 +173,11 @@ impl Shared {
             attempts: failure.attempts,
         };
         Failed { note, at: self.now() }
+    }
+
+    /// Whether the first of these days have left Zoom's reach: what it answers then is not known.
+    pub fn has_lost_days_of(&self, days: DateRange) -> bool {
+        days.from < self.reach.oldest()
     }
 
     /// The same for days that Zoom answers for no more.

@@ -76,6 +76,11 @@ impl FailureKind {
                 | Self::Unreachable
         )
     }
+
+    /// It says something of what was asked for: that there is none, or that it cannot be asked for.
+    pub fn is_of_what_was_asked(self) -> bool {
+        matches!(self, Self::NotFound | Self::Rejected)
+    }
 }
 
 /// A call that failed for good.

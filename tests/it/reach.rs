@@ -98,37 +98,87 @@ async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach()
     assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
 }
 
-/// What Zoom then answers to a request is not known: the day may be left out without a word.
+/// What Zoom then answers to a request is not known: the day may be left out without a word, or all of it not found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of() {
-    for on_its_way in [Match::Messages, Match::List] {
+    let lost = jiff::civil::date(2026, 5, 24);
+    for (on_its_way, is_not_found) in [
+        (Match::MessagesTouching(lost), false),
+        (Match::MessagesTouching(lost), true),
+        (Match::ListTouching(lost), false),
+        (Match::ListTouching(lost), true),
+    ] {
+        let case = format!("{on_its_way:?} {is_not_found}");
         let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
         let today = jiff::civil::date(2026, 11, 24);
-        let sim = SimSettings { sessions: 5, messages: 300, months: 6, today: Some(today), ..account() };
+        let latency = Duration::from_millis(400);
+        let sim =
+            SimSettings { sessions: 5, messages: 300, months: 6, today: Some(today), latency, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
-        world.sim.script(fault(on_its_way.clone(), 0, 50, FaultAnswer::Delay(Duration::from_millis(700))));
+        if is_not_found {
+            let nothing = status(404, r#"{"code":5301,"message":"The session does not exist."}"#);
+            world.sim.script(fault(on_its_way.clone(), 0, u32::MAX, nothing));
+        }
         let id = world.submit(&world.everything()).await;
-        let is_sent = |job: &Value| match on_its_way {
-            Match::Messages => job["progress"]["units_total"].as_u64() > Some(0),
-            _ => job["progress"]["requests"].as_u64() > Some(0),
+        let is_of_a_list = matches!(on_its_way, Match::ListTouching(_));
+        let is_sent = || {
+            let stats = world.sim.stats();
+            (if is_of_a_list { stats.list_requests } else { stats.message_requests }) > 0
         };
-        world.wait_until(&id, is_sent).await;
-        SystemClock::shared().sleep(Duration::from_millis(100)).await;
+        while !is_sent() {
+            SystemClock::shared().sleep(Duration::from_millis(5)).await;
+        }
         clock.advance(Duration::from_secs(7_200));
         let job = world.finished(&id).await;
-        assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+        assert_eq!(job["state"], "completed_with_failures", "{case}: {job:#}");
         let failures = world.failures(&id).await;
         let told: BTreeSet<_> = failures.iter().map(|failure| failure["code"].as_str().unwrap()).collect();
-        assert_eq!(told, ["out-of-reach"].into());
-        let of_a_list = failures.iter().any(|failure| failure["what"] == "listing");
-        assert_eq!(of_a_list, matches!(on_its_way, Match::List));
+        assert_eq!(told, ["out-of-reach"].into(), "{case}");
+        assert_eq!(failures.iter().any(|failure| failure["what"] == "listing"), is_of_a_list, "{case}");
         let data = world.sim.dataset();
-        let (lost, last) = (data.first_day(), data.last_day());
+        assert_eq!(data.first_day(), lost);
+        let is_told_of = |id: &str| failures.iter().any(|failure| failure["session_id"] == id);
+        for index in data.sessions_listed(lost, lost).filter(|_| !is_of_a_list) {
+            assert!(is_told_of(&data.session(index).id), "{case}: session {index}");
+        }
         // What was answered of that day is kept.
-        let lost_days = (!matches!(on_its_way, Match::Messages)).then_some((lost, lost));
-        let missing = Missing { lost_days, ..Missing::default() };
-        assert_whole(&world.archive(&id).await, data, (lost, last), ItemOptions::default(), &missing);
+        let missing = match (is_of_a_list, is_not_found) {
+            (false, false) => Missing::default(),
+            (true, true) => without(data, lost, lost),
+            _ => Missing { lost_days: Some((lost, lost)), ..Missing::default() },
+        };
+        let archive = world.archive(&id).await;
+        assert_whole(&archive, data, (lost, data.last_day()), ItemOptions::default(), &missing);
     }
+}
+
+/// Where a chat has another name, nobody looked at it before all months were listed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_told_of() {
+    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
+    let today = jiff::civil::date(2026, 11, 24);
+    let sim = SimSettings { months: 6, today: Some(today), hostile: false, ..account() };
+    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let data = world.sim.dataset().clone();
+    let (lost, session) = (data.first_day(), data.session(0));
+    let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
+    world.sim.script(fault(Match::ListTouching(lost), 0, u32::MAX, FaultAnswer::ReplaceBody(renamed)));
+    let later = FaultAnswer::Delay(Duration::from_secs(1));
+    world.sim.script(fault(Match::ListTouching(data.last_day()), 0, u32::MAX, later));
+    let mut body = world.everything();
+    body["sessions"] = json!({ "name_contains": session.name });
+    let id = world.submit(&body).await;
+    let others_are_listed = |job: &Value| {
+        job["progress"]["windows_listed"].as_u64().unwrap() + 1
+            >= job["progress"]["windows_total"].as_u64().unwrap().max(2)
+    };
+    world.wait_until(&id, others_are_listed).await;
+    clock.advance(Duration::from_secs(7_200));
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    let told: Vec<_> = world.failures(&id).await;
+    let told_of = |failure: &Value| ["session_id", "code", "from", "to"].map(|name| failure[name].clone());
+    let expected = [session.id.as_str(), "out-of-reach", "2026-05-24", "2026-05-24"].map(|text| json!(text));
+    assert!(told.iter().map(told_of).any(|told| told == expected), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,6 +167,27 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     assert_eq!(world.finished(&id).await["state"], "completed");
 }
 
+/// "There is nothing" is an answer of an account as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
+    let mut world = World::new(SimSettings { months: 2, ..account(20) }).await;
+    let (first, last) = (world.sim.dataset().first_day(), world.sim.dataset().last_day());
+    let body = r#"{"code":5301,"message":"No report."}"#.to_owned();
+    let nothing = FaultAnswer::Status { status: 404, headers: Vec::new(), body };
+    for (day, answer) in [(first, nothing), (last, FaultAnswer::Hang)] {
+        let matches = Match::ListTouching(day);
+        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    }
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["windows_listed"] == 1).await;
+    world.stop().await;
+    world.sim.clear_script();
+    world.settings.zoom.credentials.account_id = "another".to_owned();
+    world.restart().await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["error"]["code"], "other-account", "{job:#}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one() {
     let world = World::new(account(0)).await;
