@@ -33,11 +33,11 @@ const SLOW_CREEP: Duration = Duration::from_micros(30);
 const QUIET: Duration = Duration::from_secs(5);
 /// A 429 that stands alone makes the window longer by this much.
 const TOO_SHORT: Duration = Duration::from_millis(3);
-/// What each 429 within a window leaves of the share, in turn; further ones there do not count. The first may be jitter, and
-/// counts little; not while the share is below 1, when another app is known to be there.
-const SLOW_DOWN: [f64; 3] = [0.95, 0.84, 0.84];
+/// What each 429 within a window leaves of the share, in turn; further ones there do not count. One alone says that the pace is
+/// a little too high, several that it is far too high.
+const SLOW_DOWN: [f64; 3] = [0.92, 0.72, 0.72];
 /// Nothing leaves for so long after a 429 that lowers the share.
-const HOLD: Duration = Duration::from_millis(250);
+const HOLD: Duration = Duration::from_millis(100);
 /// Each second without a 429 raises the share by so much more than the second before: slowly while what was refused may
 /// still be refused, fast when it is long ago.
 const RECOVERY: f64 = 0.0015;
@@ -270,7 +270,7 @@ impl Pace {
         // Requests already under way when the first 429s came will be refused too; they are one event.
         if since.is_none_or(|since| since >= WINDOW) {
             self.last_slow_down = Some(now);
-            self.step = usize::from(self.share < 1.0);
+            self.step = 0;
             let quiet = self.share >= 1.0 && since.is_none_or(|since| since >= QUIET);
             if quiet && self.window < WINDOW {
                 self.too_short = self.window;
@@ -379,17 +379,20 @@ mod tests {
         let after = |all: &[(usize, Duration)], start: Duration, second: u64| {
             all.iter().filter(|(_, at)| (*at - start).as_secs() == second).count()
         };
-        assert!((18..=19).contains(&after(&all, all[0].1, 1)), "a single 429: {all:?}");
+        assert_eq!(after(&all, all[0].1, 1), 18, "a single 429: {all:?}");
         let again = clock.elapsed() + HOLD;
         let before = budget.with_pace(|pace| pace.share);
         for _ in 0..9 {
             budget.slow_down(Duration::ZERO);
         }
         let share = budget.with_pace(|pace| pace.share);
-        assert!((share / before - 0.84 * 0.84).abs() < 0.01, "one event however many 429s: {share}");
+        assert!(
+            (share / before - SLOW_DOWN.iter().product::<f64>()).abs() < 0.01,
+            "one event however many 429s: {share}"
+        );
         let all = grants(budget, clock, 1, 500).await;
-        assert!((13..=14).contains(&after(&all, again, 0)), "{}", after(&all, again, 0));
-        assert!((13..=14).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
+        assert!((8..=9).contains(&after(&all, again, 0)), "{}", after(&all, again, 0));
+        assert!((9..=10).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
         // When the rise, which grows by the second, has made up for all of it.
         let back = (2.0 * (1.0 - share) / RECOVERY).sqrt() as u64;
         assert!(after(&all, again, back) >= 19, "recovered after {back} s: {}", after(&all, again, back));
@@ -446,7 +449,7 @@ mod tests {
             assert!(refused < most_refused, "{refused} at {limit}");
             let share = |from, to| sum(|second| second.0, from, to) / (to - from) as f64 / limit as f64;
             let shares = [share(10, 30), share(35, 90), share(116, 120)];
-            let good = shares[0] > 0.98 && (0.42..0.51).contains(&shares[1]) && shares[2] > 0.95;
+            let good = shares[0] > 0.98 && (0.46..0.51).contains(&shares[1]) && shares[2] > 0.95;
             assert!(good, "{shares:?} at {limit}");
         }
     }
@@ -469,7 +472,7 @@ mod tests {
         assert!(after > 19.8, "{after} a second");
         let least = SHORTEST_WINDOW + TOO_SHORT - SLOW_CREEP * 31;
         assert!(window() >= least, "{:?}: it creeps slowly now", window());
-        for expected in [1.0, 0.95] {
+        for expected in [1.0, SLOW_DOWN[0]] {
             budget.slow_down(Duration::ZERO);
             let share = budget.with_pace(|pace| pace.share);
             assert!((share - expected).abs() < 0.001, "{share} where {expected} is right");
