@@ -68,17 +68,17 @@ impl Checking<'_> {
 
     async fn token(&self) -> Result<(Step, Token), Step> {
         let (started, tokens) = (self.clock.elapsed(), self.account.tokens());
-        let mut token = tokens.get().await;
+        let get = || tokens.get(self.clock.elapsed());
+        let mut token = get().await;
         if token.as_ref().is_err_and(Outcome::looks_like_an_outage) {
-            self.clock.sleep(Duration::from_secs(1)).await;
-            token = tokens.get().await;
+            token = get().await;
         }
         if let Ok(old) = &token
             && !missing_scopes(old).is_empty()
         {
             // It may be older than what has been done about it.
             tokens.give_up(old.generation);
-            token = tokens.get().await;
+            token = get().await;
         }
         let elapsed = self.since(started);
         let failure = |outcome: Outcome| {

@@ -1,7 +1,7 @@
 //! The access token: cached, renewed before it expires, asked for by one caller on behalf of all.
 //!
-//! Owns the credentials. Asks once for each caller that needs a token; repeating is the caller's affair, as with any
-//! other request. A token has a generation, so that many requests refused with the same old token lead to one
+//! Owns the credentials. Asks once for all callers that wait for a token, and after a failure at most once a second;
+//! repeating is the caller's affair, as with any other request. A token has a generation, so that many requests refused with the same old token lead to one
 //! new token and not to one each (asking for a second token can invalidate the first).
 
 use std::fmt;
@@ -18,6 +18,10 @@ use crate::clock::SharedClock;
 /// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
 
+/// After a failure so long until the next question.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A token that could not be renewed early is tried to be renewed again after so long.
+const RENEW_AGAIN: Duration = Duration::from_secs(5);
 /// The longest a token is trusted, whatever `expires_in` says; Zoom's last for an hour.
 const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
 /// A larger answer holds no token.
@@ -50,6 +54,15 @@ pub struct Token {
 struct Cached {
     token: Token,
     renew_at: Duration,
+    ends: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The last token that was given, of use or not.
+    cached: Option<Cached>,
+    /// When and why none was given, the last time.
+    failed: Option<(Duration, Outcome)>,
 }
 
 #[derive(Debug)]
@@ -58,7 +71,7 @@ pub struct Tokens {
     url: String,
     credentials: Credentials,
     clock: SharedClock,
-    cached: Mutex<Option<Cached>>,
+    state: Mutex<State>,
     /// One renewal at a time: whoever holds it asks, the others find its answer.
     renewal: tokio::sync::Semaphore,
 }
@@ -83,13 +96,13 @@ impl Tokens {
             url: format!("{}/oauth/token", oauth_base.trim_end_matches('/')),
             credentials,
             clock,
-            cached: Mutex::new(None),
+            state: Mutex::default(),
             renewal: tokio::sync::Semaphore::new(1),
         }
     }
 
-    /// The current token, or a new one.
-    pub async fn get(&self) -> Result<Token, Outcome> {
+    /// The current token, or a new one; or why there is none, if somebody has found out since this caller began to wait.
+    pub async fn get(&self, waits_since: Duration) -> Result<Token, Outcome> {
         if let Some(token) = self.current() {
             return Ok(token);
         }
@@ -97,25 +110,39 @@ impl Tokens {
         if let Some(token) = self.current() {
             return Ok(token);
         }
+        if let Some((failed_at, outcome)) = self.with(|state| state.failed.clone()) {
+            if failed_at > waits_since {
+                return Err(outcome);
+            }
+            self.clock.sleep((failed_at + PAUSE).saturating_sub(self.clock.elapsed())).await;
+        }
         let asked_at = self.clock.elapsed();
-        let body = self.ask().await.map_err(of_the_token_endpoint)?;
-        Ok(self.keep(body, asked_at))
+        match self.ask().await {
+            Ok(body) => Ok(self.keep(body, asked_at)),
+            Err(outcome) => self.go_without(outcome),
+        }
     }
 
     /// A token of this generation is of no use any more: it is not handed out again.
     pub fn give_up(&self, generation: u64) {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cached) = cached.as_mut().filter(|cached| cached.token.generation == generation) {
-            cached.renew_at = Duration::ZERO;
-        }
+        self.with(|state| {
+            if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
+            {
+                (cached.renew_at, cached.ends) = (Duration::ZERO, Duration::ZERO);
+            }
+        });
     }
 
     fn current(&self) -> Option<Token> {
-        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        cached
-            .as_ref()
-            .filter(|cached| self.clock.elapsed() < cached.renew_at)
-            .map(|cached| cached.token.clone())
+        self.with(|state| {
+            let cached = state.cached.as_ref().filter(|cached| self.clock.elapsed() < cached.renew_at);
+            cached.map(|cached| cached.token.clone())
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        // Every state between two statements is a valid one.
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn ask(&self) -> Result<TokenBody, Outcome> {
@@ -142,25 +169,45 @@ impl Tokens {
     fn keep(&self, body: TokenBody, asked_at: Duration) -> Token {
         let life = Duration::from_secs(body.expires_in.unwrap_or(3_600)).min(LONGEST_LIFE);
         let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = cached.as_ref().map_or(1, |old| old.token.generation + 1);
-        let token =
-            Token { secret: Arc::new(body.access_token), scopes: Arc::from(body.scope.as_str()), generation };
-        *cached = Some(Cached { token: token.clone(), renew_at });
-        tracing::info!(generation, valid_for_s = life.as_secs(), "got an access token");
+        let (secret, scopes) = (Arc::new(body.access_token), Arc::from(body.scope.as_str()));
+        let token = self.with(|state| {
+            let generation = state.cached.as_ref().map_or(1, |old| old.token.generation + 1);
+            let token = Token { secret, scopes, generation };
+            let cached = Cached { token: token.clone(), renew_at, ends: asked_at + life };
+            *state = State { cached: Some(cached), failed: None };
+            token
+        });
+        tracing::info!(generation = token.generation, valid_for_s = life.as_secs(), "got an access token");
         token
+    }
+
+    /// The token that is held does while it lasts, where no new one could be had.
+    fn go_without(&self, outcome: Outcome) -> Result<Token, Outcome> {
+        let now = self.clock.elapsed();
+        self.with(|state| {
+            let outcome = of_the_token_endpoint(outcome, state.cached.is_some());
+            state.failed = Some((now, outcome.clone()));
+            match &mut state.cached {
+                Some(cached) if now < cached.ends && matches!(outcome, Outcome::NoAnswer(_)) => {
+                    cached.renew_at = (now + RENEW_AGAIN).min(cached.ends);
+                    Ok(cached.token.clone())
+                }
+                _ => Err(outcome),
+            }
+        })
     }
 }
 
-/// The token endpoint speaks of credentials where the API would speak of requests.
-fn of_the_token_endpoint(outcome: Outcome) -> Outcome {
-    // A 429 here says nothing about the pace of reports: it is waited out like a server that is busy. So is a 403 or 407 that
-    // says nothing: it is a proxy's or a firewall's page, not Zoom's word about the credentials. Any other such refusal may be
-    // of a wrong ZOOM_OAUTH_BASE_URL, which is told at once.
+/// The token endpoint speaks of credentials where the API would speak of requests. What is not in its own words is of the way to
+/// it, once a token was given; before, it is of a wrong ZOOM_OAUTH_BASE_URL, perhaps, which is told at once.
+fn of_the_token_endpoint(outcome: Outcome, was_given_one: bool) -> Outcome {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
-        408 | 425 | 429 => false,
-        403 | 407 => !refusal.message.is_empty(),
-        status => (400..500).contains(&status),
+        // It says nothing about the pace of reports: it is waited out like a server that is busy.
+        408 | 425 | 429 | 500.. => false,
+        400..500 if !refusal.message.is_empty() => true,
+        // A proxy's or a firewall's.
+        403 | 407 => false,
+        _ => !was_given_one,
     };
     match outcome {
         Outcome::Refused(refusal) if is_of_credentials(&refusal) => Outcome::NoToken(refusal),

@@ -78,7 +78,9 @@ pub struct Budget {
 
 #[derive(Debug)]
 struct Pace {
-    /// Requests a second; `None` asks without pacing.
+    /// Requests a second that were set; `None` asks without pacing.
+    own: Option<f64>,
+    /// The same, or fewer if Zoom names fewer.
     limit: Option<f64>,
     /// Share of the limit in use: 1 unless a 429 was seen lately.
     share: f64,
@@ -106,8 +108,10 @@ enum Slot {
 impl Budget {
     /// `limit` in requests a second, `None` for no pacing.
     pub fn new(limit: Option<f64>, clock: SharedClock) -> Self {
+        let own = limit.map(whole);
         let pace = Pace {
-            limit: limit.map(whole),
+            own,
+            limit: own,
             share: 1.0,
             window: WINDOW,
             too_short: Duration::ZERO,
@@ -186,18 +190,15 @@ impl Budget {
         self.paused.subscribe()
     }
 
-    /// An answer named a limit: never go above it.
-    pub fn believe(&self, limit: f64) {
-        let limit = whole(limit);
-        let lowered = self.with_pace(|pace| {
-            let lower = pace.limit.is_some_and(|own| limit < own);
-            if lower {
-                pace.limit = Some(limit);
-            }
-            lower
+    /// An answer named a limit: do not go above it until another names a higher one.
+    pub fn believe(&self, named: f64) {
+        let named = whole(named);
+        let (before, limit) = self.with_pace(|pace| {
+            let limit = pace.own.map(|own| own.min(named));
+            (std::mem::replace(&mut pace.limit, limit), limit)
         });
-        if lowered {
-            tracing::warn!(limit, "Zoom names a lower limit than the plan's, following it");
+        if let Some(limit) = limit.filter(|_| limit != before) {
+            tracing::warn!(limit, "Zoom names another limit than before, following it");
             self.changed.notify_waiters();
         }
     }
@@ -511,6 +512,18 @@ mod tests {
         budget.pause(Waiting { until, reason: "made by a clock a week ahead".to_owned() });
         assert_eq!(budget.waiting(), None);
         assert_eq!(grants(budget, clock, 1, 1).await.len(), 1);
+    }
+
+    #[test]
+    fn the_limit_that_was_named_last_holds_below_the_own_one() {
+        let budget = Budget::new(Some(20.0), clock());
+        for (named, limit) in [(1.0, 1.0), (10.9, 10.0), (60.0, 20.0), (20.0, 20.0)] {
+            budget.believe(named);
+            assert_eq!(budget.limit(), Some(limit), "{named}");
+        }
+        let unpaced = Budget::new(None, clock());
+        unpaced.believe(1.0);
+        assert_eq!(unpaced.limit(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -186,6 +186,7 @@ impl Lane {
             {
                 continue;
             }
+            self.heed(&decision, generation, now);
             match decision {
                 Decision::Fail(kind) => {
                     if let (FailureKind::MissingScopes, Some(generation)) = (kind, generation) {
@@ -197,15 +198,8 @@ impl Lane {
                 Decision::Restart => {
                     return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
                 }
-                Decision::Limited { kind, after } => self.limited(kind, after, now),
-                Decision::Renew { after } => {
-                    self.traffic.retries.fetch_add(1, Relaxed);
-                    if let Some(generation) = generation {
-                        account.tokens.give_up(generation);
-                    }
-                    account.clock.sleep(after).await;
-                }
-                Decision::Again { after } => {
+                Decision::Limited { .. } => {}
+                Decision::Renew { after } | Decision::Again { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);
                     account.clock.sleep(after).await;
@@ -223,13 +217,27 @@ impl Lane {
             .sit_out(async || {
                 let probe = account.probe_for(call);
                 match self.send(&probe, Effort::MOST_URGENT, probe.any_answer()).await {
+                    Ok(()) => Ok(()),
                     Err(Tried { outcome, .. }) if account.looks_like_an_outage(call, &outcome) => {
                         Err(outcome.describe())
                     }
-                    _ => Ok(()),
+                    Err(Tried { outcome, generation }) => {
+                        let now = account.clock.now();
+                        self.heed(&account.settings.retry.decide(&outcome, 1, now, 0.0), generation, now);
+                        Ok(())
+                    }
                 }
             })
             .await
+    }
+
+    /// What an answer says to everybody, whoever asked: that there is a limit, or that the token is of no use.
+    fn heed(&self, decision: &Decision, generation: Option<u64>, now: Timestamp) {
+        match (decision, generation) {
+            (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
+            (Decision::Renew { .. }, Some(generation)) => self.account.tokens.give_up(generation),
+            _ => {}
+        }
     }
 
     /// Why this job asks nothing at the moment, or some of its callers do not, if so.
@@ -250,10 +258,11 @@ impl Lane {
             (None, None) => Rank::First,
             (None, Some(_)) => Rank::Further,
         };
+        let since = self.account.clock.elapsed();
         let _turn = self.line.turn(rank).await;
         let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
         // Only now, as one taken before queueing may have ended since; and before the budget, so that a renewal holds no slot.
-        let token = self.account.tokens.get().await?;
+        let token = self.account.tokens.get(since).await?;
         self.account.budget.take().await;
         Ok((token, under_way))
     }

@@ -9,6 +9,7 @@ use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
+use crate::failures::{fault, status};
 use crate::harness::{Missing, World, assert_whole};
 
 fn clock() -> Arc<ManualClock> {
@@ -160,6 +161,39 @@ async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
     }
 }
 
+/// A proxy's page in its place says nothing of credentials that were good before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_stormed() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    let nowhere = status(404, "<html>no such page</html>");
+    world.sim.script(fault(Match::Token, 0, u32::MAX, nowhere));
+    let expired = status(401, r#"{"code":124,"message":"Invalid access token."}"#);
+    world.sim.script(fault(Match::Any, 0, u32::MAX, expired));
+    minutes(5, &world, &clock, &id).await;
+    // Before the outage is found, and then by one prober with growing delay.
+    let asked = world.sim.stats().token_requests;
+    assert!(asked < 40, "{asked}");
+    world.sim.clear_script();
+    clock.advance(Duration::from_secs(60));
+    assert_completed(&world, &id).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_cannot_be_renewed_early_is_used_to_its_end() {
+    let clock = clock();
+    let world = World::with_clock(account(), clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.sim.script(fault(Match::Token, 0, u32::MAX, status(503, "")));
+    let before = world.sim.stats().token_requests;
+    clock.advance(Duration::from_secs(3_550));
+    assert_completed(&world, &id).await;
+    assert!(world.sim.stats().token_requests > before, "it was tried");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
     let clock = clock();
@@ -304,6 +338,9 @@ async fn refusals_of_everything_for_a_minute_are_a_pause() {
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["ok"], false, "{check:#}");
     world.sim.clear_script();
+    clock.advance(Duration::from_secs(61));
+    world.wait_until(&id, |job| !paused(job)).await;
+    // The pace recovers.
     clock.advance(Duration::from_secs(61));
     assert_completed(&world, &id).await;
 }
