@@ -279,8 +279,7 @@ impl ServiceArgs {
             ApiKeys::parse_file(&text)
         });
         let parsed = |text: &Option<SecretString>, rights| {
-            let text = text.as_ref().map(ExposeSecret::expose_secret).filter(|text| !text.trim().is_empty());
-            text.map(|text| ApiKeys::parse(text, rights))
+            text.as_ref().map(|text| ApiKeys::parse(text.expose_secret(), rights))
         };
         for (name, source) in [
             ("API_KEYS", parsed(&self.api_keys, Rights::All)),

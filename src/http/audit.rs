@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::RequestExt;
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -28,6 +28,8 @@ use crate::jobs::JobId;
 pub const FILE_NAME: &str = "audit.jsonl";
 /// Looking at the same job again within this time is not written down again: people poll.
 const SAME_LOOK: Duration = Duration::from_secs(60);
+/// Of what a caller writes about itself no more characters than this are written down.
+const MOST_TOLD: usize = 256;
 /// An open trail.
 #[derive(Debug)]
 pub struct Audit {
@@ -47,9 +49,9 @@ struct Line<'a> {
     /// The other end of the connection: the proxy, if there is one.
     from: Option<String>,
     /// What the proxy says of the caller. Not verified: anybody can send it.
-    forwarded_for: Option<&'a str>,
+    forwarded_for: Option<String>,
     status: u16,
-    request_id: Option<&'a str>,
+    request_id: Option<String>,
 }
 
 impl Audit {
@@ -154,7 +156,8 @@ async fn run_recorded(
             return response;
         }
     }
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let told = |value: &HeaderValue| Some(value.to_str().ok()?.chars().take(MOST_TOLD).collect::<String>());
+    let text = |name| headers.get(name).and_then(told);
     state.audit.write(&Line {
         at: state.clock.now().to_string(),
         action,

@@ -1,8 +1,10 @@
 //! The jobs resource: create, list, look and wait, cancel, retry, delete, failures.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -22,6 +24,9 @@ use super::problem::Problem;
 use super::view::{JobView, State as JobStateView};
 use crate::archive::FailureLine;
 use crate::jobs::{Job, JobState, ListFilter, Listed};
+
+/// However slowly it comes, a body is there by then.
+const LONGEST_BODY: Duration = Duration::from_secs(30);
 
 fn accepted(job: &Job) -> Response {
     let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).expect("an id is plain ASCII");
@@ -53,12 +58,14 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Extension(caller): Extension<Caller>,
     Parameters(NoParameters {}): Parameters<NoParameters>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    require_json(&headers)?;
-    let body = body.map_err(|rejection| refused_body(&rejection))?;
-    let key = idempotency_key(&headers)?;
+    require_json(request.headers())?;
+    let key = idempotency_key(request.headers())?;
+    let body = tokio::select! {
+        body = Bytes::from_request(request, &state) => body.map_err(|rejection| refused_body(&rejection))?,
+        () = state.clock.sleep(LONGEST_BODY) => return Err(broken_body("the body took too long")),
+    };
     let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
     if let Some(problem) = out_of_reach {
         // A request that is repeated after midnight has made its job all the same.
@@ -93,7 +100,11 @@ fn refused_body(rejection: &BytesRejection) -> Problem {
             "a body may have at most 1 MiB",
         );
     }
-    Problem::new(StatusCode::BAD_REQUEST, "broken-body", "The body could not be read", "the body broke off")
+    broken_body("the body broke off")
+}
+
+fn broken_body(detail: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "broken-body", "The body could not be read", detail)
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -234,6 +245,7 @@ impl Shown {
         (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job has ended in another way", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The job has ended, and that cannot be written down yet; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -258,7 +270,7 @@ pub(super) async fn cancel(
         (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is active, has expired, or is completed with an intact archive", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone, or the job has ended and that cannot be written down", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Another archive is being compared with its hash; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
@@ -283,7 +295,7 @@ pub(super) async fn retry(
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "The job is gone, and some of its files could not be removed (`files-left`)", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The service's data directory is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone, or the job has ended and that cannot be written down", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -349,7 +361,8 @@ pub(super) struct FailureView {
 
 /// What is missing
 ///
-/// Every part that is missing, with Zoom's answer; a page at a time. Empty when nothing is missing.
+/// Every part that failed, with Zoom's answer; a page at a time. Empty when a completed job lacks nothing. Of a job that stopped
+/// before it was through, what it had not come to is missing as well: `progress` tells how much that is.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/failures", tag = "jobs", operation_id = "list_failures",
     params(("id" = uuid::Uuid, Path, description = "The job's id"), FailuresQuery),

@@ -111,6 +111,7 @@ pub struct AppState {
     event_streams: Arc<Semaphore>,
     long_polls: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
     clock: SharedClock,
     stopping: CancellationToken,
 }
@@ -137,6 +138,7 @@ impl AppState {
             event_streams: places(settings.max_event_streams.min((connections / 2).max(1))),
             long_polls: places(connections / 4),
             downloads: places(settings.max_downloads),
+            checks: places(1),
             clock,
             stopping,
         }

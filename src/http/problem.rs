@@ -91,14 +91,15 @@ impl Problem {
 
     /// Every slot for a long-lived answer (a download, an event stream) is taken.
     pub fn too_many(what: &str, setting: &str) -> Self {
+        Self::too_many_at_once(format!(
+            "the limit of concurrent {what} ({setting}) is reached; try again later"
+        ))
+    }
+
+    pub fn too_many_at_once(detail: impl Into<String>) -> Self {
         Self {
             retry_after: Some(Duration::from_secs(10)),
-            ..Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too-many-at-once",
-                "Too many at once",
-                format!("the limit of concurrent {what} ({setting}) is reached; try again later"),
-            )
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", "Too many at once", detail)
         }
     }
 
@@ -148,10 +149,7 @@ impl From<JobsError> for Problem {
                 "the job is deleted; what is left of its files is tried again every minute, and by this request",
             )
             .caused_by(error),
-            JobsError::Comparing => Self {
-                retry_after: Some(Duration::from_secs(10)),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-at-once", "Too many at once", detail)
-            },
+            JobsError::Comparing => Self::too_many_at_once(detail),
             JobsError::QueueFull { .. } => Self {
                 retry_after: Some(Duration::from_secs(30)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue-full", "Too many jobs are queued", detail)
@@ -159,6 +157,15 @@ impl From<JobsError> for Problem {
             JobsError::WrongState { .. } => {
                 Self::new(StatusCode::CONFLICT, "wrong-state", "The job's state does not allow this", detail)
             }
+            JobsError::EndNotWritten => Self {
+                retry_after: Some(Duration::from_secs(5)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "not-ready",
+                    "The job's end is not written down yet",
+                    format!("{detail}; check DATA_DIR and its disk"),
+                )
+            },
             JobsError::ArchiveNotReady { state } => Self {
                 retry_after: (!state.is_final()).then_some(Duration::from_secs(5)),
                 ..Self::new(

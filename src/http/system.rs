@@ -92,11 +92,19 @@ pub(super) struct StepView {
 /// Check the Zoom account
 ///
 /// Tries the settings, a token, its scopes, the list of sessions and the messages of one. Answers 200 also when a step
-/// fails; see `ok`.
+/// fails; see `ok`. One check at a time.
 #[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
-    responses((status = 200, description = "The steps", body = CheckAnswer)))]
-pub(super) async fn check_account(State(state): State<AppState>) -> Json<CheckAnswer> {
+    responses(
+        (status = 200, description = "The steps", body = CheckAnswer),
+        (status = 429, description = "The account is being checked already; see Retry-After", body = Problem, content_type = "application/problem+json"),
+    ))]
+pub(super) async fn check_account(State(state): State<AppState>) -> Result<Json<CheckAnswer>, Problem> {
+    // Its requests take turns with those of jobs: many checks would leave them little.
+    let _one_at_a_time = state
+        .checks
+        .try_acquire()
+        .map_err(|_| Problem::too_many_at_once("the account is being checked already"))?;
     let mut steps = Vec::new();
     check::check(&state.account, &state.clock, |step| steps.push(step)).await;
-    Json(CheckAnswer { ok: steps.iter().all(|step| step.ok), steps })
+    Ok(Json(CheckAnswer { ok: steps.iter().all(|step| step.ok), steps }))
 }

@@ -15,6 +15,10 @@ pub enum JobsError {
     QueueFull { queued: u64 },
     #[error("a job that is {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },
+    #[error(
+        "the job has ended, and that cannot be written down at the moment; it is tried every few seconds"
+    )]
+    EndNotWritten,
     #[error("the archive is not ready")]
     ArchiveNotReady { state: JobState },
     #[error("another archive is being compared with its hash; try again later")]

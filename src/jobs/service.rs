@@ -59,6 +59,8 @@ pub struct Jobs {
     hashing: Semaphore,
     /// Captures that are looked into for callers, at the same time.
     reading: Arc<Semaphore>,
+    /// Held while a job is let into the queue.
+    queueing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
@@ -91,6 +93,7 @@ impl Jobs {
             stop: CancellationToken::new(),
             hashing: Semaphore::new(1),
             reading: Arc::new(Semaphore::new(READINGS)),
+            queueing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
         });
         for state in JobState::ENDS {
@@ -141,6 +144,7 @@ impl Jobs {
         if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
             return Ok(job);
         }
+        let one_at_a_time = self.queueing.lock().await;
         let queued = self.store.count(JobState::Queued).await?;
         if queued >= self.settings.max_queued as u64 {
             return Err(JobsError::QueueFull { queued });
@@ -150,6 +154,7 @@ impl Jobs {
         if let Inserted::Known(known) = self.store.insert(&job, scope.as_deref()).await? {
             return self.same(known);
         }
+        drop(one_at_a_time);
         tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
         self.registry.announce();
         self.wake_runner.notify_one();
@@ -182,8 +187,11 @@ impl Jobs {
     }
 
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, JobsError> {
+        let state = filter.state;
         let Listed { jobs, next } = self.store.list(filter).await?;
-        Ok(Listed { jobs: jobs.into_iter().map(|job| self.freshest(job)).collect(), next })
+        // One may have ended since, and not be written down yet.
+        let is_wanted = |job: &Job| state.is_none_or(|state| state == job.state);
+        Ok(Listed { jobs: jobs.into_iter().map(|job| self.freshest(job)).filter(is_wanted).collect(), next })
     }
 
     fn freshest(&self, job: Job) -> Job {
@@ -205,6 +213,7 @@ impl Jobs {
 
     /// Stops a job; what it captured stays. Cancelling a cancelled job changes nothing.
     pub async fn cancel(&self, id: JobId) -> Result<Job, JobsError> {
+        self.end_must_be_written(id).await?;
         loop {
             let read = self.stored(id).await?;
             let is_written = match read.state {
@@ -249,6 +258,7 @@ impl Jobs {
         if !self.has_its_files() {
             return Err(JobsError::DataDirectoryGone);
         }
+        self.end_must_be_written(id).await?;
         loop {
             let read = self.stored(id).await?;
             let state = read.state;
@@ -276,6 +286,7 @@ impl Jobs {
         if !self.has_its_files() {
             return Err(JobsError::DataDirectoryGone);
         }
+        self.end_must_be_written(id).await?;
         let directory = self.directory(id);
         // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
         loop {
@@ -307,6 +318,15 @@ impl Jobs {
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce();
         self.remove_files(id).await.map_err(JobsError::FilesLeft)
+    }
+
+    /// A job that has ended is not changed while its record still says that it runs: what it ended with would be lost.
+    async fn end_must_be_written(&self, id: JobId) -> Result<(), JobsError> {
+        let has_ended = self.registry.latest(id).is_some_and(|live| live.state.is_final());
+        if has_ended && self.store.state(id).await? == Some(JobState::Running) {
+            return Err(JobsError::EndNotWritten);
+        }
+        Ok(())
     }
 
     /// Removes the files of a job that is gone or has expired. What cannot be removed now is tried again later.

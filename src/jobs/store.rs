@@ -20,6 +20,8 @@ use crate::sqlite;
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
+/// A page of jobs ends after so many bytes of their records.
+const MOST_LISTED: i64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the table of jobs could not be used: {0}")]
@@ -207,23 +209,26 @@ impl JobStore {
         state.map(known).transpose()
     }
 
-    /// Newest first. Records that cannot be read are left out, and hide no others.
+    /// Newest first, and fewer than asked for where they are large. Records that cannot be read are left out, and hide no others.
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, StoreError> {
-        // One more than asked for tells whether there are more.
         let mut rows = sqlx::query(
-            "SELECT number, job FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
-             ORDER BY number DESC LIMIT ?3",
+            "SELECT id, number, job, length(job) AS size FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
+             ORDER BY number DESC",
         )
         .bind(filter.state.map(JobState::as_str))
         .bind(filter.before.unwrap_or(i64::MAX))
-        .bind(filter.limit as i64 + 1)
-        .fetch_all(&self.pool)
-        .await?;
-        let more = rows.len() > filter.limit;
-        rows.truncate(filter.limit);
-        let last = rows.last().filter(|_| more);
-        let next = last.map(|row| row.try_get("number")).transpose()?;
-        Ok(Listed { jobs: rows.iter().filter_map(readable).collect(), next })
+        .fetch(&self.pool);
+        let (mut jobs, mut taken, mut size, mut last) = (Vec::new(), 0, 0, None);
+        while let Some(row) = rows.try_next().await? {
+            // This one is for the next page.
+            if taken == filter.limit || size > MOST_LISTED {
+                return Ok(Listed { jobs, next: last });
+            }
+            jobs.extend(readable(&row));
+            (taken, last) = (taken + 1, Some(row.try_get("number")?));
+            size += row.try_get::<i64, _>("size")?;
+        }
+        Ok(Listed { jobs, next: None })
     }
 
     /// The ids of jobs that have files, or may have some.
@@ -243,7 +248,7 @@ impl JobStore {
 
     /// The oldest jobs in a state, of those that can be read.
     pub async fn oldest(&self, state: JobState, most: usize) -> Result<Vec<Job>, StoreError> {
-        let statement = "SELECT job FROM jobs WHERE state = ? ORDER BY number";
+        let statement = "SELECT id, job FROM jobs WHERE state = ? ORDER BY number";
         let mut rows = sqlx::query(statement).bind(state.as_str()).fetch(&self.pool);
         let mut jobs = Vec::new();
         while jobs.len() < most
@@ -349,7 +354,11 @@ pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Account
 
 /// One record that cannot be read (another version wrote it, perhaps) must not hide the others.
 fn readable(row: &SqliteRow) -> Option<Job> {
-    read(row).inspect_err(|error| tracing::error!(%error, "a job is passed over")).ok()
+    let passed_over = |error: &StoreError| {
+        let id: String = row.try_get("id").unwrap_or_default();
+        tracing::error!(%error, job.id = id, "a job's record cannot be read, it is passed over; DELETE it to be rid of it");
+    };
+    read(row).inspect_err(passed_over).ok()
 }
 
 fn read(row: &SqliteRow) -> Result<Job, StoreError> {

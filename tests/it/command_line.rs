@@ -521,12 +521,18 @@ async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_ref
     let (code, _, err) = run(serve("0.0.0.0:0")).await;
     assert_eq!(code, 2);
     assert!(err.contains("API_KEYS"), "{err}");
+    // As from a variable that is not set.
+    let mut without = serve("127.0.0.1:0");
+    without.env("API_KEYS", " ");
+    let (code, _, err) = run(without).await;
+    assert!(code == 2 && err.contains("API_KEYS holds no key"), "{err}");
     let mut for_pages = serve("127.0.0.1:0");
     for_pages.env("CORS_ORIGINS", "https://tools.example.org");
     let (code, _, err) = run(for_pages).await;
     assert!(code == 2 && err.contains("CORS_ORIGINS needs API_KEYS"), "{err}");
     let mut first = serve("127.0.0.1:0").stderr(std::process::Stdio::null()).spawn().unwrap();
     while !home.path().join("data/state.db").exists() {
+        assert!(first.try_wait().unwrap().is_none(), "it has ended");
         tokio::task::yield_now().await;
     }
     let (code, _, err) = run(serve("127.0.0.1:0")).await;

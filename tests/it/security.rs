@@ -10,6 +10,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::{ApiKeys, Rights};
 use zoom_chat_reports::sim::{
     FaultAnswer, FaultLevel, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
@@ -38,13 +39,14 @@ async fn guarded() -> World {
 /// Waits for the end of a job with a key that may look.
 async fn completed(world: &World, id: &str) {
     let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
-    loop {
+    for _ in 0..1_000 {
         let job: Value =
             world.client.get(&url).bearer_auth(VIEWER).send().await.unwrap().json().await.unwrap();
         if job["state"] == "completed" {
             return;
         }
     }
+    panic!("it does not complete");
 }
 
 /// Sends these bytes and returns what comes back until the other side closes or `patience` is over.
@@ -260,6 +262,62 @@ async fn slow_clients_do_not_keep_others_out() {
         assert_eq!(client.get(world.url("/healthz")).send().await.unwrap().status(), 200);
     }
     drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_never_ends_is_given_up() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let world = World::with_clock(account(), clock.clone(), |_| {}).await;
+    let mut stream = TcpStream::connect(world.address()).unwrap();
+    let head = "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let mut answer = Vec::new();
+    // A space now and then, each in time.
+    for _ in 0..50 {
+        stream.write_all(b" ").unwrap();
+        clock.advance(Duration::from_secs(5));
+        let _ = stream.read_to_end(&mut answer);
+        if !answer.is_empty() {
+            break;
+        }
+    }
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("took too long"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_leave_the_limit_to_jobs() {
+    let world = World::new(SimSettings { latency: Duration::from_millis(100), ..account() }).await;
+    let checks = (0..20).map(|_| world.post("/v1/check", &Value::Null));
+    let answers = futures_util::future::join_all(checks).await;
+    let with = |status: u16| answers.iter().filter(|answer| answer.status() == status).count();
+    assert_eq!((with(200), with(429)), (1, 19));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_large_jobs_comes_in_small_pages() {
+    let world = World::new(account()).await;
+    let mut body = world.everything();
+    let ids: Vec<String> = (0..1_000).map(|number| format!("{number:0>200}")).collect();
+    body["sessions"] = json!({ "ids": ids, "channel_ids": ids });
+    let mut all = BTreeSet::new();
+    for _ in 0..12 {
+        let id = world.submit(&body).await;
+        world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+        all.insert(id);
+    }
+    let (mut listed, mut cursor) = (BTreeSet::new(), String::new());
+    loop {
+        let page = world.get(&format!("/v1/jobs?limit=200{cursor}")).await.bytes().await.unwrap();
+        assert!(page.len() < 4 << 20, "{}", page.len());
+        let page: Value = serde_json::from_slice(&page).unwrap();
+        let ids = page["items"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned());
+        listed.extend(ids);
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(listed, all);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
