@@ -40,7 +40,7 @@ pub fn is_unreadable(error: &io::Error) -> bool {
 /// Bytes that may still be written to the disk that holds this file or directory.
 pub fn free_space(on: &File) -> io::Result<u64> {
     let stat = rustix::fs::fstatvfs(on)?;
-    Ok(stat.f_bavail * stat.f_frsize)
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// `name("")`, `name("-2")`, `name("-3")` and so on.

@@ -300,7 +300,7 @@ async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> R
         }
         Ok(captured) => captured,
         // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
-        Err(error) => match location.check().await {
+        Err(error) => match location.check(&CancellationToken::new()).await {
             Err(damage) if damage.is_damaged() => None,
             _ => return Err(error.into()),
         },

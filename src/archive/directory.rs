@@ -107,9 +107,12 @@ impl Whole for DirectorySink {
     }
 }
 
-/// Moves folders back to where nothing is.
+/// Moves folders back to where nothing is, unless new ones have begun to stand there: those are whole, and are replaced by the like.
 fn put_back(old: &Path, target: &Path) -> std::io::Result<()> {
     let places = FOLDERS.map(|folder| (old.join(folder), target.join(folder)));
+    if places.iter().any(|(old, place)| is_there(old) && is_there(place)) {
+        return Ok(());
+    }
     let mut missing = places.iter().filter(|(old, place)| is_there(old) && !is_there(place));
     missing.try_for_each(|(old, place)| fs::rename(old, place))
 }
@@ -165,5 +168,34 @@ mod tests {
         let sink = DirectorySink::new(target.clone(), home.path().join("staging")).unwrap();
         Box::new(sink).publish(&|_: &Path| None).unwrap();
         assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
+    }
+
+    /// Killed after so many of its six moves, and then fails as early as can be.
+    #[test]
+    fn what_is_told_of_an_archive_never_stands_beside_another() {
+        for moves in 0..=6 {
+            let home = tempfile::tempdir().unwrap();
+            let [target, staging, old] =
+                ["target", "staging", "staging.old"].map(|name| home.path().join(name));
+            for (place, text) in [(&target, "old"), (&staging, "new")] {
+                for folder in FOLDERS {
+                    fs::create_dir_all(place.join(folder)).unwrap();
+                    fs::write(place.join(folder).join("it"), text).unwrap();
+                }
+            }
+            fs::create_dir(&old).unwrap();
+            let away = FOLDERS.iter().map(|folder| (target.join(folder), old.join(folder)));
+            let there = FOLDERS.iter().rev().map(|folder| (staging.join(folder), target.join(folder)));
+            for (from, to) in away.chain(there).take(moves) {
+                fs::rename(from, to).unwrap();
+            }
+            let sink = DirectorySink::new(target.clone(), staging.clone()).unwrap();
+            fs::remove_dir(staging.join("sessions")).unwrap();
+            Box::new(sink).publish(&|_: &Path| None).unwrap_err();
+            let read = |folder: &str| fs::read_to_string(target.join(folder).join("it")).ok();
+            let [told, messages, sessions] = FOLDERS.map(read);
+            let is_of_another = told.is_some() && (told != messages || told != sessions);
+            assert!(!is_of_another, "{moves}: {told:?} {messages:?} {sessions:?}");
+        }
     }
 }

@@ -20,6 +20,8 @@ use crate::sqlite;
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
+/// SQLite asks after so many of its steps, a moment each, whether to go on.
+const STEPS: i32 = 10_000;
 /// After the names of files of a damaged one that has been moved away.
 const DAMAGED: &str = ".damaged";
 
@@ -166,12 +168,14 @@ impl Location {
     }
 
     /// Reads the whole index and finds what a torn write or a bad disk did to it, also references to what is not there. Segments
-    /// have their own checksums, and are looked at when they are used.
-    pub async fn check(&self) -> Result<(), CaptureError> {
+    /// have their own checksums, and are looked at when they are used. Once cancelled it ends with an error.
+    pub async fn check(&self, cancel: &CancellationToken) -> Result<(), CaptureError> {
         if self.exists() {
             // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
             // later, and then removes the log by its name, be it another's by then.
             let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
+            let cancel = cancel.clone();
+            connection.lock_handle().await?.set_progress_handler(STEPS, move || !cancel.is_cancelled());
             let damage = damage_to(&mut connection).await;
             connection.close().await?;
             if let Some(damage) = damage? {
@@ -282,10 +286,25 @@ mod tests {
             let mut bytes = sound.clone();
             bytes[page * 1_024..][..1_024].fill(0xa5);
             std::fs::write(location.path(), &bytes).unwrap();
-            damaged += u32::from(location.check().await.is_err_and(|error| error.is_damaged()));
+            let checked = location.check(&CancellationToken::new()).await;
+            damaged += u32::from(checked.is_err_and(|error| error.is_damaged()));
             assert!(!open(), "page {page}");
         }
         assert!(damaged > 10);
+    }
+
+    #[tokio::test]
+    async fn a_check_that_is_called_off_reads_no_further() {
+        let (_directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        let ids: Vec<String> = (0..5_000).map(|id| id.to_string()).collect();
+        writer.commit(list(1, &ids.iter().map(String::as_str).collect::<Vec<_>>())).await.unwrap();
+        writer.close().await;
+        let cancel = CancellationToken::new();
+        location.check(&cancel).await.unwrap();
+        cancel.cancel();
+        let error = location.check(&cancel).await.unwrap_err();
+        assert!(!error.is_damaged() && error.to_string().contains("interrupted"), "{error}");
     }
 
     #[tokio::test]

@@ -407,13 +407,17 @@ impl Reader {
             let Some(last) = rows.last() else { break };
             after = (last.try_get("range")?, last.try_get("seq")?, last.try_get("kind")?);
             for row in &rows {
+                let range: RangeId = row.try_get("range")?;
                 match page_ref(row).and_then(|page| self.segments.inflated(&page)) {
-                    Err(error) if error.is_damaged() => damaged.push(row.try_get("range")?),
+                    Err(error) if error.is_damaged() => {
+                        if damaged.last() != Some(&range) {
+                            damaged.push(range);
+                        }
+                    }
                     other => drop(other?),
                 }
             }
         }
-        damaged.dedup();
         Ok(damaged)
     }
 

@@ -24,7 +24,7 @@ pub(super) async fn check_earlier(
         return Ok(Vec::new());
     }
     let damaged = async {
-        location.check().await?;
+        location.check(cancel).await?;
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
     };
     match damaged.await {
