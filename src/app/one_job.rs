@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::published::{Published, put_in_place};
 use super::{AppError, LOCK, lock};
 use crate::archive::{
-    ArchiveError, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble, failures_page,
+    ArchiveError, ArchiveFile, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble,
+    failures_page,
 };
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
@@ -100,10 +101,10 @@ pub enum OneJobError {
     #[error(transparent)]
     App(#[from] AppError),
     #[error(
-        "{} holds an extraction of {there}; choose another place, or remove it and its output to start over",
+        "{} holds an extraction of {there}; choose another place ({setting}), or remove it and its output to start over",
         capture.display()
     )]
-    OtherRequest { capture: PathBuf, there: String },
+    OtherRequest { capture: PathBuf, there: String, setting: &'static str },
     #[error("{} exists already; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
@@ -127,6 +128,8 @@ impl OneJobError {
 #[derive(Debug)]
 pub struct Report {
     pub outcome: Outcome,
+    /// Of a zip.
+    pub archive: Option<ArchiveFile>,
     pub last: Snapshot,
     /// Requests sent this time.
     pub asked: u64,
@@ -176,7 +179,7 @@ impl OneJob {
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         spare_others(&output, &directory)?;
-        let continues = output.is_begun() && goes_on(&request, &account.mark(), &directory).await?;
+        let continues = output.is_begun() && goes_on(&request, &account.mark(), &output).await?;
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
 
@@ -224,7 +227,7 @@ impl OneJob {
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let output = self.output.clone();
+        let (output, archive) = (self.output.clone(), assembled.archive.clone());
         let kept_as = move |place: &Path| output.kept_as(place);
         put_in_place(assembled, self.request.clone(), outcome.extent, &self.directory, kept_as).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
@@ -238,7 +241,7 @@ impl OneJob {
             }
         }
         let asked = lane.traffic.requests.load(Relaxed);
-        Ok(Report { outcome, last, asked, failures, kept, left })
+        Ok(Report { outcome, archive, last, asked, failures, kept, left })
     }
 }
 
@@ -287,7 +290,8 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
 
 /// Whether there is something of this request to go on with. What is of another is an error; if nothing was received of it, it is
 /// removed.
-async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> Result<bool, OneJobError> {
+async fn goes_on(request: &ExtractRequest, account: &str, output: &Output) -> Result<bool, OneJobError> {
+    let (directory, setting) = (&output.working_directory(), output.setting());
     let location = Location::in_directory(directory);
     let published = at(&Published::path(directory), Published::read(directory))?;
     let captured = match extract::captured(directory).await {
@@ -305,7 +309,8 @@ async fn goes_on(request: &ExtractRequest, account: &str, directory: &Path) -> R
             _ => return Err(error.into()),
         },
     };
-    let other = |there: String| Err(OneJobError::OtherRequest { capture: directory.to_owned(), there });
+    let other =
+        |there: String| Err(OneJobError::OtherRequest { capture: directory.to_owned(), there, setting });
     if captured.as_ref().and_then(|captured| captured.account.as_ref()).is_some_and(|mark| mark != account) {
         return other("another Zoom account".to_owned());
     }

@@ -36,7 +36,7 @@ use crate::capture::CaptureError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    #[error("not enough free space: {needed} bytes are needed and {free} are free in {}", path.display())]
+    #[error("not enough free space: {} MB are needed and {} are free in {}", needed.div_ceil(1_000_000), free / 1_000_000, path.display())]
     NoRoom { needed: u64, free: u64, path: PathBuf },
     #[error(transparent)]
     Capture(#[from] CaptureError),

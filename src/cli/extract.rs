@@ -10,7 +10,7 @@ use jiff::civil::Date;
 
 use super::{WHOLE, WITH_FAILURES, WrongUse, grouped, remark, say};
 use crate::app::one_job::{OneJob, OneJobError, Output, Report};
-use crate::clock::SystemClock;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::ZoomArgs;
 use crate::days::DateRange;
 use crate::extract::check::help_for;
@@ -83,11 +83,11 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
         range(&args.from_date, &args.to_date, oldest_reachable(today), today)?;
     }
     let stop = shutdown::on_signal(clock.clone())?;
-    let mut reporter = Reporter::new(clock.elapsed());
+    let mut reporter = Reporter::new(clock.clone());
     let mut has_received = false;
     let show = |snapshot: &Snapshot| {
         has_received |= snapshot.sessions_total > 0;
-        reporter.show(snapshot, clock.elapsed());
+        reporter.show(snapshot);
     };
     let ended = job.run(stop, show).await;
     reporter.clear();
@@ -102,7 +102,10 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
     let is_wrong = match output {
         Output::Zip(file) => {
             let is_directory = file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/");
-            is_directory.then_some("must name a file, not a directory")
+            let is_stream = file.as_os_str() == "-" || (file.exists() && !file.is_file());
+            is_directory
+                .then_some("must name a file, not a directory")
+                .or(is_stream.then_some("must name a file of its own, not a stream or a device"))
         }
         Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
             .then_some("must name a directory, and what is there is none"),
@@ -158,6 +161,9 @@ fn tell(report: &Report, output: &Output) {
         grouped(report.last.traffic.retries),
         output.path().display()
     ));
+    if let Some(archive) = &report.archive {
+        say(format_args!("sha256 {}, {}", archive.sha256, counted(archive.size, "byte")));
+    }
     if report.asked == 0 {
         say("nothing was left to ask Zoom for");
     }
@@ -195,33 +201,38 @@ fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
-/// A bar on a terminal, a line every ten seconds elsewhere.
+/// A bar on a terminal, a line every ten seconds elsewhere, and every ten minutes while nothing happens.
 struct Reporter {
+    clock: SharedClock,
     bar: Option<ProgressBar>,
     last_line: Duration,
+    was_waiting: bool,
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
+const WAITING_LINE_EVERY: Duration = Duration::from_secs(600);
 
 impl Reporter {
-    fn new(now: Duration) -> Self {
+    fn new(clock: SharedClock) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(1_000);
             let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
             bar.set_style(style.expect("the template is well formed"));
             bar
         });
-        Self { bar, last_line: now }
+        Self { last_line: clock.elapsed(), clock, bar, was_waiting: false }
     }
 
-    fn show(&mut self, snapshot: &Snapshot, now: Duration) {
-        let text = line(snapshot);
+    fn show(&mut self, snapshot: &Snapshot) {
+        let (text, now, is_waiting) = (line(snapshot), self.clock.elapsed(), snapshot.waiting.is_some());
+        let every = if is_waiting && self.was_waiting { WAITING_LINE_EVERY } else { LINE_EVERY };
         if let Some(bar) = &self.bar {
             bar.set_position((snapshot.percent.unwrap_or(0.0) * 10.0) as u64);
             bar.set_message(text);
-        } else if now.saturating_sub(self.last_line) >= LINE_EVERY {
-            self.last_line = now;
-            remark(format_args!("{:.1} %  {text}", snapshot.percent.unwrap_or(0.0)));
+        } else if now.saturating_sub(self.last_line) >= every {
+            (self.last_line, self.was_waiting) = (now, is_waiting);
+            let percent = snapshot.percent.unwrap_or(0.0);
+            remark(format_args!("{:.0}  {percent:.1} %  {text}", self.clock.now()));
         }
     }
 
@@ -243,7 +254,7 @@ fn line(snapshot: &Snapshot) -> String {
         snapshot.requests_per_second.unwrap_or(0.0)
     );
     if let Some(waiting) = &snapshot.waiting {
-        text.push_str(&format!("  waiting until {}: {}", waiting.until, waiting.reason));
+        text.push_str(&format!("  waiting until {:.0}: {}", waiting.until, waiting.reason));
     } else if let Some(seconds) = snapshot.eta_seconds {
         text.push_str(&format!("  about {} left", clock_face(seconds)));
     }

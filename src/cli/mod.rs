@@ -242,4 +242,13 @@ mod tests {
             ("7".into(), "1,234".into(), "12,345,678".into())
         );
     }
+
+    #[test]
+    fn the_readme_tells_of_every_setting() {
+        let readme = include_str!("../../README.md");
+        for name in settings_of(&Cli::command()) {
+            let name = name.to_str().unwrap();
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

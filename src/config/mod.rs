@@ -6,7 +6,7 @@ mod dotenv;
 mod values;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -186,6 +186,9 @@ impl ZoomArgs {
                     "{name} is not set; see the app's page \"App Credentials\" in the Zoom App Marketplace"
                 ));
             }
+        }
+        if !errors.is_empty() && !Path::new(".env").exists() {
+            errors.push("there is no .env in the working directory".to_owned());
         }
         if !(self.zoom_rate_share > 0.0 && self.zoom_rate_share <= 1.0) {
             errors.push("ZOOM_RATE_SHARE must be above 0 and at most 1".to_owned());

@@ -335,6 +335,7 @@ async fn every_answer_leads_to_what_the_document_says() {
         let job_id = world.submit(&body).await;
         let job = world.finished(&job_id).await;
         let state = job["state"].as_str().unwrap();
+        assert!(world.sim.stats().faults > 0, "{name}: it was never answered so");
         match ends {
             Ends::Whole => {
                 assert_eq!(state, "completed", "{name}: {job:#}");

@@ -9,6 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use jiff::ToSpan;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
@@ -69,6 +71,27 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     assert_eq!((code, sim.stats().requests), (1, asked), "{err}");
     assert!(err.contains("_metadata exists already"), "{err}");
     assert!(directory.join("messages").exists(), "nothing is taken away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_flag_leaves_out_what_it_names() {
+    let sim = Simulator::start(SimSettings { sessions: 3, messages: 60, ..account() }).await.unwrap();
+    for (flag, left_out) in [
+        ("--no-edited", &["edited"][..]),
+        ("--no-deleted", &["deleted"]),
+        ("--no-bot", &["bot_messages"]),
+        ("--no-reactions", &["reactions", "custom_emoji_reactions"]),
+    ] {
+        let home = TempDir::new().unwrap();
+        let mut command = extract(&sim, home.path());
+        command.arg(flag);
+        assert_eq!(run(command).await.0, 0, "{flag}");
+        let summary = home.path().join("zoom_chat_reports/_metadata/extraction_summary.json");
+        let summary: Value = serde_json::from_slice(&std::fs::read(summary).unwrap()).unwrap();
+        for (name, is_included) in summary["request"]["include"].as_object().unwrap() {
+            assert_eq!(*is_included, !left_out.contains(&name.as_str()), "{flag}: {name}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,6 +295,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
         .stdout(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
     while sim.stats().pages_served < 30 {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
         tokio::task::yield_now().await;
     }
     child.kill().unwrap();
@@ -283,6 +307,8 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(code, 0, "{out}{err}");
     assert!(err.contains("resuming from"), "{err}");
     assert!(out.contains("2,000 messages"), "{out}");
+    let told = Sha256::digest(std::fs::read(home.path().join("out.zip")).unwrap());
+    assert!(out.contains(&format!("sha256 {}", hex::encode(told))), "{out}");
     assert_eq!(std::fs::read(home.path().join("out.zip.tmp")).unwrap(), b"another's");
     std::fs::remove_file(home.path().join("out.zip.tmp")).unwrap();
     let in_home = || -> Vec<_> {
@@ -392,6 +418,8 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
         ("--output-dir", OsStr::new("link"), "--output-dir must name a directory"),
         ("--output-dir", no_text, "--output-dir must be UTF-8"),
         ("--zip", no_text, "--zip must be UTF-8"),
+        ("--zip", OsStr::new("-"), "--zip must name a file of its own"),
+        ("--zip", OsStr::new("/dev/null"), "--zip must name a file of its own"),
     ] {
         let mut wrong = extract(&empty, home.path());
         wrong.arg(option).arg(place);

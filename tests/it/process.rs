@@ -24,13 +24,12 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// Without settings and proxies of whoever runs the tests.
+/// Without settings of whoever runs the tests.
 fn command(program: &str) -> Command {
-    let is_setting = |name: &str| name.starts_with("ZOOM_") || name.to_ascii_uppercase().ends_with("_PROXY");
+    let of_the_system = ["PATH", "HOME", "TMPDIR"].into_iter();
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars().filter(|(name, _)| is_setting(name)) {
-        command.env_remove(name);
-    }
+    command.env_clear();
+    command.envs(of_the_system.filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
 }
 
@@ -106,6 +105,8 @@ impl Setup {
         words.extend([BINARY, "serve"]);
         let child = command(words[0])
             .args(&words[1..])
+            // Not where the repository's `.env` may be.
+            .current_dir(self.data.parent().unwrap())
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("DATA_DIR", &self.data)
             .env("LISTEN_ADDR", format!("127.0.0.1:{}", self.port))

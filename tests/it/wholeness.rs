@@ -223,10 +223,18 @@ async fn filters_select_sessions_and_save_requests() {
     assert!(job["progress"]["units_total"].as_u64().unwrap() <= 14);
     let infos = (0..80).map(|session| serde_json::from_str::<Value>(&data.info_json(session)).unwrap());
     let channel = infos.map(|info| info["channel_id"].clone()).find(Value::is_string).unwrap();
-    body["sessions"] = json!({ "channel_ids": ["nowhere", channel] });
+    body["sessions"] = json!({ "channel_ids": ["nowhere", &channel] });
     let (_, archive) = world.run(&body).await;
     let not_selected = &archive.json("_metadata/extraction_summary.json")["not_selected"];
     assert_eq!(*not_selected, json!(["nowhere"]));
+    let selected = archive.json("_metadata/sessions_summary.json");
+    let mut selected = selected.as_array().unwrap().iter().map(|line| line["id"].as_str().unwrap());
+    let in_channel = |id: &str| {
+        let info =
+            (0..80).find(|session| data.session(*session).id == id).map(|session| data.info_json(session));
+        serde_json::from_str::<Value>(&info.unwrap()).unwrap()["channel_id"] == channel
+    };
+    assert!(selected.clone().count() > 0 && selected.all(in_channel));
     body["sessions"] = json!({ "types": ["1:1"] });
     let (_, archive) = world.run(&body).await;
     let summary = archive.json("_metadata/sessions_summary.json");
