@@ -28,26 +28,6 @@ const DAMAGED: &str = ".damaged";
 /// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
 pub(super) const SCHEMA_VERSION: i64 = 6;
 
-/// What each version added to older captures. In new ones `schema.sql` has all of it, but for [`SINCE_VERSION_4`], which is run
-/// for both.
-const UPGRADES: [(i64, &str); 4] = [
-    // The order in which units came to their ends. The index comes first: made of all units at once it would sort them in
-    // memory.
-    (
-        3,
-        "ALTER TABLE units ADD COLUMN settled INTEGER;
-         CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
-         UPDATE units SET settled = 1 WHERE state <> 'pending';",
-    ),
-    (4, SINCE_VERSION_4),
-    // In which order a range's messages came.
-    (5, "ALTER TABLE ranges ADD COLUMN newest_first INTEGER NOT NULL DEFAULT 0"),
-    (6, "ALTER TABLE ranges ADD COLUMN kept INTEGER NOT NULL DEFAULT 0"),
-];
-
-/// Pages that are set aside.
-const SINCE_VERSION_4: &str = include_str!("since_version_4.sql");
-
 /// A capture's place on disk.
 #[derive(Debug, Clone)]
 pub struct Location {
@@ -89,21 +69,21 @@ impl Location {
         Ok(Writer::start(self.clone(), self.open_store().await?))
     }
 
-    /// A connection to the index, which has the tables of this version.
-    async fn up_to_date(&self) -> Result<SqliteConnection, CaptureError> {
-        sqlite::make_private(&self.path)?;
+    /// A connection to the index, and the version of its tables: 0 if it has none yet.
+    async fn connect(&self) -> Result<(SqliteConnection, i64), CaptureError> {
         let mut connection = self.options().connect().await?;
-        let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
-        match version {
-            0 | 2..SCHEMA_VERSION => set_up(&mut connection, version).await?,
-            SCHEMA_VERSION => {}
-            found => return Err(CaptureError::OtherVersion { found }),
+        match sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await? {
+            known @ (0 | SCHEMA_VERSION) => Ok((connection, known)),
+            found => Err(CaptureError::OtherVersion { found }),
         }
-        Ok(connection)
     }
 
     pub(super) async fn open_store(&self) -> Result<Store, CaptureError> {
-        let mut connection = self.up_to_date().await?;
+        sqlite::make_private(&self.path)?;
+        let (mut connection, version) = self.connect().await?;
+        if version == 0 {
+            make_tables(&mut connection).await?;
+        }
         let end: i64 = sqlx::query_scalar(
             "SELECT CAST(max(coalesce((SELECT max(offset + length) FROM pages), 0),
                              coalesce((SELECT max(offset + length) FROM set_aside), 0)) AS INTEGER)",
@@ -160,7 +140,7 @@ impl Location {
     /// Opens for reading; any number of readers may be open beside the writer.
     pub async fn open_reader(&self) -> Result<Reader, CaptureError> {
         let segments = SegmentReader::open(&self.segments())?;
-        Ok(Reader::new(self.options().connect().await?, segments))
+        Ok(Reader::new(self.connect().await?.0, segments))
     }
 
     fn segments(&self) -> PathBuf {
@@ -189,7 +169,6 @@ impl Location {
     /// index that cannot be read is an error. Once cancelled it looks no further.
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<RangeId>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
-        self.up_to_date().await?.close().await?;
         blocking(move || runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await)))
             .await
     }
@@ -232,16 +211,10 @@ pub fn is_damaged_copy(name: &OsStr) -> bool {
     name.to_string_lossy().contains(DAMAGED)
 }
 
-/// Makes the tables of a capture without any, or brings those of an earlier version up to date.
-async fn set_up(connection: &mut SqliteConnection, version: i64) -> Result<(), CaptureError> {
-    let scripts: Vec<&'static str> = match version {
-        0 => vec![include_str!("schema.sql"), SINCE_VERSION_4],
-        _ => UPGRADES.into_iter().filter(|(to, _)| *to > version).map(|(_, script)| script).collect(),
-    };
+/// All of them, or none.
+async fn make_tables(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
-    for script in scripts {
-        sqlx::raw_sql(script).execute(&mut *transaction).await?;
-    }
+    sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
     let set_version = AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
     sqlx::raw_sql(set_version).execute(&mut *transaction).await?;
     transaction.commit().await?;
@@ -261,8 +234,7 @@ async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::Place;
-    use crate::capture::testing::{empty_page, list, planned};
+    use crate::capture::testing::{list, planned};
     use crate::days::DateRange;
     use jiff::civil::date;
 
@@ -308,38 +280,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_capture_of_a_version_before_is_taken_up_and_others_are_refused() {
+    async fn a_capture_of_another_version_is_refused_and_stays_as_it_is() {
         let (_directory, location, writer) =
             planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
-        writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
-        for range in [3, 1] {
-            writer.commit(empty_page(range)).await.unwrap();
-        }
         writer.close().await;
-        let made = async |script: &'static str| {
+        for found in [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1] {
             let mut connection = location.options().connect().await.unwrap();
-            sqlx::raw_sql(script).execute(&mut connection).await.unwrap();
+            let set_version = AssertSqlSafe(format!("PRAGMA user_version = {found}"));
+            sqlx::raw_sql(set_version).execute(&mut connection).await.unwrap();
             connection.close().await.unwrap();
-        };
-        made(
-            "DROP TABLE set_aside; DROP INDEX unknown_members_of_list; DROP INDEX unknown_members_of_range;
-             DROP INDEX units_settled; ALTER TABLE units DROP COLUMN settled;
-             ALTER TABLE ranges DROP COLUMN newest_first; ALTER TABLE ranges DROP COLUMN kept;
-             PRAGMA user_version = 2",
-        )
-        .await;
-        // Who asks whether there is something to go on with changes nothing.
-        assert!(location.look(async |reader| reader.has_pending().await).await.unwrap());
-        let writer = location.open_writer().await.unwrap();
-        writer.commit(empty_page(2)).await.unwrap();
-        writer.close().await;
-        let mut reader = location.open_reader().await.unwrap();
-        let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
-        let ids: Vec<_> = sessions.iter().map(|session| &session.row.zoom_id[..]).collect();
-        assert_eq!(ids, ["a", "c", "b"], "those that were done come first, in the order of their numbers");
-        reader.close().await;
-        made("PRAGMA user_version = 1").await;
-        let refused = location.open_writer().await.unwrap_err();
-        assert!(matches!(refused, CaptureError::OtherVersion { found: 1 }), "{refused}");
+            let before = std::fs::read(location.path()).unwrap();
+            let refused = [
+                location.open_writer().await.err(),
+                location.open_reader().await.err(),
+                location.check(&CancellationToken::new()).await.err(),
+            ];
+            for refused in refused.map(Option::unwrap) {
+                assert!(matches!(refused, CaptureError::OtherVersion { .. }), "{refused}");
+            }
+            assert!(std::fs::read(location.path()).unwrap() == before);
+        }
     }
 }

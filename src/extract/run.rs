@@ -138,7 +138,7 @@ impl Shared {
             let windows = windows::plan(request.range());
             self.commit(Change::Plan { windows, meta }).await?;
         } else if begun_with.as_ref() != Some(&mark) {
-            // Nothing was received of another, or it is of an earlier version.
+            // Nothing was received of another.
             self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
         }
         if !damaged.is_empty() {
@@ -147,7 +147,7 @@ impl Shared {
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;
         }
-        // Builds before this one compared nothing, and what goes into the archive early must not change afterwards.
+        // What a crash left to compare: what goes into the archive early must not change afterwards.
         Box::pin(kept::compare_all(self)).await?;
         self.context.progress.set_to(&reader.counts().await?);
         Ok(())

@@ -1,4 +1,4 @@
-//! What is live: running jobs with their latest figures, and a signal for every change of any job.
+//! What is live: running jobs with their latest figures, and a signal for every change of a job that somebody follows.
 //!
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
@@ -29,26 +29,22 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let is_own = |live: &Live| live.latest.subscribe().same_channel(&self.latest);
         self.registry.live.remove_if(&self.id, |_, live| is_own(live));
-        self.registry.announce();
+        self.registry.announce(self.id);
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Registry {
     live: DashMap<JobId, Live>,
-    /// Counts changes of state of any job.
-    changes: watch::Sender<u64>,
+    /// Counts changes of state of each job that is followed.
+    changes: DashMap<JobId, watch::Sender<u64>>,
 }
 
 impl Registry {
-    pub fn new() -> Self {
-        Self { live: DashMap::new(), changes: watch::Sender::new(0) }
-    }
-
     pub fn enter(self: &Arc<Self>, job: &Job, cancel: CancellationToken) -> Entered {
         let (latest, entered) = watch::channel(Arc::new(job.clone()));
         self.live.insert(job.id, Live { latest, cancel });
-        self.announce();
+        self.announce(job.id);
         Entered { id: job.id, latest: entered, registry: self.clone() }
     }
 
@@ -65,8 +61,11 @@ impl Registry {
         }
     }
 
-    pub fn announce(&self) {
-        self.changes.send_modify(|count| *count += 1);
+    /// Whoever follows this job looks into the store, or here.
+    pub fn announce(&self, id: JobId) {
+        if let Some(changes) = self.changes.get(&id) {
+            changes.send_modify(|count| *count += 1);
+        }
     }
 
     pub fn latest(&self, id: JobId) -> Option<Arc<Job>> {
@@ -80,7 +79,7 @@ impl Registry {
 
     /// Follows one job from now on.
     pub fn follow(self: &Arc<Self>, id: JobId) -> Follower {
-        let changes = self.changes.subscribe();
+        let changes = self.changes.entry(id).or_default().subscribe();
         Follower { id, changes, live: self.watch(id), registry: self.clone() }
     }
 
@@ -104,6 +103,14 @@ pub struct Follower {
     registry: Arc<Registry>,
 }
 
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // First it stops to listen: whichever is the last finds nobody.
+        self.changes = watch::channel(0).1;
+        self.registry.changes.remove_if(&self.id, |_, changes| changes.receiver_count() == 0);
+    }
+}
+
 impl Follower {
     /// Returns when the job may have changed since the last call.
     pub async fn changed(&mut self) {
@@ -115,11 +122,38 @@ impl Follower {
         };
         tokio::select! {
             still_live = figures => if !still_live { self.live = None },
-            // The sender lives in the registry, which is held here.
+            // The sender is in the registry as long as anybody follows.
             _ = self.changes.changed() => {}
         }
         if self.live.is_none() {
             self.live = self.registry.watch(self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use futures_util::FutureExt;
+
+    #[test]
+    fn followers_are_told_of_their_own_job_and_leave_nothing_behind() {
+        let clock = SystemClock::new();
+        let registry = Arc::new(Registry::default());
+        let [one, other] = [(); 2].map(|()| JobId::new(&clock));
+        let (mut first, mut second) = (registry.follow(one), registry.follow(one));
+        let mut of_other = registry.follow(other);
+        registry.announce(one);
+        for follower in [&mut first, &mut second] {
+            assert!(follower.changed().now_or_never().is_some());
+            assert!(follower.changed().now_or_never().is_none(), "once");
+        }
+        assert!(of_other.changed().now_or_never().is_none());
+        drop(first);
+        registry.announce(one);
+        assert!(second.changed().now_or_never().is_some(), "the others still follow");
+        drop((second, of_other));
+        assert!(registry.changes.is_empty());
     }
 }

@@ -81,7 +81,7 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 let expired = Job { state: JobState::Expired, archive: None, ..job.clone() };
                 if jobs.store.replace(&job, &expired).await? {
                     tracing::info!(job.id = %job.id, "job expired");
-                    jobs.registry.announce();
+                    jobs.registry.announce(job.id);
                     remove_files(jobs, job.id).await;
                 }
             }

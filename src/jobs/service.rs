@@ -84,7 +84,7 @@ impl Jobs {
         let jobs = Arc::new(Self {
             settings,
             store,
-            registry: Arc::new(Registry::new()),
+            registry: Arc::default(),
             account,
             clock,
             interrupted: Mutex::new(interrupted.into()),
@@ -156,7 +156,7 @@ impl Jobs {
         }
         drop(one_at_a_time);
         tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
-        self.registry.announce();
+        self.registry.announce(job.id);
         self.wake_runner.notify_one();
         Ok(job)
     }
@@ -227,7 +227,7 @@ impl Jobs {
             };
             if is_written {
                 tracing::info!(job.id = %id, "cancelling");
-                self.registry.announce();
+                self.registry.announce(id);
                 return self.get(id).await;
             }
         }
@@ -274,7 +274,7 @@ impl Jobs {
             (job.finished_at, job.expires_at) = (None, None);
             job.progress.percent = None;
             if self.store.replace(&read, &job).await? {
-                self.registry.announce();
+                self.registry.announce(id);
                 self.wake_runner.notify_one();
                 return Ok(job);
             }
@@ -316,7 +316,7 @@ impl Jobs {
         }
         // The record is gone first: a record without files would be a lie.
         tracing::info!(job.id = %id, "job deleted");
-        self.registry.announce();
+        self.registry.announce(id);
         self.remove_files(id).await.map_err(JobsError::FilesLeft)
     }
 
