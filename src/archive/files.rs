@@ -3,7 +3,7 @@
 use std::iter;
 
 use super::layout;
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo, SessionState};
 use super::scratch::Keys;
 use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
@@ -11,7 +11,7 @@ use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 #[derive(Debug)]
 pub struct WholeSession {
     zoom_id: String,
-    not_found: bool,
+    state: SessionState,
     info: SessionInfo,
     /// What its files are named by.
     pub key: String,
@@ -65,8 +65,8 @@ impl WholeSession {
         });
         let name = layout::session_entry(&key, &info.name);
         let files = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
-        let SessionRow { zoom_id, not_found, .. } = row;
-        Self { zoom_id, not_found, info, key, files, frame, pages }
+        let SessionRow { zoom_id, not_found, incomplete, .. } = row;
+        Self { zoom_id, state: SessionState { not_found, incomplete }, info, key, files, frame, pages }
     }
 
     /// What such a file of it consists of, from the first byte to the last.
@@ -101,8 +101,8 @@ impl WholeSession {
     pub fn line(&self) -> String {
         let mut names: Vec<&str> = self.files.iter().map(|file| &file.name[..]).collect();
         names.sort_unstable();
-        let Self { zoom_id, not_found, key, info, .. } = self;
-        render::session_line(zoom_id, key, info, &names, totals(&self.pages), *not_found)
+        let Self { zoom_id, state, key, info, .. } = self;
+        render::session_line(zoom_id, key, info, &names, totals(&self.pages), *state)
     }
 }
 

@@ -115,11 +115,11 @@ pub fn session_line(
     info: &SessionInfo,
     files: &[&str],
     totals: [u64; 3],
-    not_found: bool,
+    state: SessionState,
 ) -> String {
     let [messages, edited_messages, deleted_messages] = totals;
     let counts = ItemCounts { messages, edited_messages, deleted_messages };
-    let line = SessionLine { id, info, key, files, counts, not_found };
+    let line = SessionLine { id, info, key, files, counts, state };
     serde_json::to_string(&line).expect("a line is plain data")
 }
 
@@ -131,7 +131,16 @@ struct SessionLine<'a> {
     key: &'a str,
     files: &'a [&'a str],
     counts: ItemCounts,
-    not_found: bool,
+    #[serde(flatten)]
+    state: SessionState,
+}
+
+/// What the counts do not tell.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SessionState {
+    pub not_found: bool,
+    /// Some of its days are among the failures.
+    pub incomplete: bool,
 }
 
 #[derive(Serialize)]

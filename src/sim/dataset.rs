@@ -255,11 +255,14 @@ impl Dataset {
             }
             out.push_str("\"]");
         }
-        out.push_str(if noise.with(7).one_in(15) {
-            ",\"status\":\"deleted\""
-        } else {
-            ",\"status\":\"active\""
-        });
+        // The description has it of groups alone.
+        if shape.group {
+            out.push_str(if noise.with(7).one_in(15) {
+                ",\"status\":\"deleted\""
+            } else {
+                ",\"status\":\"active\""
+            });
+        }
         if !noise.with(8).one_in(4) {
             out.push_str(",\"has_external_member\":");
             out.push_str(if noise.with(9).one_in(5) { "true" } else { "false" });

@@ -132,7 +132,9 @@ fn push_attachments(out: &mut String, noise: Noise) {
 }
 
 fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: ItemOptions) {
-    if options.reactions && noise.with(50).one_in(4) {
+    // The description has reactions on all but edited messages, and bot_message on messages alone.
+    let may_react = item.kind != ItemKind::Edited;
+    if options.reactions && may_react && noise.with(50).one_in(4) {
         out.push_str(",\"reactions\":[");
         for reaction in 0..=noise.with(51).below(2) {
             if reaction > 0 {
@@ -144,7 +146,7 @@ fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: ItemO
         }
         out.push(']');
     }
-    if options.custom_emoji_reactions && noise.with(54).one_in(15) {
+    if options.custom_emoji_reactions && may_react && noise.with(54).one_in(15) {
         out.push_str(",\"custom_emoji_reactions\":[{\"custom_emoji_name\":\"party_");
         push_number(out, noise.with(55).below(9));
         out.push_str("\",\"custom_emoji_file_id\":\"");
@@ -152,7 +154,6 @@ fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: ItemO
         push_reactors(out, item, noise.with(57));
         out.push(']');
     }
-    // The description has bot_message on messages alone.
     if options.bot_messages && item.kind == ItemKind::Message && noise.with(58).one_in(25) {
         out.push_str(",\"bot_message\":{\"is_markdown_support\":true,\"source\":\"");
         out.push_str(noise.with(59).pick(&["CCCC", "jira", "build"]));

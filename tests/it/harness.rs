@@ -366,10 +366,14 @@ pub fn assert_whole(
         ["SHA256SUMS", "extraction_summary.json", "failures.json", "sessions_summary.json"]
             .map(|name| format!("_metadata/{name}"))
             .into();
+    let failures = archive.json("_metadata/failures.json");
+    let failures = failures.as_array().unwrap();
     let mut totals = [0; 3];
     for index in data.sessions_listed(from, to).filter(|index| !missing.unlisted.contains(index)) {
         let session = data.session(index);
         let line = by_id.remove(session.id.as_str()).unwrap_or_else(|| panic!("session {index} is missing"));
+        let has_failed = failures.iter().any(|failure| failure["session_id"] == session.id.as_str());
+        assert_eq!(line["incomplete"], has_failed, "{line}");
         let key = line["key"].as_str().unwrap();
         let mut truth: [Vec<String>; 3] = Default::default();
         if !missing.empty.contains(&index) {
