@@ -211,24 +211,38 @@ impl JobStore {
 
     /// Newest first, and fewer than asked for where they are large. Records that cannot be read are left out, and hide no others.
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, StoreError> {
-        let mut rows = sqlx::query(
-            "SELECT id, number, job, length(job) AS size FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
+        let (state, before) = (filter.state.map(JobState::as_str), filter.before.unwrap_or(i64::MAX));
+        // One more than asked for tells whether there are more.
+        let sizes: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT number, octet_length(job) FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
+             ORDER BY number DESC LIMIT ?3",
+        )
+        .bind(state)
+        .bind(before)
+        .bind(filter.limit as i64 + 1)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut listed = 0;
+        let has_room = |(_, size): &&(i64, i64)| {
+            let before = listed;
+            listed += size;
+            before <= MOST_LISTED
+        };
+        let page = sizes.iter().take(filter.limit).take_while(has_room).count();
+        let Some((last, _)) = sizes[..page].last() else {
+            return Ok(Listed { jobs: Vec::new(), next: None });
+        };
+        let rows = sqlx::query(
+            "SELECT id, job FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2 AND number >= ?3
              ORDER BY number DESC",
         )
-        .bind(filter.state.map(JobState::as_str))
-        .bind(filter.before.unwrap_or(i64::MAX))
-        .fetch(&self.pool);
-        let (mut jobs, mut taken, mut size, mut last) = (Vec::new(), 0, 0, None);
-        while let Some(row) = rows.try_next().await? {
-            // This one is for the next page.
-            if taken == filter.limit || size > MOST_LISTED {
-                return Ok(Listed { jobs, next: last });
-            }
-            jobs.extend(readable(&row));
-            (taken, last) = (taken + 1, Some(row.try_get("number")?));
-            size += row.try_get::<i64, _>("size")?;
-        }
-        Ok(Listed { jobs, next: None })
+        .bind(state)
+        .bind(before)
+        .bind(last)
+        .fetch_all(&self.pool)
+        .await?;
+        let next = (page < sizes.len()).then_some(*last);
+        Ok(Listed { jobs: rows.iter().filter_map(readable).collect(), next })
     }
 
     /// The ids of jobs that have files, or may have some.
