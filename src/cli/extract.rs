@@ -201,12 +201,13 @@ fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
-/// A bar on a terminal, a line every ten seconds elsewhere, and every ten minutes while nothing happens.
+/// A bar on a terminal, a line every ten seconds elsewhere, and every ten minutes while the same wait lasts.
 struct Reporter {
     clock: SharedClock,
     bar: Option<ProgressBar>,
     last_line: Duration,
-    was_waiting: bool,
+    /// Why it waited when the last line was printed.
+    told: Option<String>,
 }
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -220,17 +221,19 @@ impl Reporter {
             bar.set_style(style.expect("the template is well formed"));
             bar
         });
-        Self { last_line: clock.elapsed(), clock, bar, was_waiting: false }
+        Self { last_line: clock.elapsed(), clock, bar, told: None }
     }
 
     fn show(&mut self, snapshot: &Snapshot) {
-        let (text, now, is_waiting) = (line(snapshot), self.clock.elapsed(), snapshot.waiting.is_some());
-        let every = if is_waiting && self.was_waiting { WAITING_LINE_EVERY } else { LINE_EVERY };
+        let (text, now) = (line(snapshot), self.clock.elapsed());
+        let reason = snapshot.waiting.as_ref().map(|waiting| waiting.reason.clone());
+        let is_told = reason.is_some() && reason == self.told;
+        let every = if is_told { WAITING_LINE_EVERY } else { LINE_EVERY };
         if let Some(bar) = &self.bar {
             bar.set_position((snapshot.percent.unwrap_or(0.0) * 10.0) as u64);
             bar.set_message(text);
         } else if now.saturating_sub(self.last_line) >= every {
-            (self.last_line, self.was_waiting) = (now, is_waiting);
+            (self.last_line, self.told) = (now, reason);
             let percent = snapshot.percent.unwrap_or(0.0);
             remark(format_args!("{:.0}  {percent:.1} %  {text}", self.clock.now()));
         }

@@ -183,7 +183,7 @@ impl ZoomArgs {
         ] {
             if value.is_empty() {
                 errors.push(format!(
-                    "{name} is not set; see the app's page \"App Credentials\" in the Zoom App Marketplace"
+                    "{name} is not set, or empty; see the app's page \"App Credentials\" in the Zoom App Marketplace"
                 ));
             }
         }

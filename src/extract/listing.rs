@@ -157,14 +157,14 @@ async fn follow(
         let call = Call::ListSessions { days, page_token: pass.token.clone() };
         let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
-                pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
-                continue;
-            }
-            Err(Ended::Failed(failure))
+            Err(Ended::Restart(failure) | Ended::Failed(failure))
                 if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
             {
                 return Ok(Ok(()));
+            }
+            Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
+                pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
+                continue;
             }
             // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
             Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {

@@ -213,14 +213,14 @@ impl<'a> Following<'a> {
         let effort = run_effort(self.urgent);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
-                self.restart();
-                return Ok(Step::More);
-            }
-            Err(Ended::Failed(failure))
+            Err(Ended::Restart(failure) | Ended::Failed(failure))
                 if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
             {
                 return Ok(Step::LeftReach);
+            }
+            Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
+                self.restart();
+                return Ok(Step::More);
             }
             Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
         };

@@ -131,7 +131,7 @@ pub(super) struct JobPage {
 
 /// List jobs
 ///
-/// Newest first, a page at a time.
+/// Newest first, a page at a time. A page may hold fewer than asked for, or none: only a null `next_cursor` is the end.
 #[utoipa::path(
     get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs", params(ListQuery),
     responses(

@@ -140,11 +140,11 @@ impl Jobs {
         if !self.has_its_files() {
             return Err(JobsError::DataDirectoryGone);
         }
+        let one_at_a_time = self.queueing.lock().await;
         // A repeated request is answered even when no new one would be taken.
         if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
             return Ok(job);
         }
-        let one_at_a_time = self.queueing.lock().await;
         let queued = self.store.count(JobState::Queued).await?;
         if queued >= self.settings.max_queued as u64 {
             return Err(JobsError::QueueFull { queued });

@@ -101,7 +101,7 @@ impl Tokens {
         }
     }
 
-    /// The current token, or a new one; or why there is none, if somebody has found out since this caller began to wait.
+    /// The current token, or a new one; or why there is none, if somebody has just found out while this caller waited.
     pub async fn get(&self, waits_since: Duration) -> Result<Token, Outcome> {
         if let Some(token) = self.current() {
             return Ok(token);
@@ -111,10 +111,11 @@ impl Tokens {
             return Ok(token);
         }
         if let Some((failed_at, outcome)) = self.with(|state| state.failed.clone()) {
-            if failed_at > waits_since {
+            let pause = (failed_at + PAUSE).saturating_sub(self.clock.elapsed());
+            if failed_at > waits_since && !pause.is_zero() {
                 return Err(outcome);
             }
-            self.clock.sleep((failed_at + PAUSE).saturating_sub(self.clock.elapsed())).await;
+            self.clock.sleep(pause).await;
         }
         let asked_at = self.clock.elapsed();
         match self.ask().await {
@@ -207,7 +208,8 @@ fn of_the_token_endpoint(outcome: Outcome, was_given_one: bool) -> Outcome {
         400..500 if !refusal.message.is_empty() => true,
         // A proxy's or a firewall's.
         403 | 407 => false,
-        _ => !was_given_one,
+        400..500 => !was_given_one,
+        _ => false,
     };
     match outcome {
         Outcome::Refused(refusal) if is_of_credentials(&refusal) => Outcome::NoToken(refusal),

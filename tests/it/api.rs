@@ -415,6 +415,29 @@ async fn keys_are_asked_for_where_they_must_be() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_request_many_times_at_once_takes_one_place_in_the_queue() {
+    let sim = SimSettings { latency: Duration::from_millis(300), ..account() };
+    let world = World::with(sim, |settings| {
+        (settings.jobs.max_running, settings.jobs.max_queued) = (1, 1);
+    })
+    .await;
+    let first = world.submit(&world.everything()).await;
+    world.wait_until(&first, |job| job["state"] == "running").await;
+    let body = world.everything();
+    let calls = (0..8).map(|_| {
+        let call = world.client.post(world.url("/v1/jobs")).header("idempotency-key", "once");
+        call.json(&body).send()
+    });
+    let mut ids = BTreeSet::new();
+    for answer in futures_util::future::join_all(calls).await {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 202);
+        ids.insert(answer.headers()["location"].to_str().unwrap().to_owned());
+    }
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
     let world = World::with(SimSettings { latency: Duration::from_millis(200), ..account() }, |settings| {
         settings.jobs.max_running = 1;

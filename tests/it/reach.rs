@@ -163,7 +163,7 @@ async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_
     let (lost, session) = (data.first_day(), data.session(0));
     let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
     world.sim.script(fault(Match::ListTouching(lost), 0, u32::MAX, FaultAnswer::ReplaceBody(renamed)));
-    let later = FaultAnswer::Delay(Duration::from_secs(1));
+    let later = FaultAnswer::Delay(Duration::from_secs(3));
     world.sim.script(fault(Match::ListTouching(data.last_day()), 0, u32::MAX, later));
     let mut body = world.everything();
     body["sessions"] = json!({ "name_contains": session.name });
