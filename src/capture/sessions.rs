@@ -303,7 +303,6 @@ struct ReadRange<'a> {
 impl From<ReadSession<'_>> for PlacedSession {
     fn from(ReadSession { settled, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
         let not_found = !units.is_empty() && units.iter().all(|unit| unit.state == "not_found");
-        let incomplete = units.iter().any(|unit| unit.state == "failed");
         units.sort_by_key(|unit| unit.window);
         let listed_in = units.iter().filter(|unit| unit.listed != 0).map(|unit| unit.window).collect();
         let ranges = units.into_iter().flat_map(|ReadUnit { window, mut ranges, .. }| {
@@ -316,7 +315,7 @@ impl From<ReadSession<'_>> for PlacedSession {
         });
         let ranges = ranges.collect();
         Self {
-            row: SessionRow { id, zoom_id, info, not_found, incomplete },
+            row: SessionRow { id, zoom_id, info, not_found, incomplete: settled == Place::INCOMPLETE },
             place: Place { settled, session: id },
             ranges,
             listed_in,

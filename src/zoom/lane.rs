@@ -188,13 +188,7 @@ impl Lane {
             }
             self.heed(&decision, generation, now);
             match decision {
-                Decision::Fail(kind) => {
-                    if let (FailureKind::MissingScopes, Some(generation)) = (kind, generation) {
-                        // The next token will have scopes that are added meanwhile.
-                        account.tokens.give_up(generation);
-                    }
-                    return Err(Ended::Failed(outcome.into_failure(kind, attempt)));
-                }
+                Decision::Fail(kind) => return Err(Ended::Failed(outcome.into_failure(kind, attempt))),
                 Decision::Restart => {
                     return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
                 }
@@ -235,7 +229,10 @@ impl Lane {
     fn heed(&self, decision: &Decision, generation: Option<u64>, now: Timestamp) {
         match (decision, generation) {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
-            (Decision::Renew { .. }, Some(generation)) => self.account.tokens.give_up(generation),
+            // The next token will have scopes that are added meanwhile.
+            (Decision::Renew { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
+                self.account.tokens.give_up(generation);
+            }
             _ => {}
         }
     }
