@@ -1,7 +1,7 @@
 //! One job at a time, on accounts of all kinds; several beside each other; killed; beside another app of the account.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use zoom_chat_reports::archive::{AssembleInput, Begun, Target, assemble};
+use zoom_chat_reports::archive::{AssembleInput, Begun, Form, assemble};
 use zoom_chat_reports::clock::Clock;
 
 use crate::floor;
@@ -25,15 +25,16 @@ pub async fn unpaced(profile: Profile) -> Value {
     let clock = run.service.clock.clone();
     let directory = run.directory();
     let raw = run.job["progress"]["bytes_received"].as_f64().unwrap();
-    let archive = directory.join("archive.zip");
+    let archive = archive_in(&directory);
     let started = clock.elapsed();
     copy_synced(&archive, &directory.join("copy"));
     let copied = (clock.elapsed() - started).as_secs_f64();
     std::fs::remove_file(directory.join("copy")).unwrap();
-    let target = Target::Zip(directory.join("again.zip"));
-    let input = AssembleInput { directory, target, cancel: CancellationToken::new() };
+    let again = directory.join("again.zip");
+    let input = AssembleInput { directory, form: Form::Zip, cancel: CancellationToken::new() };
     let started = clock.elapsed();
-    let made = assemble(Begun::nothing(input)).await.unwrap().publish(|_| None).await.unwrap().unwrap();
+    let made =
+        assemble(Begun::nothing(input)).await.unwrap().publish(again, |_| None).await.unwrap().unwrap();
     let assembled = (clock.elapsed() - started).as_secs_f64();
     let floor = raw / 1e6 * floor::seconds_for_a_megabyte(run.simulator.profile.text_scale);
     let cpu = run.service.cpu_seconds();
@@ -43,6 +44,12 @@ pub async fn unpaced(profile: Profile) -> Value {
     all["assembly_over_copy"] = json!(round(assembled / copied));
     all["archive_mb"] = json!(round(made.size as f64 / 1e6));
     all
+}
+
+/// The archive in a job's directory.
+fn archive_in(directory: &Path) -> PathBuf {
+    let mut files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|extension| extension == "zip")).unwrap()
 }
 
 fn copy_synced(from: &Path, to: &Path) {
@@ -135,7 +142,7 @@ pub async fn kills() -> Value {
         }
         let (job, _) = service.finished(&id).await;
         assert_eq!(job["state"], "completed");
-        archives.push(std::fs::read(data.path().join("jobs").join(&id).join("archive.zip")).unwrap());
+        archives.push(std::fs::read(archive_in(&data.path().join("jobs").join(&id))).unwrap());
         drop(service);
         sent.push(simulator.stop()["requests"].as_f64().unwrap());
     }

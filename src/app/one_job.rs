@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::published::{Published, put_in_place};
 use super::{AppError, LOCK, lock};
 use crate::archive::{
-    ArchiveError, ArchiveFile, AssembleInput, FOLDERS, FailureLine, Target, alongside, assemble,
-    failures_page,
+    ArchiveError, ArchiveFile, AssembleInput, FOLDERS, FailureLine, Form, alongside, assemble, failures_page,
 };
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
@@ -70,7 +69,7 @@ impl Output {
     }
 
     /// Where what stands in a place goes when it is kept and something else is put there.
-    fn kept_as(&self, place: &Path) -> PathBuf {
+    pub(super) fn kept_as(&self, place: &Path) -> PathBuf {
         free_name(|suffix| match (self, place.file_name()) {
             (Self::Directory(_), Some(folder)) => self.before(suffix).join(folder),
             _ => self.before(suffix),
@@ -204,13 +203,11 @@ impl OneJob {
             cancel: cancel.clone(),
             all_listed: CancellationToken::new(),
         };
-        let target = match &self.output {
-            Output::Directory(target) => {
-                Target::Directory { target: target.clone(), staging: self.directory.join("output") }
-            }
-            Output::Zip(target) => Target::Zip(target.clone()),
+        let form = match &self.output {
+            Output::Directory(_) => Form::Directory,
+            Output::Zip(_) => Form::Zip,
         };
-        let input = AssembleInput { directory: self.directory.clone(), target, cancel };
+        let input = AssembleInput { directory: self.directory.clone(), form, cancel };
         let (outcome, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
             let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
@@ -227,9 +224,8 @@ impl OneJob {
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
-        let (output, archive) = (self.output.clone(), assembled.archive.clone());
-        let kept_as = move |place: &Path| output.kept_as(place);
-        put_in_place(assembled, self.request.clone(), outcome.extent, &self.directory, kept_as).await?;
+        let archive = assembled.archive.clone();
+        put_in_place(assembled, self.request.clone(), outcome.extent, self.output.clone()).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         let mut kept = self.output.kept();
         let mut left = None;

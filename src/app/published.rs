@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
 
+use super::one_job::Output;
 use crate::archive::{ArchiveError, Assembled};
 use crate::extract::{Extent, ExtractRequest};
 use crate::files::{blocking, unless_absent};
@@ -99,14 +100,14 @@ impl Published {
     }
 }
 
-/// Puts what was made of a capture into its place. `kept_as` names what something there is called from then on, if it is kept.
+/// Puts what was made of a capture into its place.
 pub(super) async fn put_in_place(
     assembled: Assembled,
     request: ExtractRequest,
     extent: Extent,
-    directory: &Path,
-    kept_as: impl Fn(&Path) -> PathBuf + Send + 'static,
+    output: Output,
 ) -> Result<(), ArchiveError> {
+    let directory = &output.working_directory();
     let items = assembled.items();
     let identities = move || items.iter().map(|item| Identity::of(item)).collect::<io::Result<_>>();
     let items = blocking(identities).await?;
@@ -115,7 +116,8 @@ pub(super) async fn put_in_place(
     let made = before.into_iter().chain([new.clone()]).collect();
     let either = Published { request: request.clone(), made };
     either.leave(directory)?;
-    let keep = move |path: &Path| (!either.may_be_replaced(path, &extent)).then(|| kept_as(path));
-    assembled.publish(keep).await?;
+    let target = output.path().to_owned();
+    let keep = move |path: &Path| (!either.may_be_replaced(path, &extent)).then(|| output.kept_as(path));
+    assembled.publish(target, keep).await?;
     Ok(Published { request, made: vec![new] }.leave(directory)?)
 }

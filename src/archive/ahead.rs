@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::Target;
+use super::Form;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
@@ -40,7 +40,7 @@ pub async fn alongside<T>(
     all_listed: Option<CancellationToken>,
     clock: &SharedClock,
 ) -> (T, Begun) {
-    let Some(all_listed) = all_listed.filter(|_| matches!(input.target, Target::Zip(_))) else {
+    let Some(all_listed) = all_listed.filter(|_| input.form == Form::Zip) else {
         return (fetching.await, Begun::nothing(input));
     };
     let fetched = CancellationToken::new();
@@ -111,9 +111,9 @@ mod tests {
         (directory, writer)
     }
 
-    fn input(directory: &Path, name: &str) -> AssembleInput {
-        let target = Target::Zip(directory.join(name));
-        AssembleInput { directory: directory.to_owned(), target, cancel: CancellationToken::new() }
+    fn input(directory: &Path) -> AssembleInput {
+        let cancel = CancellationToken::new();
+        AssembleInput { directory: directory.to_owned(), form: Form::Zip, cancel }
     }
 
     /// How a range ends: with items, with none, or not well.
@@ -151,8 +151,7 @@ mod tests {
 
     async fn early_and_late_are_the_same(run: Vec<(i64, End, bool)>) -> (bool, bool) {
         let (directory, writer) = capture().await;
-        let input = |name| input(directory.path(), name);
-        let begun = input("early.zip");
+        let begun = input(directory.path());
         let mut early = on_own_thread(move |runtime| Assembly::begin(begun, runtime)).await.unwrap();
         for (range, end, looked) in run {
             writer.commit(end_of(range, end)).await.unwrap();
@@ -162,8 +161,9 @@ mod tests {
             }
         }
         let begun_early = early.missing() < SESSIONS as u64;
-        let made = assemble(Begun { input: input("early.zip"), assembly: Some(early) }).await.unwrap();
-        let again = assemble(Begun::nothing(input("late.zip"))).await.unwrap();
+        let made = Begun { input: input(directory.path()), assembly: Some(early) };
+        let made = assemble(made).await.unwrap();
+        let again = assemble(Begun::nothing(input(directory.path()))).await.unwrap();
         writer.close().await;
         (made.archive == again.archive, begun_early)
     }
@@ -187,7 +187,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_is_begun_before_all_is_listed() {
         let (directory, writer) = capture().await;
-        let input = input(directory.path(), "archive.zip");
+        let input = input(directory.path());
         let clock = crate::clock::SystemClock::shared();
         for all_listed in [None, Some(CancellationToken::new())] {
             let (ended, begun) = alongside(async { 7 }, input.clone(), all_listed, &clock).await;

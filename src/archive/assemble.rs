@@ -17,7 +17,7 @@ use super::hash::{self, Hashing, Sha256Digest};
 use super::lines::{Lines, made_beside};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Keys, Names, Scratch};
-use super::sink::{self, Assembled, Sink, Target, Text};
+use super::sink::{self, Assembled, Form, Sink, Text};
 use super::zip::Located;
 use super::{ArchiveError, check, copy, joined, layout};
 use crate::capture::{Location, Place, RangeId, Reader, SEPARATOR, Stored, WindowTotals};
@@ -39,7 +39,7 @@ const ROOM_FOR_A_SESSION: u64 = 3 << 10;
 pub struct AssembleInput {
     /// The job's directory: the capture is in it, and temporary files are made in it.
     pub directory: PathBuf,
-    pub target: Target,
+    pub form: Form,
     pub cancel: CancellationToken,
 }
 
@@ -124,7 +124,7 @@ impl Assembly {
             }
         }
         let (keys, scratch) = names.settle()?;
-        let sink = sink::open(&input.directory, input.target.clone(), facts.started())?;
+        let sink = sink::open(&input.directory, input.form, facts.started())?;
         let (last, totals) = (Place::default(), WindowTotals::default());
         Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
     }
@@ -150,9 +150,9 @@ impl Assembly {
     }
 
     fn check_room(&mut self, beside: u64) -> Result<(), ArchiveError> {
-        let to_copy = match self.input.target {
-            Target::Zip(_) => self.reader.segments().size()?.saturating_sub(self.copied),
-            Target::Directory { .. } => self.runtime.block_on(self.reader.raw_bytes())?,
+        let to_copy = match self.input.form {
+            Form::Zip => self.reader.segments().size()?.saturating_sub(self.copied),
+            Form::Directory => self.runtime.block_on(self.reader.raw_bytes())?,
         };
         let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
         let free = free_space(&File::open(&self.input.directory)?)?;

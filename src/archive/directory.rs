@@ -23,7 +23,6 @@ pub struct DirectorySink {
     staging: Staging,
     /// Opened before anything is written: a sync tells of what has gone wrong since.
     disk: File,
-    target: PathBuf,
 }
 
 /// A directory that does not stay.
@@ -38,15 +37,15 @@ impl Drop for Staging {
 }
 
 impl DirectorySink {
-    /// Starts an empty staging directory for what will be in `target`.
-    pub fn new(target: PathBuf, staging: PathBuf) -> Result<Self, ArchiveError> {
+    /// Starts an empty staging directory.
+    pub fn new(staging: PathBuf) -> Result<Self, ArchiveError> {
         unless_absent(fs::remove_dir_all(&staging))?;
         for folder in FOLDERS {
             // Chats are for their owner only, whatever the directory is that they end in.
             fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
         }
         let disk = File::open(&staging)?;
-        Ok(Self { staging: Staging(staging), disk, target })
+        Ok(Self { staging: Staging(staging), disk })
     }
 }
 
@@ -70,8 +69,8 @@ impl Whole for DirectorySink {
     }
 
     /// Moves the finished tree into its place.
-    fn publish(self: Box<Self>, keep: &Keep<'_>) -> std::io::Result<()> {
-        let Self { staging: Staging(staging), target, .. } = &*self;
+    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> std::io::Result<()> {
+        let Staging(staging) = &self.staging;
         // What is replaced goes there before it is removed.
         let old = staging.with_extension("old");
         // If one was cut short.
@@ -158,15 +157,15 @@ mod tests {
             fs::write(target.join(folder).join("old"), "old").unwrap();
         }
         for missing in FOLDERS {
-            let sink = DirectorySink::new(target.clone(), home.path().join("staging")).unwrap();
+            let sink = DirectorySink::new(home.path().join("staging")).unwrap();
             fs::remove_dir(sink.staging.0.join(missing)).unwrap();
             let keep = |place: &Path| place.ends_with("messages").then(|| kept.clone());
-            Box::new(sink).publish(&keep).unwrap_err();
+            Box::new(sink).publish(&target, &keep).unwrap_err();
             assert!(FOLDERS.iter().all(|folder| target.join(folder).join("old").exists()), "{missing}");
             assert!(!kept.exists());
         }
-        let sink = DirectorySink::new(target.clone(), home.path().join("staging")).unwrap();
-        Box::new(sink).publish(&|_: &Path| None).unwrap();
+        let sink = DirectorySink::new(home.path().join("staging")).unwrap();
+        Box::new(sink).publish(&target, &|_: &Path| None).unwrap();
         assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
     }
 
@@ -189,9 +188,9 @@ mod tests {
             for (from, to) in away.chain(there).take(moves) {
                 fs::rename(from, to).unwrap();
             }
-            let sink = DirectorySink::new(target.clone(), staging.clone()).unwrap();
+            let sink = DirectorySink::new(staging.clone()).unwrap();
             fs::remove_dir(staging.join("sessions")).unwrap();
-            Box::new(sink).publish(&|_: &Path| None).unwrap_err();
+            Box::new(sink).publish(&target, &|_: &Path| None).unwrap_err();
             let read = |folder: &str| fs::read_to_string(target.join(folder).join("it")).ok();
             let [told, messages, sessions] = FOLDERS.map(read);
             let is_of_another = told.is_some() && (told != messages || told != sessions);

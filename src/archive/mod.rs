@@ -28,7 +28,7 @@ pub use assemble::{AssembleInput, assemble};
 pub use directory::FOLDERS;
 pub use hash::sha256_of;
 pub use render::{FailureLine, failures_page};
-pub use sink::{Assembled, TEMPORARY, Target};
+pub use sink::{Assembled, Form, TEMPORARY};
 
 use tokio_util::sync::CancellationToken;
 

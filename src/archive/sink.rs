@@ -13,16 +13,18 @@ use super::zip::{Located, ZipSink};
 use super::{ArchiveError, ArchiveFile};
 use crate::files::blocking;
 
-/// A zip in a job's directory that is not whole yet.
+/// A zip in a job's directory that is not published yet.
 pub const TEMPORARY: &str = "archive.zip.tmp";
+/// The same of a directory.
+const STAGING: &str = "output";
 
-/// What an archive becomes.
-#[derive(Debug, Clone)]
-pub enum Target {
-    /// This file; until it is whole it is [`TEMPORARY`] in the job's directory.
-    Zip(PathBuf),
-    /// These folders in this directory; until they are whole they are in `staging`.
-    Directory { target: PathBuf, staging: PathBuf },
+/// What an archive becomes. Until it is published it is in the job's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One file.
+    Zip,
+    /// Folders with a file for each entry.
+    Directory,
 }
 
 pub trait Sink: Debug + Send {
@@ -47,13 +49,15 @@ impl Assembled {
         self.whole.items()
     }
 
-    /// Puts it into its place. What stands there goes where `keep` says, on the same disk, or if that says nothing is replaced.
+    /// Makes it the file `target`, or the folders in it, on the same disk. What stands there goes where `keep` says, or if that
+    /// says nothing is replaced.
     pub async fn publish(
         self,
+        target: PathBuf,
         keep: impl Fn(&Path) -> Option<PathBuf> + Send + 'static,
     ) -> Result<Option<ArchiveFile>, ArchiveError> {
         let Self { archive, whole } = self;
-        blocking(move || whole.publish(&keep)).await?;
+        blocking(move || whole.publish(&target, &keep)).await?;
         Ok(archive)
     }
 }
@@ -65,7 +69,7 @@ pub type Keep<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
 pub trait Whole: Debug + Send {
     fn items(&self) -> Vec<PathBuf>;
 
-    fn publish(self: Box<Self>, keep: &Keep<'_>) -> io::Result<()>;
+    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> io::Result<()>;
 }
 
 /// Writes what is in an entry.
@@ -83,11 +87,9 @@ pub trait Entry: Text {
 }
 
 /// Every entry of a zip carries the time `modified`.
-pub fn open(directory: &Path, target: Target, modified: Timestamp) -> Result<Box<dyn Sink>, ArchiveError> {
-    Ok(match target {
-        Target::Zip(target) => {
-            Box::new(ZipSink::new(WriteBehind::create(directory.join(TEMPORARY), target)?, modified))
-        }
-        Target::Directory { target, staging } => Box::new(DirectorySink::new(target, staging)?),
+pub fn open(directory: &Path, form: Form, modified: Timestamp) -> Result<Box<dyn Sink>, ArchiveError> {
+    Ok(match form {
+        Form::Zip => Box::new(ZipSink::new(WriteBehind::create(directory.join(TEMPORARY))?, modified)),
+        Form::Directory => Box::new(DirectorySink::new(directory.join(STAGING))?),
     })
 }

@@ -23,15 +23,11 @@ pub struct WriteBehind {
     /// The system tells of a failed sync once, so what this one came to must be looked at.
     syncing: JoinHandle<io::Result<()>>,
     temporary: Temporary,
-    target: PathBuf,
 }
 
 /// A file that is whole.
 #[derive(Debug)]
-pub struct WholeFile {
-    temporary: Temporary,
-    target: PathBuf,
-}
+pub struct WholeFile(Temporary);
 
 /// A file that is removed unless it got another name.
 #[derive(Debug)]
@@ -45,8 +41,8 @@ impl Drop for Temporary {
 }
 
 impl WriteBehind {
-    /// Begins what will be the file `target`, as `temporary` on the same disk.
-    pub fn create(temporary: PathBuf, target: PathBuf) -> io::Result<Self> {
+    /// Begins a file that is removed unless it is published.
+    pub fn create(temporary: PathBuf) -> io::Result<Self> {
         let temporary = Temporary(temporary);
         // For nobody else to read.
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary.0)?;
@@ -54,7 +50,7 @@ impl WriteBehind {
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
         let syncing = std::thread::spawn(move || woken.iter().try_for_each(|()| same.sync_data()));
-        Ok(Self { file, unsynced: 0, wake, syncing, temporary, target })
+        Ok(Self { file, unsynced: 0, wake, syncing, temporary })
     }
 
     /// When it returns everything written is on the disk.
@@ -62,22 +58,22 @@ impl WriteBehind {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
         self.file.sync_all()?;
-        Ok(WholeFile { temporary: self.temporary, target: self.target })
+        Ok(WholeFile(self.temporary))
     }
 }
 
 impl Whole for WholeFile {
     fn items(&self) -> Vec<PathBuf> {
-        vec![self.temporary.0.clone()]
+        vec![self.0.0.clone()]
     }
 
-    fn publish(self: Box<Self>, keep: &Keep<'_>) -> io::Result<()> {
-        let Self { temporary, target } = &*self;
+    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> io::Result<()> {
+        let Self(Temporary(temporary)) = &*self;
         let kept = if is_there(target) { keep(target) } else { None };
         if let Some(kept) = &kept {
             std::fs::rename(target, kept)?;
         }
-        if let Err(error) = std::fs::rename(&temporary.0, target) {
+        if let Err(error) = std::fs::rename(temporary, target) {
             // Best effort: better there than under another name.
             let _ = kept.map(|kept| std::fs::rename(kept, target));
             return Err(error);
@@ -120,7 +116,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [temporary, target] = ["temporary", "target"].map(|name| directory.path().join(name));
         let begun = |text: &[u8]| {
-            let mut file = WriteBehind::create(temporary.clone(), target.clone()).unwrap();
+            let mut file = WriteBehind::create(temporary.clone()).unwrap();
             file.write_all(text).unwrap();
             assert!(temporary.exists());
             file
@@ -131,7 +127,7 @@ mod tests {
         let kept = directory.path().join("kept");
         for (text, is_kept) in [("first", true), ("second", true), ("third", false)] {
             let keep = |_: &Path| is_kept.then(|| kept.clone());
-            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(&keep).unwrap();
+            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(&target, &keep).unwrap();
             assert!(!temporary.exists() && std::fs::read(&target).unwrap() == text.as_bytes());
         }
         assert_eq!(std::fs::read(&kept).unwrap(), b"first");

@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::model::JobId;
+use super::model::{Job, JobId};
 use crate::archive::{ArchiveError, ArchiveFile, sha256_of};
 use crate::extract::is_damaged_copy;
-use crate::files::{blocking, free_name, has_entry, is_unreadable, remove_but_last, unless_absent};
+use crate::files::{blocking, has_entry, is_unreadable, remove_but_last, unless_absent};
 
-/// The archive.
-pub const ARCHIVE_NAME: &str = "archive.zip";
-/// How the names of earlier archives begin that may hold more: what a damaged capture has lost may be out of Zoom's reach by now.
-const EARLIER_ARCHIVE: &str = "archive.before";
+/// How the names of archives begin. The rest tells them apart.
+const ARCHIVE: &str = "archive-";
 /// In the directory of a job that is being deleted.
 pub const DELETED: &str = "deleted";
 
@@ -75,9 +73,36 @@ pub async fn make(directory: &Path) -> io::Result<()> {
     blocking(make).await
 }
 
-/// Whether this archive is there. After a crash the file may be newer than its record, so sizes are compared.
+/// The name of an archive's file tells which it is: a new one does not take the place of one that a record tells of.
+pub fn archive_name(archive: &ArchiveFile) -> String {
+    format!("{ARCHIVE}{}.zip", archive.sha256.get(..16).unwrap_or(&archive.sha256))
+}
+
+/// Whether this archive is there, by its size.
 pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
-    fs::metadata(directory.join(ARCHIVE_NAME)).is_ok_and(|file| file.len() == archive.size)
+    fs::metadata(directory.join(archive_name(archive))).is_ok_and(|file| file.len() == archive.size)
+}
+
+/// The names of all archives that are there.
+pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        found.extend(entry?.file_name().into_string().ok().filter(|name| name.starts_with(ARCHIVE)));
+    }
+    Ok(found)
+}
+
+/// Removes the archives that a job's record does not tell of: earlier ones, and those of runs that were killed before they were
+/// written down.
+pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()> {
+    let directory = directory.to_owned();
+    let stay: Vec<_> = job.archive.iter().map(archive_name).chain(job.kept.iter().cloned()).collect();
+    // Of a large one it takes a while.
+    let remove = move || {
+        let mut others = archives(&directory)?.into_iter().filter(|name| !stay.contains(name));
+        others.try_for_each(|name| unless_absent(fs::remove_file(directory.join(name))))
+    };
+    blocking(remove).await
 }
 
 /// Whether an open file is this archive, byte for byte: that of a large one takes a while. What the disk cannot read is not.
@@ -98,15 +123,7 @@ pub async fn is_it(
     blocking(compare).await
 }
 
-/// A name for the archive that is there, when another is to take its place and may hold less.
-pub fn name_to_keep(directory: &Path) -> PathBuf {
-    let kept = free_name(|suffix| directory.join(format!("{EARLIER_ARCHIVE}{suffix}.zip")));
-    tracing::warn!(kept = %kept.display(), "the archive before may hold more, and is kept");
-    kept
-}
-
 /// Whether there is an archive, or what had been set aside of a damaged capture.
 pub fn holds_something(directory: &Path) -> io::Result<bool> {
-    let is_archive = |name: &str| name == ARCHIVE_NAME || name.starts_with(EARLIER_ARCHIVE);
-    has_entry(directory, |name| is_damaged_copy(name) || is_archive(&name.to_string_lossy()))
+    Ok(!archives(directory)?.is_empty() || has_entry(directory, is_damaged_copy)?)
 }

@@ -127,6 +127,9 @@ pub struct Job {
     /// What the archive was made of.
     #[serde(default)]
     pub archived: Extent,
+    /// Files of earlier archives that may hold what the archive does not.
+    #[serde(default)]
+    pub kept: Vec<String>,
     /// The user asked to stop it while it was running.
     pub cancel_requested: bool,
     /// What failed is to be tried again when it runs next.
@@ -150,6 +153,7 @@ impl Job {
             error: None,
             archive: None,
             archived: Extent::default(),
+            kept: Vec::new(),
             cancel_requested: false,
             retry_failed: false,
         }

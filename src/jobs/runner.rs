@@ -2,7 +2,6 @@
 //!
 //! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
 
-use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +12,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::directory::{self, ARCHIVE_NAME};
+use super::directory;
 use super::model::{Job, JobError, JobState};
 use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
 use super::trouble::{self, Stopped};
-use crate::archive::{self, ArchiveError, ArchiveFile};
+use crate::archive::{self, ArchiveError, ArchiveFile, Form};
 use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
 
 /// Figures are published this often: twice a second, as the API promises at most.
@@ -135,6 +134,11 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
         if write_down(&jobs, &claimed, &job).await {
             count_end(&job);
             log_end(&job, elapsed_ms);
+            if job.archive.is_some()
+                && let Err(error) = directory::remove_other_archives(&directory, &job).await
+            {
+                tracing::warn!(%error, "earlier archives could not be removed");
+            }
         }
     }
 }
@@ -157,13 +161,14 @@ async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
 }
 
 /// What is to be written down of a job that has ended.
-async fn settle(jobs: &Jobs, job: &mut Job, end: Result<(ArchiveFile, Outcome), Stopped>, directory: &Path) {
+async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, Stopped>, directory: &Path) {
     match end {
-        Ok((archive, Outcome { counts, extent, .. })) => {
+        Ok(Made { archive, kept, outcome: Outcome { counts, extent, .. } }) => {
             job.failures_total = counts.failures();
             let is_whole = job.failures_total == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
             job.archive = Some(archive);
+            job.kept = kept;
             job.archived = extent;
             job.progress.percent = Some(100.0);
         }
@@ -239,40 +244,34 @@ fn facts(job: &Job) -> Vec<(Meta, String)> {
     facts
 }
 
-/// Extracts and assembles. The archive that the job has stays beside the new one if it may hold what that does not.
-async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<(ArchiveFile, Outcome), Stopped> {
+/// What a run has brought.
+struct Made {
+    archive: ArchiveFile,
+    /// Files of earlier archives that may hold what this one does not.
+    kept: Vec<String>,
+    outcome: Outcome,
+}
+
+/// Extracts and assembles.
+async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, Stopped> {
     let directory = context.directory.clone();
     directory::make(&directory).await.map_err(|error| trouble::no_directory(&error))?;
-    let target = archive::Target::Zip(directory.join(ARCHIVE_NAME));
-    let input =
-        archive::AssembleInput { directory: directory.clone(), target, cancel: context.cancel.clone() };
     let cancel = context.cancel.clone();
+    let input = archive::AssembleInput { directory: directory.clone(), form: Form::Zip, cancel };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
     let (outcome, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
     let outcome = outcome?;
     let assembled = archive::assemble(begun).await?;
-    let made = assembled.archive.clone().expect("a zip has a size and a hash");
-    // Whatever the record says of the one that is there: it may be lost, or older than the file after a crash.
-    let is_kept =
-        !outcome.extent.covers(&job.archived) && !is_there_already(&directory, &made, cancel).await?;
-    if job.archive.is_some() {
-        // Until the record tells of the new one it tells of none: a crash may come between.
-        jobs.store.forget_archive(job.id).await?;
+    let archive = assembled.archive.clone().expect("a zip has a size and a hash");
+    let name = directory::archive_name(&archive);
+    let mut kept = job.kept.clone();
+    // What a damaged capture has lost may be out of Zoom's reach by now.
+    if !outcome.extent.covers(&job.archived) {
+        kept = directory::archives(&directory).map_err(ArchiveError::Io)?;
+        kept.retain(|earlier| *earlier != name);
+        tracing::warn!(?kept, "archives of before may hold more than the new one, and stay beside it");
     }
-    assembled.publish(move |_| is_kept.then(|| directory::name_to_keep(&directory))).await?;
-    Ok((made, outcome))
-}
-
-/// Whether this archive, byte for byte, is in the job's directory.
-async fn is_there_already(
-    directory: &Path,
-    archive: &ArchiveFile,
-    cancel: CancellationToken,
-) -> Result<bool, ArchiveError> {
-    // One that cannot be read is not replaced.
-    let Ok(there) = File::open(directory.join(ARCHIVE_NAME)) else { return Ok(false) };
-    match directory::is_it(there, archive.clone(), cancel).await {
-        Err(ArchiveError::Cancelled) => Err(ArchiveError::Cancelled),
-        compared => Ok(compared.unwrap_or(false)),
-    }
+    // What has this name has the same bytes, or should have. The record tells of the archive before until it tells of this one.
+    assembled.publish(directory.join(name), |_| None).await?;
+    Ok(Made { archive, kept, outcome })
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::directory::{self, ARCHIVE_NAME};
+use super::directory;
 use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
 use super::registry::{Follower, Registry};
@@ -386,7 +386,7 @@ impl Jobs {
                 return Err(JobsError::ArchiveGone);
             }
             let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
-            let path = self.directory(id).join(ARCHIVE_NAME);
+            let path = self.directory(id).join(directory::archive_name(&archive));
             let named = path.clone();
             let open = move || {
                 let file = File::open(path)?;
@@ -394,15 +394,13 @@ impl Jobs {
                 Ok::<_, std::io::Error>((file, size))
             };
             let opened = blocking(open).await;
-            // A record tells of an archive only while no other may be in its place: what it tells before and after, was opened.
-            if self.told(id).await?.archive.as_ref() != Some(&archive) {
-                continue;
-            }
             return match opened {
                 Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(std::io::Error::new(error.kind(), format!("{}: {error}", named.display())).into())
                 }
+                // It may have gone for another since.
+                _ if self.told(id).await?.archive.as_ref() != Some(&archive) => continue,
                 // It is being made again.
                 _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
                 _ => Err(JobsError::ArchiveLost),

@@ -301,15 +301,6 @@ impl JobStore {
         Ok(asked.rows_affected() == 1)
     }
 
-    /// A job has no archive any more, until it is told of another; whatever else is in its record stays.
-    pub async fn forget_archive(&self, id: JobId) -> Result<(), StoreError> {
-        sqlx::query("UPDATE jobs SET job = json_set(job, '$.archive', NULL) WHERE id = ?")
-            .bind(id.to_string())
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
-
     /// The pause that was in force when it was last written down; it may be over.
     pub async fn pause(&self) -> Result<Option<AccountPause>, StoreError> {
         let text: Option<String> =

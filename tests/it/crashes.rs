@@ -1,7 +1,7 @@
 //! Killed with SIGKILL in every phase of a job's life: archives are those of an undisturbed run, no job is stuck, no
 //! file is left behind. `KILLS=200 cargo test --test it crashes` makes an experiment of it.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::clock::Clock;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
-use crate::harness::{Archive, World, removed};
+use crate::harness::{Archive, World, archive_in, archives_in, removed};
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -69,8 +69,8 @@ impl Experiment {
         Duration::from_micros(self.turn * 7_919 % (most * 1_000))
     }
 
-    fn file(&self, id: &str, name: &str) -> std::path::PathBuf {
-        self.setup.data.join("jobs").join(id).join(name)
+    fn directory_of(&self, id: &str) -> PathBuf {
+        self.setup.data.join("jobs").join(id)
     }
 
     /// Kills the service in a phase of a new job; returns the job.
@@ -108,11 +108,14 @@ impl Experiment {
                 drop(service);
                 // Without a limit nothing is assembled before everything is there.
                 let service = self.setup.clone().with("ZOOM_RATE_LIMIT", "0").spawn();
-                self.appears(&service, &self.file(&id, "archive.zip.tmp"), 60).await;
+                let scratch = self.directory_of(&id).join("archive.zip.tmp");
+                self.appears(&service, || scratch.exists(), 60).await;
                 drop(service);
                 return id;
             }
-            Phase::Publishing => self.appears(&service, &self.file(&id, "archive.zip"), 4).await,
+            Phase::Publishing => {
+                self.appears(&service, || !archives_in(&self.directory_of(&id)).is_empty(), 4).await;
+            }
             Phase::Cancelling => {
                 service
                     .wait_until(&id, |job| {
@@ -158,14 +161,14 @@ impl Experiment {
     }
 
     /// Waits for a file, then a little more.
-    async fn appears(&self, service: &Service, file: &Path, most: u64) {
+    async fn appears(&self, service: &Service, is_there: impl Fn() -> bool, most: u64) {
         for _ in 0..20_000 {
-            if file.exists() {
+            if is_there() {
                 return service.clock.sleep(self.somewhere(most)).await;
             }
             service.clock.sleep(Duration::from_millis(1)).await;
         }
-        panic!("{} is not there", file.display());
+        panic!("it does not appear");
     }
 
     /// After the restart the job ends as it must, and nothing lies about.
@@ -175,7 +178,7 @@ impl Experiment {
         let answer = service.client.get(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
         if answer.status() == 404 {
             assert!(matches!(phase, Phase::Deleting), "{label}: the job is gone");
-            assert!(!self.setup.data.join("jobs").join(id).exists(), "{label}: its files are not");
+            assert!(!self.directory_of(id).exists(), "{label}: its files are not");
             return;
         }
         let mut job = service.finished(id).await;
@@ -192,22 +195,23 @@ impl Experiment {
         }
         if job["state"] == "expired" {
             assert!(matches!(phase, Phase::Expiring), "{label}: expired");
-            removed(&self.setup.data.join("jobs").join(id)).await;
+            removed(&self.directory_of(id)).await;
         } else {
             assert_eq!(job["state"], "completed", "{label}: {job:#}");
             let archive = service.archive(id).await;
             archive.check_form();
             assert!(archive.comparable() == self.expected.comparable(), "{label}: another archive");
-            let left: Vec<String> = std::fs::read_dir(self.setup.data.join("jobs").join(id))
+            let own = archive_in(&self.directory_of(id));
+            let left: Vec<String> = std::fs::read_dir(self.directory_of(id))
                 .unwrap()
                 .map(|file| file.unwrap().file_name().into_string().unwrap())
-                .filter(|name| !name.starts_with("capture.") && name != "archive.zip")
+                .filter(|name| !name.starts_with("capture.") && !own.ends_with(name))
                 .collect();
             assert!(left.is_empty(), "{label}: {left:?}");
         }
         // To keep the disk small and the next looks quick.
         service.client.delete(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
-        assert!(!self.setup.data.join("jobs").join(id).exists(), "{label}: files after the deletion");
+        assert!(!self.directory_of(id).exists(), "{label}: files after the deletion");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sqlx::Connection;
@@ -12,7 +12,7 @@ use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
 use crate::disks::account;
-use crate::harness::{World, everything};
+use crate::harness::{World, archive_in, archives_in, everything};
 use crate::process::{Setup, is_final};
 
 /// Overwrites a part of a file.
@@ -83,13 +83,18 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     );
     assert!(set_aside.execute(&mut capture).await.unwrap().rows_affected() > 40);
     capture.close().await.unwrap();
-    std::fs::remove_file(directory.join("archive.zip")).unwrap();
+    std::fs::remove_file(archive_in(&directory)).unwrap();
     world.restart().await;
     assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
     let again = world.finished(&id).await;
     assert_eq!(again["state"], "completed", "{again:#}");
     assert_eq!(again["progress"]["units_done"], job["progress"]["units_done"]);
     assert_eq!(world.archive(&id).await.comparable(), archive.comparable());
+}
+
+/// The archives in a directory but for one.
+fn others(directory: &Path, one: &Path) -> Vec<PathBuf> {
+    archives_in(directory).into_iter().filter(|path| path != one).collect()
 }
 
 /// Whatever became of the index: the messages beside it may be all there is of some days.
@@ -188,7 +193,7 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         let as_a_bad_disk_would = format!("PRAGMA ignore_check_constraints = ON; {wrong}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(as_a_bad_disk_would)).execute(&mut capture).await.unwrap();
         capture.close().await.unwrap();
-        std::fs::remove_file(directory.join("archive.zip")).unwrap();
+        std::fs::remove_file(archive_in(&directory)).unwrap();
         assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
         let job = world.finished(id).await;
         assert_eq!(job["state"], "completed", "{wrong}: {job:#}");
@@ -213,7 +218,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
         (Some("failed"), Some("capture-damaged")),
         "{job:#}"
     );
-    assert!(!directory.join("archive.zip").exists() && !directory.join("archive.zip.tmp").exists());
+    assert!(archives_in(&directory).is_empty() && !directory.join("archive.zip.tmp").exists());
     let before = world.sim.stats().requests;
     assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
     assert_eq!(world.finished(&id).await["state"], "completed");
@@ -235,15 +240,14 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let id = job["id"].as_str().unwrap();
     let directory = world.settings.jobs.data_dir.join("jobs").join(id);
-    let (archive, before) = (directory.join("archive.zip"), directory.join("archive.before.zip"));
     let retry = async || {
         assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
         world.finished(id).await
     };
     // Of a retry that loses nothing nothing is kept.
     assert_eq!(retry().await["progress"]["messages"], job["progress"]["messages"]);
-    assert!(!before.exists());
-    let bytes = std::fs::read(&archive).unwrap();
+    let held_in = archive_in(&directory);
+    let bytes = std::fs::read(&held_in).unwrap();
     let first_day = world.sim.dataset().first_day();
     script(
         Match::MessagesTouching(first_day),
@@ -256,15 +260,16 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     assert_eq!(retried["state"], "completed_with_failures", "{retried:#}");
     assert!(retried["progress"]["messages"].as_u64() < job["progress"]["messages"].as_u64(), "{retried:#}");
     assert_ne!(world.archive(id).await.comparable(), held.comparable());
-    assert!(std::fs::read(&before).unwrap() == bytes, "what was lost is in the archive of before");
+    assert!(std::fs::read(&held_in).unwrap() == bytes, "what was lost is in the archive of before");
     retry().await;
-    assert!(std::fs::read(&before).unwrap() == bytes, "and stays there");
+    assert!(std::fs::read(&held_in).unwrap() == bytes, "and stays there");
     // The same once more, with an archive that holds more than both.
     world.sim.clear_script();
     assert_eq!(retry().await["state"], "completed");
-    std::fs::remove_file(&archive).unwrap();
+    let [fullest_in] = &others(&directory, &held_in)[..] else { panic!("the one that held less is gone") };
+    std::fs::remove_file(fullest_in).unwrap();
     assert_eq!(retry().await["state"], "completed", "it can be made again");
-    let fullest = std::fs::read(&archive).unwrap();
+    let fullest = std::fs::read(fullest_in).unwrap();
     // Of a whole job only the loss of its archive is asked about, so it is said to have failed.
     std::fs::write(directory.join("capture.segments"), "").unwrap();
     let table = world.settings.jobs.data_dir.join("state.db");
@@ -281,8 +286,8 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
         r#"{"code":300,"message":"The date is more than six months ago."}"#,
     );
     assert_eq!(retry().await["state"], "completed_with_failures");
-    assert!(std::fs::read(&before).unwrap() == bytes);
-    assert!(std::fs::read(directory.join("archive.before-2.zip")).unwrap() == fullest);
+    assert!(std::fs::read(&held_in).unwrap() == bytes && std::fs::read(fullest_in).unwrap() == fullest);
+    assert_eq!(archives_in(&directory).len(), 3, "and the new one");
     let deleted = world.client.delete(world.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
     assert_eq!((deleted.status().as_u16(), directory.exists()), (204, false));
 }
@@ -361,13 +366,13 @@ async fn the_files_of_a_job_without_a_record_go_only_if_it_was_being_deleted() {
         let [sound, damaged] = [file.to_owned(), format!("{file}.damaged")];
         std::fs::rename(directory(scraps).join(sound), directory(scraps).join(damaged)).unwrap();
     }
-    std::fs::remove_file(directory(scraps).join("archive.zip")).unwrap();
+    std::fs::remove_file(archive_in(&directory(scraps))).unwrap();
     for id in [half_deleted, asked_for] {
         File::create(directory(id).join("deleted")).unwrap();
     }
     world.restart().await;
     assert_eq!(world.finished(forgotten).await["state"], "completed");
-    assert!(directory(&format!("{bare}.damaged")).join("archive.zip").exists());
+    assert!(archive_in(&directory(&format!("{bare}.damaged"))).exists());
     assert!(directory(&format!("{scraps}.damaged")).join("capture.segments.damaged").exists());
     assert!(!directory(half_deleted).exists());
     for id in [bare, half_deleted, scraps] {
@@ -390,7 +395,7 @@ async fn a_capture_that_nobody_can_read_any_more_is_left_for_a_person() {
         world.restart().await;
         assert_eq!(world.get(&format!("/v1/jobs/{done}")).await.status(), 404);
         let left = data.join("jobs").join(format!("{done}.damaged"));
-        assert!(left.join("archive.zip").exists() && left.join("capture.segments").exists(), "start {start}");
+        assert!(archive_in(&left).exists() && left.join("capture.segments").exists(), "start {start}");
     }
 }
 
@@ -438,7 +443,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         assert_eq!(service.finished(jobs.last().unwrap()).await["state"], "completed");
     }
     let its_files = setup.data.join("jobs").join(&jobs[1]);
-    assert!(its_files.join("archive.zip").exists(), "its files stay");
+    assert!(archive_in(&its_files).exists(), "its files stay");
     let deleted = service.client.delete(service.url(&format!("/v1/jobs/{}", jobs[1]))).send().await.unwrap();
     assert_eq!((deleted.status().as_u16(), its_files.exists()), (204, false));
 }
@@ -454,7 +459,7 @@ async fn an_archive_that_got_lost_or_damaged_is_made_again_by_a_retry() {
     let retry = async || world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await;
     assert_eq!(retry().await.status(), 409, "nothing is missing");
     let job_directory = world.settings.jobs.data_dir.join("jobs").join(&id);
-    let file = job_directory.join("archive.zip");
+    let file = archive_in(&job_directory);
     for damage in ["overwritten", "removed", "cut short", "everything removed"] {
         match damage {
             "overwritten" => spoil(&file, 5_000, 100),

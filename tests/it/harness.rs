@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,6 +209,18 @@ impl World {
         assert!(job["archive"].is_object(), "{job:#}");
         (job, self.archive(&id).await)
     }
+}
+
+/// The archives in a job's directory.
+pub fn archives_in(directory: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(directory).into_iter().flatten().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "zip")).collect()
+}
+
+/// The only one.
+pub fn archive_in(directory: &Path) -> PathBuf {
+    let [archive] = &archives_in(directory)[..] else { panic!("one archive in {}", directory.display()) };
+    archive.clone()
 }
 
 /// A request for all that the account holds.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
-use crate::harness::{Archive, World, page_of_hour};
+use crate::harness::{Archive, World, archive_in, page_of_hour};
 
 fn account(latency_ms: u64) -> SimSettings {
     SimSettings {
@@ -209,6 +209,8 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     assert_eq!((job["state"].as_str(), job["failures_total"].as_u64()), (Some("completed"), Some(0)));
     let archive = world.archive(&id).await;
     assert_ne!(archive.bytes, old.bytes);
+    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    assert!(std::fs::read(archive_in(&directory)).unwrap() == archive.bytes, "and the old one is gone");
     assert_eq!(archive.comparable(), undisturbed(account(0)).await.comparable());
     assert!(world.sim.stats().requests - before < 100, "only the failed chat was asked again");
 }

@@ -17,7 +17,7 @@ use zoom_chat_reports::sim::{
 };
 
 use crate::failures::fault;
-use crate::harness::World;
+use crate::harness::{World, archive_in};
 use crate::process::Setup;
 
 fn account() -> SimSettings {
@@ -479,7 +479,7 @@ async fn what_is_made_is_for_its_owner_only() {
     // Also by itself, should the data directory have been there with wider rights.
     let job = data.join("jobs").join(&id);
     assert_eq!(mode_of(&job), 0o700);
-    let of_the_job = ["archive.zip", "capture.db", "capture.segments"].map(|name| job.join(name));
+    let of_the_job = [archive_in(&job), job.join("capture.db"), job.join("capture.segments")];
     for file in of_the_job.iter().chain(&[data.join("state.db"), data.join("audit.jsonl")]) {
         assert_eq!(mode_of(file), 0o600, "{}", file.display());
     }

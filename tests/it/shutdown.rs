@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
-use crate::harness::everything;
+use crate::harness::{archives_in, everything};
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -62,9 +62,10 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 assert!(running.terminate().await.success());
                 running = setup.clone().with("ZOOM_RATE_LIMIT", "0").start().await;
                 let id = running.submit(&everything(&sim)).await;
-                let scratch = setup.data.join("jobs").join(&id).join("archive.zip.tmp");
+                let directory = setup.data.join("jobs").join(&id);
+                let scratch = directory.join("archive.zip.tmp");
                 // It may be there for less than a moment.
-                while !scratch.exists() && !scratch.with_extension("").exists() {
+                while !scratch.exists() && archives_in(&directory).is_empty() {
                     running.clock.sleep(Duration::from_millis(1)).await;
                 }
                 id
