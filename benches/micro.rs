@@ -77,7 +77,7 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
     // A range for each of 32 sessions.
     let sessions =
         (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
-    let page = PagePosition { chain: ListId(1), seq: 0, then: Then::Again, unknown: Vec::new() };
+    let page = PagePosition { chain: ListId(1), seq: 0, then: Then::Unfinished, unknown: Vec::new() };
     runtime.block_on(writer.commit(Change::ListPage { page, sessions })).unwrap();
     let segment = Segment::of_items(&items(), 1).unwrap();
     let next = PageToken { token: "x".repeat(60), at: "2026-11-24T12:00:00Z".parse().unwrap() };

@@ -26,7 +26,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// Completes once `duration` has passed on this clock.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
     /// A number in `[0, 1)`.
-    fn roll(&self) -> f64;
+    fn random(&self) -> f64;
     /// Today's date in UTC, the calendar Zoom's report API counts in.
     fn today(&self) -> Date {
         self.now().to_zoned(TimeZone::UTC).date()
@@ -81,7 +81,7 @@ impl Clock for SystemClock {
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the source of chance")]
-    fn roll(&self) -> f64 {
+    fn random(&self) -> f64 {
         fastrand::f64()
     }
 }
@@ -152,7 +152,7 @@ impl Clock for ManualClock {
         })
     }
 
-    fn roll(&self) -> f64 {
+    fn random(&self) -> f64 {
         0.5
     }
 }

@@ -19,7 +19,7 @@ use crate::archive::{
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Outcome, Progress, RunContext,
+    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, RunSummary,
     Snapshot,
 };
 use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, remove_but_last, suffixed};
@@ -118,7 +118,7 @@ pub enum OneJobError {
 
 impl OneJobError {
     /// Somebody has stopped it.
-    pub fn is_of_stopping(&self) -> bool {
+    pub fn is_cancellation(&self) -> bool {
         matches!(self, Self::Extract(ExtractError::Cancelled) | Self::Archive(ArchiveError::Cancelled))
     }
 }
@@ -126,7 +126,7 @@ impl OneJobError {
 /// How it ended.
 #[derive(Debug)]
 pub struct Report {
-    pub outcome: Outcome,
+    pub summary: RunSummary,
     /// Of a zip.
     pub archive: Option<ArchiveFile>,
     pub last: Snapshot,
@@ -178,7 +178,7 @@ impl OneJob {
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         spare_others(&output, &directory)?;
-        let continues = output.is_begun() && goes_on(&request, &account.mark(), &output).await?;
+        let continues = output.is_begun() && goes_on(&request, &account.fingerprint(), &output).await?;
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
 
@@ -208,7 +208,7 @@ impl OneJob {
             Output::Zip(_) => Form::Zip,
         };
         let input = AssembleInput { directory: self.directory.clone(), form, cancel };
-        let (outcome, begun) = {
+        let (summary, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
             let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
             loop {
@@ -218,18 +218,18 @@ impl OneJob {
                 }
             }
         };
-        let outcome = outcome?;
+        let summary = summary?;
         let last = figures();
         report(&last);
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
         spare_others(&self.output, &self.directory)?;
         let archive = assembled.archive.clone();
-        put_in_place(assembled, self.request.clone(), outcome.extent, self.output.clone()).await?;
+        put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
         let mut kept = self.output.kept();
         let mut left = None;
-        if matches!(self.output, Output::Zip(_)) && outcome.counts.failures() == 0 {
+        if matches!(self.output, Output::Zip(_)) && summary.counts.failures() == 0 {
             // The zip says it all; a directory keeps its capture as the mark of what it holds.
             match remove_capture(&self.directory) {
                 Ok(damaged) => kept.extend(damaged),
@@ -237,7 +237,7 @@ impl OneJob {
             }
         }
         let asked = lane.traffic.requests.load(Relaxed);
-        Ok(Report { outcome, archive, last, asked, failures, kept, left })
+        Ok(Report { summary, archive, last, asked, failures, kept, left })
     }
 }
 

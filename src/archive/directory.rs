@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::ArchiveError;
 use super::scratch::Entries;
-use super::sink::{Assembled, Entry, Fill, Keep, Sink, Text, Whole};
+use super::sink::{Assembled, BackupPath, Entry, Fill, Publish, Sink, Text};
 use super::zip::Located;
 use crate::capture::inflate;
 use crate::files::{is_there, unless_absent};
@@ -59,17 +59,17 @@ impl Sink for DirectorySink {
 
     fn finish(self: Box<Self>, _: Entries) -> Result<Assembled, ArchiveError> {
         sync(&self.disk, &self.staging.0)?;
-        Ok(Assembled { archive: None, whole: self })
+        Ok(Assembled { archive: None, files: self })
     }
 }
 
-impl Whole for DirectorySink {
+impl Publish for DirectorySink {
     fn items(&self) -> Vec<PathBuf> {
         FOLDERS.map(|folder| self.staging.0.join(folder)).into()
     }
 
     /// Moves the finished tree into its place.
-    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> std::io::Result<()> {
+    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> std::io::Result<()> {
         let Staging(staging) = &self.staging;
         // What is replaced goes there before it is removed.
         let old = staging.with_extension("old");

@@ -276,7 +276,7 @@ pub async fn summary(
         "retries": facts.traffic["retries"],
         "rate_limited": facts.traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
-        "items_missing_when_read_again": reader.kept().await?,
+        "items_missing_when_read_again": reader.restored_items().await?,
         "unknown_members": reader.unknown_members().await?,
         "failures": reader.failure_count().await?,
         "not_selected": not_selected(facts, reader).await?,
@@ -348,8 +348,8 @@ pub async fn failures_page(
 ) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
     // A job that has only just begun has a capture without a plan.
     let location = Location::in_directory(directory);
-    let rows =
-        location.look_at_plan(async |reader| reader.failures(after.unwrap_or(i64::MIN), most as i64).await);
+    let rows = location
+        .with_planned_reader(async |reader| reader.failures(after.unwrap_or(i64::MIN), most as i64).await);
     let rows = rows.await?.unwrap_or_default();
     let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
     Ok((rows.into_iter().map(FailureLine::from).collect(), next))

@@ -40,13 +40,13 @@ pub trait Sink: Debug + Send {
 pub struct Assembled {
     /// Size and hash of a zip; of a directory there are none.
     pub archive: Option<ArchiveFile>,
-    pub(super) whole: Box<dyn Whole>,
+    pub(super) files: Box<dyn Publish>,
 }
 
 impl Assembled {
     /// The files or folders that it consists of, where they are now.
     pub fn items(&self) -> Vec<PathBuf> {
-        self.whole.items()
+        self.files.items()
     }
 
     /// Makes it the file `target`, or the folders in it, on the same disk. What stands there goes where `keep` says, or if that
@@ -55,21 +55,20 @@ impl Assembled {
         self,
         target: PathBuf,
         keep: impl Fn(&Path) -> Option<PathBuf> + Send + 'static,
-    ) -> Result<Option<ArchiveFile>, ArchiveError> {
-        let Self { archive, whole } = self;
-        blocking(move || whole.publish(&target, &keep)).await?;
-        Ok(archive)
+    ) -> Result<(), ArchiveError> {
+        let Self { files, .. } = self;
+        Ok(blocking(move || files.publish(&target, &keep)).await?)
     }
 }
 
 /// Says where what stands in a place goes, if it is kept.
-pub type Keep<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
+pub type BackupPath<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
 
 /// What can be put into its place by renaming.
-pub trait Whole: Debug + Send {
+pub trait Publish: Debug + Send {
     fn items(&self) -> Vec<PathBuf>;
 
-    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> io::Result<()>;
+    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> io::Result<()>;
 }
 
 /// Writes what is in an entry.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
-use super::sink::{Keep, Whole};
+use super::sink::{BackupPath, Publish};
 use crate::files::is_there;
 
 /// Synced whenever so much more has been written.
@@ -27,7 +27,7 @@ pub struct WriteBehind {
 
 /// A file that is whole.
 #[derive(Debug)]
-pub struct WholeFile(Temporary);
+pub struct FinishedFile(Temporary);
 
 /// A file that is removed unless it got another name.
 #[derive(Debug)]
@@ -54,20 +54,20 @@ impl WriteBehind {
     }
 
     /// When it returns everything written is on the disk.
-    pub fn finish(self) -> io::Result<WholeFile> {
+    pub fn finish(self) -> io::Result<FinishedFile> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
         self.file.sync_all()?;
-        Ok(WholeFile(self.temporary))
+        Ok(FinishedFile(self.temporary))
     }
 }
 
-impl Whole for WholeFile {
+impl Publish for FinishedFile {
     fn items(&self) -> Vec<PathBuf> {
         vec![self.0.0.clone()]
     }
 
-    fn publish(self: Box<Self>, target: &Path, keep: &Keep<'_>) -> io::Result<()> {
+    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> io::Result<()> {
         let Self(Temporary(temporary)) = &*self;
         let kept = if is_there(target) { keep(target) } else { None };
         if let Some(kept) = &kept {

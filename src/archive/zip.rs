@@ -258,7 +258,7 @@ impl Sink for ZipSink<WriteBehind> {
             directory.list(name, located)?;
         }
         let (file, made) = directory.finish()?;
-        Ok(Assembled { archive: Some(made), whole: Box::new(file.finish()?) })
+        Ok(Assembled { archive: Some(made), files: Box::new(file.finish()?) })
     }
 }
 

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 
 use super::ids::RowId;
-use super::set_aside::{begin_again, keep};
+use super::set_aside::{begin_again, restore};
 use super::settled::settle;
 use super::statements::{json, run_with_id};
 use super::writer::{Change, Effect, Items, MessagesPage};
@@ -54,7 +54,7 @@ pub(super) async fn apply<'a>(
             fail(tx, statement, *list, failed).await?;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
-        Change::Compared { unit, as_of, kept } => {
+        Change::Compared { unit, as_of, restored } => {
             let range: Option<RangeId> = sqlx::query_scalar(
                 "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.settled IS ?2
                  AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending') LIMIT 1",
@@ -64,7 +64,7 @@ pub(super) async fn apply<'a>(
             .fetch_optional(&mut **tx)
             .await?;
             if let Some(range) = range {
-                let items = keep(tx, kept, offset).await?;
+                let items = restore(tx, restored, offset).await?;
                 run_with_id(tx, &["DELETE FROM set_aside WHERE unit = ?"], *unit).await?;
                 effect = Effect { items, ..settle(tx, commit, &[range]).await? };
             }

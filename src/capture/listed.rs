@@ -289,7 +289,7 @@ mod tests {
     use super::*;
     use crate::capture::testing::{empty_page, failed, last_page, list, planned};
     use crate::capture::writer::Items;
-    use crate::capture::{Change, Effect, Kept, Kind, MessagesPage, PageToken, Place, Segment, Then};
+    use crate::capture::{Change, Effect, Kind, MessagesPage, PageToken, Place, Restored, Segment, Then};
     use jiff::civil::date;
 
     fn days(month: i8) -> DateRange {
@@ -395,22 +395,22 @@ mod tests {
         };
         let page = |range, items| page_then(range, items, Then::End);
         let kept = |range| {
-            vec![(RangeId(range), Kept::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
+            vec![(RangeId(range), Restored::Items(Kind::Deleted, Segment::of_items(&["{}"; 5], 1).unwrap()))]
         };
         let mut reader = location.open_reader().await.unwrap();
         let (mut settled, mut items, mut most_kept) = ([0; 3], Items::default(), 0);
         for mut change in [
             list(1, &["a", "b", "c"]),
-            page_then(1, 7, Then::Again),
+            page_then(1, 7, Then::Unfinished),
             page(1, 3),
-            Change::Compared { unit: UnitId(1), as_of: None, kept: Vec::new() },
-            page_then(2, 2, Then::Again),
+            Change::Compared { unit: UnitId(1), as_of: None, restored: Vec::new() },
+            page_then(2, 2, Then::Unfinished),
             Change::SplitRange { range: RangeId(2), parts: vec![days(3)], expected_pages: 0 },
             page(2, 1),
             probe(3, 3),
-            page_then(4, 2, Then::Again),
+            page_then(4, 2, Then::Unfinished),
             page(4, 1),
-            Change::Compared { unit: UnitId(4), as_of: None, kept: kept(4) },
+            Change::Compared { unit: UnitId(4), as_of: None, restored: kept(4) },
             Change::FailRange { range: RangeId(5), failed: failed() },
             probe(3, 4),
             page(7, 4),
@@ -418,7 +418,7 @@ mod tests {
             page(10, 9),
         ] {
             if let Change::Compared { unit, as_of, .. } = &mut change {
-                let stale = Change::Compared { unit: *unit, as_of: *as_of, kept: kept(1) };
+                let stale = Change::Compared { unit: *unit, as_of: *as_of, restored: kept(1) };
                 assert_eq!(writer.commit(stale).await.unwrap(), Effect::default(), "it has changed since");
                 *as_of = reader.settled_in(*unit).await.unwrap();
             }

@@ -102,7 +102,7 @@ impl Location {
 
     /// Opens a reader for one look, and closes it whatever that comes to: one that is dropped is closed later, and may then
     /// remove the log of another capture in its place.
-    pub async fn look<T, E: From<CaptureError>>(
+    pub async fn with_reader<T, E: From<CaptureError>>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
     ) -> Result<T, E> {
@@ -113,23 +113,25 @@ impl Location {
     }
 
     /// The same at a capture that has a plan; `None` of one that has not, or is not there.
-    pub async fn look_at_plan<T, E: From<CaptureError>>(
+    pub async fn with_planned_reader<T, E: From<CaptureError>>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
         if !self.exists() {
             return Ok(None);
         }
-        self.look(async |reader| if reader.has_plan().await? { at(reader).await.map(Some) } else { Ok(None) })
-            .await
+        self.with_reader(
+            async |reader| if reader.has_plan().await? { at(reader).await.map(Some) } else { Ok(None) },
+        )
+        .await
     }
 
     /// The same, but an error when there are messages of which no plan knows.
-    pub async fn look_at_sound_plan<T>(
+    pub async fn with_sound_planned_reader<T>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
     ) -> Result<Option<T>, CaptureError> {
-        match self.look_at_plan(at).await? {
+        match self.with_planned_reader(at).await? {
             None if self.has_messages() => {
                 Err(CaptureError::Damaged("there are messages and no index of them".to_owned()))
             }
@@ -162,15 +164,17 @@ impl Location {
                 return Err(CaptureError::Damaged(damage));
             }
         }
-        self.look_at_sound_plan(async |_| Ok(())).await.map(drop)
+        self.with_sound_planned_reader(async |_| Ok(())).await.map(drop)
     }
 
     /// Reads everything through that an archive is made of, and returns the ranges with a segment that is not what was stored; an
     /// index that cannot be read is an error. Once cancelled it looks no further.
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<RangeId>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
-        blocking(move || runtime.block_on(location.look(async |reader| reader.damaged_ranges(&cancel).await)))
-            .await
+        blocking(move || {
+            runtime.block_on(location.with_reader(async |reader| reader.damaged_ranges(&cancel).await))
+        })
+        .await
     }
 
     /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.

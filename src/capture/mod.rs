@@ -37,7 +37,7 @@ pub use segments::{SegmentReader, Stored};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
 pub use settled::Settled;
 pub use totals::{Counts, FailureRow, NotFoundRow};
-pub use writer::{Change, Effect, Kept, ListedSession, MessagesPage, PagePosition, Then, Writer};
+pub use writer::{Change, Effect, ListedSession, MessagesPage, PagePosition, Restored, Then, Writer};
 
 type Tx<'a> = Transaction<'a, Sqlite>;
 

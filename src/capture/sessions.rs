@@ -397,7 +397,7 @@ mod tests {
             planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for chain in (1..=3).map(RangeId) {
-            let position = PagePosition { then: Then::Again, ..last_page(chain, 0) };
+            let position = PagePosition { then: Then::Unfinished, ..last_page(chain, 0) };
             let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
             writer.commit(Change::MessagesPage(page)).await.unwrap();
         }

@@ -2,7 +2,7 @@
 
 use super::pages::{Row, insert_pages};
 use super::statements::{json, run_with_id};
-use super::writer::{Items, Kept};
+use super::writer::{Items, Restored};
 use super::{CaptureError, Kind, RangeId, Tx};
 
 /// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
@@ -49,13 +49,13 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Ite
 
 /// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
 /// again. Returns how much is kept.
-pub(super) async fn keep(
+pub(super) async fn restore(
     tx: &mut Tx<'_>,
-    kept: &[(RangeId, Kept)],
+    restored: &[(RangeId, Restored)],
     mut offset: u64,
 ) -> Result<Items, CaptureError> {
-    let mut rows = Vec::with_capacity(kept.len());
-    for of_range in kept.chunk_by(|one, next| one.0 == next.0) {
+    let mut rows = Vec::with_capacity(restored.len());
+    for of_range in restored.chunk_by(|one, next| one.0 == next.0) {
         let range = of_range[0].0;
         let first: i64 = sqlx::query_scalar(
             "UPDATE ranges SET pages = pages + ?1, kept = kept + ?3, next_token = NULL, token_at = NULL,
@@ -63,13 +63,13 @@ pub(super) async fn keep(
         )
         .bind(of_range.len() as i64)
         .bind(range)
-        .bind(of_range.iter().map(|(_, kept)| kept.items()).sum::<u64>() as i64)
+        .bind(of_range.iter().map(|(_, restored)| restored.items()).sum::<u64>() as i64)
         .fetch_one(&mut **tx)
         .await?;
-        for ((_, kept), seq) in of_range.iter().zip(first..) {
-            let page = match kept {
-                Kept::Page(page) => *page,
-                Kept::Items(kind, segment) => {
+        for ((_, restored), seq) in of_range.iter().zip(first..) {
+            let page = match restored {
+                Restored::Page(page) => *page,
+                Restored::Items(kind, segment) => {
                     let page = segment.at(offset, *kind);
                     offset += page.length;
                     page

@@ -22,7 +22,7 @@ pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer
 pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     let session = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
     Change::ListPage {
-        page: PagePosition { then: Then::Again, ..last_page(ListId(list), 0) },
+        page: PagePosition { then: Then::Unfinished, ..last_page(ListId(list), 0) },
         sessions: ids.iter().map(session).collect(),
     }
 }

@@ -90,7 +90,7 @@ impl Reader {
     }
 
     /// Items that did not come again when their days were fetched once more.
-    pub async fn kept(&mut self) -> Result<u64, CaptureError> {
+    pub async fn restored_items(&mut self) -> Result<u64, CaptureError> {
         self.total("SELECT sum(kept) AS total FROM ranges").await
     }
 

@@ -52,7 +52,7 @@ pub enum Then {
     /// Nothing: all of the range has been received. Lists end by a change of their own, as they are read more than once.
     End,
     /// Neither: the list or range stays pending until another change ends it, or a later run begins its chain again.
-    Again,
+    Unfinished,
 }
 
 impl<Id> PagePosition<Id> {
@@ -87,12 +87,12 @@ impl MessagesPage {
 
 /// What is added to a range of what was set aside: a page as it is stored, or some items of one.
 #[derive(Debug)]
-pub enum Kept {
+pub enum Restored {
     Page(PageRef),
     Items(Kind, Segment),
 }
 
-impl Kept {
+impl Restored {
     pub fn items(&self) -> u64 {
         match self {
             Self::Page(page) => page.items,
@@ -143,7 +143,7 @@ pub enum Change {
     Compared {
         unit: UnitId,
         as_of: Option<i64>,
-        kept: Vec<(RangeId, Kept)>,
+        restored: Vec<(RangeId, Restored)>,
     },
     /// Zoom knows nothing of this session in this range.
     RangeNotFound {
@@ -188,7 +188,9 @@ impl Change {
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
-            Self::Compared { kept, .. } => kept.iter().filter_map(|(_, kept)| kept.segment()).collect(),
+            Self::Compared { restored, .. } => {
+                restored.iter().filter_map(|(_, restored)| restored.segment()).collect()
+            }
             _ => Vec::new(),
         }
     }

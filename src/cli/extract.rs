@@ -15,7 +15,7 @@ use crate::config::ZoomArgs;
 use crate::days::DateRange;
 use crate::extract::check::help_for;
 use crate::extract::windows::{oldest_reachable, parse_day, validate};
-use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, Outcome, SessionFilter, Snapshot};
+use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, RunSummary, SessionFilter, Snapshot};
 use crate::files::is_there;
 use crate::shutdown;
 
@@ -93,7 +93,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     reporter.clear();
     let report = ended.map_err(|error| explain(&error, &output, has_received))?;
     tell(&report, &output);
-    Ok(if report.outcome.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
+    Ok(if report.summary.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
 /// What can be told of the place before anything is made there.
@@ -119,7 +119,8 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
     let read = [("from", parse_day(from)), ("to", parse_day(to))];
     let [from, to] = read.each_ref().map(|(_, day)| day.as_ref().ok().copied());
     let unreadable = read.into_iter().filter_map(|(field, day)| Some((field, day.err()?)));
-    let errors: Vec<_> = unreadable.chain(validate(oldest, from, to, today)).collect();
+    let wrong = validate(oldest, from, to, today).into_iter().map(|error| (error.field(), error.to_string()));
+    let errors: Vec<_> = unreadable.chain(wrong).collect();
     match (from, to) {
         (Some(from), Some(to)) if errors.is_empty() => Ok(DateRange { from, to }),
         _ => {
@@ -134,7 +135,7 @@ fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::
     let kept_in = output.working_directory();
     let go_on = format!("what was received is kept in {}; run the same command to resume", kept_in.display());
     match error {
-        stopped if stopped.is_of_stopping() => anyhow::anyhow!("stopped; {go_on}"),
+        stopped if stopped.is_cancellation() => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) if has_received => {
             anyhow::anyhow!("{failure}\n{}\n{go_on}", help_for(failure.kind))
         }
@@ -146,7 +147,7 @@ fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::
 }
 
 fn tell(report: &Report, output: &Output) {
-    let Outcome { counts, captured_until, .. } = &report.outcome;
+    let RunSummary { counts, captured_until, .. } = &report.summary;
     let [messages, edited, deleted] = counts.items;
     if counts.sessions_total == 0 {
         say("there were no sessions in this range");

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 use crate::zoom::auth::Token;
-use crate::zoom::lane::{Effort, Ended};
-use crate::zoom::outcome::Outcome;
+use crate::zoom::error::RequestError;
+use crate::zoom::lane::{Effort, FetchError, Urgency};
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
 use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Lane, Waiting};
 
@@ -20,7 +20,7 @@ const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
 /// A check is for a person who waits.
 const TRIES: u32 = 2;
-const EFFORT: Effort = Effort { at_most: Some(TRIES), sits_out_outages: false, urgent: None };
+const EFFORT: Effort = Effort { at_most: Some(TRIES), sits_out_outages: false, urgency: Urgency::Usual };
 
 /// One step of the check.
 #[derive(Debug, Clone, Serialize)]
@@ -70,23 +70,23 @@ impl Checking<'_> {
         let (started, tokens) = (self.clock.elapsed(), self.account.tokens());
         let get = || tokens.get(self.clock.elapsed());
         let mut token = get().await;
-        if token.as_ref().is_err_and(Outcome::looks_like_an_outage) {
+        if token.as_ref().is_err_and(RequestError::looks_like_an_outage) {
             token = get().await;
         }
         if let Ok(old) = &token
             && !missing_scopes(old).is_empty()
         {
             // It may be older than what has been done about it.
-            tokens.give_up(old.generation);
+            tokens.invalidate(old.generation);
             token = get().await;
         }
         let elapsed = self.since(started);
-        let failure = |outcome: Outcome| {
-            let kind = match outcome {
-                Outcome::NoToken(_) => FailureKind::Credentials,
+        let failure = |error: RequestError| {
+            let kind = match error {
+                RequestError::NoToken(_) => FailureKind::Credentials,
                 _ => FailureKind::Connection,
             };
-            failed("token", elapsed, &outcome.into_failure(kind, TRIES))
+            failed("token", elapsed, &error.into_failure(kind, TRIES))
         };
         Ok((fine("token", elapsed, "Zoom gave an access token"), token.map_err(failure)?))
     }
@@ -173,19 +173,21 @@ fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
 
 /// Why a step did not come to its end.
 enum Unfit {
-    Ended(Ended),
+    FetchError(FetchError),
     Paused(Waiting),
 }
 
 impl Unfit {
     /// Zoom says so where there is nothing.
     fn is_not_found(&self) -> bool {
-        matches!(self, Self::Ended(ended) if ended.is_not_found_by_zoom())
+        matches!(self, Self::FetchError(ended) if ended.is_not_found_by_zoom())
     }
 
     fn step(self, name: &'static str, elapsed: Duration) -> Step {
         match self {
-            Self::Ended(Ended::Failed(failure) | Ended::Restart(failure)) => failed(name, elapsed, &failure),
+            Self::FetchError(FetchError::Failed(failure) | FetchError::PageTokenExpired(failure)) => {
+                failed(name, elapsed, &failure)
+            }
             Self::Paused(Waiting { until, reason }) => Step {
                 name,
                 ok: false,
@@ -200,14 +202,14 @@ impl Unfit {
 /// A pause of the account may last for hours; nobody waits so long for a check.
 async fn unless_paused<T>(
     account: &Account,
-    asked: impl Future<Output = Result<T, Ended>>,
+    asked: impl Future<Output = Result<T, FetchError>>,
 ) -> Result<T, Unfit> {
     let mut pauses = account.budget().pauses();
     if let Some(waiting) = account.budget().waiting() {
         return Err(Unfit::Paused(waiting));
     }
     tokio::select! {
-        answer = asked => answer.map_err(Unfit::Ended),
+        answer = asked => answer.map_err(Unfit::FetchError),
         Ok(()) = pauses.changed() => {
             let waiting = pauses.borrow_and_update().clone();
             Err(Unfit::Paused(waiting.expect("a pause is never taken back")))

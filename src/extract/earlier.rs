@@ -63,14 +63,14 @@ pub struct Captured {
 /// How many failures the capture in a directory knows.
 pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     let location = Location::in_directory(directory);
-    let failures = location.look_at_plan(async |reader| reader.failure_count().await);
+    let failures = location.with_planned_reader(async |reader| reader.failure_count().await);
     Ok(failures.await?.unwrap_or(0))
 }
 
 /// What the capture in a directory holds, as a job tells of it, and how many failures it knows.
 pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, ExtractError> {
     let location = Location::in_directory(directory);
-    let held = location.look_at_plan(async |reader| {
+    let held = location.with_planned_reader(async |reader| {
         Ok::<_, CaptureError>((reader.counts().await?, traffic_in(reader).await?))
     });
     Ok(held.await?.map(|(counts, traffic)| {
@@ -101,7 +101,7 @@ pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Resu
 
 /// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
 pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
-    Location::in_directory(directory).look_at_sound_plan(read).await
+    Location::in_directory(directory).with_sound_planned_reader(read).await
 }
 
 async fn read(reader: &mut Reader) -> Result<Captured, CaptureError> {

@@ -16,7 +16,7 @@ use crate::capture::{
     CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
 };
 use crate::days::DateRange;
-use crate::zoom::lane::{Effort, Ended};
+use crate::zoom::lane::{Effort, FetchError, Urgency};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
 
@@ -30,10 +30,10 @@ const PROBED_AT_A_TIME: i64 = 10_000;
 
 /// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
-    let windows = shared.look(async |reader| reader.windows().await).await?;
+    let windows = shared.with_reader(async |reader| reader.windows().await).await?;
     try_join_all(windows.iter().map(|(window, days)| list_window(shared, *window, *days))).await?;
     let out_of_reach = FailureKind::OutOfReach.code();
-    let look = shared.look(async move |reader: &mut Reader| {
+    let look = shared.with_reader(async move |reader: &mut Reader| {
         Ok::<_, CaptureError>((reader.last_session().await?, reader.days_not_listed(out_of_reach).await?))
     });
     let (last, days_not_listed) = look.await?;
@@ -55,7 +55,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
 
 async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Result<(), ExtractError> {
     let started = shared.context.clock.elapsed();
-    let pending = async || shared.look(async move |reader| reader.pending_lists(window).await).await;
+    let pending = async || shared.with_reader(async move |reader| reader.pending_lists(window).await).await;
     let mut lists = pending().await?;
     let had_work = !lists.is_empty();
     while let Some(list) = lists.first() {
@@ -65,7 +65,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
     if had_work {
         shared.context.progress.windows_listed.add(1);
         shared.found.notify_one();
-        let units = shared.look(async move |reader| reader.units_listed(window).await).await?;
+        let units = shared.with_reader(async move |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
         tracing::info!(window = %whole, sessions = units, elapsed_ms, "window listed");
     }
@@ -109,7 +109,7 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
         return Ok(());
     }
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
-    match follow(shared, list, whole, Effort { at_most, ..run_effort(Effort::MOST_URGENT) }).await? {
+    match follow(shared, list, whole, Effort { at_most, ..run_effort(Urgency::Everything) }).await? {
         Ok(()) => Ok(()),
         Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
         Err(failure) => give_up(shared, list, days, &failure).await,
@@ -157,17 +157,17 @@ async fn follow(
         let call = Call::ListSessions { days, page_token: pass.token.clone() };
         let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
             Ok(page) => page,
-            Err(Ended::Restart(failure) | Ended::Failed(failure))
-                if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
+            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure))
+                if failure.kind.concerns_the_request() && shared.has_lost_days_of(days) =>
             {
                 return Ok(Ok(()));
             }
-            Err(Ended::Restart(_)) if pass.paging.may_begin_again(pass.seq) => {
+            Err(FetchError::PageTokenExpired(_)) if pass.paging.may_begin_again(pass.seq) => {
                 pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
                 continue;
             }
             // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
-            Err(Ended::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
+            Err(FetchError::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
                 if !std::mem::replace(&mut was_not_found, true) {
                     continue;
                 }
@@ -176,7 +176,9 @@ async fn follow(
                 }
                 break;
             }
-            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Err(failure)),
+            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) => {
+                return Ok(Err(failure));
+            }
         };
         let is_new =
             read.insert(digest(&page.sessions.iter().map(|(_, info)| &info[..]).collect::<String>()));
@@ -192,7 +194,7 @@ async fn follow(
         if is_new || passes == 1 {
             shared.wait_for_beat(BEAT).await;
             let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
-            let then = next.unwrap_or(Then::Again);
+            let then = next.unwrap_or(Then::Unfinished);
             let position = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, position, page.sessions).await?;
             pass.is_quiet &= brought == 0;
@@ -226,7 +228,7 @@ async fn lists_nothing(
     effort: Effort,
 ) -> Result<bool, ExtractError> {
     let window = list.window;
-    if list.days == whole || !shared.look(async move |reader| reader.has_listed(window).await).await? {
+    if list.days == whole || !shared.with_reader(async move |reader| reader.has_listed(window).await).await? {
         return Ok(true);
     }
     let call = Call::ListSessions { days: whole, page_token: None };

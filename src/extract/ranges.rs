@@ -9,17 +9,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::digest::{digest, digest_of_content};
-use super::kept;
 use super::paging::Paging;
 use super::progress::Outlook;
+use super::reconcile;
 use super::refused::{Verdict, verdict};
 use super::shared::{BEAT, ExtractError, LONG_BEAT, Shared, run_effort};
-use super::split::{self, Pace, Seen};
+use super::split::{self, RunForecast, Seen};
 use crate::capture::{
     Chain, Change, Effect, Failed, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
 use crate::days::DateRange;
-use crate::zoom::lane::Ended;
+use crate::zoom::lane::{FetchError, Urgency};
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure};
 
@@ -91,7 +91,7 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
     let range = &following.range;
     let days = split::Days::new(range.chain.days, range.last_sent, shared.now());
     if range.chain.pages == 0
-        && let Some(split) = shared.splitting.in_advance(&days, range.pages_elsewhere)
+        && let Some(split) = shared.splitter.before_start(&days, range.pages_elsewhere)
     {
         return following.split(split.parts, split.expected_pages).await;
     }
@@ -100,8 +100,8 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
         match following.next().await? {
             Step::More => {
                 let Some(seen) = following.observed else { continue };
-                let pace = following.forecast(&days, &seen, &mut outlook);
-                if let Some(split) = shared.splitting.under_way(&days, &seen, pace) {
+                let forecast = following.forecast(&days, &seen, &mut outlook);
+                if let Some(split) = shared.splitter.while_running(&days, &seen, forecast) {
                     return following.split(split.parts, split.expected_pages).await;
                 }
             }
@@ -130,7 +130,7 @@ async fn fail(shared: &Shared, range: &PendingRange, failed: Failed) -> Result<(
 /// Commits what may be the last of a unit; that is then compared with what was set aside of it.
 async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
     for unit in shared.commit(change).await?.to_compare {
-        Box::pin(kept::compare(shared, unit)).await?;
+        Box::pin(reconcile::compare(shared, unit)).await?;
     }
     Ok(())
 }
@@ -142,7 +142,7 @@ struct Following<'a> {
     token: Option<String>,
     seq: i64,
     /// The run would wait for the rest of it, which is about so many pages.
-    urgent: Option<u32>,
+    urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
     /// What the chain fails with at its end when a page of it is not of all the days it was asked for.
@@ -159,7 +159,7 @@ impl<'a> Following<'a> {
             range,
             token: None,
             seq: 0,
-            urgent: None,
+            urgency: Urgency::Usual,
             previous: Arc::default(),
             paging: Paging::default(),
             leaves_out: None,
@@ -173,9 +173,9 @@ impl<'a> Following<'a> {
         let resume = shared.still_good(&range.chain).filter(|_| same_query).cloned();
         if let Some(PageToken { token, .. }) = resume {
             let id = range.chain.id;
-            let last_items = shared.look(async move |stored| stored.last_items(id).await).await?;
+            let last_items = shared.with_reader(async move |stored| stored.last_items(id).await).await?;
             following.seq = range.chain.pages;
-            following.previous = Arc::new(last_items.map(|items| kept::digests_of(&items)));
+            following.previous = Arc::new(last_items.map(|items| reconcile::digests_of(&items)));
             following.observed = None;
             following.paging = Paging::taken_up(&token);
             following.token = Some(token);
@@ -210,19 +210,21 @@ impl<'a> Following<'a> {
         let read = move |body: Bytes| {
             read_page(&body, days, &previous, if account.processors_have_time() { DENSE } else { FAST })
         };
-        let effort = run_effort(self.urgent);
+        let effort = run_effort(self.urgency);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(Ended::Restart(failure) | Ended::Failed(failure))
-                if failure.kind.is_of_what_was_asked() && shared.has_lost_days_of(days) =>
+            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure))
+                if failure.kind.concerns_the_request() && shared.has_lost_days_of(days) =>
             {
                 return Ok(Step::LeftReach);
             }
-            Err(Ended::Restart(_)) if self.paging.may_begin_again(self.seq) => {
+            Err(FetchError::PageTokenExpired(_)) if self.paging.may_begin_again(self.seq) => {
                 self.restart();
                 return Ok(Step::More);
             }
-            Err(Ended::Restart(failure) | Ended::Failed(failure)) => return Ok(Step::Failed(failure)),
+            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) => {
+                return Ok(Step::Failed(failure));
+            }
         };
         if let Some(observed) = &mut self.observed {
             observed.add(page.ends);
@@ -238,7 +240,7 @@ impl<'a> Following<'a> {
                 Then::Next(PageToken { token: token.clone(), at: shared.now() })
             }
             None if is_sound => Then::End,
-            _ => Then::Again,
+            _ => Then::Unfinished,
         };
         self.commit(page, then, call.query()).await?;
         let left_out = if self.token.is_none() { self.leaves_out.take() } else { None };
@@ -252,13 +254,17 @@ impl<'a> Following<'a> {
 
     /// Tells the run how much of the chain is still to come by what it has shown, and how urgent that is. Returns how fast chains
     /// are, this one considered.
-    fn forecast(&mut self, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> Pace {
+    fn forecast(&mut self, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> RunForecast {
         let shared = self.shared;
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
-        let pace = shared.splitting.pace();
-        self.urgent = pace.is_tight_for(to_come).then_some(to_come as u32);
-        pace
+        let forecast = shared.splitter.forecast();
+        self.urgency = if forecast.is_tight_for(to_come) {
+            Urgency::EndOfJob { calls_to_follow: to_come as u32 }
+        } else {
+            Urgency::Usual
+        };
+        forecast
     }
 
     /// Begins again. What is stored stays until the new first page takes its place, and so does the number of the range's pages:
@@ -278,7 +284,7 @@ impl<'a> Following<'a> {
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
-        if self.urgent.is_none() {
+        if self.urgency == Urgency::Usual {
             shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
         }
         let direction = split::direction(page.ends);

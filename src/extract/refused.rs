@@ -5,12 +5,12 @@
 use jiff::ToSpan;
 use jiff::civil::Date;
 
-use super::kept;
+use super::reconcile;
 use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{CaptureError, PendingRange, Reader};
 use crate::days::DateRange;
-use crate::zoom::lane::{Effort, Ended};
+use crate::zoom::lane::{FetchError, Urgency};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// Zoom's reach may begin up to so many days later than we compute: how long six months are is not documented to the day.
@@ -66,7 +66,7 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
         let call = Call::ListSessions { days: DateRange::day(day), page_token: None };
         let listed = ask(shared, call).await;
         match listed {
-            Err(Ended::Failed(refused)) if refused.is_refused_by_zoom() => {}
+            Err(FetchError::Failed(refused)) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reach begins later than six months ago");
                 learning.is(day);
@@ -78,8 +78,8 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     false
 }
 
-fn is_answer(asked: &Result<(), Ended>) -> bool {
-    asked.as_ref().map_or_else(Ended::is_not_found_by_zoom, |()| true)
+fn is_answer(asked: &Result<(), FetchError>) -> bool {
+    asked.as_ref().map_or_else(FetchError::is_not_found_by_zoom, |()| true)
 }
 
 /// Whether this was refused for one session only, by a firewall perhaps: another is answered.
@@ -89,7 +89,7 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     }
     let oldest = shared.reach.oldest();
     let but = range.session_id.clone();
-    let another = shared.look(async move |stored| stored.another_session(&but, oldest).await).await?;
+    let another = shared.with_reader(async move |stored| stored.another_session(&but, oldest).await).await?;
     let reachable = another.and_then(|(session_id, days)| Some((session_id, days.since(oldest)?)));
     let Some((session_id, days)) = reachable else { return Ok(false) };
     Ok(is_answer(&first_page(shared, &session_id, days).await))
@@ -108,12 +108,12 @@ async fn holds_nothing(
         return Ok(false);
     }
     // What was received of these days says that there is something.
-    if range.chain.pages > 0 || kept::has_shown(shared, range).await? {
+    if range.chain.pages > 0 || reconcile::has_shown(shared, range).await? {
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
     let (id, window) = (range.chain.id, range.chain.window);
-    let look = shared.look(async move |stored: &mut Reader| {
+    let look = shared.with_reader(async move |stored: &mut Reader| {
         Ok::<_, CaptureError>((stored.shown_in(id, oldest).await?, stored.window(window).await?))
     });
     let (shown_in, window) = look.await?;
@@ -147,17 +147,17 @@ async fn may_be_one_page(
         return Ok(false);
     }
     let id = range.chain.id;
-    let shown_in = shared.look(async move |stored| stored.shown_in(id, Date::MIN).await).await?;
+    let shown_in = shared.with_reader(async move |stored| stored.shown_in(id, Date::MIN).await).await?;
     Ok(shown_in.is_some())
 }
 
 /// The first page of a session in these days.
-async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), Ended> {
+async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), FetchError> {
     let choice = shared.context.request.item_choice();
     ask(shared, Call::Messages { session_id: session_id.into(), days, page_token: None, choice }).await
 }
 
 /// Only to see whether there is an answer.
-async fn ask(shared: &Shared, call: Call) -> Result<(), Ended> {
-    shared.context.lane.fetch(&call, run_effort(Effort::MOST_URGENT), call.any_answer()).await
+async fn ask(shared: &Shared, call: Call) -> Result<(), FetchError> {
+    shared.context.lane.fetch(&call, run_effort(Urgency::Everything), call.any_answer()).await
 }

@@ -42,7 +42,7 @@ pub struct SessionFilter {
 
 /// The session types of the vendor's description. Types we do not know pass a filter on types: leaving out what was
 /// not understood would be a silent loss.
-const KNOWN_TYPES: [&str; 2] = ["1:1", "group"];
+pub const KNOWN_TYPES: [&str; 2] = ["1:1", "group"];
 
 impl SessionFilter {
     pub fn selects_by_name(&self) -> bool {

@@ -14,12 +14,12 @@ use tracing::Instrument;
 use super::earlier::{self, check_earlier};
 use super::feed::Feed;
 use super::shared::{ExtractError, LONG_BEAT, RunContext, Shared};
-use super::{kept, listing, ranges, windows};
+use super::{listing, ranges, reconcile, windows};
 use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, RangeId, Reader};
 
 /// What a run came to.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct RunSummary {
     /// What the capture holds.
     pub counts: Counts,
     pub extent: Extent,
@@ -45,7 +45,7 @@ impl Extent {
 }
 
 /// Runs until everything is fetched or failed for good, or until cancelled.
-pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
+pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     let location = Location::in_directory(&context.directory);
     let damaged = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
@@ -63,23 +63,23 @@ pub async fn run(context: RunContext) -> Result<Outcome, ExtractError> {
     let result = shared.clone().work(&mut reader, damaged).await;
     // Kept also when the run failed or was cancelled: a later run adds to these.
     let left = shared.leave_totals().await;
-    let outcome = outcome(&mut reader).await;
-    if let Ok(Outcome { counts, .. }) = &outcome {
+    let summary = summary(&mut reader).await;
+    if let Ok(RunSummary { counts, .. }) = &summary {
         shared.context.progress.set_to(counts);
     }
     reader.close().await;
     Arc::into_inner(shared).expect("every task of the run has been awaited").close().await;
     result?;
     left?;
-    Ok(outcome?)
+    Ok(summary?)
 }
 
-async fn outcome(reader: &mut Reader) -> Result<Outcome, CaptureError> {
+async fn summary(reader: &mut Reader) -> Result<RunSummary, CaptureError> {
     let counts = reader.counts().await?;
     let (started_at, damaged_at) = (reader.time(Meta::StartedAt).await?, reader.time(Meta::DamagedAt).await?);
     let extent = Extent { sound_since: damaged_at.or(started_at), items: counts.items.iter().sum() };
     let captured_until = reader.time(Meta::CapturedUntil).await?;
-    Ok(Outcome { counts, extent, captured_until })
+    Ok(RunSummary { counts, extent, captured_until })
 }
 
 impl Shared {
@@ -114,7 +114,7 @@ impl Shared {
         // Before anything may fail: what is left behind adds to it.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         let account = self.context.lane.account();
-        let (mark, begun_with) = (account.mark(), reader.meta(Meta::Account).await?);
+        let (mark, begun_with) = (account.fingerprint(), reader.meta(Meta::Account).await?);
         let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
         let is_of_others = begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark);
         // What nothing was received of is of nobody: the account may have been mistyped.
@@ -148,7 +148,7 @@ impl Shared {
             self.commit(Change::RetryFailed).await?;
         }
         // What a crash left to compare: what goes into the archive early must not change afterwards.
-        Box::pin(kept::compare_all(self)).await?;
+        Box::pin(reconcile::compare_all(self)).await?;
         self.context.progress.set_to(&reader.counts().await?);
         Ok(())
     }
@@ -176,7 +176,7 @@ impl Shared {
             // Asked before looking: what is found after this is announced again.
             let all_listed = self.context.all_listed.is_cancelled();
             let mut exhausted = false;
-            let most = self.context.lane.useful_chains();
+            let most = self.context.lane.target_chains();
             while chains.len() < most && !self.stop.is_cancelled() {
                 let Some(range) = feed.next(reader).await? else {
                     exhausted = true;
@@ -197,13 +197,13 @@ impl Shared {
                     return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
                 // What waited for a list, and has low numbers, has been passed over.
-                Box::pin(kept::compare_all(self)).await?;
+                Box::pin(reconcile::compare_all(self)).await?;
                 feed = Feed::default();
                 continue;
             }
-            let useful = self.context.lane.useful_requests();
+            let useful = self.context.lane.target_in_flight();
             let idle = if nothing_else { useful.saturating_sub(chains.len()) } else { 0 };
-            self.splitting.tell(chains.len(), idle);
+            self.splitter.update_load(chains.len(), idle);
             tokio::select! {
                 Some(ended) = chains.join_next() => match ended {
                     Ok(Some(followed)) => feed.put_first(followed?),

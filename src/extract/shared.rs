@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::reach::Reach;
 use super::request::ExtractRequest;
-use super::splitting::Splitting;
+use super::splitter::Splitter;
 use crate::capture::{
     CaptureError, Chain, Change, Effect, Failed, FailureNote, Location, Meta, PageToken, Reader, Writer,
 };
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 use crate::files::blocking;
-use crate::zoom::lane::Effort;
+use crate::zoom::lane::{Effort, Urgency};
 use crate::zoom::{Failure, FailureKind, Lane};
 
 /// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
@@ -88,7 +88,7 @@ pub(super) struct Shared {
     writer: Writer,
     /// Raised when listing has found new ranges.
     pub found: Notify,
-    pub splitting: Splitting,
+    pub splitter: Splitter,
     pub reach: Reach,
     /// Cancelled from outside, or when a part of the run has failed: the others then end as well.
     pub stop: CancellationToken,
@@ -98,10 +98,10 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn new(context: RunContext, location: Location, writer: Writer) -> Self {
-        let splitting = Splitting::new(context.lane.clone(), context.progress.clone());
+        let splitter = Splitter::new(context.lane.clone(), context.progress.clone());
         let reach = Reach::new(context.clock.clone());
         let (stop, readers) = (context.cancel.child_token(), Arc::new(Semaphore::new(READERS)));
-        Self { context, location, writer, found: Notify::new(), splitting, reach, stop, readers }
+        Self { context, location, writer, found: Notify::new(), splitter, reach, stop, readers }
     }
 
     /// Finishes what is queued for the capture.
@@ -110,7 +110,7 @@ impl Shared {
     }
 
     /// A look at what is stored, for one of few at a time, on a thread where it may take a while.
-    pub async fn look<T, E>(
+    pub async fn with_reader<T, E>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ExtractError>
@@ -122,7 +122,7 @@ impl Shared {
         let one_of_few = self.readers.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (location, runtime) = (self.location.clone(), Handle::current());
         let look = move || {
-            let seen = runtime.block_on(location.look(at));
+            let seen = runtime.block_on(location.with_reader(at));
             drop(one_of_few);
             Ok::<_, CaptureError>(seen)
         };
@@ -201,6 +201,6 @@ impl Shared {
 }
 
 /// A run waits for Zoom as long as it must.
-pub(super) fn run_effort(urgent: Option<u32>) -> Effort {
-    Effort { at_most: None, sits_out_outages: true, urgent }
+pub(super) fn run_effort(urgency: Urgency) -> Effort {
+    Effort { at_most: None, sits_out_outages: true, urgency }
 }

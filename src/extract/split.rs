@@ -31,17 +31,17 @@ const TIGHT: f64 = 0.5;
 
 /// A chain is not judged before it has shown this many pages.
 const SHOWN: u32 = 6;
-/// Splitting may cost a run this many requests, and this share of all it sends.
+/// Splitter may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (64.0, 0.015);
 
 /// How fast a chain of pages is, and how long the run will take without it.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct RunForecast {
     pub latency: Duration,
     pub rest_of_run: Duration,
 }
 
-impl Pace {
+impl RunForecast {
     /// How long a chain of so many pages takes, as a share of the rest of the run.
     fn share_of_the_run(&self, pages: f64) -> f64 {
         self.latency.as_secs_f64() * pages / self.rest_of_run.as_secs_f64().max(0.001)
@@ -179,24 +179,24 @@ impl Seen {
 
 /// Cuts a chain under way when what it has shown says that the run would wait for it; also tells how many pages it
 /// would have.
-pub fn under_way(days: &Days, seen: &Seen, pace: Pace) -> Option<Split> {
+pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
     if seen.pages < SHOWN || f64::from(seen.pages) > expected * MAY_DROP || expected < LONG {
         return None;
     }
-    let worth = pace.worth_of_cutting(to_come)?;
-    let parts = days.cut(pace.parts(expected), seen)?;
+    let worth = forecast.worth_of_cutting(to_come)?;
+    let parts = days.cut(forecast.parts(expected), seen)?;
     Some(Split { parts, expected_pages: expected as i64, worth })
 }
 
 /// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
 /// asked for twice cost no time, and only what is to come must be worth it. That is not less than the `mean` of all
 /// chains under way, so that the longest are cut first.
-pub fn when_idle(days: &Days, seen: &Seen, pace: Pace, mean: f64, idle: usize) -> Option<Split> {
+pub fn for_idle(days: &Days, seen: &Seen, forecast: RunForecast, mean: f64, idle: usize) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
-    let part = pace.pages_of_an_idle_part();
+    let part = forecast.pages_of_an_idle_part();
     if to_come < mean.max(part * 2.0) || f64::from(seen.pages) > to_come {
         return None;
     }
@@ -205,14 +205,14 @@ pub fn when_idle(days: &Days, seen: &Seen, pace: Pace, mean: f64, idle: usize) -
 }
 
 /// Cuts a range before its first page when the same session was long in another window.
-pub fn in_advance(days: &Days, pages_elsewhere: i64, pace: Pace) -> Option<Split> {
+pub fn before_start(days: &Days, pages_elsewhere: i64, forecast: RunForecast) -> Option<Split> {
     let month = 30.0;
     let expected = pages_elsewhere as f64 * (f64::from(days.range.days()) / month).min(1.0);
     if expected < LONG {
         return None;
     }
-    let worth = pace.worth_of_cutting(expected)?;
-    let parts = days.cut(pace.parts(expected), &Seen::default())?;
+    let worth = forecast.worth_of_cutting(expected)?;
+    let parts = days.cut(forecast.parts(expected), &Seen::default())?;
     Some(Split { parts, expected_pages: 0, worth })
 }
 
@@ -239,7 +239,8 @@ mod tests {
     use proptest::prelude::*;
 
     /// Parts of 50 pages.
-    const PACE: Pace = Pace { latency: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
+    const FORECAST: RunForecast =
+        RunForecast { latency: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
     const DAY_MS: i64 = 86_400_000;
 
     const MONTH: DateRange = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 31) };
@@ -268,21 +269,23 @@ mod tests {
 
     #[test]
     fn only_what_will_be_long_is_cut() {
-        let parts =
-            |pages, days| under_way(&month(), &seen(pages, days), PACE).map(|split| split.parts.len());
+        let parts = |pages, days| {
+            while_running(&month(), &seen(pages, days), FORECAST).map(|split| split.parts.len())
+        };
         assert_eq!(parts(8, 0.4), Some(13), "620 pages to come, 93 s");
         assert_eq!(parts(8, 2.0), Some(3), "124 pages to come, 17 s");
         assert_eq!(parts(8, 2.7), None, "92 pages do not pay for the eight that are there");
         assert_eq!(parts(4, 0.01), None, "a busy quarter of an hour says nothing yet");
         assert_eq!(parts(16, 31.0), None, "pages that do not come in the order of time");
-        assert_eq!(under_way(&month(), &Seen { pages: 8, ..Seen::default() }, PACE), None);
+        assert_eq!(while_running(&month(), &Seen { pages: 8, ..Seen::default() }, FORECAST), None);
     }
 
     #[test]
     fn nothing_is_cut_that_ends_before_the_rest_of_the_run() {
         let parts = |rest, pages| {
-            let pace = Pace { rest_of_run: Duration::from_secs(rest), ..PACE };
-            under_way(&month(), &seen(pages, 0.05 * f64::from(pages)), pace).map(|split| split.parts.len())
+            let forecast = RunForecast { rest_of_run: Duration::from_secs(rest), ..FORECAST };
+            while_running(&month(), &seen(pages, 0.05 * f64::from(pages)), forecast)
+                .map(|split| split.parts.len())
         };
         assert_eq!(parts(0, 8), Some(31), "620 pages to come, 92 s");
         assert_eq!(parts(60, 8), Some(4), "parts that take half as long as the rest");
@@ -290,14 +293,14 @@ mod tests {
         assert_eq!(parts(93, 8), None);
         assert_eq!(parts(90, 50), None, "85 s are left of it");
         assert_eq!(parts(80, 50), Some(3));
-        let pace = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
-        assert!(!pace.is_tight_for(290.0) && pace.is_tight_for(310.0), "43 s, 46 s");
+        let forecast = RunForecast { rest_of_run: Duration::from_secs(90), ..FORECAST };
+        assert!(!forecast.is_tight_for(290.0) && forecast.is_tight_for(310.0), "43 s, 46 s");
     }
 
     #[test]
     fn when_nothing_else_is_left_smaller_chains_are_cut_for_as_many_as_stand_idle() {
         let parts = |pages, days, idle| {
-            when_idle(&month(), &seen(pages, days), PACE, 30.0, idle).map(|split| split.parts.len())
+            for_idle(&month(), &seen(pages, days), FORECAST, 30.0, idle).map(|split| split.parts.len())
         };
         assert_eq!(parts(4, 3.0, 20), Some(5), "37 pages to come");
         assert_eq!(parts(4, 3.0, 2), Some(3));
@@ -305,21 +308,22 @@ mod tests {
         assert_eq!(parts(40, 15.0, 20), Some(10), "43 pages to come");
         assert_eq!(parts(40, 16.0, 20), None, "half of it is there already");
         assert_eq!(parts(4, 3.8, 20), None, "29 pages to come, others have more");
-        let short = |pace| when_idle(&month(), &seen(2, 6.0), pace, 0.0, 20).map(|split| split.parts.len());
-        assert_eq!(short(PACE), None, "8 pages to come, 1.2 s");
-        assert_eq!(short(Pace { latency: Duration::from_millis(800), ..PACE }), Some(5), "6.7 s");
+        let short =
+            |forecast| for_idle(&month(), &seen(2, 6.0), forecast, 0.0, 20).map(|split| split.parts.len());
+        assert_eq!(short(FORECAST), None, "8 pages to come, 1.2 s");
+        assert_eq!(short(RunForecast { latency: Duration::from_millis(800), ..FORECAST }), Some(5), "6.7 s");
     }
 
     #[test]
     fn another_window_of_the_same_session_is_a_hint() {
-        assert_eq!(in_advance(&month(), 95, PACE), None);
-        assert_eq!(in_advance(&month(), 583, PACE).map(|split| split.parts.len()), Some(12));
+        assert_eq!(before_start(&month(), 95, FORECAST), None);
+        assert_eq!(before_start(&month(), 583, FORECAST).map(|split| split.parts.len()), Some(12));
         let week = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 7) };
-        assert_eq!(in_advance(&all_of(week), 583, PACE).map(|split| split.parts.len()), Some(3));
-        let long_run = Pace { rest_of_run: Duration::from_secs(90), ..PACE };
-        assert_eq!(in_advance(&month(), 583, long_run), None, "it ends before the others");
+        assert_eq!(before_start(&all_of(week), 583, FORECAST).map(|split| split.parts.len()), Some(3));
+        let long_run = RunForecast { rest_of_run: Duration::from_secs(90), ..FORECAST };
+        assert_eq!(before_start(&month(), 583, long_run), None, "it ends before the others");
         assert_eq!(
-            in_advance(&all_of(DateRange { to: week.from, ..week }), 10_000, PACE),
+            before_start(&all_of(DateRange { to: week.from, ..week }), 10_000, FORECAST),
             None,
             "a day cannot be cut"
         );
@@ -332,7 +336,7 @@ mod tests {
         assert!(affordable(64, 1.0, 0, 0) && !affordable(64, 1.0, 1, 0));
         assert!(affordable(14, 1.0, 65, 1_000) && !affordable(14, 1.0, 190, 9_000));
         assert!(affordable(14, 0.2, 10, 4_000) && !affordable(14, 0.2, 14, 4_000));
-        let worth = |pages| under_way(&month(), &seen(8, 8.0 * 31.0 / pages), PACE).unwrap().worth;
+        let worth = |pages| while_running(&month(), &seen(8, 8.0 * 31.0 / pages), FORECAST).unwrap().worth;
         assert!((worth(128.0) - 0.2).abs() < 1e-9 && (worth(620.0) - 1.0).abs() < 1e-9, "18 s, 92 s");
     }
 

@@ -29,31 +29,36 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
     text.parse().map_err(|_| format!("{text} is not a date of the calendar"))
 }
 
-/// Checks the days of a range, as far as they could be read; one message for each that is wrong, all at once. `oldest` is the first
-/// day that is possible.
-pub fn validate(
-    oldest: Date,
-    from: Option<Date>,
-    to: Option<Date>,
-    today: Date,
-) -> Vec<(&'static str, String)> {
-    let mut errors = Vec::new();
-    match (from, to) {
-        (Some(from), Some(to)) if from > to => {
-            errors.push(("from", format!("must not be after the last day ({from} > {to})")));
+/// What is wrong with a range of days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RangeError {
+    #[error("must not be after the last day ({from} > {to})")]
+    Reversed { from: Date, to: Date },
+    #[error("{from} is older than the six months Zoom reports on; the oldest possible date is {oldest}")]
+    OutOfReach { from: Date, oldest: Date },
+    #[error("must not be in the future; today (UTC) is {today}")]
+    InFuture { today: Date },
+}
+
+impl RangeError {
+    /// `from` or `to`.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Reversed { .. } | Self::OutOfReach { .. } => "from",
+            Self::InFuture { .. } => "to",
         }
-        (Some(from), _) if from < oldest => errors.push((
-            "from",
-            format!(
-                "{from} is older than the six months Zoom reports on; the oldest possible date is {oldest}"
-            ),
-        )),
-        _ => {}
     }
-    if to.is_some_and(|to| to > today) {
-        errors.push(("to", format!("must not be in the future; today (UTC) is {today}")));
-    }
-    errors
+}
+
+/// Checks the days of a range, as far as they could be read, and returns all that is wrong. `oldest` is the first possible day.
+pub fn validate(oldest: Date, from: Option<Date>, to: Option<Date>, today: Date) -> Vec<RangeError> {
+    let order = match (from, to) {
+        (Some(from), Some(to)) if from > to => Some(RangeError::Reversed { from, to }),
+        (Some(from), _) if from < oldest => Some(RangeError::OutOfReach { from, oldest }),
+        _ => None,
+    };
+    let future = to.filter(|to| *to > today).map(|_| RangeError::InFuture { today });
+    order.into_iter().chain(future).collect()
 }
 
 /// Plans the windows, oldest first: each runs to the day before the same day of the next month, month ends clamp.
@@ -152,13 +157,13 @@ mod tests {
         let fields = |from, to| {
             validate(oldest_reachable(today), Some(from), Some(to), today)
                 .into_iter()
-                .map(|(field, _)| field)
+                .map(|error| error.field())
                 .collect::<Vec<_>>()
         };
         assert!(fields(date(2026, 2, 28), date(2026, 8, 31)).is_empty());
         assert_eq!(fields(date(2026, 2, 27), date(2026, 9, 1)), ["from", "to"]);
         assert_eq!(fields(date(2026, 8, 3), date(2026, 8, 2)), ["from"]);
-        let message = &validate(oldest_reachable(today), Some(date(2025, 1, 1)), None, today)[0].1;
+        let message = validate(oldest_reachable(today), Some(date(2025, 1, 1)), None, today)[0].to_string();
         assert!(message.contains("2026-02-28"), "{message}");
     }
 }

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::problem::{FieldError, Problem};
-use crate::extract::windows::{oldest_reachable, parse_day, validate};
+use crate::extract::request::KNOWN_TYPES;
+use crate::extract::windows::{RangeError, oldest_reachable, parse_day, validate};
 use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
 use crate::json::repeated_members;
 
@@ -116,28 +117,25 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
             error.to_string(),
         )
     })?;
-    let mut reader = Reader { errors: Vec::new() };
+    let mut reader = Reader { errors: Vec::new(), is_out_of_reach: false };
     let request = reader.request(value, today);
     for member in repeated_members(body, &["include", "sessions"]).into_iter().take(MAX_UNKNOWN) {
         reader.wrong(&member, "is there more than once");
     }
-    let errors = reader.errors;
+    let Reader { errors, is_out_of_reach } = reader;
+    // Nothing else becomes wrong because time passes.
+    let is_only_out_of_reach = is_out_of_reach && errors.len() == 1;
     let problem = |errors| Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors);
-    // That is one error, and the only one that can appear because time has passed.
-    let is_too_old = |request: &ExtractRequest| {
-        request.from <= request.to && request.from < oldest_reachable(today) && errors.len() == 1
+    let Some(request) = request.filter(|_| errors.is_empty() || is_only_out_of_reach) else {
+        return Err(problem(errors));
     };
-    match request {
-        Some(request) if errors.is_empty() => Ok(Submitted { request, out_of_reach: None }),
-        Some(request) if is_too_old(&request) => {
-            Ok(Submitted { request, out_of_reach: Some(problem(errors)) })
-        }
-        _ => Err(problem(errors)),
-    }
+    Ok(Submitted { request, out_of_reach: is_only_out_of_reach.then(|| problem(errors)) })
 }
 
 struct Reader {
     errors: Vec<FieldError>,
+    /// Whether one of the errors is that the first day has left Zoom's reach.
+    is_out_of_reach: bool,
 }
 
 impl Reader {
@@ -153,8 +151,9 @@ impl Reader {
         let mut members = Members { prefix: "", rest: members, known: Vec::new() };
         let from = self.date(&mut members, "from");
         let to = self.date(&mut members, "to");
-        for (field, message) in validate(oldest_reachable(today), from, to, today) {
-            self.wrong(field, message);
+        for error in validate(oldest_reachable(today), from, to, today) {
+            self.is_out_of_reach |= matches!(error, RangeError::OutOfReach { .. });
+            self.wrong(error.field(), error.to_string());
         }
         let include = self.include(members.take("include"));
         let edits_by = match self.text(members.take("edits_by"), "edits_by").as_deref() {
@@ -207,7 +206,7 @@ impl Reader {
         let mut members = self.object(value, "sessions", "sessions.");
         let types = self.texts(members.take("types"), "sessions.types");
         let types: Vec<String> = types.into_iter().map(|kind| kind.to_lowercase()).collect();
-        if types.iter().any(|kind| !["1:1", "group"].contains(&kind.as_str())) {
+        if types.iter().any(|kind| !KNOWN_TYPES.contains(&kind.as_str())) {
             self.wrong("sessions.types", "each must be 1:1 or group");
         }
         let filter = SessionFilter {

@@ -96,7 +96,8 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
 /// written down.
 pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()> {
     let directory = directory.to_owned();
-    let stay: Vec<_> = job.archive.iter().map(archive_name).chain(job.kept.iter().cloned()).collect();
+    let stay: Vec<_> =
+        job.archive.iter().map(archive_name).chain(job.earlier_archives.iter().cloned()).collect();
     // Of a large one it takes a while.
     let remove = move || {
         let mut others = archives(&directory)?.into_iter().filter(|name| !stay.contains(name));

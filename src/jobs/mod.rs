@@ -6,6 +6,7 @@
 
 mod directory;
 mod error;
+mod failure;
 mod mending;
 pub mod model;
 mod recovery;
@@ -16,10 +17,9 @@ mod service;
 mod store;
 #[cfg(test)]
 mod testing;
-mod trouble;
 
 pub use error::JobsError;
-pub use model::{Job, JobError, JobId, JobState};
+pub use model::{Job, JobFailure, JobId, JobState};
 pub use registry::Follower;
 pub use service::{JobSettings, Jobs};
 pub use store::{ListFilter, Listed};

@@ -100,7 +100,7 @@ impl JobState {
 
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobError {
+pub struct JobFailure {
     /// Stable and kebab-case.
     pub code: String,
     pub detail: String,
@@ -122,14 +122,14 @@ pub struct Job {
     pub expires_at: Option<Timestamp>,
     pub progress: Snapshot,
     pub failures_total: u64,
-    pub error: Option<JobError>,
+    pub error: Option<JobFailure>,
     pub archive: Option<ArchiveFile>,
     /// What the archive was made of.
     #[serde(default)]
     pub archived: Extent,
     /// Files of earlier archives that may hold what the archive does not.
     #[serde(default)]
-    pub kept: Vec<String>,
+    pub earlier_archives: Vec<String>,
     /// The user asked to stop it while it was running.
     pub cancel_requested: bool,
     /// What failed is to be tried again when it runs next.
@@ -153,7 +153,7 @@ impl Job {
             error: None,
             archive: None,
             archived: Extent::default(),
-            kept: Vec::new(),
+            earlier_archives: Vec::new(),
             cancel_requested: false,
             retry_failed: false,
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::directory::{self, DELETED};
 use super::error::JobsError;
 use super::mending::{self, Opened};
-use super::model::{Job, JobError, JobId, JobState};
+use super::model::{Job, JobFailure, JobId, JobState};
 use super::store::JobStore;
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
@@ -108,13 +108,13 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
     let mut job = Job::new(id, request, requester, started_at);
     job.started_at = Some(started_at);
     // They may hold what the capture does not.
-    job.kept = directory::archives(directory)?;
+    job.earlier_archives = directory::archives(directory)?;
     recall(&mut job, directory).await;
     if !complete {
         job.state = JobState::Failed;
         // It does not expire: kept until somebody has looked at it.
         job.finished_at = Some(clock.now());
-        job.error = Some(JobError {
+        job.error = Some(JobFailure {
             code: "record-lost".to_owned(),
             detail: "the table of jobs was damaged and this job's record was lost; what it captured is there"
                 .to_owned(),

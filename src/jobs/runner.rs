@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::directory;
-use super::model::{Job, JobError, JobState};
+use super::failure::{self, RunEnd};
+use super::model::{Job, JobFailure, JobState};
 use super::registry::Entered;
 use super::service::{Jobs, count_end};
 use super::store::StoreError;
-use super::trouble::{self, Stopped};
 use crate::archive::{self, ArchiveError, ArchiveFile, Form};
-use crate::extract::{self, ExtractError, Meta, Outcome, Progress, RunContext, Snapshot};
+use crate::extract::{self, ExtractError, Meta, Progress, RunContext, RunSummary, Snapshot};
 
 /// Figures are published this often: twice a second, as the API promises at most.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
@@ -127,7 +127,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     };
     job.progress = figures();
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
-    if matches!(end, Err(Stopped::Told)) && jobs.stop.is_cancelled() {
+    if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
         tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
     } else {
         settle(&jobs, &mut job, end, &directory).await;
@@ -161,22 +161,22 @@ async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
 }
 
 /// What is to be written down of a job that has ended.
-async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, Stopped>, directory: &Path) {
+async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
-        Ok(Made { archive, kept, outcome: Outcome { counts, extent, .. } }) => {
+        Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
             job.failures_total = counts.failures();
             let is_whole = job.failures_total == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
             job.archive = Some(archive);
-            job.kept = kept;
+            job.earlier_archives = kept;
             job.archived = extent;
             job.progress.percent = Some(100.0);
         }
-        Err(Stopped::ByTrouble(error)) => {
+        Err(RunEnd::Failed(error)) => {
             job.state = JobState::Failed;
             job.error = Some(error);
         }
-        Err(Stopped::Told) => job.state = JobState::Cancelled,
+        Err(RunEnd::Interrupted) => job.state = JobState::Cancelled,
     }
     // Of a completed job they are known; of the others the capture tells.
     if matches!(job.state, JobState::Cancelled | JobState::Failed)
@@ -206,7 +206,7 @@ fn log_end(job: &Job, elapsed_ms: u64) {
         error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"
     );
-    if let Some(JobError { code, detail, .. }) = &job.error {
+    if let Some(JobFailure { code, detail, .. }) = &job.error {
         tracing::error!(code, detail, "job failed");
     }
 }
@@ -249,29 +249,29 @@ struct Made {
     archive: ArchiveFile,
     /// Files of earlier archives that may hold what this one does not.
     kept: Vec<String>,
-    outcome: Outcome,
+    summary: RunSummary,
 }
 
 /// Extracts and assembles.
-async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, Stopped> {
+async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEnd> {
     let directory = context.directory.clone();
-    directory::make(&directory).await.map_err(|error| trouble::no_directory(&error))?;
+    directory::make(&directory).await.map_err(|error| failure::no_directory(&error))?;
     let cancel = context.cancel.clone();
     let input = archive::AssembleInput { directory: directory.clone(), form: Form::Zip, cancel };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
-    let (outcome, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
-    let outcome = outcome?;
+    let (summary, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
+    let summary = summary?;
     let assembled = archive::assemble(begun).await?;
     let archive = assembled.archive.clone().expect("a zip has a size and a hash");
     let name = directory::archive_name(&archive);
-    let mut kept = job.kept.clone();
+    let mut kept = job.earlier_archives.clone();
     // What a damaged capture has lost may be out of Zoom's reach by now.
-    if !outcome.extent.covers(&job.archived) {
+    if !summary.extent.covers(&job.archived) {
         kept = directory::archives(&directory).map_err(ArchiveError::Io)?;
         kept.retain(|earlier| *earlier != name);
         tracing::warn!(?kept, "archives of before may hold more than the new one, and stay beside it");
     }
     // What has this name has the same bytes, or should have. The record tells of the archive before until it tells of this one.
     assembled.publish(directory.join(name), |_| None).await?;
-    Ok(Made { archive, kept, outcome })
+    Ok(Made { archive, kept, summary })
 }

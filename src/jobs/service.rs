@@ -100,7 +100,7 @@ impl Jobs {
             ended(state).increment(0);
         }
         if let Some(AccountPause { account, waiting }) = jobs.store.pause().await?
-            && account == jobs.account.mark()
+            && account == jobs.account.fingerprint()
         {
             jobs.account.budget().pause(waiting);
         }
@@ -174,7 +174,7 @@ impl Jobs {
 
     fn same(&self, known: Known) -> Result<Job, JobsError> {
         match known {
-            Known::Same(job) => Ok(self.freshest(*job)),
+            Known::Same(job) => Ok(self.with_live(*job)),
             Known::Conflict => Err(JobsError::IdempotencyConflict),
         }
     }
@@ -191,10 +191,10 @@ impl Jobs {
         let Listed { jobs, next } = self.store.list(filter).await?;
         // One may have ended since, and not be written down yet.
         let is_wanted = |job: &Job| state.is_none_or(|state| state == job.state);
-        Ok(Listed { jobs: jobs.into_iter().map(|job| self.freshest(job)).filter(is_wanted).collect(), next })
+        Ok(Listed { jobs: jobs.into_iter().map(|job| self.with_live(job)).filter(is_wanted).collect(), next })
     }
 
-    fn freshest(&self, job: Job) -> Job {
+    fn with_live(&self, job: Job) -> Job {
         self.registry.latest(job.id).map_or(job, |live| (*live).clone())
     }
 
@@ -380,7 +380,7 @@ impl Jobs {
     /// The archive's file, if there is one, and what it should be.
     pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
         loop {
-            let job = self.told(id).await?;
+            let job = self.stored_or_ended(id).await?;
             let state = job.state;
             if state == JobState::Expired {
                 return Err(JobsError::ArchiveGone);
@@ -393,23 +393,29 @@ impl Jobs {
                 let size = file.metadata()?.len();
                 Ok::<_, std::io::Error>((file, size))
             };
-            let opened = blocking(open).await;
-            return match opened {
-                Ok((file, size)) if size == archive.size => Ok((job, archive, file)),
+            match blocking(open).await {
+                Ok((file, size)) if size == archive.size => return Ok((job, archive, file)),
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(std::io::Error::new(error.kind(), format!("{}: {error}", named.display())).into())
+                    let named = format!("{}: {error}", named.display());
+                    return Err(std::io::Error::new(error.kind(), named).into());
                 }
-                // It may have gone for another since.
-                _ if self.told(id).await?.archive.as_ref() != Some(&archive) => continue,
-                // It is being made again.
-                _ if !state.is_final() => Err(JobsError::ArchiveNotReady { state }),
-                _ => Err(JobsError::ArchiveLost),
-            };
+                _ => {}
+            }
+            // A new archive may have replaced it since the record was read.
+            if self.stored_or_ended(id).await?.archive.as_ref() == Some(&archive) {
+                // While the job runs it is being made again.
+                let is_final = state.is_final();
+                return Err(if is_final {
+                    JobsError::ArchiveLost
+                } else {
+                    JobsError::ArchiveNotReady { state }
+                });
+            }
         }
     }
 
     /// A job as its record tells; or as it has ended, if that could not be written down yet.
-    async fn told(&self, id: JobId) -> Result<Job, JobsError> {
+    async fn stored_or_ended(&self, id: JobId) -> Result<Job, JobsError> {
         match self.registry.latest(id) {
             Some(ended) if ended.state.is_final() => Ok((*ended).clone()),
             _ => self.stored(id).await,
@@ -489,7 +495,7 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
     while let Some(Ok(())) = jobs.stop.run_until_cancelled(pauses.changed()).await {
         let pause = pauses.borrow_and_update().clone();
         let Some(waiting) = pause else { continue };
-        let pause = AccountPause { account: jobs.account.mark(), waiting };
+        let pause = AccountPause { account: jobs.account.fingerprint(), waiting };
         if let Err(error) = jobs.store.set_pause(&pause).await {
             tracing::warn!(%error, "the account's pause could not be written down");
         }

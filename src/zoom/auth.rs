@@ -11,7 +11,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::outcome::{Outcome, Refusal};
+use super::error::{Refusal, RequestError};
 use super::transport::collect;
 use crate::clock::SharedClock;
 
@@ -54,7 +54,7 @@ pub struct Token {
 struct Cached {
     token: Token,
     renew_at: Duration,
-    ends: Duration,
+    expires_at: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ struct State {
     /// The last token that was given, of use or not.
     cached: Option<Cached>,
     /// When and why none was given, the last time.
-    failed: Option<(Duration, Outcome)>,
+    failed: Option<(Duration, RequestError)>,
 }
 
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Tokens {
     }
 
     /// The current token, or a new one; or why there is none, if somebody has just found out while this caller waited.
-    pub async fn get(&self, waits_since: Duration) -> Result<Token, Outcome> {
+    pub async fn get(&self, waits_since: Duration) -> Result<Token, RequestError> {
         if let Some(token) = self.current() {
             return Ok(token);
         }
@@ -110,26 +110,26 @@ impl Tokens {
         if let Some(token) = self.current() {
             return Ok(token);
         }
-        if let Some((failed_at, outcome)) = self.with(|state| state.failed.clone()) {
+        if let Some((failed_at, error)) = self.with(|state| state.failed.clone()) {
             let pause = (failed_at + PAUSE).saturating_sub(self.clock.elapsed());
             if failed_at > waits_since && !pause.is_zero() {
-                return Err(outcome);
+                return Err(error);
             }
             self.clock.sleep(pause).await;
         }
         let asked_at = self.clock.elapsed();
-        match self.ask().await {
-            Ok(body) => Ok(self.keep(body, asked_at)),
-            Err(outcome) => self.go_without(outcome),
+        match self.request_token().await {
+            Ok(body) => Ok(self.store(body, asked_at)),
+            Err(error) => self.use_cached(error),
         }
     }
 
     /// A token of this generation is of no use any more: it is not handed out again.
-    pub fn give_up(&self, generation: u64) {
+    pub fn invalidate(&self, generation: u64) {
         self.with(|state| {
             if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
             {
-                (cached.renew_at, cached.ends) = (Duration::ZERO, Duration::ZERO);
+                (cached.renew_at, cached.expires_at) = (Duration::ZERO, Duration::ZERO);
             }
         });
     }
@@ -146,7 +146,7 @@ impl Tokens {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn ask(&self) -> Result<TokenBody, Outcome> {
+    async fn request_token(&self) -> Result<TokenBody, RequestError> {
         let form =
             [("grant_type", "account_credentials"), ("account_id", self.credentials.account_id.as_str())];
         let response = self
@@ -156,25 +156,25 @@ impl Tokens {
             .form(&form)
             .send()
             .await
-            .map_err(|error| Outcome::NoAnswer(super::transport::describe(&error)))?;
+            .map_err(|error| RequestError::NoAnswer(super::transport::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = collect(response, MOST_BYTES).await?;
         if status != 200 {
-            return Err(Outcome::Refused(Refusal::read(status, &headers, &body, false)));
+            return Err(RequestError::Refused(Refusal::read(status, &headers, &body, false)));
         }
         // The body holds the token: a parse error must not quote it.
-        serde_json::from_slice(&body).map_err(|_| Outcome::Unreadable("not a token answer".to_owned()))
+        serde_json::from_slice(&body).map_err(|_| RequestError::Unreadable("not a token answer".to_owned()))
     }
 
-    fn keep(&self, body: TokenBody, asked_at: Duration) -> Token {
+    fn store(&self, body: TokenBody, asked_at: Duration) -> Token {
         let life = Duration::from_secs(body.expires_in.unwrap_or(3_600)).min(LONGEST_LIFE);
         let renew_at = asked_at + life.saturating_sub(RENEW_EARLY).max(life.mul_f64(0.9));
         let (secret, scopes) = (Arc::new(body.access_token), Arc::from(body.scope.as_str()));
         let token = self.with(|state| {
             let generation = state.cached.as_ref().map_or(1, |old| old.token.generation + 1);
             let token = Token { secret, scopes, generation };
-            let cached = Cached { token: token.clone(), renew_at, ends: asked_at + life };
+            let cached = Cached { token: token.clone(), renew_at, expires_at: asked_at + life };
             *state = State { cached: Some(cached), failed: None };
             token
         });
@@ -183,17 +183,17 @@ impl Tokens {
     }
 
     /// The token that is held does while it lasts, where no new one could be had.
-    fn go_without(&self, outcome: Outcome) -> Result<Token, Outcome> {
+    fn use_cached(&self, error: RequestError) -> Result<Token, RequestError> {
         let now = self.clock.elapsed();
         self.with(|state| {
-            let outcome = of_the_token_endpoint(outcome, state.cached.is_some());
-            state.failed = Some((now, outcome.clone()));
+            let error = of_the_token_endpoint(error, state.cached.is_some());
+            state.failed = Some((now, error.clone()));
             match &mut state.cached {
-                Some(cached) if now < cached.ends && matches!(outcome, Outcome::NoAnswer(_)) => {
-                    cached.renew_at = (now + RENEW_AGAIN).min(cached.ends);
+                Some(cached) if now < cached.expires_at && matches!(error, RequestError::NoAnswer(_)) => {
+                    cached.renew_at = (now + RENEW_AGAIN).min(cached.expires_at);
                     Ok(cached.token.clone())
                 }
-                _ => Err(outcome),
+                _ => Err(error),
             }
         })
     }
@@ -201,7 +201,7 @@ impl Tokens {
 
 /// The token endpoint speaks of credentials where the API would speak of requests. What is not in its own words is of the way to
 /// it, once a token was given; before, it is of a wrong ZOOM_OAUTH_BASE_URL, perhaps, which is told at once.
-fn of_the_token_endpoint(outcome: Outcome, was_given_one: bool) -> Outcome {
+fn of_the_token_endpoint(error: RequestError, was_given_one: bool) -> RequestError {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
         // It says nothing about the pace of reports: it is waited out like a server that is busy.
         408 | 425 | 429 | 500.. => false,
@@ -211,8 +211,8 @@ fn of_the_token_endpoint(outcome: Outcome, was_given_one: bool) -> Outcome {
         400..500 => !was_given_one,
         _ => false,
     };
-    match outcome {
-        Outcome::Refused(refusal) if is_of_credentials(&refusal) => Outcome::NoToken(refusal),
-        other => Outcome::NoAnswer(format!("could not get an access token: {}", other.describe())),
+    match error {
+        RequestError::Refused(refusal) if is_of_credentials(&refusal) => RequestError::NoToken(refusal),
+        other => RequestError::NoAnswer(format!("could not get an access token: {}", other.describe())),
     }
 }

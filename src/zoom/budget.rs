@@ -191,7 +191,7 @@ impl Budget {
     }
 
     /// An answer named a limit: do not go above it until another names a higher one.
-    pub fn believe(&self, named: f64) {
+    pub fn follow_reported_limit(&self, named: f64) {
         let named = whole(named);
         let (before, limit) = self.with_pace(|pace| {
             let limit = pace.own.map(|own| own.min(named));
@@ -518,11 +518,11 @@ mod tests {
     fn the_limit_that_was_named_last_holds_below_the_own_one() {
         let budget = Budget::new(Some(20.0), clock());
         for (named, limit) in [(1.0, 1.0), (10.9, 10.0), (60.0, 20.0), (20.0, 20.0)] {
-            budget.believe(named);
+            budget.follow_reported_limit(named);
             assert_eq!(budget.limit(), Some(limit), "{named}");
         }
         let unpaced = Budget::new(None, clock());
-        unpaced.believe(1.0);
+        unpaced.follow_reported_limit(1.0);
         assert_eq!(unpaced.limit(), None);
     }
 

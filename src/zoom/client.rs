@@ -14,9 +14,9 @@ use sha2::{Digest, Sha256};
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
 use super::call::{Call, Endpoint, OfEndpoints};
+use super::error::RequestError;
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
-use super::outcome::Outcome;
 use super::readers::Readers;
 use super::retry::RetryPolicy;
 use super::transport::{NoClient, http_client};
@@ -90,7 +90,7 @@ impl Account {
     }
 
     /// Tells the account from others, without naming it.
-    pub fn mark(&self) -> String {
+    pub fn fingerprint(&self) -> String {
         hex::encode(&Sha256::digest(&self.settings.credentials.account_id)[..16])
     }
 
@@ -115,8 +115,8 @@ impl Account {
 
     /// Whether this is what an outage of that endpoint looks like: a gateway's refusals only where Zoom was reached before, as
     /// they would else be of a wrong address.
-    pub(super) fn looks_like_an_outage(&self, call: &Call, outcome: &Outcome) -> bool {
-        outcome.looks_like_an_outage() || (outcome.is_of_a_gateway() && self.known().any_like(call))
+    pub(super) fn looks_like_an_outage(&self, call: &Call, error: &RequestError) -> bool {
+        error.looks_like_an_outage() || (error.came_from_gateway() && self.known().any_like(call))
     }
 
     /// Whether the endpoint of this call answers.

@@ -17,12 +17,12 @@ use super::auth::Token;
 use super::budget::Waiting;
 use super::call::{Call, OfEndpoints};
 use super::client::Account;
-use super::line::{Line, Rank};
+use super::error::{Failure, FailureKind, LimitKind, Refusal, RequestError};
 use super::load::Latency;
-use super::outcome::{Failure, FailureKind, LimitKind, Outcome, Refusal};
 use super::readers::ReadResult;
 use super::retry::{Decision, RetryPolicy, Tries};
 use super::transport::{collect, describe};
+use super::turns::{Rank, TurnQueue};
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy)]
@@ -31,14 +31,18 @@ pub struct Effort {
     pub at_most: Option<u32>,
     /// Wait for the end of an outage. A person who waits for an answer would rather know.
     pub sits_out_outages: bool,
-    /// `Some(n)`: the job cannot end before this call and about `n` more that must follow it, one by one. More of the turns are
-    /// for such calls, and for those with the largest `n` first.
-    pub urgent: Option<u32>,
+    pub urgency: Urgency,
 }
 
-impl Effort {
-    /// Everything else waits for this call.
-    pub const MOST_URGENT: Option<u32> = Some(u32::MAX);
+/// What waits for a call. More of the turns are for urgent calls, and for those with the most calls to follow first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Nothing but its own chain of pages.
+    Usual,
+    /// The end of the job: about so many calls must follow this one, one after the other.
+    EndOfJob { calls_to_follow: u32 },
+    /// Everything else that the job has to do.
+    Everything,
 }
 
 /// What one job has asked of Zoom. Counters only grow.
@@ -63,21 +67,22 @@ impl Traffic {
 
 /// What a call ended with when it did not end with an answer.
 #[derive(Debug)]
-pub enum Ended {
+pub enum FetchError {
     /// The page token is no longer good. The caller may begin the chain again; if it will not, this is why it failed.
-    Restart(Failure),
+    PageTokenExpired(Failure),
     Failed(Failure),
 }
 
-impl Ended {
+impl FetchError {
     pub fn is_not_found_by_zoom(&self) -> bool {
         matches!(self, Self::Failed(failure) if failure.is_not_found_by_zoom())
     }
 }
 
-/// A try that was not answered well, and which token it was made with.
-struct Tried {
-    outcome: Outcome,
+/// A try that was not answered well.
+struct FailedTry {
+    error: RequestError,
+    /// The generation of the token it was sent with; `None` if there was no token, and nothing was sent.
     generation: Option<u64>,
 }
 
@@ -102,7 +107,7 @@ impl Drop for Counted<'_> {
 #[derive(Debug)]
 pub struct Lane {
     pub(super) account: Arc<Account>,
-    pub(super) line: Arc<Line>,
+    pub(super) turns: Arc<TurnQueue>,
     under_way: Semaphore,
     pub traffic: Traffic,
     pub(super) latency: Latency,
@@ -127,7 +132,7 @@ impl Lane {
     pub(super) fn new(account: Arc<Account>) -> Self {
         account.lanes.fetch_add(1, Relaxed);
         Self {
-            line: Arc::default(),
+            turns: Arc::default(),
             under_way: Semaphore::new(account.settings.in_flight),
             account,
             traffic: Traffic::default(),
@@ -141,56 +146,49 @@ impl Lane {
     }
 
     /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on one of the threads for that.
-    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Ended>
+    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, FetchError>
     where
         T: Send + 'static,
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
     {
         let account = &*self.account;
-        let usual = account.settings.retry;
-        let max_attempts = effort.at_most.map_or(usual.max_attempts, |most| most.min(usual.max_attempts));
-        let policy = RetryPolicy { max_attempts, ..usual };
         let mut tries = Tries::default();
         let outage = account.outage(call);
         let mut sent = outage.mark();
         loop {
             if effort.sits_out_outages && outage.is_on() {
-                self.sit_out(call).await.map_err(Ended::Failed)?;
+                self.sit_out(call).await.map_err(FetchError::Failed)?;
             }
             let before = std::mem::replace(&mut sent, outage.mark());
             if sent.saw_outage_since(before) {
                 tries = Tries::default();
             }
-            let Tried { outcome, generation } = match self.send(call, effort.urgent, read.clone()).await {
+            let FailedTry { error, generation } = match self.send(call, effort.urgency, read.clone()).await {
                 Ok(answer) => {
                     account.note_answer(call);
                     return Ok(answer);
                 }
-                Err(tried) => tried,
+                Err(failed) => failed,
             };
-            let attempt = tries.count(&outcome);
-            let (now, roll) = (account.clock.now(), account.clock.roll());
-            let mut decision = policy.decide(&outcome, attempt, now, roll);
-            if effort.sits_out_outages
-                && matches!(decision, Decision::Fail(kind) if kind.concerns_the_account())
-            {
-                // Fewer tries may fail one call, but not a whole run.
-                decision = usual.decide(&outcome, attempt, now, roll);
-            }
-            tracing::debug!(attempt, what = outcome.describe(), ?decision, "a request was not answered well");
-            if !account.looks_like_an_outage(call, &outcome) {
+            let attempt = tries.count(&error);
+            let now = account.clock.now();
+            let decision = self.decide(&error, attempt, effort, now);
+            tracing::debug!(attempt, what = error.describe(), ?decision, "a request was not answered well");
+            if !account.looks_like_an_outage(call, &error) {
                 outage.answered();
             } else if effort.sits_out_outages
                 && outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
-                && self.sit_out(call).await.map_err(Ended::Failed)?
+                && self.sit_out(call).await.map_err(FetchError::Failed)?
             {
                 continue;
             }
             self.heed(&decision, generation, now);
             match decision {
-                Decision::Fail(kind) => return Err(Ended::Failed(outcome.into_failure(kind, attempt))),
+                Decision::Fail(kind) => return Err(FetchError::Failed(error.into_failure(kind, attempt))),
                 Decision::Restart => {
-                    return Err(Ended::Restart(outcome.into_failure(FailureKind::Rejected, attempt)));
+                    return Err(FetchError::PageTokenExpired(
+                        error.into_failure(FailureKind::Rejected, attempt),
+                    ));
                 }
                 Decision::Limited { .. } => {}
                 Decision::Renew { after } | Decision::Again { after } => {
@@ -202,6 +200,20 @@ impl Lane {
         }
     }
 
+    fn decide(&self, error: &RequestError, attempt: u32, effort: Effort, now: Timestamp) -> Decision {
+        let account = &*self.account;
+        let usual = account.settings.retry;
+        let max_attempts = effort.at_most.map_or(usual.max_attempts, |most| most.min(usual.max_attempts));
+        let random = account.clock.random();
+        match (RetryPolicy { max_attempts, ..usual }).decide(error, attempt, now, random) {
+            // Fewer tries may fail one call, but not a whole run.
+            Decision::Fail(kind) if effort.sits_out_outages && kind.concerns_the_account() => {
+                usual.decide(error, attempt, now, random)
+            }
+            decision => decision,
+        }
+    }
+
     /// Waits until Zoom answers. True when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
@@ -210,14 +222,15 @@ impl Lane {
             .outage(call)
             .sit_out(async || {
                 let probe = account.probe_for(call);
-                match self.send(&probe, Effort::MOST_URGENT, probe.any_answer()).await {
+                match self.send(&probe, Urgency::Everything, probe.any_answer()).await {
                     Ok(()) => Ok(()),
-                    Err(Tried { outcome, .. }) if account.looks_like_an_outage(call, &outcome) => {
-                        Err(outcome.describe())
+                    Err(FailedTry { error, .. }) if account.looks_like_an_outage(call, &error) => {
+                        Err(error.describe())
                     }
-                    Err(Tried { outcome, generation }) => {
+                    Err(FailedTry { error, generation }) => {
                         let now = account.clock.now();
-                        self.heed(&account.settings.retry.decide(&outcome, 1, now, 0.0), generation, now);
+                        let decision = account.settings.retry.decide(&error, 1, now, 0.0);
+                        self.heed(&decision, generation, now);
                         Ok(())
                     }
                 }
@@ -231,7 +244,7 @@ impl Lane {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
             // The next token will have scopes that are added meanwhile.
             (Decision::Renew { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
-                self.account.tokens.give_up(generation);
+                self.account.tokens.invalidate(generation);
             }
             _ => {}
         }
@@ -248,15 +261,16 @@ impl Lane {
     async fn take_turn(
         &self,
         call: &Call,
-        urgent: Option<u32>,
-    ) -> Result<(Token, SemaphorePermit<'_>), Outcome> {
-        let rank = match (urgent, call.page_token()) {
-            (Some(further), _) => Rank::Urgent(further),
-            (None, None) => Rank::First,
-            (None, Some(_)) => Rank::Further,
+        urgency: Urgency,
+    ) -> Result<(Token, SemaphorePermit<'_>), RequestError> {
+        let rank = match (urgency, call.page_token()) {
+            (Urgency::Everything, _) => Rank::Urgent(u32::MAX),
+            (Urgency::EndOfJob { calls_to_follow }, _) => Rank::Urgent(calls_to_follow),
+            (Urgency::Usual, None) => Rank::First,
+            (Urgency::Usual, Some(_)) => Rank::Further,
         };
         let since = self.account.clock.elapsed();
-        let _turn = self.line.turn(rank).await;
+        let _turn = self.turns.turn(rank).await;
         let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
         // Only now, as one taken before queueing may have ended since; and before the budget, so that a renewal holds no slot.
         let token = self.account.tokens.get(since).await?;
@@ -282,18 +296,18 @@ impl Lane {
     }
 
     /// One try.
-    async fn send<T, R>(&self, call: &Call, urgent: Option<u32>, read: R) -> Result<T, Tried>
+    async fn send<T, R>(&self, call: &Call, urgency: Urgency, read: R) -> Result<T, FailedTry>
     where
         T: Send + 'static,
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
-        let without_token = |outcome| Tried { outcome, generation: None };
-        let (token, _under_way) = self.take_turn(call, urgent).await.map_err(without_token)?;
-        let with_token = |outcome| Tried { outcome, generation: Some(token.generation) };
+        let without_token = |error| FailedTry { error, generation: None };
+        let (token, _under_way) = self.take_turn(call, urgency).await.map_err(without_token)?;
+        let with_token = |error| FailedTry { error, generation: Some(token.generation) };
         self.send_with(&token, call, read).await.map_err(with_token)
     }
 
-    async fn send_with<T, R>(&self, token: &Token, call: &Call, read: R) -> Result<T, Outcome>
+    async fn send_with<T, R>(&self, token: &Token, call: &Call, read: R) -> Result<T, RequestError>
     where
         T: Send + 'static,
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
@@ -303,7 +317,7 @@ impl Lane {
         metrics::counter!("zcr_zoom_requests_total").increment(1);
         let sent = account.clock.elapsed();
         let url = call.url(&account.settings.api_base);
-        let no_answer = |error: reqwest::Error| Outcome::NoAnswer(describe(&error));
+        let no_answer = |error: reqwest::Error| RequestError::NoAnswer(describe(&error));
         let response = account
             .http
             .get(&url)
@@ -313,16 +327,19 @@ impl Lane {
             .map_err(no_answer)?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        self.believe_limit(&headers);
+        self.note_reported_limit(&headers);
         let bytes = response.content_length().unwrap_or_else(|| self.traffic.mean_answer());
+        let arrived = account.clock.elapsed();
         let _room = account.readers.room_for(bytes).await;
+        // What is spent waiting for room is no time of Zoom's: more requests under way would only wait longer.
+        let waited = account.clock.elapsed().saturating_sub(arrived);
         let body = if status == 200 {
             collect(response, account.settings.max_answer_bytes).await?
         } else {
             // What the status says holds without it as well.
             collect(response, MOST_OF_A_REFUSAL).await.unwrap_or_default()
         };
-        self.latency.took(account.clock.elapsed().saturating_sub(sent));
+        self.latency.took(account.clock.elapsed().saturating_sub(sent).saturating_sub(waited));
         self.traffic.bytes.fetch_add(body.len() as u64, Relaxed);
         if status == 429 {
             self.traffic.rate_limited.fetch_add(1, Relaxed);
@@ -332,18 +349,18 @@ impl Lane {
         }
         if status != 200 {
             let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
-            return Err(Outcome::Refused(refusal));
+            return Err(RequestError::Refused(refusal));
         }
-        account.readers.read(body, read).await.map_err(Outcome::Unreadable)
+        account.readers.read(body, read).await.map_err(RequestError::Unreadable)
     }
 
     /// Where a response names its per-second limit, the response is right and our table is old.
-    fn believe_limit(&self, headers: &HeaderMap) {
+    fn note_reported_limit(&self, headers: &HeaderMap) {
         let limit =
             headers.get("x-ratelimit-limit").and_then(|limit| limit.to_str().ok()?.parse::<f64>().ok());
         let per_second = LimitKind::named_in(headers) == Some(LimitKind::PerSecond);
         if let Some(limit) = limit.filter(|limit| per_second && *limit >= 1.0) {
-            self.account.budget.believe(limit * self.account.settings.rate_share);
+            self.account.budget.follow_reported_limit(limit * self.account.settings.rate_share);
         }
     }
 }

@@ -14,7 +14,7 @@ const UNPACED_BYTES: u64 = 768 << 10;
 /// the fuller. More would only hold memory.
 const UNPACED_CHAINS: usize = 3;
 /// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
-/// before its page token is too old (15 minutes). At one turn in four (`line`) it waits for 32 s at most.
+/// before its page token is too old (15 minutes). At one turn in four (`turns`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
 /// However high the limit is, no more chains than this.
 const MOST_CHAINS: f64 = 512.0;
@@ -46,7 +46,7 @@ impl Latency {
 impl Lane {
     /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
     /// over, since answers come unevenly. Without a limit as many as keep the processors busy.
-    pub fn useful_requests(&self) -> usize {
+    pub fn target_in_flight(&self) -> usize {
         let useful = match self.account.budget.limit() {
             Some(limit) => (limit * self.latency.get().as_secs_f64() * 2.0).ceil() as usize + 2,
             None => ((UNPACED_BYTES / self.traffic.mean_answer()) as usize).max(4),
@@ -56,14 +56,14 @@ impl Lane {
 
     /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
     /// chain is found to be long can then be preferred to the others. Without one as many as fill commits.
-    pub fn useful_chains(&self) -> usize {
+    pub fn target_chains(&self) -> usize {
         match self.account.budget.limit() {
             Some(_) => {
                 let jobs = self.account.lanes.load(Relaxed).max(1) as f64;
                 let chains = (self.most_requests_per_second() / jobs * CHAINS).min(MOST_CHAINS);
-                self.useful_requests().max(chains as usize)
+                self.target_in_flight().max(chains as usize)
             }
-            None => self.useful_requests() * UNPACED_CHAINS,
+            None => self.target_in_flight() * UNPACED_CHAINS,
         }
     }
 
@@ -81,12 +81,12 @@ impl Lane {
     /// others stand in line meanwhile.
     pub fn has_time_for(&self, pause: Duration) -> bool {
         let turns = |limit| limit * pause.as_secs_f64();
-        self.account.budget.limit().is_some_and(|limit| self.line.waiting() as f64 >= turns(limit) * 2.0)
+        self.account.budget.limit().is_some_and(|limit| self.turns.waiting() as f64 >= turns(limit) * 2.0)
     }
 
     /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
     pub fn time_of_a_page(&self) -> Duration {
-        let in_turn = self.useful_requests() as f64 / UNPACED;
+        let in_turn = self.target_in_flight() as f64 / UNPACED;
         match self.account.budget.limit() {
             Some(_) => self.latency.get(),
             None => self.latency.get().max(Duration::from_secs_f64(in_turn)),

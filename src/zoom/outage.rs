@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::budget::Waiting;
-use super::outcome::{Failure, FailureKind};
+use super::error::{Failure, FailureKind};
 use crate::clock::SharedClock;
 
 /// So many different sessions failing in a row, without any answer in between, look like an outage.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinError;
 
 use crate::clock::SharedClock;
 
@@ -21,15 +22,42 @@ const READ_AT_ONCE: usize = 256 << 10;
 /// A reader turns a body into what the caller wants, or says why it cannot.
 pub type ReadResult<T> = Result<T, String>;
 
+/// A few threads for large answers: always the same, since each keeps a compressor and memory of what it has read. The pool that
+/// all blocking work shares would go round all of its threads. The runtime is there for its pool of blocking threads only: nothing
+/// else runs on it. `None` once it is being dropped.
+#[derive(Debug)]
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn new(most: usize) -> Self {
+        let runtime = Builder::new_current_thread().max_blocking_threads(most).thread_name("reader").build();
+        Self(Some(runtime.expect("a runtime without drivers asks nothing of the system")))
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        self.0.as_ref().expect("it is there until it is dropped").spawn_blocking(work).await
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // A runtime that is simply dropped waits for its threads, which panics where tasks run.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Readers {
     /// In KiB: what does not fit stays with the network.
     room: Semaphore,
     /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
     reading: Semaphore,
-    /// Threads for large answers: always the same few, since each keeps a compressor and memory of what it has read. The
-    /// pool that all blocking work shares would go round all of its threads. There until it is dropped.
-    threads: Option<Runtime>,
+    threads: Threads,
     waits: Waits,
     clock: SharedClock,
 }
@@ -37,12 +65,10 @@ pub(super) struct Readers {
 impl Readers {
     pub(super) fn new(clock: SharedClock) -> Self {
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let threads =
-            Builder::new_current_thread().max_blocking_threads(processors).thread_name("reader").build();
         Self {
             room: Semaphore::new(ROOM_KIB as usize),
             reading: Semaphore::new(processors),
-            threads: Some(threads.expect("a runtime without drivers asks nothing of the system")),
+            threads: Threads::new(processors),
             waits: Waits::default(),
             clock,
         }
@@ -67,8 +93,7 @@ impl Readers {
         let (read, worked) = if body.len() <= READ_AT_ONCE {
             timed(move || read(body))
         } else {
-            let threads = self.threads.as_ref().expect("they are there until they are dropped");
-            let read = threads.spawn_blocking(move || timed(move || read(body))).await;
+            let read = self.threads.run(move || timed(move || read(body))).await;
             read.map_err(|_| "the reader gave up on this answer".to_owned())?
         };
         self.waits.note(self.clock.elapsed().saturating_sub(arrived).saturating_sub(worked), worked);
@@ -114,15 +139,6 @@ impl Waits {
     fn are_long(&self) -> bool {
         let [waited, worked] = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         waited > worked
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
-            // Waiting for them is not allowed where tasks run.
-            threads.shutdown_background();
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::outcome::{FailureKind, LimitKind, Outcome, Refusal};
+use super::error::{FailureKind, LimitKind, Refusal, RequestError};
 
 /// How often and how slowly to repeat.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +59,7 @@ pub enum Decision {
 
 impl RetryPolicy {
     /// Decides. `attempt` is the number of the try, as [`Tries`] counts; `roll` is a random number in `[0, 1)`.
-    pub fn decide(&self, outcome: &Outcome, attempt: u32, now: Timestamp, roll: f64) -> Decision {
+    pub fn decide(&self, error: &RequestError, attempt: u32, now: Timestamp, roll: f64) -> Decision {
         let backoff = self.backoff(attempt, roll);
         let again_or = |kind: FailureKind, at_least: Duration| {
             if attempt >= self.max_attempts {
@@ -68,13 +68,15 @@ impl RetryPolicy {
                 Decision::Again { after: backoff.max(at_least) }
             }
         };
-        match outcome {
-            Outcome::NoAnswer(_) => again_or(FailureKind::Connection, Duration::ZERO),
-            Outcome::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
-            Outcome::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
-            Outcome::NoToken(_) if attempt >= TRIES_FOR_A_TOKEN => Decision::Fail(FailureKind::Credentials),
-            Outcome::NoToken(_) => again_or(FailureKind::Credentials, Duration::ZERO),
-            Outcome::Refused(refusal) => {
+        match error {
+            RequestError::NoAnswer(_) => again_or(FailureKind::Connection, Duration::ZERO),
+            RequestError::Unreadable(_) => again_or(FailureKind::UnreadableAnswer, Duration::ZERO),
+            RequestError::TooLarge => Decision::Fail(FailureKind::AnswerTooLarge),
+            RequestError::NoToken(_) if attempt >= TRIES_FOR_A_TOKEN => {
+                Decision::Fail(FailureKind::Credentials)
+            }
+            RequestError::NoToken(_) => again_or(FailureKind::Credentials, Duration::ZERO),
+            RequestError::Refused(refusal) => {
                 let asked = refusal.retry_after.map_or(Duration::ZERO, |retry| retry.after(now));
                 match refusal.class() {
                     Class::Limited => Decision::Limited {
@@ -118,13 +120,13 @@ pub struct Tries {
 
 impl Tries {
     /// Counts one more, and returns its number among those it is counted with.
-    pub fn count(&mut self, outcome: &Outcome) -> u32 {
-        let class = match outcome {
-            Outcome::NoToken(_) => {
+    pub fn count(&mut self, error: &RequestError) -> u32 {
+        let class = match error {
+            RequestError::NoToken(_) => {
                 self.not_given_one += 1;
                 return self.not_given_one;
             }
-            Outcome::Refused(refusal) => Some(refusal.class()),
+            RequestError::Refused(refusal) => Some(refusal.class()),
             _ => None,
         };
         match class {
@@ -142,9 +144,9 @@ impl Tries {
     }
 }
 
-impl Outcome {
+impl RequestError {
     /// True when whoever stands between refused this, not Zoom in its own words.
-    pub fn is_of_a_gateway(&self) -> bool {
+    pub fn came_from_gateway(&self) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Passing(_)))
     }
 }
@@ -190,13 +192,13 @@ fn until_midnight(now: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::RetryAfter;
+    use super::super::error::RetryAfter;
     use super::*;
     use proptest::prelude::*;
     use std::fmt::Write as _;
 
-    fn refusal(status: u16, zoom_code: Option<i64>, page_token_sent: bool) -> Outcome {
-        Outcome::Refused(Refusal {
+    fn refusal(status: u16, zoom_code: Option<i64>, page_token_sent: bool) -> RequestError {
+        RequestError::Refused(Refusal {
             status,
             zoom_code,
             message: String::new(),
@@ -219,9 +221,9 @@ mod tests {
             for page_token_sent in [false, true] {
                 let mut previous = String::new();
                 for status in (100..600).chain([999]).filter(|status| *status != 200) {
-                    let outcome = refusal(status, code, page_token_sent);
-                    let first = policy.decide(&outcome, 1, now(), 0.5);
-                    let last = policy.decide(&outcome, 8, now(), 0.5);
+                    let error = refusal(status, code, page_token_sent);
+                    let first = policy.decide(&error, 1, now(), 0.5);
+                    let last = policy.decide(&error, 8, now(), 0.5);
                     let line = format!("first {first:?}, last {last:?}");
                     if line != previous {
                         writeln!(table, "code {code:?} token {page_token_sent} from {status}: {line}")
@@ -231,12 +233,14 @@ mod tests {
                 }
             }
         }
-        for outcome in
-            [Outcome::NoAnswer(String::new()), Outcome::Unreadable(String::new()), Outcome::TooLarge]
-        {
-            let first = policy.decide(&outcome, 1, now(), 0.5);
-            let last = policy.decide(&outcome, 8, now(), 0.5);
-            writeln!(table, "{outcome:?}: first {first:?}, last {last:?}").unwrap();
+        for error in [
+            RequestError::NoAnswer(String::new()),
+            RequestError::Unreadable(String::new()),
+            RequestError::TooLarge,
+        ] {
+            let first = policy.decide(&error, 1, now(), 0.5);
+            let last = policy.decide(&error, 8, now(), 0.5);
+            writeln!(table, "{error:?}: first {first:?}, last {last:?}").unwrap();
         }
         insta::assert_snapshot!("retry_table", table);
     }
@@ -245,7 +249,7 @@ mod tests {
     fn a_daily_limit_waits_until_the_instant_named_or_midnight() {
         let policy = RetryPolicy::default();
         let daily = |retry_after| {
-            Outcome::Refused(Refusal {
+            RequestError::Refused(Refusal {
                 status: 429,
                 zoom_code: Some(429),
                 message: String::new(),
@@ -255,7 +259,7 @@ mod tests {
             })
         };
         let named = RetryAfter::At("2026-05-31T03:00:00Z".parse().unwrap());
-        let wait = |outcome| match policy.decide(&outcome, 99, now(), 0.0) {
+        let wait = |error| match policy.decide(&error, 99, now(), 0.0) {
             Decision::Limited { kind: LimitKind::Daily, after } => after.as_secs(),
             other => panic!("{other:?}"),
         };
@@ -270,8 +274,8 @@ mod tests {
             status in 100u16..=999, code in proptest::option::of(-10i64..5000), sent: bool, attempt in 1u32..200, roll in 0.0f64..1.0,
         ) {
             let policy = RetryPolicy::default();
-            let outcome = refusal(status, code, sent);
-            match policy.decide(&outcome, attempt, now(), roll) {
+            let error = refusal(status, code, sent);
+            match policy.decide(&error, attempt, now(), roll) {
                 Decision::Again { after } => {
                     prop_assert!(after <= policy.cap && attempt < policy.max_attempts);
                 }
@@ -284,12 +288,12 @@ mod tests {
 
         #[test]
         fn what_the_answer_asks_for_is_a_lower_bound_up_to_some_minutes(seconds in 0u64..10_000, roll in 0.0f64..1.0) {
-            let outcome = Outcome::Refused(Refusal {
+            let error = RequestError::Refused(Refusal {
                 status: 503, zoom_code: None, message: String::new(),
                 retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
                 limit: LimitKind::PerSecond, page_token_sent: false,
             });
-            let Decision::Again { after } = RetryPolicy::default().decide(&outcome, 1, now(), roll) else {
+            let Decision::Again { after } = RetryPolicy::default().decide(&error, 1, now(), roll) else {
                 panic!("a 503 is repeated");
             };
             prop_assert!(after >= Duration::from_secs(seconds).min(LONGEST_DELAY));

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use bytes::{Bytes, BytesMut};
 
 use super::client::ZoomSettings;
-use super::outcome::Outcome;
+use super::error::RequestError;
 
 /// The one way to make an HTTP client: with timeouts, without following redirects, a connection for each answer.
 pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, NoClient> {
@@ -80,14 +80,16 @@ fn is_local(base: &str) -> bool {
 }
 
 /// A body of at most so many bytes.
-pub(super) async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, Outcome> {
+pub(super) async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, RequestError> {
     if response.content_length().is_some_and(|length| length > most as u64) {
-        return Err(Outcome::TooLarge);
+        return Err(RequestError::TooLarge);
     }
     let mut body = BytesMut::with_capacity(response.content_length().unwrap_or(0) as usize);
-    while let Some(chunk) = response.chunk().await.map_err(|error| Outcome::NoAnswer(describe(&error)))? {
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| RequestError::NoAnswer(describe(&error)))?
+    {
         if body.len() + chunk.len() > most {
-            return Err(Outcome::TooLarge);
+            return Err(RequestError::TooLarge);
         }
         body.extend_from_slice(&chunk);
     }

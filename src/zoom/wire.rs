@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::outcome::{CODES, Failure, FailureKind, TEXTS};
+use super::error::{CODES, Failure, FailureKind, TEXTS};
 use crate::days::DateRange;
 use crate::json::text_of;
 

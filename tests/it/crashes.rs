@@ -31,7 +31,7 @@ enum Phase {
     Starting,
     Listing,
     Fetching,
-    Splitting,
+    Splitter,
     Assembling,
     Publishing,
     Cancelling,
@@ -44,7 +44,7 @@ const PHASES: [Phase; 10] = [
     Phase::Starting,
     Phase::Listing,
     Phase::Fetching,
-    Phase::Splitting,
+    Phase::Splitter,
     Phase::Assembling,
     Phase::Publishing,
     Phase::Cancelling,
@@ -99,7 +99,7 @@ impl Experiment {
                 service.wait_until(&id, |job| far(job) || is_final(job)).await;
                 wait(20).await;
             }
-            Phase::Splitting => {
+            Phase::Splitter => {
                 // At the sixth page of the biggest chat.
                 service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
                 wait(40).await;

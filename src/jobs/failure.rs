@@ -2,30 +2,29 @@
 
 use std::io;
 
-use super::model::JobError;
-use super::store::StoreError;
+use super::model::JobFailure;
 use crate::archive::ArchiveError;
 use crate::extract::{self, ExtractError};
 use crate::files::is_full;
 
 /// Why there is no archive.
 #[derive(Debug)]
-pub enum Stopped {
+pub enum RunEnd {
     /// Somebody cancelled the job, or the service stops.
-    Told,
-    ByTrouble(JobError),
+    Interrupted,
+    Failed(JobFailure),
 }
 
 /// What to do about a damaged capture.
 const REFETCH: &str = "retry fetches again what is damaged; a damaged index is kept beside the new one";
 
-fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> Stopped {
+fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> RunEnd {
     let (code, detail, help) = (code.to_owned(), error.to_string(), help.map(str::to_owned));
-    Stopped::ByTrouble(JobError { code, detail, help })
+    RunEnd::Failed(JobFailure { code, detail, help })
 }
 
 /// A job's directory could not be made.
-pub fn no_directory(error: &io::Error) -> Stopped {
+pub fn no_directory(error: &io::Error) -> RunEnd {
     let code = if is_full(error) { "disk-full" } else { "data-directory" };
     trouble(
         code,
@@ -34,10 +33,10 @@ pub fn no_directory(error: &io::Error) -> Stopped {
     )
 }
 
-impl From<ExtractError> for Stopped {
+impl From<ExtractError> for RunEnd {
     fn from(error: ExtractError) -> Self {
         let (code, help) = match &error {
-            ExtractError::Cancelled => return Self::Told,
+            ExtractError::Cancelled => return Self::Interrupted,
             ExtractError::Account(failure) => {
                 (failure.kind.code(), Some(extract::check::help_for(failure.kind)))
             }
@@ -63,10 +62,10 @@ impl From<ExtractError> for Stopped {
     }
 }
 
-impl From<ArchiveError> for Stopped {
+impl From<ArchiveError> for RunEnd {
     fn from(error: ArchiveError) -> Self {
         let (code, help) = match &error {
-            ArchiveError::Cancelled => return Self::Told,
+            ArchiveError::Cancelled => return Self::Interrupted,
             full if full.is_disk_full() => {
                 ("disk-full", "make room, then retry the job; nothing is fetched again")
             }
@@ -74,16 +73,5 @@ impl From<ArchiveError> for Stopped {
             _ => ("archive", "check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
         };
         trouble(code, &error, Some(help))
-    }
-}
-
-impl From<StoreError> for Stopped {
-    fn from(error: StoreError) -> Self {
-        let code = if error.is_disk_full() { "disk-full" } else { "data-directory" };
-        trouble(
-            code,
-            &error,
-            Some("check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
-        )
     }
 }

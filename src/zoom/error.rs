@@ -78,7 +78,7 @@ impl FailureKind {
     }
 
     /// It says something of what was asked for: that there is none, or that it cannot be asked for.
-    pub fn is_of_what_was_asked(self) -> bool {
+    pub fn concerns_the_request(self) -> bool {
         matches!(self, Self::NotFound | Self::Rejected)
     }
 }
@@ -165,7 +165,7 @@ pub struct Refusal {
 
 /// What came of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RequestError {
     Refused(Refusal),
     /// Connect error, reset, timeout, body cut short.
     NoAnswer(String),
@@ -176,7 +176,7 @@ pub enum Outcome {
     NoToken(Refusal),
 }
 
-impl Outcome {
+impl RequestError {
     /// True when an outage looks like this. Any other answer is an answer.
     pub fn looks_like_an_outage(&self) -> bool {
         match self {

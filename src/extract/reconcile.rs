@@ -15,8 +15,8 @@ use super::digest::{digest, digest_of_content};
 use super::ranges::DENSE;
 use super::shared::{ExtractError, Shared};
 use crate::capture::{
-    CaptureError, Change, Kept, Kind, PageRef, PendingRange, RangeId, Reader, Segment, SegmentReader, UnitId,
-    UnitRange,
+    CaptureError, Change, Kind, PageRef, PendingRange, RangeId, Reader, Restored, Segment, SegmentReader,
+    UnitId, UnitRange,
 };
 use crate::days::{self, DateRange};
 use crate::zoom::wire::{modified_at, sent_at};
@@ -46,14 +46,14 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let compare = async move |stored: &mut Reader| {
         let as_of = stored.settled_in(unit).await?;
-        let kept = lacking(stored, unit, by_modification_time, &stop).await?;
-        Ok::<_, ExtractError>(Change::Compared { unit, as_of, kept })
+        let restored = lacking(stored, unit, by_modification_time, &stop).await?;
+        Ok::<_, ExtractError>(Change::Compared { unit, as_of, restored })
     };
-    let compared = shared.look(compare).await?;
-    let kept = shared.commit(compared).await?.items.total();
-    if kept > 0 {
+    let compared = shared.with_reader(compare).await?;
+    let items = shared.commit(compared).await?.items.total();
+    if items > 0 {
         tracing::warn!(
-            items = kept,
+            items,
             "a session's days were read again and lack items that they had: those are kept"
         );
     }
@@ -62,7 +62,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
 
 /// The same of all units that are left so: a run ended before it came to that.
 pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
-    while let Some(unit) = shared.look(async |stored| stored.unit_to_compare().await).await? {
+    while let Some(unit) = shared.with_reader(async |stored| stored.unit_to_compare().await).await? {
         compare(shared, unit).await?;
     }
     Ok(())
@@ -74,7 +74,7 @@ async fn lacking(
     unit: UnitId,
     by_modification_time: bool,
     stop: &CancellationToken,
-) -> Result<Vec<(RangeId, Kept)>, ExtractError> {
+) -> Result<Vec<(RangeId, Restored)>, ExtractError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<Identity>::new());
     // Deletions first, as a message is not kept beside its own; else, of an item that was set aside more than once, the latest.
@@ -192,7 +192,7 @@ fn in_ranges(
     page: &PageRef,
     items: &[&RawValue],
     by_modification_time: bool,
-) -> Vec<(RangeId, Kept)> {
+) -> Vec<(RangeId, Restored)> {
     let any_failed = ranges.iter().any(|range| range.failed);
     let among: Vec<&UnitRange> = ranges.iter().filter(|range| range.failed == any_failed).collect();
     let range_of = |item: &RawValue| {
@@ -205,9 +205,9 @@ fn in_ranges(
         let own = items.iter().zip(&of).filter(|(_, of)| **of == Some(range.id));
         let own: Vec<&str> = own.map(|(item, _)| item.get()).collect();
         let kept = if own.len() as u64 == page.items {
-            Kept::Page(*page)
+            Restored::Page(*page)
         } else {
-            Kept::Items(page.kind, Segment::of_items(&own, DENSE)?)
+            Restored::Items(page.kind, Segment::of_items(&own, DENSE)?)
         };
         Some((range.id, kept))
     });
@@ -238,7 +238,7 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
         }
         Ok::<_, ExtractError>(false)
     };
-    shared.look(has_shown).await
+    shared.with_reader(has_shown).await
 }
 
 #[cfg(test)]
@@ -288,28 +288,28 @@ mod tests {
             writer.commit(Change::MessagesPage(MessagesPage::new(position, segments)))
         };
         writer.commit(list(1, &["a"])).await.unwrap();
-        try_join_all((0..pages).map(|seq| page(seq, Then::Again))).await.unwrap();
+        try_join_all((0..pages).map(|seq| page(seq, Then::Unfinished))).await.unwrap();
         writer
             .commit(Change::RefetchDamaged { ranges: vec![RangeId(1)], found_at: Timestamp::UNIX_EPOCH })
             .await
             .unwrap();
         let missing = |seq| seq % 1_111 == 10;
-        try_join_all((0..pages).filter(|seq| !missing(*seq)).map(|seq| page(seq, Then::Again)))
+        try_join_all((0..pages).filter(|seq| !missing(*seq)).map(|seq| page(seq, Then::Unfinished)))
             .await
             .unwrap();
         page(pages, Then::End).await.unwrap();
         let stop = CancellationToken::new();
         let look = async |stored: &mut Reader| {
-            let kept = lacking(stored, UnitId(1), false, &stop).await?;
-            let own = kept.iter().map(|(range, kept)| match kept {
-                Kept::Page(page) => (*range, read(stored.segments(), page).unwrap()),
-                Kept::Items(..) => panic!("a part of a page of one item"),
+            let restored = lacking(stored, UnitId(1), false, &stop).await?;
+            let own = restored.iter().map(|(range, restored)| match restored {
+                Restored::Page(page) => (*range, read(stored.segments(), page).unwrap()),
+                Restored::Items(..) => panic!("a part of a page of one item"),
             });
             Ok::<_, ExtractError>(own.collect::<Vec<_>>())
         };
         let expected = (0..pages).filter(|seq| missing(*seq));
         let expected = expected.map(|seq| (RangeId(1), format!(r#"{{"id":"{seq}"}}"#).into_bytes()));
-        assert_eq!(location.look(look).await.unwrap(), expected.collect::<Vec<_>>());
+        assert_eq!(location.with_reader(look).await.unwrap(), expected.collect::<Vec<_>>());
     }
 
     #[tokio::test]
@@ -319,7 +319,7 @@ mod tests {
         let items = |range, kind: Kind| {
             let mut segments = [None, None, None];
             segments[kind as usize] = Segment::of_items(&[r#"{"id":"m"}"#], 1);
-            let position = PagePosition { then: Then::Again, ..last_page(RangeId(range), 0) };
+            let position = PagePosition { then: Then::Unfinished, ..last_page(RangeId(range), 0) };
             Change::MessagesPage(MessagesPage::new(position, segments))
         };
         let refetch =
@@ -339,7 +339,7 @@ mod tests {
         }
         let stop = CancellationToken::new();
         let look = async |stored: &mut Reader| lacking(stored, UnitId(1), false, &stop).await;
-        let kept = location.look(look).await.unwrap();
-        assert!(matches!(&kept[..], [(_, Kept::Page(page))] if page.kind == Kind::Deleted), "{kept:?}");
+        let kept = location.with_reader(look).await.unwrap();
+        assert!(matches!(&kept[..], [(_, Restored::Page(page))] if page.kind == Kind::Deleted), "{kept:?}");
     }
 }

@@ -33,7 +33,7 @@ const ROUND: [Preferred; 8] = {
 };
 
 #[derive(Debug, Default)]
-pub struct Line(Mutex<State>);
+pub struct TurnQueue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,9 +45,9 @@ struct State {
 
 /// Whoever holds it has the turn; the next gets it when it is dropped.
 #[derive(Debug)]
-pub struct Turn(Arc<Line>);
+pub struct Turn(Arc<TurnQueue>);
 
-impl Line {
+impl TurnQueue {
     pub async fn turn(self: &Arc<Self>, rank: Rank) -> Turn {
         let turn = {
             let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +109,7 @@ mod tests {
     use futures_util::FutureExt;
 
     /// Callers of these ranks, already standing in line, in the order in which they get their turns.
-    fn served(line: &Arc<Line>, ranks: &[Rank]) -> Vec<Rank> {
+    fn served(line: &Arc<TurnQueue>, ranks: &[Rank]) -> Vec<Rank> {
         let first = line.turn(Rank::First).now_or_never().expect("nobody is before it");
         let mut callers: Vec<_> = ranks.iter().map(|rank| (*rank, Box::pin(line.turn(*rank)))).collect();
         for (_, caller) in &mut callers {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn whoever_gives_up_holds_up_nobody() {
-        let line = Arc::<Line>::default();
+        let line = Arc::<TurnQueue>::default();
         let first = line.turn(Rank::First).now_or_never().unwrap();
         let mut before = Box::pin(line.turn(Rank::Urgent(1)));
         let mut served = Box::pin(line.turn(Rank::Urgent(1)));

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::progress::Progress;
-use super::split::{self, Days, Pace, Seen, Split};
+use super::split::{self, Days, RunForecast, Seen, Split};
 use crate::zoom::Lane;
 
 #[derive(Debug)]
-pub(super) struct Splitting {
+pub(super) struct Splitter {
     lane: Arc<Lane>,
     progress: Arc<Progress>,
     /// How many chains are followed.
@@ -20,7 +20,7 @@ pub(super) struct Splitting {
     spent: AtomicU64,
 }
 
-impl Splitting {
+impl Splitter {
     pub fn new(lane: Arc<Lane>, progress: Arc<Progress>) -> Self {
         Self {
             lane,
@@ -32,32 +32,32 @@ impl Splitting {
     }
 
     /// So many chains are followed, and so many more requests could be under way.
-    pub fn tell(&self, chains: usize, idle: usize) {
+    pub fn update_load(&self, chains: usize, idle: usize) {
         self.chains.store(chains, Relaxed);
         self.idle.store(idle, Relaxed);
     }
 
     /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
-    pub fn pace(&self) -> Pace {
+    pub fn forecast(&self) -> RunForecast {
         let rest_of_run = self.requests_to_come().map_or(Duration::MAX, |to_come| {
             Duration::from_secs_f64(to_come / self.lane.most_requests_per_second())
         });
-        Pace { latency: self.lane.time_of_a_page(), rest_of_run }
+        RunForecast { latency: self.lane.time_of_a_page(), rest_of_run }
     }
 
     /// How a chain is split that has shown nothing yet, by what its session has in another window.
-    pub fn in_advance(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
-        let split = split::in_advance(days, pages_elsewhere, self.pace())?;
+    pub fn before_start(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
+        let split = split::before_start(days, pages_elsewhere, self.forecast())?;
         self.pay_for(&split, &Seen::default()).then_some(split)
     }
 
     /// How a chain that has shown this is split if it turns out too long.
-    pub fn under_way(&self, days: &Days, seen: &Seen, pace: Pace) -> Option<Split> {
+    pub fn while_running(&self, days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
         let idle = self.idle.load(Relaxed);
-        let split = split::under_way(days, seen, pace).or_else(|| {
+        let split = split::while_running(days, seen, forecast).or_else(|| {
             let chains = self.chains.load(Relaxed).max(1);
             let (mean, idle) = (self.requests_to_come()? / chains as f64, idle.div_ceil(chains));
-            split::when_idle(days, seen, pace, mean, idle)
+            split::for_idle(days, seen, forecast, mean, idle)
         })?;
         if !self.pay_for(&split, seen) {
             return None;
