@@ -1,4 +1,4 @@
-//! The pieces that a page passes through, each alone: `cargo bench --bench micro`.
+//! The steps that a page passes through, each in isolation: `cargo bench --bench micro`.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
 
@@ -66,7 +66,7 @@ fn budget_hand_out(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| runtime.block_on(budget.take()));
 }
 
-/// Thirty-two chains that commit a page each at the same time, as a run does: one group, one sync.
+/// Thirty-two chains that each commit a page at the same time, as in a run: one group commit, one sync.
 #[divan::bench(sample_count = 20)]
 fn capture_commit(bencher: Bencher<'_, '_>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

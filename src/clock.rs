@@ -1,8 +1,8 @@
-//! Time and chance, injected: everything that asks what time it is, waits, or needs a random number asks a [`Clock`].
+//! Injected time and randomness: everything that reads the time, waits, or needs a random number asks a [`Clock`].
 //!
-//! Owns the only uses of the system clock and of randomness in the service (`clippy.toml` forbids others), but for the keys of
-//! `extract::digest`.
-//! Wall time ([`Clock::now`]) may jump; pacing uses [`Clock::elapsed`], which never goes back.
+//! Owns the only uses of the system clock and of randomness in the service (`clippy.toml` forbids others), except for the keys
+//! of `extract::digest`.
+//! Wall time ([`Clock::now`]) may jump; pacing uses [`Clock::elapsed`], which is monotonic.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// A source of wall time, monotonic time, waiting and chance.
+/// A source of wall time, monotonic time, sleeping and randomness.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// Wall time.
     fn now(&self) -> Timestamp;
@@ -25,13 +25,13 @@ pub trait Clock: Debug + Send + Sync + 'static {
     fn elapsed(&self) -> Duration;
     /// Completes once `duration` has passed on this clock.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
-    /// A number in `[0, 1)`.
+    /// A random number in `[0, 1)`.
     fn random(&self) -> f64;
     /// Today's date in UTC, the calendar Zoom's report API counts in.
     fn today(&self) -> Date {
         self.now().to_zoned(TimeZone::UTC).date()
     }
-    /// A new UUID of version 7, which begins with this clock's time.
+    /// A new version 7 UUID, which begins with this clock's time.
     fn uuid(&self) -> Uuid {
         let now = self.now();
         let (seconds, nanos) = (now.as_second().max(0) as u64, now.subsec_nanosecond().unsigned_abs());
@@ -39,7 +39,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
     }
 }
 
-/// How every component holds its clock.
+/// The handle through which every component uses its clock.
 pub type SharedClock = Arc<dyn Clock>;
 
 /// The machine's clock.
@@ -86,14 +86,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock for tests: it starts at a chosen instant, runs at the real (or tokio's paused) pace, and can be moved
-/// forward, which wakes every sleeper whose time has come. Its rolls are all one half.
+/// A clock for tests: it starts at a chosen instant, runs at the real (or tokio's paused) pace, and can be advanced, which
+/// wakes every sleeper whose time has come. [`Clock::random`] always returns 0.5.
 #[derive(Debug)]
 pub struct ManualClock {
     base: Timestamp,
     real: SystemClock,
     advanced: watch::Sender<Duration>,
-    /// How far the wall clock has been set off, in milliseconds.
+    /// The offset of the wall clock, in milliseconds.
     set_off_ms: AtomicI64,
 }
 
@@ -107,12 +107,12 @@ impl ManualClock {
         })
     }
 
-    /// Sets the wall clock forward or back, as an operator or a time server does; no time passes.
+    /// Sets the wall clock forward or back, as an operator or a time server does; monotonic time is unaffected.
     pub fn set_wall(&self, by: SignedDuration) {
         self.set_off_ms.fetch_add(by.as_millis() as i64, Relaxed);
     }
 
-    /// Moves wall and monotonic time forward.
+    /// Advances both wall and monotonic time.
     pub fn advance(&self, by: Duration) {
         self.advanced.send_modify(|advanced| *advanced += by);
     }

@@ -1,4 +1,4 @@
-//! Ranges of days: what requests, windows, lists and ranges are of.
+//! Ranges of days, as used for requests, windows, lists and ranges.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
-/// The instant at which a day begins.
+/// The instant at which a day begins, in UTC.
 pub fn begins(day: Date) -> Timestamp {
     day.to_zoned(TimeZone::UTC).map_or(Timestamp::MAX, |begin| begin.timestamp())
 }
 
-/// The day of an instant in milliseconds since 1970; none of one that no calendar has.
+/// The UTC day of an instant in milliseconds since 1970; `None` if it is out of the supported range.
 pub fn day_of(at_ms: i64) -> Option<Date> {
     Some(Timestamp::from_millisecond(at_ms).ok()?.to_zoned(TimeZone::UTC).date())
 }
@@ -33,12 +33,12 @@ impl DateRange {
         Self { from: day, to: day }
     }
 
-    /// Whether all of `other` is in it.
+    /// Whether this range contains all of `other`.
     pub fn covers(self, other: Self) -> bool {
         self.from <= other.from && other.to <= self.to
     }
 
-    /// How many days it has.
+    /// The number of days in this range.
     pub fn days(self) -> i32 {
         self.from.until(self.to).map_or(1, |span| span.get_days() + 1)
     }
@@ -47,13 +47,13 @@ impl DateRange {
         self.from <= other.to && other.from <= self.to
     }
 
-    /// What of it is before this day, and what is not.
+    /// The parts of this range before `day` and from `day` on; `None` for an empty part.
     pub fn split_at(self, day: Date) -> (Option<Self>, Option<Self>) {
         let last = day.yesterday().ok().filter(|last| self.from <= *last);
         (last.map(|last| Self { to: self.to.min(last), ..self }), self.since(day))
     }
 
-    /// What of it is not before this day; `None` if nothing is.
+    /// The part of this range from `oldest` on; `None` if it is empty.
     pub fn since(self, oldest: Date) -> Option<Self> {
         (self.to >= oldest).then(|| Self { from: self.from.max(oldest), ..self })
     }

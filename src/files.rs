@@ -1,11 +1,11 @@
-//! Where work on files is done, what errors about them mean, how much room there is, names that are not taken yet, and what is in directories.
+//! Helpers for files: blocking work, what I/O errors mean, free space, names that are not taken, and contents of directories.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Does what waits for the disk or keeps a processor busy on a thread that serves no sockets.
+/// Runs work that waits for the disk or keeps a CPU busy on the blocking pool, where no sockets are served.
 pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
 where
     T: Send + 'static,
@@ -14,7 +14,7 @@ where
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// What is not there need not be moved or removed.
+/// Treats an absent file as success: it need not be moved or removed.
 pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -22,17 +22,17 @@ pub fn unless_absent(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Whether something has this name, be it a link that leads nowhere.
+/// Whether anything has this name, even a dangling symlink.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// The disk, or what its user may have of it, is full.
+/// Whether the disk, or the user's quota on it, is full.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// The disk cannot read any more what is there.
+/// Whether the disk can no longer read its data (`EIO`).
 pub fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
@@ -48,20 +48,20 @@ pub fn numbered<T>(name: impl Fn(&str) -> T) -> impl Iterator<Item = T> {
     (1_u64..).map(move |number| if number == 1 { name("") } else { name(&format!("-{number}")) })
 }
 
-/// A name with something after it.
+/// The path with `suffix` appended to its file name.
 pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// The first of these names that nothing has.
+/// The first of the [`numbered`] names that is not taken.
 pub fn free_name(name: impl Fn(&str) -> PathBuf) -> PathBuf {
     numbered(name).find(|path| !is_there(path)).expect("names do not end")
 }
 
-/// Removes what is in a directory but for the names that stay. What goes meanwhile by itself (files of SQLite's go with its last
-/// connection) is as good as removed. What cannot be removed keeps nothing else.
+/// Removes everything in a directory except the names that `stays` accepts. An entry that disappears meanwhile (as SQLite's
+/// files do with its last connection) counts as removed. One that cannot be removed does not stop the others.
 pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::Result<()> {
     let mut removed = Ok(());
     for entry in fs::read_dir(directory)? {
@@ -76,14 +76,14 @@ pub fn remove_all_but(directory: &Path, stays: impl Fn(&OsStr) -> bool) -> io::R
     removed
 }
 
-/// Removes a directory. One entry, which tells what it is, goes last: what is left of a removal that was cut short still tells.
-/// Another process may be at it as well.
+/// Removes a directory. The entry `last`, which identifies it, goes last, so that the remains of an interrupted removal can
+/// still be recognised. Another process may be removing it as well.
 pub fn remove_but_last(directory: &Path, last: &str) -> io::Result<()> {
     let removed = remove_all_but(directory, |name| name == last);
     unless_absent(removed.and_then(|()| fs::remove_dir_all(directory)))
 }
 
-/// Whether a directory has an entry with such a name.
+/// Whether a directory has an entry whose name satisfies `is_it`.
 pub fn has_entry(directory: &Path, is_it: impl Fn(&OsStr) -> bool) -> io::Result<bool> {
     for entry in fs::read_dir(directory)? {
         if is_it(&entry?.file_name()) {

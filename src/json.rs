@@ -1,5 +1,5 @@
-//! What most JSON readers pass over: strings that are no Unicode, members that come twice; and single members of an object
-//! without the rest. A leaf: it imports nothing of ours, anyone may use it.
+//! What most JSON readers ignore: strings that are not valid Unicode and repeated members; and reading single members of an
+//! object without the rest. A leaf: it imports nothing of ours, anyone may use it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,7 +9,7 @@ use serde::Deserializer as _;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The text of a JSON string; lone surrogates, which are legal JSON but no Unicode, become replacement characters.
+/// The text of a JSON string; lone surrogates, which are legal JSON but not valid Unicode, become replacement characters.
 pub fn text_of(raw: &RawValue) -> Option<String> {
     struct Lossy;
     impl Visitor<'_> for Lossy {
@@ -31,7 +31,7 @@ pub fn text_of(raw: &RawValue) -> Option<String> {
     serde_json::Deserializer::from_str(raw.get()).deserialize_bytes(Lossy).ok()
 }
 
-/// The members of an object that have these names; of one that comes twice the last.
+/// The members of an object with these names; if a name is repeated, the last one.
 pub fn members<'a, const N: usize>(
     object: &'a str,
     names: [&str; N],
@@ -60,7 +60,7 @@ impl<'de, const N: usize> Visitor<'de> for Members<'_, N> {
     }
 }
 
-/// Where a name stands among these.
+/// Reads a member's name as its index in this list, if it is there.
 struct PlaceOf<'n>(&'n [&'n str]);
 
 impl<'de> DeserializeSeed<'de> for PlaceOf<'_> {
@@ -83,8 +83,8 @@ impl Visitor<'_> for PlaceOf<'_> {
     }
 }
 
-/// The members that come more than once in an object, and in those of its members that have these names (`sessions.ids`). Of what
-/// is no JSON those before its end.
+/// The names of members that occur more than once in an object, or in its members named in `nested` (as in `sessions.ids`). In
+/// malformed JSON, those found before the error.
 pub fn repeated_members(text: &[u8], nested: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let seed = Repeated { prefix: "", nested, found: &mut found };
@@ -114,7 +114,7 @@ impl<'de> Visitor<'de> for Repeated<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        // Whether each has been told of.
+        // Each name seen so far, and whether its repetition has been reported.
         let mut known: HashMap<String, bool> = HashMap::new();
         while let Some(name) = members.next_key::<String>()? {
             if self.nested.contains(&name.as_str()) {

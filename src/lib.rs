@@ -1,14 +1,14 @@
-//! Every chat message of a Zoom account, whole, fast and unattended.
+//! Every chat message of a Zoom account: complete, fast and unattended.
 //!
 //! # Data flow
 //! ```text
 //! POST /v1/jobs -> job stored -> runner claims it -> plan windows -> list sessions -> units -> ranges
 //!     -> pages (token, budget, send, classify, retry) -> capture (commit) -> archive -> GET /v1/jobs/{id}/archive
 //! ```
-//! One direction. Whatever comes from Zoom is committed to the job's capture before anything else happens to it, and
-//! everything a user takes away is a pure function of the capture.
+//! One direction. Whatever comes from Zoom is committed to the job's capture before anything else happens to it, and everything
+//! handed to the user is a pure function of the capture.
 //!
-//! # Who may import whom
+//! # Import rules
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> http,
 //! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
@@ -16,8 +16,8 @@
 //! import; `shutdown` needs `clock`, `sqlite` needs `files`. A test walks `src/` and fails on an edge that is not in its table.
 //!
 //! # What is deliberately absent
-//! No unsafe code (but one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of
-//! message content, no request to Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
+//! No unsafe code (except for one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of message
+//! content, no request to Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
 
 #![forbid(unsafe_code)]
 

@@ -8,9 +8,9 @@ fn main() -> ExitCode {
     zoom_chat_reports::cli::main()
 }
 
-/// glibc gives allocations of 128 kB and more a mapping of their own, which goes back to the system when it is freed, but by
-/// default raises that threshold when the first one is freed. Later buffers of large answers then come from the heaps of its
-/// threads and leave gaps in them. Setting the threshold fixes it; two heaps instead of one for nearly every thread have fewer.
+/// glibc gives each allocation of 128 kB or more a mapping of its own, which is returned to the system on free, but by default
+/// it raises that threshold when the first one is freed. Later buffers for large responses then come from the per-thread arenas
+/// and fragment them. Setting the threshold prevents this; two arenas, instead of one for nearly every thread, fragment less.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "glibc's allocator has no other settings that a program can make for itself")]
 fn leave_few_gaps_in_memory() {

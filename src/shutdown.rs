@@ -1,4 +1,4 @@
-//! Signals to cancellation: the first asks for an orderly stop, another ends the process at once.
+//! Turns signals into cancellation: the first requests a graceful shutdown, another ends the process at once.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::SharedClock;
 
-/// A signal so soon after the first is the same once more: `timeout` and terminals send it to a process and to its group.
+/// A signal this soon after the first is a duplicate: `timeout` and terminals send it to a process and to its group.
 const ECHO: Duration = Duration::from_millis(500);
 
-/// Returns a token that is cancelled at the first SIGTERM or SIGINT. What was committed is on disk and the rest is fetched
-/// again, so a later signal may end the process where it stands.
+/// Returns a token that is cancelled at the first SIGTERM or SIGINT. Committed data is on disk and the rest is fetched again,
+/// so a later signal may end the process at any point.
 pub fn on_signal(clock: SharedClock) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,4 +1,4 @@
-//! What those need who keep SQLite's files: whose they are, whether they are sound, and what its error codes mean.
+//! Helpers for modules that keep SQLite files: who may read them, whether they are intact, and what error codes mean.
 
 use std::fs::File;
 use std::io;
@@ -9,8 +9,8 @@ use sqlx::SqliteExecutor;
 
 use crate::files::suffixed;
 
-/// Makes the file if there is none, for its owner only; what SQLite puts beside it is as private. One that is there is not even
-/// opened: closing it would give up the locks that this process has on it.
+/// Creates the file, accessible only to its owner, if there is none; the files that SQLite puts beside it are as private. An
+/// existing file is not even opened: closing it would release the locks that this process holds on it.
 pub fn make_private(path: &Path) -> io::Result<()> {
     match File::options().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -18,22 +18,22 @@ pub fn make_private(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The files of a database: after the first, its log and what belongs to that; absent more often than not.
+/// The files of a database: the main file, its write-ahead log and the log's index; the latter two are usually absent.
 pub fn files_of(database: &Path) -> [PathBuf; 3] {
     ["", "-wal", "-shm"].map(|suffix| suffixed(database, suffix))
 }
 
-/// SQLITE_FULL, and SQLITE_IOERR_SHMSIZE: what a full disk looks like to the index of the write-ahead log.
+/// Whether this is SQLITE_FULL, or SQLITE_IOERR_SHMSIZE, which the write-ahead log's index reports when the disk is full.
 pub fn is_disk_full(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(13 | 4_874))
 }
 
-/// SQLITE_CORRUPT and SQLITE_NOTADB with their extended forms.
+/// Whether this is SQLITE_CORRUPT or SQLITE_NOTADB, including their extended forms.
 pub fn is_damage(error: &sqlx::Error) -> bool {
     code(error).is_some_and(|code| [11, 26].contains(&(code & 0xff)))
 }
 
-/// What a torn write or a bad disk did to a database, if anything.
+/// Describes the damage that a torn write or a bad disk did to a database, if any.
 pub async fn damage_to(database: impl SqliteExecutor<'_>) -> Result<Option<String>, sqlx::Error> {
     let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(database).await?;
     Ok((verdict != "ok").then_some(verdict))

@@ -16,13 +16,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `RUST_LOG` overrides the level; an error says what is wrong with it. A second call changes nothing.
+/// Starts logging. `RUST_LOG` overrides the level; if it is invalid, the error says why. A second call changes nothing.
 pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String> {
     let format =
         format.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
     let wanted = std::env::var_os("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
-        // The verifier logs every handshake that fails; our own error tells of them once.
+        // The verifier logs every failed handshake; our own error reports them once.
         EnvFilter::new(format!("warn,rustls_platform_verifier=off,zoom_chat_reports={default_level}"))
     } else {
         filter(&wanted.to_string_lossy()).map_err(|wrong| {
@@ -30,7 +30,7 @@ pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String
         })?
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Its own errors it would print to where the log cannot be written either, and panic.
+    // It would print its own errors to stderr, which cannot be written to either, and panic.
     let builder = builder.log_internal_errors(false);
     let _ = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
@@ -39,7 +39,8 @@ pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String
     Ok(())
 }
 
-/// A word that is no level would be taken for a target, and nothing else be logged: it is a level that is misspelt.
+/// Parses `RUST_LOG`. A bare word that is not a level would be taken for a target and silence everything else; it is treated as
+/// a misspelt level.
 fn filter(wanted: &str) -> Result<EnvFilter, String> {
     let is_a_word = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let words = wanted.split(',').map(str::trim).filter(is_a_word);
@@ -55,14 +56,14 @@ pub fn metrics() -> &'static PrometheusHandle {
     HANDLE.get_or_init(|| {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
-        // Somebody else's recorder would only mean that ours stays empty.
+        // If another recorder is installed already, ours merely stays empty.
         let _ = metrics::set_global_recorder(recorder);
         describe();
         handle
     })
 }
 
-/// What every metric of this service is.
+/// Describes every metric of this service.
 fn describe() {
     use metrics::{describe_counter, describe_gauge};
     describe_gauge!("zcr_jobs_running", "Jobs that run");
@@ -76,7 +77,7 @@ fn describe() {
         ("zcr_audit_failures_total", "Lines that the audit trail could not take"),
     ] {
         describe_counter!(counter, what);
-        // There from the start: an alarm on the first increase needs to have seen zero.
+        // Exported from the start: an alert on the first increase needs to have seen zero.
         metrics::counter!(counter).increment(0);
     }
 }

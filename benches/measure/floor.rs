@@ -1,4 +1,4 @@
-//! The least processor time that a page costs: each step of the work measured alone, one after the other.
+//! The least CPU time that a page costs: each step of the work measured in isolation, one after the other.
 
 use sha2::{Digest, Sha256};
 use zoom_chat_reports::capture::{Segment, inflate};
@@ -8,11 +8,11 @@ use zoom_chat_reports::zoom::wire::{MESSAGES, Page};
 
 /// Messages on a page.
 const PAGE: usize = 100;
-/// The level used without a limit.
+/// The compression level used without a rate limit.
 const LEVEL: u32 = 1;
 
-/// Seconds for a megabyte of such messages: read as a page, compressed, inflated, hashed for the two files in which they stand;
-/// and as compressed for the archive, which holds both.
+/// Seconds per megabyte of such messages: parsed as a page, compressed, inflated, hashed once for each of the two files that
+/// contain them, and hashed in compressed form as often for the archive, which contains both files.
 pub fn seconds_for_a_megabyte(text_scale: u32) -> f64 {
     let messages = 40_000 / u64::from(text_scale);
     let settings = SimSettings { sessions: 1, messages, text_scale, ..SimSettings::default() };

@@ -1,4 +1,4 @@
-//! One job at a time, on accounts of all kinds; several beside each other; killed; beside another app of the account.
+//! Jobs on accounts of all kinds: one at a time, several at once, killed, and beside another app of the same account.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub async fn ratios(profile: Profile) -> Value {
     Run::of(profile).await.ratios()
 }
 
-/// An unpaced job, and the assembly of its archive once more, alone, beside a plain copy of the same bytes.
+/// An unpaced job; then its archive is assembled again, on its own, and compared with a plain copy of the same bytes.
 pub async fn unpaced(profile: Profile) -> Value {
     let run = Run::of(profile).await;
     let clock = run.service.clock.clone();
@@ -58,7 +58,7 @@ fn copy_synced(from: &Path, to: &Path) {
     std::fs::File::open(to).unwrap().sync_all().unwrap();
 }
 
-/// Time, processor, memory and disk as the account grows tenfold.
+/// Time, CPU, memory and disk as the account grows tenfold again and again.
 pub async fn linear() -> Value {
     let mut all = serde_json::Map::new();
     for messages in [10_000, 100_000, 1_000_000, 10_000_000] {
@@ -68,7 +68,7 @@ pub async fn linear() -> Value {
     Value::Object(all)
 }
 
-/// Two equal jobs at once, and a small one that comes while both are running.
+/// Two equal jobs at once, and a small one that arrives while both are running.
 pub async fn sharing() -> Value {
     let simulator = Simulator::start(Profile { messages: 120_000, ..Profile::USUAL });
     let data = TempDir::new().unwrap();
@@ -88,7 +88,7 @@ pub async fn sharing() -> Value {
     })
 }
 
-/// Four jobs side by side: what each further one costs in memory.
+/// Four concurrent jobs: what each additional one costs in memory.
 pub async fn many_jobs() -> Value {
     let simulator = Simulator::start(Profile { messages: 60_000, ..Profile::USUAL });
     let data = TempDir::new().unwrap();
@@ -112,7 +112,7 @@ pub async fn many_jobs() -> Value {
     })
 }
 
-/// Twenty accounts at once, each with a service and a simulator of its own: more than two processors can bear. Means of all.
+/// Twenty accounts at once, each with its own service and simulator: more than two CPUs can handle. Means over all.
 pub async fn many_accounts() -> Value {
     let profile = Profile { messages: 150_000, ..Profile::USUAL };
     let runs = join_all((0..20).map(|_| Run::of(profile))).await;
@@ -125,7 +125,7 @@ pub async fn many_accounts() -> Value {
     figures.into_iter().map(|figure| (figure, json!(mean(figure)))).collect()
 }
 
-/// Ten kills at 60/s: the archive is that of an undisturbed run, and few requests are repeated.
+/// Ten kills at 60/s: whether the archive equals that of an undisturbed run, and what share of requests is repeated.
 pub async fn kills() -> Value {
     let profile = Profile { messages: 250_000, ..Profile::USUAL };
     let mut archives = Vec::new();
@@ -154,7 +154,7 @@ pub async fn kills() -> Value {
     })
 }
 
-/// An archive's entries without what two runs need not share.
+/// An archive's entries, except those that may differ between two runs.
 fn entries(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     use std::io::Read;
     let mut zip = zip::ZipArchive::new(std::io::Cursor::new(bytes)).unwrap();
@@ -171,7 +171,7 @@ fn entries(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-/// Another app of the account takes half the budget for half a minute, and stops.
+/// Another app of the account takes half the budget for half a minute, then stops.
 pub async fn neighbour() -> Value {
     let simulator = Simulator::start(Profile { messages: 700_000, ..Profile::USUAL });
     let data = TempDir::new().unwrap();
@@ -193,7 +193,7 @@ pub async fn neighbour() -> Value {
         simulator.base, simulator.days.1, simulator.days.1
     );
     let token = token["access_token"].as_str().unwrap().to_owned();
-    // The service's rate and 429s in each second, by the clock.
+    // The service's requests and 429s in each second of the clock.
     let mut seconds = Vec::new();
     let began = service.clock.elapsed();
     let mut others = JoinSet::new();

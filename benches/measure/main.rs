@@ -1,8 +1,8 @@
-//! What this project promises, measured: the real binary against the simulator in another process, as ratios.
+//! What this project promises, measured: the real binary against the simulator in another process, mostly as ratios.
 //!
-//! `cargo bench --bench measure` runs everything (about an hour); `-- NAME ...` runs some, `-- list` names them. Prints
-//! the figures of each as they come and, at the end, a table of all jobs and everything as JSON. Nothing here asserts: figures are for
-//! people to compare.
+//! `cargo bench --bench measure` runs everything (about an hour); `-- NAME ...` runs some, `-- list` lists the names. Prints
+//! the figures of each as they come and, at the end, a table of all jobs and everything as JSON. No figure is asserted: they
+//! are for people to compare.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made should stop loudly")]
 #![expect(clippy::print_stdout, reason = "the figures are the result")]
@@ -24,7 +24,7 @@ const MINUTE: Profile = Profile { messages: 330_000, sessions: 300, months: 2, .
 const UNPACED: Profile = Profile::UNPACED;
 
 const ALL: [Measurement; 27] = [
-    // Against the limit, over five minutes each.
+    // Bound by the rate limit, more than five minutes each.
     ("efficiency-20", || Box::pin(jobs::ratios(Profile { limit: 20, messages: 470_000, ..USUAL }))),
     ("efficiency-60", || Box::pin(jobs::ratios(Profile { messages: 1_400_000, sessions: 2_000, ..USUAL }))),
     ("heavy-tailed", || {
@@ -36,7 +36,7 @@ const ALL: [Measurement; 27] = [
     ("light-faults", || Box::pin(jobs::ratios(Profile { messages: 1_560_000, faults: "light", ..USUAL }))),
     ("wide-60", || Box::pin(jobs::ratios(Profile { messages: 42_000, sessions: 10_500, ..USUAL }))),
     ("long-messages-60", || Box::pin(jobs::ratios(Profile { messages: 1_700_000, text_scale: 20, ..USUAL }))),
-    // Runs of a minute: what is misjudged at their beginning is not made up for.
+    // One-minute runs: too short to make up for a misjudgement at the start.
     ("minute", || Box::pin(jobs::ratios(MINUTE))),
     ("minute-high-latency", || Box::pin(jobs::ratios(Profile { latency_ms: 800, jitter_ms: 300, ..MINUTE }))),
     ("sharing", || Box::pin(jobs::sharing())),
@@ -44,7 +44,7 @@ const ALL: [Measurement; 27] = [
     ("many-accounts", || Box::pin(jobs::many_accounts())),
     ("neighbour", || Box::pin(jobs::neighbour())),
     ("kills", || Box::pin(jobs::kills())),
-    // Against the processor.
+    // Bound by the CPU.
     ("small", || Box::pin(jobs::unpaced(Profile { messages: 6_000, sessions: 60, months: 2, ..UNPACED }))),
     ("memory", || Box::pin(jobs::unpaced(Profile { messages: 2_000_000, sessions: 5_000, ..UNPACED }))),
     ("giant", || {
@@ -60,7 +60,7 @@ const ALL: [Measurement; 27] = [
     ("million", || Box::pin(jobs::unpaced(Profile { messages: 1_500_000, sessions: 1_000_000, ..UNPACED }))),
     ("long-messages", || Box::pin(jobs::unpaced(Profile { messages: 100_000, text_scale: 20, ..UNPACED }))),
     ("linear", || Box::pin(jobs::linear())),
-    // Towards users.
+    // As users see it.
     ("polling", || Box::pin(serving::polling())),
     ("downloads", || Box::pin(serving::downloads())),
     ("ready", || Box::pin(serving::ready())),
@@ -68,7 +68,7 @@ const ALL: [Measurement; 27] = [
     ("soak", || Box::pin(serving::soak())),
 ];
 
-/// What every job has, or could have, and how that is headed in the table.
+/// The figures that jobs have or may have, and their column headings in the table.
 const COLUMNS: [(&str, &str); 11] = [
     ("efficiency", "of limit"),
     ("requests_over_least", "of least"),
@@ -83,7 +83,7 @@ const COLUMNS: [(&str, &str); 11] = [
     ("peak_rss_mib", "MiB"),
 ];
 
-/// One line a job.
+/// One line per job.
 fn rows(results: &Map<String, Value>, of: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, result) in results {
@@ -103,7 +103,7 @@ fn row(head: &str, cells: &[String]) -> String {
     format!("{head:<24}{}", cells.concat())
 }
 
-/// One line a figure.
+/// Prints one line per figure.
 fn tell(result: &Value, of: &str) {
     let Value::Object(members) = result else {
         println!("  {:<44}{result}", of.replace('_', " "));

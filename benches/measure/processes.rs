@@ -27,7 +27,7 @@ pub struct Profile {
     pub heaviest_share: f64,
     /// How many times longer than usual messages are.
     pub text_scale: u32,
-    /// Requests a second, for both sides; 0 is no limit.
+    /// Requests per second, for simulator and service alike; 0 means no limit.
     pub limit: u32,
     pub latency_ms: u64,
     pub jitter_ms: u64,
@@ -46,7 +46,7 @@ impl Profile {
         jitter_ms: 100,
         faults: "none",
     };
-    /// No limit, no latency: the processor is what binds.
+    /// No limit, no latency: CPU-bound.
     pub const UNPACED: Self = Self { limit: 0, latency_ms: 0, jitter_ms: 0, ..Self::USUAL };
 }
 
@@ -105,7 +105,7 @@ impl Simulator {
         Self { process: Process(child), output, profile, base, days: days.unwrap() }
     }
 
-    /// Ends it and returns its statistics.
+    /// Stops it and returns its statistics.
     pub fn stop(mut self) -> Value {
         let pid = self.process.0.id().to_string();
         Command::new("kill").args(["-TERM", &pid]).status().unwrap();
@@ -118,7 +118,7 @@ impl Simulator {
         json!({ "from": self.days.0.to_string(), "to": self.days.1.to_string() })
     }
 
-    /// The fewest requests that all of its days take.
+    /// The fewest requests in which all of its days can be fetched.
     pub fn least_requests(&self) -> f64 {
         let Profile { sessions, messages, months, heaviest_share, text_scale, .. } = self.profile;
         let settings =
@@ -146,7 +146,7 @@ impl Service {
     }
 
     pub async fn start_with(simulator: &Simulator, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
-        // Before the clock starts: it reads the system's certificates.
+        // Built before the clock starts, because it reads the system's certificates.
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
         let clock = Arc::new(SystemClock::new());
         let child = Command::new(BINARY)
@@ -198,7 +198,7 @@ impl Service {
         self.client.get(self.url(&format!("/v1/jobs/{id}"))).send().await.unwrap().json().await.unwrap()
     }
 
-    /// Waits for the end of a job and returns it with the seconds that took.
+    /// Waits for a job to end and returns it with the seconds that took.
     pub async fn finished(&self, id: &str) -> (Value, f64) {
         let started = self.clock.elapsed();
         loop {
@@ -240,7 +240,7 @@ impl Service {
         ticks / 100.0
     }
 
-    /// Bytes this process caused to be written to the disk, without those of files that were gone before it came to that.
+    /// Bytes that this process caused to be written to disk, without those of files deleted before they were written back.
     pub fn written_bytes(&self) -> f64 {
         let io = self.proc("io");
         let bytes = |name: &str| -> f64 {
@@ -250,7 +250,7 @@ impl Service {
     }
 }
 
-/// Not among those that the system gives away, nor one that another process of this kind takes.
+/// A free port below the ephemeral range, from a block of 100 chosen by process id so that test processes do not collide.
 pub fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = 10_000 + (std::process::id() % 200) as u16 * 100;
@@ -270,7 +270,7 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     round(sorted[((sorted.len() - 1) as f64 * share) as usize])
 }
 
-/// A finished job with all that it cost, and its service still up.
+/// A finished job and how long it took, with its service and simulator still up.
 pub struct Run {
     pub job: Value,
     pub id: String,
@@ -281,7 +281,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// One job over everything, from submission to the finished archive.
+    /// Runs one job over everything, from submission to the finished archive.
     pub async fn of(profile: Profile) -> Self {
         let simulator = Simulator::start(profile);
         let data = TempDir::new().unwrap();

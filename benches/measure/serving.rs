@@ -1,4 +1,4 @@
-//! What the service serves: status under load, downloads, a start with many old jobs, everything at once, for long.
+//! The service as its users see it: status under load, downloads, start-up with many old jobs, everything at once, a soak test.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,8 +16,8 @@ use zoom_chat_reports::clock::{Clock, SystemClock};
 
 use crate::processes::{Process, Profile, Run, Service, Simulator, free_port, quantile, requests, round};
 
-/// Status requests at a steady rate for some seconds; their times in milliseconds, sorted, and the rate held. One that is sent
-/// late, as the answer before it was late, has taken so much longer.
+/// Sends status requests at a steady rate for some seconds; returns their latencies in milliseconds, sorted, and the rate
+/// achieved. Latency counts from when a request was due, so one sent late because the previous answer was late takes longer.
 async fn poll(service: &Arc<Service>, id: &str, rate: u64, seconds: u64) -> (Vec<f64>, f64) {
     let lanes = 40;
     let started = service.clock.elapsed();
@@ -72,7 +72,7 @@ pub async fn polling() -> Value {
     Value::Object(all)
 }
 
-/// From the start of the process to `ready`, with so many records of old jobs.
+/// The time from process start to `ready`, with 0 to 10,000 records of old jobs.
 pub async fn ready() -> Value {
     let mut all = serde_json::Map::new();
     for old in [0_u32, 1_000, 10_000] {
@@ -103,7 +103,8 @@ pub async fn ready() -> Value {
     Value::Object(all)
 }
 
-/// Megabytes a second that `parallel` clients get of one file of this size, with plain sockets on both sides of the comparison.
+/// Megabytes per second that `parallel` clients get together for one file of this size, with plain sockets for both servers
+/// compared.
 fn download(address: &str, path: &str, parallel: usize, size: usize) -> f64 {
     let clock = SystemClock::new();
     let clients: Vec<_> = (0..parallel)
@@ -128,7 +129,7 @@ fn download(address: &str, path: &str, parallel: usize, size: usize) -> f64 {
     total as f64 / 1e6 / clock.elapsed().as_secs_f64()
 }
 
-/// What `python -m http.server` does; that refuses connections when more than five come at once.
+/// Does what `python -m http.server` does, which refuses connections when more than five arrive at once.
 const PYTHON: &str = "
 import functools, http.server, sys
 server = http.server.ThreadingHTTPServer
@@ -137,7 +138,7 @@ handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.
 server(('127.0.0.1', int(sys.argv[1])), handler).serve_forever()
 ";
 
-/// Serves the same file with nginx, if there is one, else with Python.
+/// Serves the same file with nginx if it is installed, else with Python.
 async fn reference(directory: &Path, sendfile: &str) -> Option<(&'static str, Process, String)> {
     let port = free_port();
     let nginx = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
@@ -174,7 +175,7 @@ async fn reference(directory: &Path, sendfile: &str) -> Option<(&'static str, Pr
     Some((if nginx { "nginx" } else { "python" }, Process(child), format!("127.0.0.1:{port}")))
 }
 
-/// Downloads, one and fifty at a time, beside another server of the same file.
+/// Downloads, one and fifty at a time, compared with another server of the same file.
 pub async fn downloads() -> Value {
     let run = Run::of(Profile { messages: 400_000, sessions: 2_000, ..Profile::UNPACED }).await;
     let own = run.service.base.strip_prefix("http://").unwrap().to_owned();
@@ -185,7 +186,7 @@ pub async fn downloads() -> Value {
         for sendfile in ["off", "on"] {
             let directory = run.directory();
             let Some((name, mut server, address)) = reference(&directory, sendfile).await else { continue };
-            // In turns, as the machine has other tenants.
+            // Alternating, because the machine has other tenants.
             let (mut served, mut ratios) = (Vec::new(), Vec::new());
             for _ in 0..5 {
                 let own = download(&own, &path, parallel, size);
@@ -196,7 +197,7 @@ pub async fn downloads() -> Value {
             ratios.sort_by(f64::total_cmp);
             all[format!("own_mb_per_s_{parallel}")] = json!(round(quantile(&served, 0.5)));
             all[format!("over_{name}_sendfile_{sendfile}_{parallel}")] = json!(round(quantile(&ratios, 0.5)));
-            // Killed, nginx would leave its workers behind.
+            // SIGKILL would leave nginx's workers behind.
             kill_process(Pid::from_child(&server.0), Signal::TERM).unwrap();
             server.0.wait().unwrap();
         }
@@ -304,7 +305,7 @@ pub async fn soak() -> Value {
             "jobs": jobs, "resident_mib": round(service.resident_mib()), "open_files": service.open_files(),
         }));
     }
-    // Retention looks once a minute.
+    // Retention runs once a minute.
     service.clock.sleep(Duration::from_secs(65)).await;
     let left = std::fs::read_dir(data.path().join("jobs")).unwrap().count();
     let bytes: u64 = ["state.db", "state.db-wal", "audit.jsonl"]

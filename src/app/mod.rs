@@ -1,6 +1,6 @@
 //! The composition root: settings in, a running service out. The same for `serve`, `demo` and tests.
 //!
-//! Owns the order of start (lock, sockets, audit trail, jobs, server: who calls early waits) and of stop (no new requests, jobs
+//! Owns the order of start (lock, sockets, audit trail, jobs, server: early callers wait) and of stop (no new requests, jobs
 //! stopped, connections drained).
 
 pub mod one_job;
@@ -23,16 +23,16 @@ use crate::http::{self, AppState, Audit, HttpSettings};
 use crate::jobs::{JobSettings, Jobs, JobsError};
 use crate::zoom::{NoClient, ZoomSettings};
 
-/// The setting of the service's directory.
+/// The setting that names the service's directory.
 const DATA_DIR: &str = "DATA_DIR";
-/// In a directory that a process has for itself.
+/// The lock file, in a directory that a process has to itself.
 const LOCK: &str = "lock";
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
-/// A collector needs one.
+/// A metrics collector needs one.
 const METRICS_CONNECTIONS: usize = 32;
-/// A running job has up to ten connections to its capture, each of two or three files, its archive, what is sorted for that, and
-/// connections to Zoom.
+/// A running job has up to ten connections to its capture, each of two or three files, its archive, the files used to sort
+/// that, and connections to Zoom.
 const DESCRIPTORS_OF_A_JOB: usize = 128;
 /// The table of jobs, the audit trail, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: usize = 64;
@@ -86,7 +86,7 @@ impl App {
         let audit = Audit::open(&data_dir, clock.clone())
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::AUDIT_FILE), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
-        // Before jobs go on.
+        // Before jobs resume.
         let descriptors = raise_descriptors();
         let started = Jobs::start(settings.jobs, account.clone(), clock.clone()).await;
         let jobs = started.map_err(|error| match error {
@@ -126,7 +126,7 @@ impl App {
         Ok(Self { address, metrics_address, jobs, stopping, servers, _lock: lock })
     }
 
-    /// Stops in order: long answers end, jobs stop where they stand, open connections get a moment to finish.
+    /// Stops in order: long polls and event streams end, jobs stop where they are, open connections get a moment to finish.
     pub async fn shut_down(self) {
         self.stopping.cancel();
         self.jobs.stop().await;
@@ -143,14 +143,14 @@ async fn bind(wanted: SocketAddr, setting: &'static str) -> Result<(TcpListener,
     Ok((listener, address))
 }
 
-/// How many of these descriptors connections may have. A download has another one, for its archive, and a job some for its files.
+/// How many of these descriptors are left for connections. A download needs another, for its archive, and a job several.
 fn for_connections(descriptors: usize, downloads: usize, jobs: usize) -> usize {
     let others = METRICS_CONNECTIONS + OTHER_DESCRIPTORS + jobs * DESCRIPTORS_OF_A_JOB;
     let others = downloads.saturating_add(others);
     descriptors.saturating_sub(others).max(descriptors / 4)
 }
 
-/// Raises the number of files and sockets this process may open as far as it is allowed to; returns it.
+/// Raises this process's limit of open files and sockets as far as it is allowed to; returns the limit.
 fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -162,18 +162,18 @@ fn raise_descriptors() -> usize {
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// Makes a directory, which is what `setting` says, and locks it for this process.
+/// Creates a directory, which `setting` names, and locks it for this process.
 fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let path = directory.join(LOCK);
     let of_lock = |error| unusable(setting, &path, error);
     loop {
-        // For nobody else to read, whatever the umask: chats go there.
+        // Private whatever the umask: chats are stored there.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|error| unusable(setting, directory, error))?;
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(of_lock)?;
         match file.try_lock() {
             Ok(()) if is_at(&file, &path).map_err(of_lock)? => return Ok(file),
-            // The directory has been moved or removed between opening and locking: then the new one is locked.
+            // The directory was moved or removed between opening and locking: create and lock a new one.
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 return Err(AppError::Locked { setting, path: directory.to_owned() });
@@ -183,7 +183,7 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     }
 }
 
-/// Whether an open file still has this name.
+/// Whether `path` still names this open file.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let own = file.metadata()?;
     match path.metadata() {

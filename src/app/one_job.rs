@@ -1,7 +1,7 @@
 //! One job without a service: the same engine, its capture beside its output.
 //!
-//! The capture stays with the output, so that the same command goes on where an interrupted one stopped, and another
-//! command cannot quietly overwrite what an earlier one brought.
+//! The capture stays with the output, so that the same command resumes where an interrupted one stopped, and another command
+//! cannot silently overwrite what an earlier one fetched.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -41,13 +41,13 @@ impl Output {
         }
     }
 
-    /// Whether there is something to go on with, or files that were made of it.
+    /// Whether there is a capture to resume, or output that was published from one.
     pub fn is_begun(&self) -> bool {
         let directory = self.working_directory();
         Location::in_directory(&directory).is_begun() || Published::is_in(&directory)
     }
 
-    /// The option that names it.
+    /// The command-line option that names it.
     pub fn setting(&self) -> &'static str {
         match self {
             Self::Directory(_) => "--output-dir",
@@ -55,7 +55,7 @@ impl Output {
         }
     }
 
-    /// What it makes.
+    /// The files or folders that it consists of.
     fn places(&self) -> Vec<PathBuf> {
         match self {
             Self::Directory(directory) => FOLDERS.map(|folder| directory.join(folder)).into(),
@@ -63,12 +63,12 @@ impl Output {
         }
     }
 
-    /// What of it is there, the first of it.
+    /// The first of these that exists.
     fn found(&self) -> Option<PathBuf> {
         self.places().into_iter().find(|path| is_there(path))
     }
 
-    /// Where what stands in a place goes when it is kept and something else is put there.
+    /// Where to move what is in a place if it is kept while something else is put there.
     pub(super) fn kept_as(&self, place: &Path) -> PathBuf {
         free_name(|suffix| match (self, place.file_name()) {
             (Self::Directory(_), Some(folder)) => self.before(suffix).join(folder),
@@ -83,7 +83,7 @@ impl Output {
         }
     }
 
-    /// All that has been kept.
+    /// Everything that has been kept so far.
     fn kept(&self) -> Vec<PathBuf> {
         numbered(|suffix| self.before(suffix)).take_while(|path| is_there(path)).collect()
     }
@@ -117,27 +117,27 @@ pub enum OneJobError {
 }
 
 impl OneJobError {
-    /// Somebody has stopped it.
+    /// Whether the run was cancelled.
     pub fn is_cancellation(&self) -> bool {
         matches!(self, Self::Extract(ExtractError::Cancelled) | Self::Archive(ArchiveError::Cancelled))
     }
 }
 
-/// How it ended.
+/// How a run ended.
 #[derive(Debug)]
 pub struct Report {
     pub summary: RunSummary,
-    /// Of a zip.
+    /// Size and hash of a zip; `None` for a directory.
     pub archive: Option<ArchiveFile>,
     pub last: Snapshot,
-    /// Requests sent this time.
+    /// Requests sent by this run.
     pub asked: u64,
     /// The first failures, for a person to read.
     pub failures: Vec<FailureLine>,
-    /// Files of before and damaged captures that may hold what the new files do not: some of it may be out of Zoom's reach by
+    /// Earlier output and damaged captures that may hold what the new files do not: some of it may have left Zoom's reach by
     /// now.
     pub kept: Vec<PathBuf>,
-    /// Why the capture could not be removed. All of it is in the zip.
+    /// Why the capture could not be removed; everything in it is in the zip.
     pub left: Option<OneJobError>,
 }
 
@@ -149,16 +149,16 @@ pub struct OneJob {
     request: ExtractRequest,
     output: Output,
     directory: PathBuf,
-    /// True when an interrupted or incomplete run is being continued.
+    /// Whether an earlier run of the same request is being continued.
     pub continues: bool,
     _lock: File,
 }
 
-/// What a capture's directory is called while it is being removed: all of it is in the zip.
+/// The extension of a capture's directory while it is being removed: everything in it is in the zip.
 const REMOVED: &str = "capture-removed";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
-/// The most failures handed over for reading; the rest is in `failures.json`.
+/// The most failures that a report lists; the rest are in `failures.json`.
 const FAILURES_SHOWN: usize = 10;
 
 impl OneJob {
@@ -171,10 +171,10 @@ impl OneJob {
         let account = Account::new(zoom, clock.clone()).map_err(AppError::Client)?;
         let directory = output.working_directory();
         if matches!(output, Output::Zip(_)) {
-            // What is left when an earlier one was killed.
+            // Left over if an earlier run was killed.
             remove(&directory.with_extension(REMOVED))?;
         }
-        // Before anything is made, and again once no other process may make anything there.
+        // Before anything is created, and again once the lock keeps other processes out.
         spare_others(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
         spare_others(&output, &directory)?;
@@ -230,7 +230,7 @@ impl OneJob {
         let mut kept = self.output.kept();
         let mut left = None;
         if matches!(self.output, Output::Zip(_)) && summary.counts.failures() == 0 {
-            // The zip says it all; a directory keeps its capture as the mark of what it holds.
+            // The zip holds everything; a directory keeps its capture as the mark of what it holds.
             match remove_capture(&self.directory) {
                 Ok(damaged) => kept.extend(damaged),
                 Err(error) => left = Some(error),
@@ -241,13 +241,13 @@ impl OneJob {
     }
 }
 
-/// Names the file that something could not be done to.
+/// Adds the path to an I/O error.
 fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
     done.map_err(|error| OneJobError::File { path: path.to_owned(), error })
 }
 
-/// Removes a capture of which everything is in the zip. It first gets another name: another process finds all of it or nothing.
-/// What had been set aside of a damaged one is not in the zip, perhaps: that stays, beside it, and its name is returned.
+/// Removes a capture whose whole content is in the zip. It is renamed first, so that another process finds all of it or
+/// nothing. What was set aside as damaged may not be in the zip: it stays, in a directory whose path is returned.
 fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
     if at(directory, has_entry(directory, is_damaged_copy))? {
         let damaged = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
@@ -260,18 +260,18 @@ fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
     remove(&removed).map(|()| None)
 }
 
-/// Removes a capture's directory. Its lock goes last, and tells until then that it is one.
+/// Removes a capture's directory. The lock file goes last: until then it marks the directory as ours.
 fn remove(directory: &Path) -> Result<(), OneJobError> {
     if is_there(&directory.join(LOCK)) {
         return at(directory, remove_but_last(directory, LOCK));
     }
-    // Empty if it is one. Anything else is somebody's.
+    // If it is ours it is empty. Anything else is somebody else's, and stays.
     let _ = std::fs::remove_dir(directory);
     Ok(())
 }
 
-/// What is in the place of the files is ours only if our mark says so, and what is called like our working directory only if it
-/// has our lock. A finished zip has no mark any more, so it always counts as somebody else's.
+/// Existing output is ours only if our mark is there, and a directory with our working directory's name only if it has our lock
+/// file. A finished zip no longer has a mark, so it always counts as somebody else's.
 fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     let is_anything = directory.is_dir() && at(directory, has_entry(directory, |_| true))?;
     if is_anything && !is_there(&directory.join(LOCK)) {
@@ -284,8 +284,8 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     }
 }
 
-/// Whether there is something of this request to go on with. What is of another is an error; if nothing was received of it, it is
-/// removed.
+/// Whether there is something of this request to resume. A capture that received nothing is removed; one of another request is
+/// an error.
 async fn goes_on(request: &ExtractRequest, account: &str, output: &Output) -> Result<bool, OneJobError> {
     let (directory, setting) = (&output.working_directory(), output.setting());
     let location = Location::in_directory(directory);
@@ -299,7 +299,7 @@ async fn goes_on(request: &ExtractRequest, account: &str, output: &Output) -> Re
             return Ok(false);
         }
         Ok(captured) => captured,
-        // A damaged one is set aside by the run. Any other trouble leaves open what is in it.
+        // A damaged one is set aside by the run. After any other error it is unknown what is in it.
         Err(error) => match location.check(&CancellationToken::new()).await {
             Err(damage) if damage.is_damaged() => None,
             _ => return Err(error.into()),
@@ -312,7 +312,7 @@ async fn goes_on(request: &ExtractRequest, account: &str, output: &Output) -> Re
     }
     let captured = captured.map(|Captured { request, .. }| request);
     let published = published.map(|Published { request, .. }| request);
-    // A capture whose plan was never committed belongs to nobody yet.
+    // A damaged capture without a mark does not say whose it is: the run sets it aside.
     let Some(stored) = captured.or(published) else { return Ok(true) };
     if stored == *request {
         return Ok(true);

@@ -1,5 +1,5 @@
-//! What `extract` has published where a user wanted it. Its own output it replaces by what holds as much; anything else that
-//! stands there is kept under another name.
+//! Publishes what `extract` made where the user wants it. Its own earlier output is replaced if the new one covers as much;
+//! anything else found there is kept under another name.
 
 use std::fs::File;
 use std::hash::{Hash, Hasher};
@@ -15,14 +15,14 @@ use crate::archive::{ArchiveError, Assembled};
 use crate::extract::{Extent, ExtractRequest};
 use crate::files::{blocking, unless_absent};
 
-/// Its name in the capture's directory.
+/// The mark's name in the capture's directory.
 const MARK: &str = "publishing";
 
-/// A mark: there once files are put into their places.
+/// A mark, left just before files are moved into place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Published {
     pub request: ExtractRequest,
-    /// What may stand there: while the old ones are being replaced, both.
+    /// What may be in place: while old output is being replaced, both the old and the new.
     made: Vec<Made>,
 }
 
@@ -32,13 +32,13 @@ struct Made {
     items: Vec<Identity>,
 }
 
-/// What a file or a folder is recognised by when it has been renamed, and not any more when it has been changed.
+/// Identifies a file or a folder: it stays the same when that is renamed, and differs once that is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     device: u64,
     inode: u64,
     modified: (i64, i64),
-    /// Of a folder: the same as long as none of its files has been changed.
+    /// For a folder: a hash that stays the same as long as none of its files is changed.
     #[serde(default)]
     files: u64,
 }
@@ -52,7 +52,7 @@ impl Identity {
     }
 }
 
-/// In whatever order the system tells of them.
+/// Hashes a folder's files, in whatever order the system lists them.
 fn files_in(folder: &Path) -> io::Result<u64> {
     let mut all = 0_u64;
     for entry in std::fs::read_dir(folder)? {
@@ -81,7 +81,7 @@ impl Published {
         }
     }
 
-    /// Leaves a mark that is whole, and on the disk, or not there.
+    /// Writes the mark atomically and durably.
     fn leave(&self, directory: &Path) -> io::Result<()> {
         let mark = Self::path(directory);
         let new = mark.with_extension("new");
@@ -92,7 +92,7 @@ impl Published {
         File::open(directory)?.sync_all()
     }
 
-    /// Whether this was made here and something of such an extent may take its place.
+    /// Whether this was made here and may be replaced by something of that extent.
     fn may_be_replaced(&self, path: &Path, by: &Extent) -> bool {
         let Ok(there) = Identity::of(path) else { return false };
         let made = self.made.iter().find(|made| made.items.contains(&there));
@@ -100,7 +100,7 @@ impl Published {
     }
 }
 
-/// Puts what was made of a capture into its place.
+/// Publishes what was made of a capture, and updates the mark.
 pub(super) async fn put_in_place(
     assembled: Assembled,
     request: ExtractRequest,

@@ -12,11 +12,11 @@ use super::Form;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// After looking for complete sessions it rests at least so long, and as long as that took: a look goes over all that has
-/// ended since the last complete one.
+/// It rests after each look for complete sessions, for as long as the look took and at least this long: a look scans everything
+/// that has ended since the last complete session.
 const LEAST_REST: Duration = Duration::from_secs(2);
 
-/// As much of an archive as could be made before everything was there; perhaps nothing.
+/// As much of an archive as could be made before everything was fetched; perhaps nothing.
 #[derive(Debug)]
 pub struct Begun {
     pub(super) input: AssembleInput,
@@ -30,10 +30,10 @@ impl Begun {
     }
 }
 
-/// Runs `fetching` to its end, and beside it begins with the archive as soon as `all_listed` tells that no more sessions or
-/// units will be found; without it not before the end, which is as fast when fetching keeps the processors busy. What
-/// goes wrong with that is left for the end, where it goes wrong again and is told. Only a zip is begun: the files of a
-/// directory are several times as large as what was captured, and might take the room that the rest of it needs.
+/// Runs `fetching` to its end, and meanwhile starts on the archive as soon as `all_listed` signals that no more sessions or
+/// units will be found. Without `all_listed` it waits for the end, which is as fast when fetching keeps the processors busy.
+/// Errors here are left for the end, where they recur and are reported. Only a zip is started early: the files of a directory
+/// are several times as large as the capture, and might take the disk space that the rest of the capture needs.
 pub async fn alongside<T>(
     fetching: impl Future<Output = T>,
     input: AssembleInput,
@@ -47,7 +47,7 @@ pub async fn alongside<T>(
     let told = fetched.clone().drop_guard();
     let beginning = begin(input, all_listed, fetched.clone(), clock.clone());
     let fetching = async {
-        // Also if it panics: what was begun must have ended before another run begins its own in the same place.
+        // Even if it panics: what was begun must have ended before another run begins its own in the same place.
         let result = AssertUnwindSafe(fetching).catch_unwind().await;
         drop(told);
         result
@@ -97,7 +97,7 @@ mod tests {
 
     const SESSIONS: i64 = 6;
 
-    /// So many sessions, each in two windows: ranges 1 to 6 and 7 to 12.
+    /// A capture of `SESSIONS` sessions, each in two windows: ranges 1 to 6 and 7 to 12.
     async fn capture() -> (TempDir, Writer) {
         let windows = [(4, 30), (5, 30)]
             .map(|(month, last)| DateRange::new(date(2026, month, 1), date(2026, month, last)));
@@ -116,7 +116,7 @@ mod tests {
         AssembleInput { directory: directory.to_owned(), form: Form::Zip, cancel }
     }
 
-    /// How a range ends: with items, with none, or not well.
+    /// How a range ends.
     #[derive(Debug, Clone, Copy)]
     enum End {
         Items,
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Ranges in the order in which they end, each with how it does, and whether the archive is looked after then.
+    /// Ranges in the order in which they end, each with how it ends and whether complete sessions are added right after.
     fn run() -> impl Strategy<Value = Vec<(i64, End, bool)>> {
         let ranges = Just((1..=2 * SESSIONS).collect::<Vec<_>>()).prop_shuffle();
         let end = prop_oneof![

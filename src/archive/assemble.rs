@@ -1,8 +1,8 @@
-//! Builds the archive from the capture, session by session: what the capture holds of each is copied into its files, and
-//! hashed beside that. Summaries, hashes and the archive's directory, which is sorted, come last. Runs on a thread of its own.
+//! Builds the archive from the capture, session by session: what the capture holds of each is copied into its files and hashed
+//! in parallel. Summaries, hashes and the archive's sorted directory come last. Runs on a thread of its own.
 //!
-//! Sessions come in the order of their completion, not of their names: so writing can begin while fetching goes on, and the
-//! same capture gives the same bytes however early it began.
+//! Sessions are added in the order of their completion, not of their names, so that writing can begin while fetching goes on,
+//! and the same capture gives the same bytes however early it began.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -23,15 +23,15 @@ use super::{ArchiveError, check, copy, joined, layout};
 use crate::capture::{Location, Place, RangeId, Reader, SEPARATOR, Stored, WindowTotals};
 use crate::files::{blocking, free_space};
 
-/// Sessions taken from the database at a time.
+/// The number of sessions read from the database at a time.
 const AT_A_TIME: i64 = 250;
-/// And so many pages at most, if that is more than one session: where each is has to be remembered meanwhile.
+/// And at most this many pages, unless a single session has more: the location of each is held in memory meanwhile.
 const PAGES_AT_A_TIME: i64 = 2_500;
-/// One thread writes the zip and another hashes it as a whole: more that hash sessions would only wait for those.
+/// One thread writes the zip and another hashes it as a whole: more threads hashing sessions would only wait for those two.
 const MOST_THREADS: usize = 8;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
-/// What a session takes beside its messages: heads, names, lines.
+/// Disk space that a session takes besides its messages: heads, names, lines.
 const ROOM_FOR_A_SESSION: u64 = 3 << 10;
 
 /// Where to read from, where to work, and what is made.
@@ -43,7 +43,7 @@ pub struct AssembleInput {
     pub cancel: CancellationToken,
 }
 
-/// Makes the archive, or what is left to be made of it.
+/// Makes the archive, or the rest of it.
 pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Assembled, ArchiveError> {
     on_own_thread(move |runtime| {
         let mut assembly = match assembly {
@@ -56,7 +56,7 @@ pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Assembled, Arc
     .await
 }
 
-/// Inflating and hashing would hold up the threads that serve sockets.
+/// Inflating and hashing would block the threads that serve sockets.
 pub(super) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce(Handle) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {
@@ -67,7 +67,7 @@ pub(super) async fn on_own_thread<T: Send + 'static>(
 /// Which sessions are to be added.
 #[derive(Clone, Copy)]
 enum Which<'a> {
-    /// Those of which everything is there, while others are still being fetched.
+    /// Those that are completely fetched, while others are still being fetched.
     Complete {
         until: &'a CancellationToken,
     },
@@ -79,7 +79,7 @@ impl Which<'_> {
         matches!(self, Self::Complete { until } if until.is_cancelled())
     }
 
-    /// In how many shares sessions are hashed, each on a thread of its own.
+    /// About how many threads hash sessions.
     fn threads(self) -> usize {
         match self {
             Self::Complete { .. } => 1,
@@ -92,23 +92,23 @@ impl Which<'_> {
 #[derive(Debug)]
 pub(super) struct Assembly {
     input: AssembleInput,
-    /// For waiting for the reader.
+    /// For blocking on the asynchronous reader.
     runtime: Handle,
     reader: Reader,
     keys: Keys,
     scratch: Scratch,
     sink: Box<dyn Sink>,
     facts: Facts,
-    /// Of the last session that is in it.
+    /// The place of the last session added.
     last: Place,
-    /// What the sessions that are in it have in all.
+    /// The totals of the sessions added so far.
     totals: WindowTotals,
-    /// Bytes of all segments that are in it.
+    /// Bytes of all segments added so far.
     copied: u64,
 }
 
 impl Assembly {
-    /// All sessions must be known.
+    /// Requires that all sessions are known.
     pub(super) fn begin(input: AssembleInput, runtime: Handle) -> Result<Self, ArchiveError> {
         let mut reader = runtime.block_on(Location::in_directory(&input.directory).open_reader())?;
         let facts = runtime.block_on(Facts::read(&mut reader))?;
@@ -129,21 +129,21 @@ impl Assembly {
         Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
     }
 
-    /// Adds the sessions of which everything is there, until told to stop. Leaves as much of the disk free as the capture takes
+    /// Adds the sessions that are completely fetched, until told to stop. Leaves as much of the disk free as the capture takes
     /// now, for what is still to come.
     pub(super) fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
         self.check_room(self.reader.segments().size()?)?;
         self.add_sessions(Which::Complete { until: stop })
     }
 
-    /// Adds all sessions; nothing more may come.
+    /// Adds all remaining sessions; nothing more may be fetched.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
         self.check_room(0)?;
         self.add_sessions(Which::All)?;
         Ok(self.scratch.check_whole()?)
     }
 
-    /// Sessions that are not in it yet.
+    /// The number of sessions that have not been added yet.
     #[cfg(test)]
     pub(super) fn missing(&self) -> u64 {
         self.scratch.missing()
@@ -172,8 +172,8 @@ impl Assembly {
             && !which.is_told_to_stop()
         {
             check(cancel)?;
-            // While some are copied and hashed, those before are put away and the next are read.
-            // When one fails the other need not go on.
+            // While one round is copied and hashed, the one before is put away and the next one is read. When copying or
+            // hashing fails the other need not go on.
             let stop = cancel.child_token();
             let (copied, hashed, put, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| {
@@ -200,7 +200,7 @@ impl Assembly {
         put_away(made, scratch)
     }
 
-    /// Adds what is of no session.
+    /// Adds the entries that belong to no session, and completes the archive.
     fn finish(self) -> Result<Assembled, ArchiveError> {
         let Self { input, runtime, mut reader, mut scratch, mut sink, totals, .. } = self;
         add_lines(&mut scratch, &mut *sink, &input.cancel)?;
@@ -243,7 +243,7 @@ impl Assembly {
     }
 }
 
-/// The summary of all sessions.
+/// Adds the summary of all sessions.
 fn add_lines(
     scratch: &mut Scratch,
     sink: &mut dyn Sink,
@@ -262,7 +262,7 @@ fn add_lines(
     })
 }
 
-/// An entry that is hashed while it is written.
+/// Adds an entry that is hashed while it is written.
 fn add_hashed(
     scratch: &mut Scratch,
     sink: &mut dyn Sink,
@@ -279,7 +279,7 @@ fn add_hashed(
     scratch.add_entry(name, sha256, located)
 }
 
-/// An array, one item a line.
+/// Writes an array, one item per line.
 fn add_array(
     entry: &mut Hashing<'_>,
     mut next: impl FnMut() -> Result<Option<String>, ArchiveError>,
@@ -299,7 +299,7 @@ fn add_array(
 /// A session whose files are in the archive.
 struct Made {
     session: WholeSession,
-    /// Where those are, and what they hash to.
+    /// Where its files are, and what they hash to.
     located: Vec<Located>,
     hashes: Vec<Sha256Digest>,
 }
@@ -314,7 +314,7 @@ fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> 
     Ok(())
 }
 
-/// Some sessions, which are added together.
+/// Some sessions that are added together.
 struct Round {
     /// The place of the last of them.
     last: Place,
@@ -323,7 +323,7 @@ struct Round {
     totals: WindowTotals,
 }
 
-/// Some sessions after this place.
+/// Reads the next sessions after this place; `None` if there are none.
 async fn sessions_after(
     reader: &mut Reader,
     after: Place,

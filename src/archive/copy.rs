@@ -1,4 +1,4 @@
-//! What the capture holds of sessions, copied into their files as it is stored.
+//! Copies what the capture holds of sessions into their files, without compressing it again.
 
 use tokio_util::sync::CancellationToken;
 

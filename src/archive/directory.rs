@@ -1,7 +1,7 @@
 //! The directory sink: the same files as in the zip, laid out on disk.
 //!
-//! Files are written into a staging directory; the finished tree is moved into place at the end, so that nothing
-//! half-written stands where a reader looks.
+//! Files are written into a staging directory; the finished tree is moved into place at the end, so that readers never see
+//! anything half-written.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -15,33 +15,33 @@ use super::zip::Located;
 use crate::capture::inflate;
 use crate::files::{is_there, unless_absent};
 
-/// The top-level folders of an archive. The first says what is in the others: it comes last and goes first.
+/// The top-level folders of an archive. The first describes the others, so it is moved into place last and away first.
 pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
 
 #[derive(Debug)]
 pub struct DirectorySink {
     staging: Staging,
-    /// Opened before anything is written: a sync tells of what has gone wrong since.
+    /// Opened before anything is written: a sync reports the write errors since then.
     disk: File,
 }
 
-/// A directory that does not stay.
+/// A directory that is removed on drop.
 #[derive(Debug)]
 struct Staging(PathBuf);
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Best effort: the next one begins with removing what could not be removed now.
+        // Best effort: the next run starts by removing what is left.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 impl DirectorySink {
-    /// Starts an empty staging directory.
+    /// Creates an empty staging directory.
     pub fn new(staging: PathBuf) -> Result<Self, ArchiveError> {
         unless_absent(fs::remove_dir_all(&staging))?;
         for folder in FOLDERS {
-            // Chats are for their owner only, whatever the directory is that they end in.
+            // Only the owner may read chats, whatever directory they end up in.
             fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
         }
         let disk = File::open(&staging)?;
@@ -68,12 +68,12 @@ impl Publish for DirectorySink {
         FOLDERS.map(|folder| self.staging.0.join(folder)).into()
     }
 
-    /// Moves the finished tree into its place.
+    /// Moves the finished tree into place.
     fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> std::io::Result<()> {
         let Staging(staging) = &self.staging;
-        // What is replaced goes there before it is removed.
+        // What is replaced is moved there before it is removed.
         let old = staging.with_extension("old");
-        // If one was cut short.
+        // If an earlier one was interrupted.
         put_back(&old, target)?;
         unless_absent(fs::remove_dir_all(&old))?;
         fs::create_dir_all(&old)?;
@@ -93,20 +93,21 @@ impl Publish for DirectorySink {
             FOLDERS.iter().rev().try_for_each(|folder| move_to(staging.join(folder), target.join(folder)))
         };
         if let Err(error) = move_all() {
-            // Best effort: what has been moved already stands better where it was.
+            // Best effort: move back what has been moved already.
             for (from, to) in moved.iter().rev() {
                 let _ = fs::rename(to, from);
             }
             return Err(error);
         }
         File::open(target)?.sync_all()?;
-        // Everything is in its place. Best effort, as of the staging directory: the next one begins with removing it.
+        // Everything is in place. Best effort, as for the staging directory: the next publication starts by removing it.
         let _ = fs::remove_dir_all(&old);
         Ok(())
     }
 }
 
-/// Moves folders back to where nothing is, unless new ones have begun to stand there: those are whole, and are replaced by the like.
+/// Moves old folders back where they are missing, unless new ones have begun to take their places: those are complete, and
+/// their like is about to replace them.
 fn put_back(old: &Path, target: &Path) -> std::io::Result<()> {
     let places = FOLDERS.map(|folder| (old.join(folder), target.join(folder)));
     if places.iter().any(|(old, place)| is_there(old) && is_there(place)) {
@@ -116,7 +117,7 @@ fn put_back(old: &Path, target: &Path) -> std::io::Result<()> {
     missing.try_for_each(|(old, place)| fs::rename(old, place))
 }
 
-/// Brings everything in these folders to the disk. A sync for each file would take longer than all the rest.
+/// Syncs everything in these folders; on Linux the whole disk at once: syncing each file would take longer than all the rest.
 #[cfg_attr(target_os = "linux", expect(unused_variables, reason = "the whole disk is synced at once"))]
 fn sync(disk: &File, staging: &Path) -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
@@ -147,7 +148,7 @@ impl Entry for BufWriter<File> {
 mod tests {
     use super::*;
 
-    /// Whatever stood there stands there again, also what was to be kept under another name.
+    /// Everything is back where it was, including what was to be kept under another name.
     #[test]
     fn a_publication_that_fails_half_way_is_undone() {
         let home = tempfile::tempdir().unwrap();
@@ -169,7 +170,7 @@ mod tests {
         assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
     }
 
-    /// Killed after so many of its six moves, and then fails as early as can be.
+    /// Killed after so many of its six moves; the next publication then fails as early as it can.
     #[test]
     fn what_is_told_of_an_archive_never_stands_beside_another() {
         for moves in 0..=6 {

@@ -1,4 +1,4 @@
-//! The files of a session: how they are named, what stands in them.
+//! The files of a session: their names and what they contain.
 
 use std::iter;
 
@@ -7,21 +7,21 @@ use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, Sessio
 use super::scratch::Keys;
 use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
-/// A session of which nothing more will come.
+/// A session for which nothing more will be fetched.
 #[derive(Debug)]
 pub struct WholeSession {
     zoom_id: String,
     state: SessionState,
     info: SessionInfo,
-    /// What its files are named by.
+    /// The key that its files are named by.
     pub key: String,
     pub files: Vec<SessionFile>,
     frame: SessionFrame,
-    /// In the order of kinds.
+    /// Ordered by kind.
     pub pages: Vec<PageRef>,
 }
 
-/// One of them.
+/// One of a session's files.
 #[derive(Debug)]
 pub struct SessionFile {
     pub name: String,
@@ -30,7 +30,7 @@ pub struct SessionFile {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Holds {
-    /// All there is of the session.
+    /// The whole session.
     Everything,
     Items(Kind),
 }
@@ -46,7 +46,7 @@ pub enum Part<'a> {
 pub type Parts<'a> = Box<dyn Iterator<Item = Part<'a>> + 'a>;
 
 impl Holds {
-    /// Whether such a file has the items of this kind.
+    /// Whether such a file contains the items of this kind.
     pub fn includes(self, kind: Kind) -> bool {
         match self {
             Self::Everything => true,
@@ -69,7 +69,7 @@ impl WholeSession {
         Self { zoom_id, state: SessionState { not_found, incomplete }, info, key, files, frame, pages }
     }
 
-    /// What such a file of it consists of, from the first byte to the last.
+    /// Returns the parts of its file that holds this, from the first byte to the last.
     pub fn parts(&self, holds: Holds) -> Parts<'_> {
         let text = |text| iter::once(Part::Text(text));
         match holds {
@@ -92,7 +92,7 @@ impl WholeSession {
         })
     }
 
-    /// Bytes of its messages as they are stored.
+    /// The size of its messages in bytes, as they are stored.
     pub fn packed_len(&self) -> u64 {
         self.pages.iter().map(PageRef::packed_len).sum()
     }
@@ -106,7 +106,7 @@ impl WholeSession {
     }
 }
 
-/// Items by kind.
+/// The number of items of each kind.
 fn totals(pages: &[PageRef]) -> [u64; 3] {
     let mut totals = [0; 3];
     for page in pages {

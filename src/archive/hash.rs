@@ -1,4 +1,4 @@
-//! SHA-256, beside the writing: of every file, and of the archive itself.
+//! SHA-256 of every file and of the archive itself, computed in parallel with the writing.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,17 +13,17 @@ use super::sink::{Entry, Text};
 use super::{ArchiveError, check, joined};
 use crate::capture::{CaptureError, PageRef, Stored};
 
-/// Pages of so many bytes go from one thread to another at a time: handing each over by itself would cost more than some
-/// are worth.
+/// Pages go from one thread to another in batches of up to this many bytes: handing over each by itself would cost more than
+/// some are worth.
 const BATCH: u64 = 64 << 10;
-/// A share of no more bytes is inflated by the thread that hashes it: others would hardly begin.
+/// A share up to this size is inflated by the thread that hashes it: other threads would hardly get started.
 const SMALL: u64 = 16 * BATCH;
-/// Of each thread that inflates: one is filled while another waits to be hashed.
+/// Batches per inflating thread: one is filled while another waits to be hashed.
 const BATCHES: usize = 2;
 
 pub type Sha256Digest = [u8; 32];
 
-/// Lower-case hex.
+/// Returns a file's SHA-256 in lower-case hex.
 pub fn sha256_of(mut file: File, cancel: &CancellationToken) -> Result<String, ArchiveError> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 256 << 10]);
     loop {
@@ -36,7 +36,7 @@ pub fn sha256_of(mut file: File, cancel: &CancellationToken) -> Result<String, A
     }
 }
 
-/// An entry whose text is hashed as well.
+/// An entry whose text is also hashed.
 pub struct Hashing<'a> {
     entry: &'a mut dyn Entry,
     hash: Sha256,
@@ -71,7 +71,7 @@ pub struct HashingWriter<W> {
 }
 
 impl<W: Write> HashingWriter<W> {
-    /// So many bytes are written, and given away to be hashed, at a time.
+    /// The number of bytes that are written, and handed over to be hashed, at a time.
     const AT_A_TIME: usize = 64 << 10;
 
     pub fn new(inner: W) -> Self {
@@ -85,7 +85,7 @@ impl<W: Write> HashingWriter<W> {
             for mut buffer in to_hash {
                 hash.update(&buffer);
                 buffer.clear();
-                // Nobody takes it once everything has been written.
+                // Fails once everything has been written: nobody needs it any more.
                 let _ = hashed.send(buffer);
             }
             hash.finalize().into()
@@ -99,7 +99,7 @@ impl<W: Write> HashingWriter<W> {
         self.full.send(std::mem::replace(&mut self.buffer, next)).map_err(io::Error::other)
     }
 
-    /// The hash of all that was written.
+    /// Returns the writer, and the hash of everything written to it.
     pub fn finish(mut self) -> io::Result<(W, Sha256Digest)> {
         self.pass_on()?;
         drop(self.full);
@@ -118,7 +118,7 @@ impl<W: Write> Write for HashingWriter<W> {
         Ok(fitting)
     }
 
-    /// Everything is written by [`finish`](Self::finish).
+    /// Does nothing: everything is written by [`finish`](Self::finish).
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -128,7 +128,7 @@ impl<W: Write> Write for HashingWriter<W> {
 #[derive(Debug, Default)]
 struct Batch {
     raw: Vec<u8>,
-    /// Where each ends.
+    /// Where each page ends.
     ends: Vec<usize>,
 }
 
@@ -142,7 +142,7 @@ pub fn sessions(
     threads: usize,
 ) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
-    // Threads that inflate for each share, so that there are about as many in all.
+    // Inflating threads per share, so that there are about `threads` in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
     let share = move |of: &[WholeSession]| {
         if raw_len(of) > SMALL {
@@ -167,7 +167,7 @@ fn raw_len(sessions: &[WholeSession]) -> u64 {
     pages.fold(0, |sum, page| sum.saturating_add(page.raw_len))
 }
 
-/// Each segment is inflated once, and feeds two hashes.
+/// Inflates each segment once, for the hashes of both files that contain it.
 fn in_turns(
     sessions: &[WholeSession],
     stored: &Stored,
@@ -185,8 +185,8 @@ fn in_turns(
     sessions.iter().map(hash).collect()
 }
 
-/// The same with the segments inflated on so many other threads, a little ahead of this one. That goes batch by batch of pages,
-/// so that a giant session, which is the only one of its round, keeps all of them busy as well.
+/// The same, with the segments inflated on `inflaters` other threads, a little ahead of this one. These take turns at batches
+/// of pages, so that even a giant session, alone in its round, keeps all of them busy.
 fn inflating_ahead(
     sessions: &[WholeSession],
     stored: &Stored,
@@ -218,7 +218,7 @@ fn inflating_ahead(
     })
 }
 
-/// Ends early when nobody takes any more: one could not be read, or the job was cancelled.
+/// Ends early when nobody receives any more: a page could not be read, or the job was cancelled.
 fn inflate_all<'a>(
     batches: impl Iterator<Item = &'a [&'a PageRef]>,
     stored: &Stored,
@@ -243,13 +243,13 @@ fn inflate_all<'a>(
     }
 }
 
-/// Pages in their order: batches come from some threads in turns, and each gets one back for it.
+/// Pages in order: batches come from the threads in turn, and each gets a used one back in exchange.
 struct Pages {
     inflating: Vec<(Receiver<Inflated>, Sender<Batch>)>,
-    /// Whose batch is the next.
+    /// The thread whose batch is next.
     turn: usize,
     batch: Batch,
-    /// Pages of it that have been used.
+    /// Pages of the batch that have been used.
     passed: usize,
 }
 
@@ -258,7 +258,7 @@ impl Pages {
         if self.passed == self.batch.ends.len() {
             let (inflated, empty) = &self.inflating[self.turn];
             let next = inflated.recv().map_err(io::Error::other)??;
-            // It may have been the last of that thread.
+            // May fail: that may have been the thread's last batch.
             let _ = empty.send(std::mem::replace(&mut self.batch, next));
             (self.turn, self.passed) = ((self.turn + 1) % self.inflating.len(), 0);
         }
@@ -269,7 +269,7 @@ impl Pages {
     }
 }
 
-/// Cuts into stretches of at most so many bytes, or one page.
+/// Cuts pages into batches of at most `BATCH` bytes, or one page.
 fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     let mut batches = Vec::new();
     while !pages.is_empty() {
@@ -285,7 +285,7 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
     batches
 }
 
-/// The hashes of a session's files. Pages are asked for in their order, and are passed on as they inflate.
+/// Returns the hashes of a session's files. `inflated` is called for each page in order and passes on its raw bytes.
 fn session(
     session: &WholeSession,
     cancel: &CancellationToken,

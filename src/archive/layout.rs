@@ -24,7 +24,7 @@ pub fn key(id: &str) -> String {
     if is_safe(id) { id.to_owned() } else { hashed_key(id) }
 }
 
-/// The key of a session whose plain key another one already took (ids that differ only in the case of letters).
+/// A readable, unique key for an id that is no safe file name, or whose plain key collides (ids that differ only in case).
 pub fn hashed_key(id: &str) -> String {
     let readable: String =
         id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect();
@@ -46,7 +46,7 @@ fn is_safe(id: &str) -> bool {
         && !is_device(id)
 }
 
-/// Names that Windows keeps for devices, with any extension.
+/// Names that Windows reserves for devices, with any extension.
 fn is_device(name: &str) -> bool {
     let stem = name.split('.').next().unwrap_or(name).to_ascii_uppercase();
     matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")

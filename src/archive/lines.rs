@@ -1,4 +1,4 @@
-//! Many short lines as one entry: put together into blocks, which are made beside the compression of those before.
+//! Many short lines as one entry: grouped into blocks, each of which is made while earlier ones are compressed.
 
 use std::io;
 use std::sync::mpsc;
@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use super::sink::Text;
 use super::{ArchiveError, joined};
 
-/// Writes blocks of text that are made on a thread of their own, while those before are compressed.
+/// Writes blocks of text that are made on a thread of their own while earlier ones are compressed.
 pub fn made_beside(
     entry: &mut (impl Text + ?Sized),
     make: impl FnOnce(&mut Put<'_>) -> Result<(), ArchiveError> + Send,
@@ -15,7 +15,7 @@ pub fn made_beside(
         let (made, blocks) = mpsc::sync_channel::<Vec<u8>>(1);
         let making =
             scope.spawn(move || make(&mut |block| Ok(made.send(block).map_err(io::Error::other)?)));
-        // Nobody takes any more once one could not be written.
+        // A failed write drops the receiver, which stops the maker.
         let written = blocks.into_iter().try_for_each(|block| entry.text(&block));
         let made = joined(making);
         written.and(made)
@@ -25,7 +25,7 @@ pub fn made_beside(
 /// Takes a block of text.
 pub type Put<'a> = dyn FnMut(Vec<u8>) -> Result<(), ArchiveError> + 'a;
 
-/// Many short lines, some at a time.
+/// Groups many short lines into blocks.
 pub struct Lines<'a, 'b> {
     put: &'a mut Put<'b>,
     block: Vec<u8>,

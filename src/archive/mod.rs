@@ -1,9 +1,9 @@
 //! The archive: everything a capture holds, as files people and programs can read. A pure function of the capture.
 //!
-//! `layout` names entries, `render` makes the small documents, `files` are those of sessions. `assemble` has them written
-//! (`copy`) to a `sink`, a zip (`zip`) or a directory (`directory`), and hashed beside that (`hash`); `lines` are what summaries
-//! consist of; `scratch` remembers names and hashes, sorted (`sort`). `ahead` begins while the rest is still being fetched. Asks nothing of Zoom, and no
-//! time but the capture's own goes into an archive.
+//! `layout` names entries, `render` makes the small documents, `files` describes the files of a session. `assemble` has them
+//! written (`copy`) to a `sink`, a zip (`zip`) or a directory (`directory`), and hashed in parallel (`hash`); `lines` writes
+//! the long lists line by line; `scratch` keeps names and hashes, sorted (`sort`). `ahead` starts while the rest is still being
+//! fetched. Nothing here asks Zoom for anything, and the only times in an archive are the capture's own.
 
 mod ahead;
 mod assemble;
@@ -61,12 +61,12 @@ impl ArchiveError {
     }
 }
 
-/// An error once the job has been called off.
+/// Returns an error once the job has been cancelled.
 fn check(cancel: &CancellationToken) -> Result<(), ArchiveError> {
     if cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
 }
 
-/// What a thread came to.
+/// Joins a thread and returns its result; a panic becomes an error.
 fn joined<T>(thread: ScopedJoinHandle<'_, Result<T, ArchiveError>>) -> Result<T, ArchiveError> {
     thread.join().map_err(|_| std::io::Error::other("a thread panicked"))?
 }

@@ -1,7 +1,7 @@
 //! The small documents of an archive: heads and tails of session files, summaries, the list of failures.
 //!
-//! Keys that the script this service replaces had are kept under their names; ours come beside them. Everything
-//! volatile (times, versions, counts of requests) comes from the capture.
+//! Keys of the script that this service replaces keep their names; ours are added beside them. Everything volatile (times,
+//! versions, counts of requests) comes from the capture.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -65,7 +65,7 @@ impl Facts {
     }
 }
 
-/// A session's members as far as the summaries tell of them.
+/// The fields of a session that the summaries show.
 #[derive(Debug, Serialize)]
 pub struct SessionInfo {
     pub name: String,
@@ -101,7 +101,7 @@ impl SessionInfo {
         }
     }
 
-    /// The name alone.
+    /// Only the name.
     pub fn name_in(info: &str) -> String {
         let [name] = members(info, ["name"]).unwrap_or_default();
         name.and_then(text_of).unwrap_or_default()
@@ -135,7 +135,7 @@ struct SessionLine<'a> {
     state: SessionState,
 }
 
-/// What the counts do not tell.
+/// What the counts do not show.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct SessionState {
     pub not_found: bool,
@@ -150,11 +150,11 @@ struct ItemCounts {
     deleted_messages: u64,
 }
 
-/// Around the items of an array that is a file of its own.
+/// What surrounds the items of an array that is a file of its own.
 pub const BEFORE_ITEMS: &str = "[\n";
 pub const AFTER_ITEMS: &str = "\n]\n";
 
-/// What stands around the three arrays of a session's file, and [`between`] them.
+/// What surrounds the three arrays of a session's file; [`between`] is what separates them.
 #[derive(Debug)]
 pub struct SessionFrame {
     pub head: String,
@@ -176,7 +176,7 @@ impl SessionFrame {
     }
 }
 
-/// What stands between the array of this kind and the one before.
+/// What separates the array of this kind from the one before.
 pub fn between(kind: Kind) -> &'static str {
     match kind {
         Kind::Messages => "",
@@ -230,14 +230,14 @@ impl From<FailureRow> for FailureLine {
     }
 }
 
-/// `extraction_summary.json`, up to its last member: what was not found may be long. Of so many sessions, which have these
-/// totals.
+/// Renders `extraction_summary.json` up to its last member, the list of what was not found, which may be long. `totals` are
+/// those of all `sessions`.
 pub async fn summary(
     reader: &mut Reader,
     sessions: u64,
     totals: &WindowTotals,
 ) -> Result<String, ArchiveError> {
-    // Read again, for what happened since the archive was begun.
+    // Read again, to include what has happened since the archive was begun.
     let facts = &Facts::read(reader).await?;
     let windows = reader.windows().await?;
     let last = windows.len().saturating_sub(1);
@@ -286,8 +286,8 @@ pub async fn summary(
     Ok(text.strip_suffix("null\n}").expect("its last member is null").to_owned())
 }
 
-/// The ids of sessions and channels that were asked for and that no session of the capture has: mistyped, perhaps, silent in these
-/// days, or left out by another filter.
+/// Returns the requested ids of sessions and channels that no session in the capture has: perhaps mistyped, silent on these
+/// days, or excluded by another filter.
 async fn not_selected(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>, ArchiveError> {
     let wanted = |filter: &str| facts.request["sessions"][filter].as_array().cloned().unwrap_or_default();
     let (ids, channels) = (wanted("ids"), wanted("channel_ids"));
@@ -313,10 +313,10 @@ async fn not_selected(facts: &Facts, reader: &mut Reader) -> Result<Vec<String>,
     Ok([in_order(&ids, &missing_ids), in_order(&channels, &missing_channels)].concat())
 }
 
-/// After the last member.
+/// What follows the last member.
 pub const AFTER_SUMMARY: &str = "\n}\n";
 
-/// Some of the ranges that were not found after the one numbered `after`, each with its place in the order and its line, and the
+/// Returns the next ranges that were not found, after the one numbered `after`, each as its sort key and its line, and the
 /// number of the last; `None` when there are no more.
 pub async fn not_found(
     reader: &mut Reader,
@@ -331,8 +331,8 @@ pub async fn not_found(
     Ok(Some((last, rows.into_iter().map(line).collect())))
 }
 
-/// Some failures after the one numbered `after`, as lines of `failures.json`, and the number of the last; `None` when there are
-/// no more.
+/// Returns the next failures after the one numbered `after`, as lines of `failures.json`, and the number of the last; `None`
+/// when there are no more.
 pub async fn failures(reader: &mut Reader, after: i64) -> Result<Option<(i64, Vec<String>)>, ArchiveError> {
     let rows = reader.failures(after, 500).await?;
     let Some(last) = rows.last() else { return Ok(None) };
@@ -340,7 +340,7 @@ pub async fn failures(reader: &mut Reader, after: i64) -> Result<Option<(i64, Ve
     Ok(Some((last.id, rows.into_iter().map(line).collect())))
 }
 
-/// Failures after the one numbered `after`, at most `most`, with the number of the last when there may be more.
+/// Returns at most `most` failures after the one numbered `after`, and the number of the last if there may be more.
 pub async fn failures_page(
     directory: &Path,
     after: Option<i64>,

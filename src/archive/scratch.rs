@@ -1,7 +1,7 @@
-//! What assembly has to remember until the end: the names of all entries, each with its hash and with what the archive's
-//! directory has to tell of it, and the lines of the summary of sessions; sorted.
+//! What assembly has to remember until the end, sorted: the names of all entries, each with its hash and its record in the
+//! archive's directory, and the lines of the summary of sessions.
 //!
-//! In a throw-away file beside the capture, so that memory hardly grows with the number of sessions.
+//! Kept in a throw-away file beside the capture, so that memory hardly grows with the number of sessions.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -15,26 +15,26 @@ use super::zip::Located;
 use super::{ArchiveError, layout};
 use crate::capture::{CaptureError, SessionRow};
 
-/// Memory for what is sorted, each kind by itself, before it goes to the file.
+/// Memory for each kind of record before it is sorted and spilled to the file.
 const SORT_MEMORY: usize = 1 << 20;
 
-/// What is remembered of an entry; the file that holds the hashes of the others has none itself.
+/// What is remembered of an entry; the file of hashes has no hash itself.
 type Noted = (Option<Sha256Digest>, Located);
 
 #[derive(Debug)]
 pub struct Scratch {
     sessions: u64,
-    /// Sessions whose line is there.
+    /// Sessions whose line has been added.
     added: u64,
     entries: Sorter,
     lines: Sorter,
     not_found: Sorter,
 }
 
-/// What sessions' files are named by.
+/// The keys that sessions' files are named by.
 #[derive(Debug)]
 pub struct Keys {
-    /// Sessions whose files would meet another's on a disk that ignores case.
+    /// Sessions whose files would collide with another's on a case-insensitive disk.
     colliding: HashSet<i64>,
 }
 
@@ -48,7 +48,7 @@ impl Keys {
     }
 }
 
-/// The names of all sessions: first of all it must be known which of them would meet.
+/// The names of all sessions: collisions must be known before any file is named.
 #[derive(Debug)]
 pub struct Names {
     directory: PathBuf,
@@ -82,7 +82,7 @@ impl Names {
             }
             before = (folded.to_vec(), number);
         }
-        // Another file: this one is gone before the system has written much of it.
+        // A new file: the old one is gone before the system has written much of it to disk.
         let spill = spill(&self.directory)?;
         let scratch = Scratch {
             sessions: self.sessions,
@@ -99,20 +99,20 @@ fn spill(directory: &Path) -> std::io::Result<Arc<Spill>> {
     Spill::create(&directory.join("assemble.tmp"))
 }
 
-/// The same for two names that differ only in the case of letters; for others almost never, and then they only get keys
-/// that are less plain.
+/// Equal for two names that differ only in the case of letters. For others almost never, and then they merely get less readable
+/// keys.
 fn folded(name: &str) -> [u8; 8] {
     let digest = Sha256::digest(name.to_lowercase());
     *digest.first_chunk().expect("a digest has 32 bytes")
 }
 
 impl Scratch {
-    /// All of them.
+    /// The number of all sessions.
     pub fn sessions(&self) -> u64 {
         self.sessions
     }
 
-    /// Sessions that are still to be added.
+    /// The number of sessions still to be added.
     pub fn missing(&self) -> u64 {
         self.sessions.saturating_sub(self.added)
     }
@@ -134,7 +134,7 @@ impl Scratch {
         Ok(self.entries.push(name.as_bytes(), &noted)?)
     }
 
-    /// An error unless just as many sessions were added as were named.
+    /// Returns an error unless exactly as many sessions were added as were named.
     pub fn check_whole(&self) -> Result<(), CaptureError> {
         let Self { sessions, added, .. } = self;
         if added == sessions {
@@ -143,7 +143,7 @@ impl Scratch {
         Err(CaptureError::Damaged(format!("it named {sessions} sessions and holds {added}")))
     }
 
-    /// Adds a line of what was not found, to be sorted by window and session.
+    /// Adds a line to the list of what was not found; the list is sorted by first day and session.
     pub fn add_not_found(&mut self, key: &str, line: &str) -> Result<(), ArchiveError> {
         Ok(self.not_found.push(key.as_bytes(), line.as_bytes())?)
     }
@@ -157,7 +157,7 @@ impl Scratch {
         Ok(SortedLines(self.lines.merged()?))
     }
 
-    /// Feeds the lines of `SHA256SUMS` in the order of names.
+    /// Passes the lines of `SHA256SUMS` to `each`, in the order of names.
     pub fn sums(
         &mut self,
         mut each: impl FnMut(&str) -> Result<(), ArchiveError>,
@@ -189,12 +189,12 @@ impl SortedLines {
 #[derive(Debug)]
 pub struct Entries {
     merged: Merged,
-    /// The name before.
+    /// The previous name.
     last: Vec<u8>,
 }
 
 impl Entries {
-    /// The next name and what was noted under it; no name comes twice.
+    /// Returns the next name and what was noted for it; a duplicate name is an error.
     pub fn next(&mut self) -> Result<Option<(&str, Noted)>, ArchiveError> {
         let Some((name, value)) = self.merged.next()? else { return Ok(None) };
         let text = text(name)?;

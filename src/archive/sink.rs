@@ -13,12 +13,12 @@ use super::zip::{Located, ZipSink};
 use super::{ArchiveError, ArchiveFile};
 use crate::files::blocking;
 
-/// A zip in a job's directory that is not published yet.
+/// The name of a zip in a job's directory until it is published.
 pub const TEMPORARY: &str = "archive.zip.tmp";
-/// The same of a directory.
+/// Likewise for a directory.
 const STAGING: &str = "output";
 
-/// What an archive becomes. Until it is published it is in the job's directory.
+/// What an archive is to be. Until it is published it is in the job's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// One file.
@@ -28,17 +28,17 @@ pub enum Form {
 }
 
 pub trait Sink: Debug + Send {
-    /// Writes an entry. Tells what [`finish`](Self::finish) wants to know of it; of a file in a directory that is nothing.
+    /// Writes an entry. Returns what [`finish`](Self::finish) needs to know about it: nothing for a file in a directory.
     fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError>;
 
-    /// All entries have been written: brings the whole to the disk.
+    /// Completes the archive once all entries have been written, and syncs it.
     fn finish(self: Box<Self>, entries: Entries) -> Result<Assembled, ArchiveError>;
 }
 
-/// An archive that is whole, and not in its place yet. It goes when it is dropped.
+/// A complete archive that is not published yet. Dropping it removes it.
 #[derive(Debug)]
 pub struct Assembled {
-    /// Size and hash of a zip; of a directory there are none.
+    /// Size and hash of a zip; `None` for a directory.
     pub archive: Option<ArchiveFile>,
     pub(super) files: Box<dyn Publish>,
 }
@@ -49,8 +49,8 @@ impl Assembled {
         self.files.items()
     }
 
-    /// Makes it the file `target`, or the folders in it, on the same disk. What stands there goes where `keep` says, or if that
-    /// says nothing is replaced.
+    /// Moves it to the file `target`, or its folders into `target`, on the same disk. What is there already is moved where
+    /// `keep` says, or replaced if it returns `None`.
     pub async fn publish(
         self,
         target: PathBuf,
@@ -61,17 +61,17 @@ impl Assembled {
     }
 }
 
-/// Says where what stands in a place goes, if it is kept.
+/// Says where to move what is in a place; `None` if it is not to be kept.
 pub type BackupPath<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
 
-/// What can be put into its place by renaming.
+/// Complete output that is published by renaming.
 pub trait Publish: Debug + Send {
     fn items(&self) -> Vec<PathBuf>;
 
     fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> io::Result<()>;
 }
 
-/// Writes what is in an entry.
+/// Writes the content of an entry.
 pub type Fill<'a> = dyn FnMut(&mut dyn Entry) -> Result<(), ArchiveError> + 'a;
 
 /// Where text goes.
@@ -79,9 +79,9 @@ pub trait Text {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError>;
 }
 
-/// Where an entry's bytes go, stored segments among them.
+/// Where an entry's bytes go, including stored segments.
 pub trait Entry: Text {
-    /// Appends a piece of deflate as it is; length and CRC are of what it inflates to.
+    /// Appends a piece of deflate data; `raw_len` and `crc32` are those of what it inflates to.
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
 }
 

@@ -1,5 +1,5 @@
-//! Records in the order of their keys, more of them than memory should hold: stretches that fit are sorted and wait in a
-//! file, compressed block by block, and are merged as they are read.
+//! External merge sort: reads records in key order when memory cannot hold all of them. Stretches that fit are sorted and
+//! spilled to a file, compressed block by block, and merged as they are read.
 
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::capture::{inflate_to, pack};
 
-/// Records are put together until they make so many bytes. One such block of each stretch is in memory when they are merged.
+/// Records are grouped into blocks of at least this many bytes. While merging, one block of each stretch is in memory.
 const BLOCK: usize = 8 << 10;
-/// What waits is mostly text that repeats, and hashes.
+/// The compression level: what is spilled is mostly repetitive text and hashes.
 const LEVEL: u32 = 1;
 
-/// A file that several sorters share. It has no name any more, and is gone when the last of them is.
+/// A file that several sorters share. It is unlinked at once, and is gone when the last of them is dropped.
 #[derive(Debug)]
 pub struct Spill {
     file: File,
@@ -29,7 +29,7 @@ impl Spill {
     pub fn create(path: &Path) -> io::Result<Arc<Self>> {
         let file =
             File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        // Fine while it is open on every Unix.
+        // Every Unix allows this while the file is open.
         std::fs::remove_file(path)?;
         Ok(Arc::new(Self { file, end: AtomicU64::new(0) }))
     }
@@ -45,14 +45,14 @@ impl Spill {
 #[derive(Debug)]
 pub struct Sorter {
     spill: Arc<Spill>,
-    /// So many bytes are sorted in memory.
+    /// The most bytes held in memory before they are sorted and spilled.
     most: usize,
     bytes: Vec<u8>,
     records: Vec<Record>,
     sorted: Vec<Range<u64>>,
 }
 
-/// Where a record is among the bytes: its key, and after it its value.
+/// Where a record is in the bytes: its key, directly followed by its value.
 #[derive(Debug, Clone, Copy, Default)]
 struct Record {
     key: usize,
@@ -77,7 +77,7 @@ impl Sorter {
         Ok(())
     }
 
-    /// All records so far, sorted.
+    /// Returns all records so far, in key order.
     pub fn merged(&mut self) -> io::Result<Merged> {
         self.spill()?;
         let mut stretches = BinaryHeap::with_capacity(self.sorted.len());
@@ -117,7 +117,7 @@ impl Sorter {
     }
 }
 
-/// Before the compressed bytes: how many they are, how many they were, and the CRC-32 of those.
+/// The header of a block: its compressed length, its raw length, and the CRC-32 of its raw bytes.
 const HEADER: usize = 3 * 4;
 
 fn push_block(blocks: &mut Vec<u8>, raw: &[u8]) {
@@ -135,7 +135,7 @@ fn numbers<const N: usize>(bytes: &[u8]) -> [u32; N] {
     })
 }
 
-/// A sorted stretch from its first record on that was not passed yet.
+/// A cursor over a sorted stretch; `first` is its first record that has not been consumed yet.
 #[derive(Debug)]
 struct Stretch {
     spill: Arc<Spill>,
@@ -154,7 +154,7 @@ impl Stretch {
         &self.block[self.first.value..self.first.end]
     }
 
-    /// Goes on to the next record, if there is one.
+    /// Advances to the next record; returns `false` if there is none.
     fn advance(&mut self) -> io::Result<bool> {
         let mut from = self.first.end;
         if from == self.block.len() {
@@ -182,7 +182,7 @@ impl Stretch {
     }
 }
 
-/// The greatest of a heap is the one with the least key.
+/// Reversed, so that the greatest of a heap is the one with the least key.
 impl Ord for Stretch {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         other.key().cmp(self.key())
@@ -207,7 +207,7 @@ impl Eq for Stretch {}
 #[derive(Debug)]
 pub struct Merged {
     stretches: BinaryHeap<Stretch>,
-    /// The first of the heap has been read.
+    /// Whether the record at the top of the heap has been returned already.
     begun: bool,
 }
 

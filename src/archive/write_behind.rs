@@ -1,5 +1,5 @@
-//! A file that is brought to the disk while more of it is being made, so that little is left to wait for at the end; until
-//! it is whole it goes by another name.
+//! A file that is synced in the background while it is being written, so that little is left to sync at the end; until it is
+//! published it has a temporary name.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use super::sink::{BackupPath, Publish};
 use crate::files::is_there;
 
-/// Synced whenever so much more has been written.
+/// A sync starts whenever this many more bytes have been written.
 const STRETCH: usize = 32 << 20;
 
 #[derive(Debug)]
@@ -20,16 +20,16 @@ pub struct WriteBehind {
     file: Arc<File>,
     unsynced: usize,
     wake: SyncSender<()>,
-    /// The system tells of a failed sync once, so what this one came to must be looked at.
+    /// The system reports a failed sync only once, so the result of this thread must be checked.
     syncing: JoinHandle<io::Result<()>>,
     temporary: Temporary,
 }
 
-/// A file that is whole.
+/// A file that is complete and synced, but not published yet.
 #[derive(Debug)]
 pub struct FinishedFile(Temporary);
 
-/// A file that is removed unless it got another name.
+/// A file that is removed on drop unless it has been renamed.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
@@ -41,10 +41,10 @@ impl Drop for Temporary {
 }
 
 impl WriteBehind {
-    /// Begins a file that is removed unless it is published.
+    /// Creates a file that is removed unless it is published.
     pub fn create(temporary: PathBuf) -> io::Result<Self> {
         let temporary = Temporary(temporary);
-        // For nobody else to read.
+        // Readable by its owner only.
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary.0)?;
         let file = Arc::new(file);
         let (wake, woken) = mpsc::sync_channel(1);
@@ -53,7 +53,7 @@ impl WriteBehind {
         Ok(Self { file, unsynced: 0, wake, syncing, temporary })
     }
 
-    /// When it returns everything written is on the disk.
+    /// Syncs the file: when this returns, everything written is on disk.
     pub fn finish(self) -> io::Result<FinishedFile> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
@@ -74,7 +74,7 @@ impl Publish for FinishedFile {
             std::fs::rename(target, kept)?;
         }
         if let Err(error) = std::fs::rename(temporary, target) {
-            // Best effort: better there than under another name.
+            // Best effort: better back in its place than under another name.
             let _ = kept.map(|kept| std::fs::rename(kept, target));
             return Err(error);
         }
@@ -82,7 +82,7 @@ impl Publish for FinishedFile {
     }
 }
 
-/// A rename is durable once its directory is.
+/// A rename is durable only once its directory has been synced.
 fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
@@ -95,7 +95,7 @@ impl Write for WriteBehind {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let written = (&*self.file).write(buffer)?;
         self.unsynced += written;
-        // While one goes on another may wait; a third is for a later write.
+        // One sync may be running and one waiting; if both are, a later write asks again.
         if self.unsynced >= STRETCH && self.wake.try_send(()).is_ok() {
             self.unsynced = 0;
         }

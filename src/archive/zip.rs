@@ -1,8 +1,8 @@
-//! The zip sink: entries made of ready deflate pieces, hashed as a whole while written.
+//! The zip sink: entries made of ready-made deflate pieces; the whole archive is hashed while it is written.
 //!
-//! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries asks for it). Entries come
-//! in any order, and what the archive's directory will tell of each is returned to the caller, who keeps it sorted on disk:
-//! for 400,000 entries it would be 80 MB of memory.
+//! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries requires it). Entries come in
+//! any order. What the central directory needs of each is returned to the caller, who keeps it sorted on disk: for 400,000
+//! entries it would be 80 MB of memory.
 
 use std::io::Write;
 
@@ -19,26 +19,26 @@ use crate::capture::pack;
 
 /// A regular file, readable by all: without it Info-ZIP warns about non-ASCII names at zip64 offsets.
 const PERMISSIONS: u32 = 0o100_644;
-/// An empty final block: closes a stream of segments that each end on a byte boundary.
+/// An empty final block: ends a stream of segments that each end on a byte boundary.
 const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
 const DEFLATE: u16 = 8;
-/// Sizes and CRC-32 follow the entry.
+/// Sizes and CRC-32 follow the entry's data.
 const FLAG_DESCRIPTOR: u16 = 1 << 3;
 const FLAG_UTF8: u16 = 1 << 11;
-/// Of the format: 2.0, and 4.5 for zip64.
+/// The version of the format: 2.0, and 4.5 for zip64.
 const VERSION: u16 = 20;
 const VERSION_ZIP64: u16 = 45;
 const MADE_ON_UNIX: u16 = 3 << 8;
-/// This and more does not go into a field of 32 bits; such a field then holds this.
+/// Values from this on do not go into a field of 32 bits, which then holds this.
 const ZIP32_MAX: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
-/// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor begins with 128 kB to clear.
+/// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor would first clear 128 kB.
 const GLUE_MOST: usize = 1 << 10;
-/// Longer text holds mostly hashes and ids, of which a higher level saves little.
+/// The compression level. Longer text is mostly hashes and ids, of which a higher level saves little.
 const LEVEL: u32 = 2;
 
-/// Counts what goes to the file.
+/// Counts the bytes that go to the file.
 #[derive(Debug)]
 struct CountingWriter<W> {
     inner: W,
@@ -57,7 +57,7 @@ impl<W: Write> Write for CountingWriter<W> {
     }
 }
 
-/// When an entry was changed last, in DOS's way (to two seconds, in no time zone) and in Unix's.
+/// When an entry was last modified, as DOS has it (to two seconds, without a time zone) and as a Unix timestamp.
 #[derive(Debug, Clone, Copy)]
 struct Modified {
     time: u16,
@@ -78,7 +78,7 @@ impl From<Timestamp> for Modified {
     }
 }
 
-/// What the directory tells of an entry beside its name.
+/// What the central directory says of an entry besides its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Located {
     crc: u32,
@@ -93,7 +93,7 @@ pub struct ZipSink<W: Write> {
     modified: Modified,
 }
 
-/// The end of an archive.
+/// The central directory, at the end of an archive.
 #[derive(Debug)]
 pub struct ZipDirectory<W: Write> {
     out: CountingWriter<HashingWriter<W>>,
@@ -123,7 +123,7 @@ impl<W: Write> ZipSink<W> {
         Ok(ZipEntry { sink: self, offset, begins, crc: crc32fast::Hasher::new(), raw_len: 0 })
     }
 
-    /// All entries have been written.
+    /// Begins the central directory; all entries must have been written.
     pub fn directory(self) -> ZipDirectory<W> {
         let Self { out, modified } = self;
         ZipDirectory { begins: out.size, out, entries: 0, any_zip64: false, modified }
@@ -139,7 +139,7 @@ impl<W: Write> ZipDirectory<W> {
         let Located { crc, packed_len, raw_len, offset } = entry;
         let Modified { time, date, unix } = self.modified;
         let mut extra = Record(Vec::with_capacity(Record::USUAL));
-        // "UT": the time of the last change only.
+        // "UT": only the time of the last modification.
         extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
         let too_long: Vec<u64> =
             [raw_len, packed_len, offset].into_iter().filter(|of| *of >= ZIP32_MAX).collect();
@@ -189,7 +189,7 @@ impl<W: Write> ZipDirectory<W> {
 #[derive(Debug)]
 pub struct ZipEntry<'a, W: Write> {
     sink: &'a mut ZipSink<W>,
-    /// Where its header begins, and where its bytes do.
+    /// Where its header begins, and where its data does.
     offset: u64,
     begins: u64,
     crc: crc32fast::Hasher,
@@ -266,7 +266,7 @@ impl Sink for ZipSink<WriteBehind> {
 struct Record(Vec<u8>);
 
 impl Record {
-    /// Most have room in so many bytes, names included.
+    /// Most fit into this many bytes, names included.
     const USUAL: usize = 192;
 
     fn new(signature: u32) -> Self {
@@ -292,7 +292,7 @@ impl Record {
         self.bytes(&value.to_le_bytes())
     }
 
-    /// The value, or where it does not fit the number that stands for "see zip64".
+    /// Writes the value, or if it does not fit the number that means "see zip64".
     fn u32_at_most(&mut self, value: u64) -> &mut Self {
         self.u32(u32::try_from(value).unwrap_or(u32::MAX))
     }
@@ -305,7 +305,7 @@ mod tests {
     use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
     use sha2::{Digest, Sha256};
 
-    /// A name, what it holds, and how long that is said to be.
+    /// An entry's name, its content, and the length it is claimed to have.
     type Told<'a> = (&'a str, &'a [u8], u64);
 
     fn ours(offset: u64, entries: &[Told<'_>]) -> Vec<u8> {
@@ -328,7 +328,7 @@ mod tests {
         bytes
     }
 
-    /// The same archive, made by another.
+    /// The same archive, made by another writer.
     fn theirs(offset: u64, entries: &[Told<'_>]) -> Vec<u8> {
         let mut zip = ZipArchiveWriter::builder().with_offset(offset).build(Vec::new());
         for (name, raw, length) in entries {

@@ -10,8 +10,8 @@ use super::writer::{Change, Effect, Items, MessagesPage};
 use super::{CaptureError, Failed, Meta, RangeId, Tx, WindowId, listed};
 use crate::days::DateRange;
 
-/// Writes one change as a part of the commit of this number; its segments stand from `offset` on. Pages of messages are left to
-/// be written together.
+/// Applies one change as part of the commit of this number; its segments are stored from `offset` on. Messages pages are only
+/// collected in `pages`, to be written together.
 pub(super) async fn apply<'a>(
     tx: &mut Tx<'_>,
     commit: i64,
@@ -111,7 +111,7 @@ pub(super) async fn apply<'a>(
     Ok(effect)
 }
 
-/// Makes the days of a range before `oldest`, which are out of reach, a failed range of their own.
+/// Turns the days of a range before `oldest`, which are out of reach, into a failed range of their own.
 async fn cut_range(
     tx: &mut Tx<'_>,
     range: RangeId,
@@ -138,7 +138,7 @@ async fn cut_range(
     Ok(items)
 }
 
-/// Cuts a range into parts, the first of which keeps its number.
+/// Splits a range into parts, the first of which keeps its number.
 async fn split_range(
     tx: &mut Tx<'_>,
     range: RangeId,

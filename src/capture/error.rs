@@ -1,4 +1,4 @@
-//! What may go wrong with a capture.
+//! What can go wrong with a capture.
 
 use super::location::SCHEMA_VERSION;
 use crate::files;
@@ -14,7 +14,7 @@ pub enum CaptureError {
     Database(#[source] sqlx::Error),
     #[error("the capture's files could not be used: {0}")]
     Io(String),
-    /// A group of changes was not committed; every caller in it is told why.
+    /// The commit of a group of changes failed; every caller in it is told why.
     #[error("{0}")]
     NotCommitted(String),
     #[error("the capture is damaged: {0}")]

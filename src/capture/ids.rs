@@ -1,4 +1,4 @@
-//! The numbers of a capture's rows: a type for each table, so that none is taken for another's.
+//! The ids of rows in a capture, as newtypes, so that one is not mistaken for another.
 
 use serde::{Deserialize, Serialize};
 use sqlx::encode::IsNull;
@@ -37,28 +37,28 @@ macro_rules! id {
 }
 
 id!(
-    /// Of a window: the oldest is 0.
+    /// The id of a window; the oldest is 0.
     WindowId
 );
 id!(
-    /// Of days of a window that are listed by one chain of pages.
+    /// The id of a list: the days of a window that one chain of pages lists.
     ListId
 );
 id!(
-    /// Of a session in a window.
+    /// The id of a unit: a session in a window.
     UnitId
 );
 id!(
-    /// Of days of a unit that are fetched by one chain of pages.
+    /// The id of a range: the days of a unit that one chain of pages fetches.
     RangeId
 );
 
-/// Whatever a statement takes for a number.
+/// Anything that can be bound as an id.
 pub(super) trait RowId: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send {}
 
 impl<Number: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send> RowId for Number {}
 
-/// Of a chain of pages.
+/// The id of a chain of pages.
 pub(super) trait ChainId: Copy {
     fn list_or_range(self) -> (Option<ListId>, Option<RangeId>);
 }

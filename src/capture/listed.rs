@@ -1,5 +1,5 @@
-//! The sessions of a list page, how those that are there already are found, and what they are asked for where nothing could
-//! be listed.
+//! Storing the sessions of a list page, finding those already stored, and probing sessions for days in which they were not
+//! listed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,9 +17,9 @@ use crate::days::DateRange;
 use crate::files::unless_absent;
 use crate::sqlite;
 
-/// Zoom's ids of all sessions, in a throw-away database beside the capture, made from the sessions when it is needed. An index
-/// of the capture would be changed at random places, nearly a page of it for each new session, and each time written to
-/// the log and from there into the capture; here it is the system that writes, now and then.
+/// Zoom's ids of all sessions, in a throw-away database beside the capture, built from the sessions when needed. An index in
+/// the capture would change at random places, nearly a page of it for each new session, each written to the log and from there
+/// into the capture; here the operating system writes back now and then.
 #[derive(Debug)]
 pub(super) struct KnownSessions {
     path: PathBuf,
@@ -31,18 +31,18 @@ impl KnownSessions {
         Self { path, ready: false }
     }
 
-    /// Makes it, unless it is there. Not within a transaction; when that fails, or a later transaction, the connection is of no
-    /// use any more.
+    /// Builds it unless it exists. Must not be called within a transaction; if this or a later transaction fails, the
+    /// connection is no longer usable.
     pub(super) async fn make_ready(&mut self, connection: &mut SqliteConnection) -> Result<(), CaptureError> {
         if self.ready {
             return Ok(());
         }
-        // It starts empty, also when a crash left one.
+        // It starts empty, even if a crash left one behind.
         unless_absent(std::fs::remove_file(&self.path))?;
         sqlite::make_private(&self.path)?;
         let path = self.path.to_string_lossy().into_owned();
         sqlx::query("ATTACH ? AS known").bind(path).execute(&mut *connection).await?;
-        // It lives as long as it is attached.
+        // Though unlinked, it lives as long as it is attached.
         std::fs::remove_file(&self.path)?;
         sqlx::raw_sql(
             "PRAGMA known.journal_mode = OFF; PRAGMA known.synchronous = OFF; PRAGMA known.locking_mode = EXCLUSIVE;
@@ -68,7 +68,7 @@ pub(super) async fn list_page(
         .fetch_one(&mut **tx)
         .await?;
     if page.seq < pages {
-        // The list began again. The sessions that this page told of before stay.
+        // The list began again. The sessions that this page listed before stay.
         sqlx::query("DELETE FROM unknown_members WHERE list = ? AND seq = ?")
             .bind(page.chain)
             .bind(page.seq)
@@ -95,7 +95,7 @@ async fn list_sessions(
     window: WindowId,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
-    // One that stands twice on a page counts as it stands last.
+    // Of a session that appears twice on a page the last entry counts.
     let mut places = HashMap::new();
     let mut listed: Vec<&ListedSession> = Vec::with_capacity(sessions.len());
     for session in sessions {
@@ -156,8 +156,8 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
     Ok(())
 }
 
-/// Sessions that are there already. The info of the latest window that lists one wins; what loses, or is there as it is, is
-/// not written.
+/// Updates sessions that are already stored. The info of the latest window that lists one wins; one that loses or is unchanged
+/// is not written.
 async fn list_again(
     tx: &mut Tx<'_>,
     window: WindowId,
@@ -179,7 +179,7 @@ async fn list_again(
     Ok(())
 }
 
-/// A unit with its range for each of these sessions that has none in the window yet.
+/// Adds a unit with its range for each of these sessions that is not listed in the window yet.
 async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Result<Effect, CaptureError> {
     let units: Vec<(UnitId, bool)> = sqlx::query_as(
         "INSERT INTO units (session, window, listed)
@@ -215,7 +215,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     .bind(window)
     .execute(&mut **tx)
     .await?;
-    // They go last, so that the new ranges do not get their numbers: those have been handed out.
+    // Deleted last, so that the new ranges do not reuse their numbers, which have been handed out.
     if !replaced.is_empty() {
         effect.items = set_aside(tx, &replaced).await?;
         sqlx::query("DELETE FROM ranges WHERE id IN (SELECT value FROM json_each(?))")
@@ -227,7 +227,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     Ok(effect)
 }
 
-/// Asks these sessions, known from elsewhere, for days that could not be listed.
+/// Adds ranges over these days for these sessions, known from elsewhere, where they are not listed.
 pub(super) async fn probe_days(
     tx: &mut Tx<'_>,
     window: WindowId,
@@ -245,8 +245,9 @@ pub(super) async fn probe_days(
     .bind(last)
     .execute(&mut **tx)
     .await?;
-    // Days it holds already are not asked for twice: a session listed beside them has a range over the whole window,
-    // and they may have been probed before, in one range or in parts. Most have none of them, or all in one.
+    // Days that a unit covers already are not asked for twice: a session listed beside them has a range over the whole window,
+    // and they may have been probed before, in one range or in parts. Most units cover none of the days, or all of them in one
+    // range.
     for statement in [
         "INSERT INTO ranges (unit, window, first_day, last_day)
          SELECT u.id, u.window, ?2, ?3 FROM units u
@@ -269,7 +270,7 @@ pub(super) async fn probe_days(
             .execute(&mut **tx)
             .await?;
     }
-    // Units that were done may have got a range.
+    // Units that were settled may have gained a range.
     sqlx::query(
         "UPDATE units SET state = 'pending'
          WHERE window = ? AND listed = 0 AND session BETWEEN ? AND ? AND state <> 'pending'
@@ -300,7 +301,7 @@ mod tests {
         DateRange::new(date(2026, 4, from), date(2026, 4, to))
     }
 
-    /// What comes back must be asked for as it was stored: an id that is found no more would have no unit.
+    /// An id must be found again as it was stored, or its session would have no unit.
     #[tokio::test]
     async fn every_listed_session_has_a_unit_whatever_its_id() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
@@ -319,8 +320,7 @@ mod tests {
         writer.close().await;
     }
 
-    /// However it was listed before: in another window, on the same page, beside what could not be committed, by another
-    /// process.
+    /// However it was listed before: in another window, on the same page, in a commit that failed, by another process.
     #[tokio::test]
     async fn a_session_is_one_session_however_often_it_is_listed() {
         let (directory, location, writer) = planned(&[days(3), days(4)]).await;
@@ -347,7 +347,7 @@ mod tests {
         writer.close().await;
     }
 
-    /// After a restart or a retry days that still cannot be listed are probed again.
+    /// After a restart or a retry, days that still cannot be listed are probed again.
     #[tokio::test]
     async fn days_that_were_probed_in_parts_are_not_asked_for_again() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
@@ -382,7 +382,7 @@ mod tests {
         writer.close().await;
     }
 
-    /// What changes say they did adds up to what is there: progress is counted so.
+    /// The effects that changes report add up to what is stored: progress is counted from them.
     #[tokio::test]
     async fn what_is_done_and_begins_again_is_counted_once() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
@@ -437,7 +437,7 @@ mod tests {
         writer.close().await;
     }
 
-    /// A list replaces them: what is on its way for them would belong to nothing then.
+    /// The list replaces them: pages in flight for them would then belong to no range.
     #[tokio::test]
     async fn probed_ranges_wait_for_the_list_of_their_window() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;

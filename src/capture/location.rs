@@ -1,4 +1,4 @@
-//! Where a capture is on disk: opening it for writing and for reading, checking it, setting it aside.
+//! Where a capture is on disk: opening it for writing and for reading, checking it, moving a damaged one away.
 //!
 //! Owns the schema and its versions.
 
@@ -20,12 +20,12 @@ use crate::sqlite;
 /// The name of a job's capture file in its directory.
 pub const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
-/// SQLite asks after so many of its steps, a moment each, whether to go on.
+/// SQLite asks whether to go on every time it has executed this many instructions, which takes a moment.
 const STEPS: i32 = 10_000;
-/// After the names of files of a damaged one that has been moved away.
+/// Appended to the file names of a damaged capture that has been moved away.
 const DAMAGED: &str = ".damaged";
 
-/// Bumped when the schema changes; a capture of a version nobody here knows is refused, never guessed at.
+/// Bumped when the schema changes; a capture of an unknown version is refused, never guessed at.
 pub(super) const SCHEMA_VERSION: i64 = 6;
 
 /// A capture's place on disk.
@@ -44,7 +44,7 @@ impl Location {
         self.path.exists()
     }
 
-    /// Whether there is an index, or messages that have lost theirs.
+    /// Whether there is an index, or messages whose index is lost.
     pub fn is_begun(&self) -> bool {
         self.exists() || self.has_messages()
     }
@@ -64,7 +64,7 @@ impl Location {
         &self.path
     }
 
-    /// Opens for writing, with the schema in place. There must be one writer at a time.
+    /// Opens for writing, creating the schema if needed. There must be only one writer at a time.
     pub async fn open_writer(&self) -> Result<Writer, CaptureError> {
         Ok(Writer::start(self.clone(), self.open_store().await?))
     }
@@ -100,8 +100,8 @@ impl Location {
         Ok(Store { connection, segments, known, commits })
     }
 
-    /// Opens a reader for one look, and closes it whatever that comes to: one that is dropped is closed later, and may then
-    /// remove the log of another capture in its place.
+    /// Opens a reader, calls `at` with it and closes it whatever the outcome: a reader that is merely dropped is closed later,
+    /// and may then remove the write-ahead log of another capture that has taken its place.
     pub async fn with_reader<T, E: From<CaptureError>>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
@@ -112,7 +112,7 @@ impl Location {
         seen
     }
 
-    /// The same at a capture that has a plan; `None` of one that has not, or is not there.
+    /// The same for a capture that has a plan; `None` if it has none, or does not exist.
     pub async fn with_planned_reader<T, E: From<CaptureError>>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
@@ -126,7 +126,7 @@ impl Location {
         .await
     }
 
-    /// The same, but an error when there are messages of which no plan knows.
+    /// The same, but fails if there are messages without a plan.
     pub async fn with_sound_planned_reader<T>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
@@ -149,12 +149,12 @@ impl Location {
         self.path.with_file_name(SEGMENTS)
     }
 
-    /// Reads the whole index and finds what a torn write or a bad disk did to it, also references to what is not there. Segments
-    /// have their own checksums, and are looked at when they are used. Once cancelled it ends with an error.
+    /// Checks the whole index for what a torn write or a bad disk did to it, including dangling references. Segments have their
+    /// own checksums, which are verified when they are used. Fails once cancelled.
     pub async fn check(&self, cancel: &CancellationToken) -> Result<(), CaptureError> {
         if self.exists() {
-            // Without settings, which would have to look into the file and could fail: a connection that is dropped is closed
-            // later, and then removes the log by its name, be it another's by then.
+            // Without settings, which would have to read the file and could fail: a connection dropped on failure is closed
+            // later, and then removes the log by its name, even if that belongs to another capture by then.
             let mut connection = SqliteConnectOptions::new().filename(&self.path).connect().await?;
             let cancel = cancel.clone();
             connection.lock_handle().await?.set_progress_handler(STEPS, move || !cancel.is_cancelled());
@@ -167,8 +167,8 @@ impl Location {
         self.with_sound_planned_reader(async |_| Ok(())).await.map(drop)
     }
 
-    /// Reads everything through that an archive is made of, and returns the ranges with a segment that is not what was stored; an
-    /// index that cannot be read is an error. Once cancelled it looks no further.
+    /// Reads everything that an archive is made of, and returns the ranges with a damaged segment; fails if the index cannot be
+    /// read. Stops early once cancelled.
     pub async fn damaged_ranges(&self, cancel: &CancellationToken) -> Result<Vec<RangeId>, CaptureError> {
         let (location, cancel, runtime) = (self.clone(), cancel.clone(), tokio::runtime::Handle::current());
         blocking(move || {
@@ -177,15 +177,15 @@ impl Location {
         .await
     }
 
-    /// Moves a damaged capture out of the way, where it stays for whoever wants to look at it, beside others.
+    /// Moves a damaged capture out of the way and keeps it for inspection, beside earlier ones.
     pub fn move_damaged_away(&self) -> std::io::Result<()> {
         let segments = self.segments();
         let aside = |path: &Path, suffix: &str| suffixed(path, &format!("{DAMAGED}{suffix}"));
         let names = numbered(|suffix| (aside(&self.path, suffix), aside(&segments, suffix)));
         let is_free = |(index, segments): &(PathBuf, PathBuf)| !is_there(index) && !is_there(segments);
-        let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names do not end");
+        let (index_aside, segments_aside) = names.into_iter().find(is_free).expect("names never run out");
         unless_absent(std::fs::rename(&segments, segments_aside))?;
-        // The index last: as long as it is there the whole is not taken for a new capture, which would overwrite the rest.
+        // The index last: while it is there, the rest is not taken for a new capture and overwritten.
         let files = sqlite::files_of(&self.path).into_iter().zip(sqlite::files_of(&index_aside));
         files.rev().try_for_each(|(from, to)| unless_absent(std::fs::rename(from, to)))
     }
@@ -194,28 +194,29 @@ impl Location {
         SqliteConnectOptions::new()
             .filename(&self.path)
             .journal_mode(SqliteJournalMode::Wal)
-            // A page is told of only once it is on disk, also through a power failure.
+            // A page is reported as stored only once it would survive a power failure.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(30))
-            // A commit rewrites whole pages of the index, each for a few bytes that changed: small pages write less.
+            // A commit rewrites whole pages of the index for a few changed bytes each: with small pages it writes less.
             .page_size(1_024)
-            // Copied from the log into the index seldom: a page that changes often is copied once. The log grows to 128 MB.
+            // Checkpoints are rare, so that a page that changes often is copied from the log into the index once. The log grows
+            // to 128 MB.
             .pragma("wal_autocheckpoint", "128000")
             .pragma("cache_size", "-2000")
-            // What SQLite puts aside for a statement would else go to /tmp, which may be small or read-only. It is little:
-            // no statement sorts or puts aside what grows with the account.
+            // Temporary data of statements would otherwise go to /tmp, which may be small or read-only. There is little of it:
+            // no statement sorts or materialises what grows with the account.
             .pragma("temp_store", "memory")
             .pragma("journal_size_limit", "16777216")
             .disable_statement_logging()
     }
 }
 
-/// Whether a file is of a damaged capture that has been moved away.
+/// Whether a file belongs to a damaged capture that has been moved away.
 pub fn is_damaged_copy(name: &OsStr) -> bool {
     name.to_string_lossy().contains(DAMAGED)
 }
 
-/// All of them, or none.
+/// Creates all tables, or none.
 async fn make_tables(connection: &mut SqliteConnection) -> Result<(), CaptureError> {
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql(include_str!("schema.sql")).execute(&mut *transaction).await?;
@@ -242,7 +243,7 @@ mod tests {
     use crate::days::DateRange;
     use jiff::civil::date;
 
-    /// Damaged ones are moved away after that, and another is made in their place.
+    /// Damaged captures are moved away after the check, and others are made in their place.
     #[tokio::test]
     #[cfg(target_os = "linux")]
     async fn nobody_has_a_capture_open_once_it_has_been_checked() {

@@ -1,9 +1,9 @@
-//! The capture: what one job has received, exactly as received: a SQLite file (`capture.db`) that knows everything but
-//! the messages, and a file beside it (`capture.segments`) that holds those, compressed, each page once.
+//! The capture: everything one job has received, exactly as received. A SQLite file (`capture.db`) holds all but the messages;
+//! a file beside it (`capture.segments`) holds those, compressed, each page once.
 //!
 //! Owns both files, the schema, its one writer and its readers. Whatever comes from Zoom is committed here before anything else
-//! happens to it; all that a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond
-//! their text, or of archives.
+//! happens to it; everything a user takes away is derived from here. Knows nothing of HTTP, of Zoom's errors beyond their text,
+//! or of archives.
 
 mod apply;
 mod error;
@@ -53,7 +53,7 @@ impl Kind {
     pub const ALL: [Self; 3] = [Self::Messages, Self::Edited, Self::Deleted];
 }
 
-/// As the index has them.
+/// Converts from the numbers used in the index.
 impl TryFrom<i64> for Kind {
     type Error = CaptureError;
 
@@ -63,7 +63,7 @@ impl TryFrom<i64> for Kind {
     }
 }
 
-/// What a failure leaves in the capture.
+/// What the capture records about a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureNote {
     pub code: String,
@@ -73,38 +73,38 @@ pub struct FailureNote {
     pub attempts: u32,
 }
 
-/// What failed for good, and when.
+/// Why something failed for good, and when.
 #[derive(Debug, Clone)]
 pub struct Failed {
     pub note: FailureNote,
     pub at: Timestamp,
 }
 
-/// A page token and when it was given.
+/// A page token and when it was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageToken {
     pub token: String,
     pub at: Timestamp,
 }
 
-/// What a capture tells of its job.
+/// What a capture records about its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meta {
-    /// What was asked for, as JSON; there is no plan without it.
+    /// The request, as JSON; without it there is no plan.
     Request,
     StartedAt,
-    /// When messages in it were found damaged last, to be fetched again.
+    /// When damaged messages, to be fetched again, were last found in it.
     DamagedAt,
-    /// Only when the last day was not over.
+    /// Present only if the last day was not over when the job was planned.
     CapturedUntil,
-    /// Totals of what was asked of Zoom, as JSON.
+    /// Totals of the traffic with Zoom, as JSON.
     Traffic,
-    /// Of the program.
+    /// The version of the program.
     Version,
     JobId,
     /// The name of the key that asked for the job.
     Requester,
-    /// Tells whose chats it holds from those of other accounts.
+    /// Identifies the account whose chats it holds, without naming it.
     Account,
 }
 
@@ -141,8 +141,8 @@ pub struct PendingRange {
     pub unit: UnitId,
     pub session_id: String,
     pub query: Option<String>,
-    /// The most pages that the same session has in another window: a hint at how long this will be.
+    /// The most pages that the same session has, or is expected to have, in another window: a hint at how long this will be.
     pub pages_elsewhere: i64,
-    /// When the last message of the session was sent, as its list says.
+    /// When the last message of the session was sent, according to the session list.
     pub last_sent: Option<Timestamp>,
 }

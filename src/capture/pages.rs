@@ -1,5 +1,5 @@
-//! The messages pages of a group of changes, written in few statements: each is a trip to SQLite's own thread and back, which
-//! costs more than the writing.
+//! Writes the messages pages of a group of changes in few statements: each is a round trip to SQLite's own thread, which costs
+//! more than the writing.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use super::statements::json;
 use super::writer::{Effect, Items, MessagesPage, PagePosition};
 use super::{CaptureError, Kind, PageRef, RangeId, Tx};
 
-/// The items of one kind of a page, as the table of pages has them.
+/// The items of one kind of a page, as a row of the `pages` table.
 #[derive(Debug)]
 pub(super) struct Row {
     pub range: RangeId,
@@ -19,7 +19,7 @@ pub(super) struct Row {
     pub page: PageRef,
 }
 
-/// Where a chain goes on after a page, and what of it is remembered there.
+/// Where a chain continues after a page, and what its range records about it.
 #[derive(Serialize)]
 struct ChainState<'a> {
     range: RangeId,
@@ -32,7 +32,7 @@ struct ChainState<'a> {
     ends: bool,
 }
 
-/// Stores pages of different chains, each with the place where its chain goes on; the segments of each stand from the offset
+/// Stores pages of different chains, each with where its chain continues; the segments of each page are stored from the offset
 /// beside it on. `commit` is the number of the commit.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
@@ -88,12 +88,12 @@ pub(super) async fn messages_pages(
     Ok(Effect { items, ..effect })
 }
 
-/// Returns what was stored.
+/// Inserts these rows. Returns the number of items stored.
 pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<Items, CaptureError> {
     if rows.is_empty() {
         return Ok(Items::default());
     }
-    // In the order of the table, so that fewer of its pages are rewritten: one byte in a hundred of all that is written.
+    // In the order of the table, so that fewer database pages are rewritten: this saves one in a hundred of all bytes written.
     rows.sort_unstable_by_key(|row| (row.range, row.seq, row.page.kind));
     let values = |Row { range, seq, page }: &Row| {
         let PageRef { kind, items, raw_len, crc32, offset, length } = *page;
@@ -115,8 +115,8 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     Ok(items)
 }
 
-/// Takes off what ranges had before they began again, for those of which this is the first page. Returns how many
-/// items fewer that makes.
+/// Sets aside what ranges held before they began again, for those whose first page is among these. Returns the (negative)
+/// change in items.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<Items, CaptureError> {
     let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
     let first: Vec<RangeId> = first.map(|(page, _)| page.position.chain).collect();
@@ -132,7 +132,7 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     if replaced.is_empty() { Ok(Items::default()) } else { set_aside(tx, &replaced).await }
 }
 
-/// Members nobody told us of; seldom any, but then perhaps one in each page.
+/// Stores unknown members; there are seldom any, but then perhaps one on every page.
 pub(super) async fn unknown_members<Id: ChainId>(
     tx: &mut Tx<'_>,
     pages: &[&PagePosition<Id>],

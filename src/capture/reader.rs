@@ -1,6 +1,6 @@
-//! Reading a capture: what is still to do, and what is stored of it.
+//! Reading a capture: what is still to do, and what is already stored.
 //!
-//! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
+//! Reads rows in batches, never whole tables: an account of a million sessions is never held in memory.
 
 use std::sync::Arc;
 
@@ -27,13 +27,13 @@ pub struct PageRef {
 }
 
 impl PageRef {
-    /// Bytes as it is stored.
+    /// Its stored (compressed) size in bytes.
     pub fn packed_len(&self) -> u64 {
         self.length
     }
 }
 
-/// The same as an index tells it, which may be wrong.
+/// The same as read from the index, not yet validated.
 #[derive(Debug, Deserialize)]
 pub(super) struct ToldPage {
     kind: i64,
@@ -122,12 +122,12 @@ impl Reader {
             .await?)
     }
 
-    /// The same of one that tells a time.
+    /// Like [`meta`](Self::meta), for a value that is an instant.
     pub async fn time(&mut self, meta: Meta) -> Result<Option<Timestamp>, CaptureError> {
         Ok(self.meta(meta).await?.and_then(|text| text.parse().ok()))
     }
 
-    /// Sessions listed in a window.
+    /// The number of sessions listed in a window.
     pub async fn units_listed(&mut self, window: WindowId) -> Result<u64, CaptureError> {
         let units: i64 = sqlx::query_scalar("SELECT count(*) FROM units WHERE window = ? AND listed")
             .bind(window)
@@ -136,15 +136,15 @@ impl Reader {
         Ok(units as u64)
     }
 
-    /// The highest number of a session.
+    /// The highest number of any session; 0 if there are none.
     pub async fn last_session(&mut self) -> Result<i64, CaptureError> {
         Ok(sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions")
             .fetch_one(&mut self.connection)
             .await?)
     }
 
-    /// Another session and the days of a window in which it was listed, that ends on `oldest` or later; one that was answered,
-    /// if there is any.
+    /// Another session and the days of a window, ending on `oldest` or later, in which it has a unit; a unit that is done if
+    /// there is one, else a pending one.
     pub async fn another_session(
         &mut self,
         zoom_id: &str,
@@ -164,7 +164,7 @@ impl Reader {
         row.as_ref().map(session_days).transpose()
     }
 
-    /// Days of a list that was answered, if only with "not found".
+    /// The days of a list that Zoom answered, if only with "not found".
     pub async fn answered_list(&mut self) -> Result<Option<DateRange>, CaptureError> {
         let row =
             sqlx::query("SELECT first_day, last_day FROM lists WHERE pages > 0 OR state = 'done' LIMIT 1")
@@ -173,13 +173,13 @@ impl Reader {
         row.as_ref().map(days).transpose()
     }
 
-    /// Whether a window, or a part of it, has told of sessions, or that there are none.
+    /// Whether a list of the window, or of a part of it, has returned a page, even an empty one.
     pub async fn has_listed(&mut self, window: WindowId) -> Result<bool, CaptureError> {
         let listed = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM lists WHERE window = ? AND pages > 0)");
         Ok(listed.bind(window).fetch_one(&mut self.connection).await?)
     }
 
-    /// Two sessions of which something was answered, if there are so many, and of which days.
+    /// Up to two sessions for which Zoom has returned pages, each with the days of a range that has some.
     pub async fn answered_sessions(&mut self) -> Result<Vec<(String, DateRange)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT s.zoom_id, r.first_day, r.last_day FROM units u
@@ -191,8 +191,9 @@ impl Reader {
         rows.iter().map(session_days).collect()
     }
 
-    /// Days of a range's window in which its session has shown pages: those of another range that has some and ends on `oldest`
-    /// or later, or all of the window if they are only remembered, or are its own. None if it has shown nothing there.
+    /// Days of a range's window for which its session has returned pages: those of another range that has some and ends on
+    /// `oldest` or later, or the whole window if the pages are only remembered or are the range's own. `None` if there are no
+    /// such pages.
     pub async fn shown_in(
         &mut self,
         range: RangeId,
@@ -231,7 +232,7 @@ impl Reader {
         rows.iter().map(page_ref).collect()
     }
 
-    /// A unit that has been fetched to its end after pages of it were set aside.
+    /// A unit that has been fetched completely and is to be compared with the pages set aside from it.
     pub async fn unit_to_compare(&mut self) -> Result<Option<UnitId>, CaptureError> {
         Ok(sqlx::query_scalar(
             "SELECT id FROM units WHERE id IN (SELECT unit FROM set_aside)
@@ -241,7 +242,7 @@ impl Reader {
         .await?)
     }
 
-    /// The number of the commit that last ended a range of a unit.
+    /// The number of the commit that last ended a range of a unit, or compared it.
     pub async fn settled_in(&mut self, unit: UnitId) -> Result<Option<i64>, CaptureError> {
         Ok(sqlx::query_scalar("SELECT settled FROM units WHERE id = ?")
             .bind(unit)
@@ -264,7 +265,7 @@ impl Reader {
         rows.iter().map(range).collect()
     }
 
-    /// What was taken off ranges of a unit: each page with the days of its range.
+    /// The pages set aside from a unit's ranges, each with the days of its range.
     pub async fn set_aside(&mut self, unit: UnitId) -> Result<Vec<(DateRange, PageRef)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT first_day, last_day, kind, items, raw_len, crc32, offset, length FROM set_aside
@@ -273,12 +274,12 @@ impl Reader {
         .bind(unit)
         .fetch_all(&mut self.connection)
         .await?;
-        // One that cannot be is as lost as one whose segment is damaged.
+        // An invalid row is as lost as one whose segment is damaged.
         let pages = rows.iter().filter_map(|row| page_ref(row).ok().map(|page| (row, page)));
         pages.map(|(row, page)| Ok((days(row)?, page))).collect()
     }
 
-    /// Days that could not be listed, but for those that failed with this code, each with its window.
+    /// The spans of days that could not be listed, each with its window, except those that failed with the code `but`.
     pub async fn days_not_listed(&mut self, but: &str) -> Result<Vec<(WindowId, DateRange)>, CaptureError> {
         let rows = sqlx::query(
             "SELECT window, first_day, last_day FROM lists
@@ -302,7 +303,7 @@ impl Reader {
         Ok(spans)
     }
 
-    /// The lists of a window still to be fetched, oldest days first.
+    /// The lists of a window that are still to be fetched, oldest days first.
     pub async fn pending_lists(&mut self, window: WindowId) -> Result<Vec<Chain<ListId>>, CaptureError> {
         let rows =
             sqlx::query("SELECT * FROM lists WHERE state = 'pending' AND window = ? ORDER BY first_day")
@@ -312,8 +313,8 @@ impl Reader {
         rows.iter().map(chain).collect()
     }
 
-    /// The next ranges to fetch of a window, after the range `after`. Those of sessions that it does not list come once it is listed:
-    /// the list may replace them.
+    /// The next ranges of a window to fetch, after the range `after`. Those of sessions that it does not list are held back
+    /// until it has been listed: the list may replace them.
     pub async fn pending_ranges(
         &mut self,
         window: WindowId,
@@ -351,7 +352,7 @@ impl Reader {
             .collect()
     }
 
-    /// The items of a range's last page that had any, of each kind, inflated: to recognise repeats when a chain is taken up again.
+    /// The items of each kind on the last page of a range that has any, inflated: to recognise repeats when a chain is resumed.
     pub async fn last_items(&mut self, range: RangeId) -> Result<[Vec<u8>; 3], CaptureError> {
         let rows = sqlx::query(
             "WITH kinds(k) AS (VALUES (0), (1), (2))
@@ -369,8 +370,7 @@ impl Reader {
         Ok(kinds)
     }
 
-    /// The ranges with a segment that is not what was stored, as far as it was looked before `cancel`. An error if sessions
-    /// cannot be read.
+    /// The ranges with a damaged segment, as far as they were checked before cancellation. Fails if sessions cannot be read.
     pub(super) async fn damaged_ranges(
         &mut self,
         cancel: &CancellationToken,
@@ -430,7 +430,7 @@ impl Reader {
     }
 }
 
-/// A number that is none of those below zero; 0 if it is absent.
+/// A number that must not be negative; 0 if it is NULL.
 pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
     let number = row.try_get::<Option<i64>, _>(column)?.unwrap_or(0);
     u64::try_from(number).map_err(|_| CaptureError::Damaged(format!("{column} is below zero")))
@@ -452,7 +452,7 @@ fn session_days(row: &SqliteRow) -> Result<(String, DateRange), CaptureError> {
 fn chain<'r, Id: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow) -> Result<Chain<Id>, CaptureError> {
     let token: Option<String> = row.try_get("next_token")?;
     let at: Option<String> = row.try_get("token_at")?;
-    // A token of nobody knows when is of no use: the chain begins again.
+    // A token of unknown age is of no use: the chain begins again.
     let at = at.and_then(|at| at.parse().ok());
     let resume = token.zip(at).map(|(token, at)| PageToken { token, at });
     Ok(Chain {

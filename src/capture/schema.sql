@@ -1,6 +1,6 @@
--- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text. Segments are in a file beside.
--- What a bad disk makes of a value is found by the types, constraints and references here, which a check of the whole file
--- goes by. Only pages have none of their own: what is wrong with one costs its range, not all.
+-- One job's durable record. Dates are ISO text (they sort), instants RFC 3339 text. Segments are in a file beside it. A check
+-- of the whole file detects values garbled by a bad disk by the types, constraints and references here. Pages deliberately have
+-- no CHECK constraints: a bad value there costs its range, not the whole capture.
 CREATE TABLE meta (
     key TEXT PRIMARY KEY, value TEXT NOT NULL CHECK (key <> 'request' OR json_valid(value))
 ) STRICT, WITHOUT ROWID;
@@ -32,10 +32,10 @@ CREATE TABLE units (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL REFERENCES sessions(id),
     window INTEGER NOT NULL REFERENCES windows(idx),
-    listed INTEGER NOT NULL,                        -- 0: asked for only because the window could not be listed
+    listed INTEGER NOT NULL,                        -- 0: known from another window and probed in this one
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
-    expected_pages INTEGER NOT NULL DEFAULT 0,      -- set when pages of it were dropped, to be fetched again
-    settled INTEGER,                                -- the commit that last ended a range of it, or compared it; later ones have higher numbers
+    expected_pages INTEGER NOT NULL DEFAULT 0,      -- an estimate, set when pages of it are set aside or a range is split
+    settled INTEGER,                                -- the last commit to end a range of it or compare it; numbers ascend
     UNIQUE (session, window)
 ) STRICT;
 CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
@@ -49,10 +49,10 @@ CREATE TABLE ranges (
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
     next_token TEXT, token_at TEXT, query TEXT,
     pages INTEGER NOT NULL DEFAULT 0 CHECK (pages BETWEEN 0 AND 4294967295),
-    repeats INTEGER NOT NULL DEFAULT 0 CHECK (repeats >= 0),    -- items dropped because the page before held them already
+    repeats INTEGER NOT NULL DEFAULT 0 CHECK (repeats >= 0),    -- items dropped because the previous page held them
     failure TEXT, failed_at TEXT,
-    newest_first INTEGER NOT NULL DEFAULT 0,        -- pages in that order, less those in the other
-    kept INTEGER NOT NULL DEFAULT 0                 -- items of it that did not come again when it was fetched once more
+    newest_first INTEGER NOT NULL DEFAULT 0,        -- pages in that order, minus those in the other
+    kept INTEGER NOT NULL DEFAULT 0                 -- items added back because they were missing when it was fetched again
 ) STRICT;
 CREATE INDEX ranges_of_unit ON ranges(unit, first_day);
 CREATE INDEX ranges_pending ON ranges(window, id) WHERE state = 'pending';
@@ -69,8 +69,8 @@ CREATE TABLE pages (
     PRIMARY KEY (range, seq, kind)
 ) STRICT, WITHOUT ROWID;
 
--- Pages taken off a range of these days, because it was cut or its chain began again: until its unit has been compared with them
--- they may be all there is.
+-- Pages removed from a range of these days because it was split, replaced or fetched again. Until its unit has been compared
+-- with them they may be the only copy.
 CREATE TABLE set_aside (
     unit INTEGER NOT NULL REFERENCES units(id),
     first_day TEXT NOT NULL CHECK (first_day IS date(first_day)),
@@ -84,7 +84,7 @@ CREATE TABLE set_aside (
 ) STRICT;
 CREATE INDEX set_aside_of_unit ON set_aside(unit);
 
--- Members of responses that nobody told us of, verbatim.
+-- Members of responses that are unknown to us, verbatim.
 CREATE TABLE unknown_members (
     list INTEGER, range INTEGER, seq INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL
 ) STRICT;

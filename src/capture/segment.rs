@@ -1,7 +1,7 @@
-//! Segments: the items of one page as one piece of deflate that can be copied into a zip entry as it is.
+//! Segments: the items of one page and kind as a piece of deflate that can be copied into a zip entry unchanged.
 //!
 //! A segment is raw deflate without a final block, ends on a byte boundary and refers to nothing before it, so that
-//! segments joined one after the other, and closed with an empty final block, are a valid stream.
+//! concatenated segments, closed with an empty final block, form a valid stream.
 
 use std::cell::RefCell;
 
@@ -13,7 +13,7 @@ use super::{CaptureError, Kind, PageRef};
 /// Deflate expands to at most 1,032 times its size.
 const MOST_INFLATED: u64 = 1_100;
 
-/// Between two items, inside a segment and between segments.
+/// Separates items, both within a segment and between segments.
 pub const SEPARATOR: &str = ",\n";
 
 /// The items of one page and kind, compressed.
@@ -38,7 +38,7 @@ impl Segment {
         Some(Self { items: items.len() as u32, raw_len: raw_len as u64, crc32: crc32.finalize(), data })
     }
 
-    /// As the index has it, once it stands there.
+    /// Returns its index entry, given that it is stored at `offset`.
     pub(crate) fn at(&self, offset: u64, kind: Kind) -> PageRef {
         let (raw_len, crc32, length) = (self.raw_len, self.crc32, self.data.len() as u64);
         PageRef { kind, items: u64::from(self.items), raw_len, crc32, offset, length }
@@ -46,7 +46,7 @@ impl Segment {
 }
 
 thread_local! {
-    /// Setting one up costs as much as a small page: each thread keeps one.
+    /// Initialising one costs as much as a small page, so each thread keeps its own.
     static COMPRESSOR: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
     static DECOMPRESSOR: RefCell<Decompress> = RefCell::new(Decompress::new(false));
 }
@@ -56,11 +56,11 @@ pub fn pack(raw: &[u8], level: u32) -> Vec<u8> {
     pack_parts(std::iter::once(raw), raw.len(), level)
 }
 
-/// The same of some parts, so many bytes in all, as if they were joined.
+/// Like [`pack`], for parts of `raw_len` bytes in total, as if they were concatenated.
 fn pack_parts<'a>(parts: impl Iterator<Item = &'a [u8]>, raw_len: usize, level: u32) -> Vec<u8> {
     COMPRESSOR.with_borrow_mut(|deflate| {
         deflate.reset();
-        deflate.set_level(Compression::new(level)).expect("no byte has been taken that another level holds");
+        deflate.set_level(Compression::new(level)).expect("nothing has been compressed since the reset");
         let mut packed = Vec::with_capacity(raw_len / 3 + 64);
         for part in parts {
             pack_part(deflate, part, FlushCompress::None, &mut packed);
@@ -76,7 +76,7 @@ fn pack_part(deflate: &mut Compress, part: &[u8], flush: FlushCompress, packed: 
         let read = (deflate.total_in() - before) as usize;
         let status = deflate.compress_vec(&part[read..], packed, flush);
         status.expect("deflate accepts any input");
-        // With room left in the output all input, and the flush itself, has been taken.
+        // Once all input is taken and there is room left in the output, the flush is complete as well.
         if packed.len() < packed.capacity() && (deflate.total_in() - before) as usize == part.len() {
             return;
         }
@@ -85,25 +85,25 @@ fn pack_part(deflate: &mut Compress, part: &[u8], flush: FlushCompress, packed: 
 }
 
 impl PageRef {
-    /// Restores its segment at the end of `raw`, and checks it.
+    /// Inflates its segment, appends it to `raw` and verifies it.
     pub fn inflate_to(&self, packed: &[u8], raw: &mut Vec<u8>) -> Result<(), CaptureError> {
         inflate_to(packed, self.raw_len, self.crc32, raw)
     }
 }
 
-/// Restores what was packed, and checks it.
+/// Inflates what was packed and verifies it.
 pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, CaptureError> {
     let mut raw = Vec::new();
     inflate_to(data, raw_len, crc32, &mut raw).map(|()| raw)
 }
 
-/// Restores what was packed, at the end of `raw`, and checks it against its length and CRC-32.
+/// Inflates what was packed, appends it to `raw` and verifies its length and CRC-32.
 pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> Result<(), CaptureError> {
     if raw_len / MOST_INFLATED > data.len() as u64 {
         return Err(CaptureError::Damaged("a segment cannot be as long as the index says".to_owned()));
     }
     let before = raw.len();
-    // Room for one byte more than there should be, so that one too many shows.
+    // Room for one byte more than expected, so that excess output is detected.
     raw.reserve(raw_len as usize + 1);
     let read = DECOMPRESSOR.with_borrow_mut(|inflate| {
         inflate.reset(false);

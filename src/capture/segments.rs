@@ -1,5 +1,5 @@
-//! The file beside the index: every segment once, in the order of arrival, never changed. What the index refers to is
-//! synced before the index says so; what comes after that is left from a commit that never was, and overwritten.
+//! The file beside the index: every segment once, in order of arrival, never modified. Segments are synced before the index
+//! refers to them; what follows the last of those is left over from an unfinished commit, and dropped.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -13,21 +13,21 @@ use bytes::Bytes;
 use super::{CaptureError, PageRef};
 use crate::files::{blocking, free_space, is_unreadable};
 
-/// Left free: on a disk that is nearly full the service must still be able to write down how a job ended, or that one is deleted.
+/// Bytes kept free: even on a nearly full disk the service must be able to record how a job ended, or that one was deleted.
 const KEEP_FREE: u64 = 4 << 20;
-/// Written at a time, of segments that are smaller.
+/// The size of the write buffer: smaller segments are written together.
 const AT_A_TIME: usize = 64 << 10;
 
-/// Segments of no more bytes in all are read at once.
+/// Segments of at most this many bytes in total are read ahead.
 const READ_AT_ONCE: u64 = 2 << 20;
-/// A gap between two of them is read as well if it is not longer, nor longer than the second: a trip to the system costs as much.
+/// A gap between two of them is read as well if it is no longer than this, nor than the second: a system call costs as much.
 const GAP: u64 = 2 << 10;
 
-/// The writer's end of the file.
+/// The writer's side of the file.
 #[derive(Debug)]
 pub(super) struct Appender {
     file: Arc<File>,
-    /// Everything before it is referred to.
+    /// The index refers to everything before this offset.
     end: u64,
 }
 
@@ -36,22 +36,22 @@ impl Appender {
     pub(super) fn open(path: &Path, end: u64) -> Result<Self, CaptureError> {
         let file =
             File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
-        // Never longer than it is: what the index says beyond that is damage.
+        // Never extends the file: what the index says beyond its end is damage.
         let end = end.min(file.metadata()?.len());
         file.set_len(end)?;
-        // A file is durable once its directory is.
+        // A new file is durable only once its directory has been synced.
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
         }
         Ok(Self { file: Arc::new(file), end })
     }
 
-    /// An error unless there is room for so many bytes more.
+    /// Fails unless there is room for this many more bytes.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), CaptureError> {
         if free_space(&self.file)? < bytes + KEEP_FREE { Err(CaptureError::DiskFull) } else { Ok(()) }
     }
 
-    /// Writes and syncs; returns where the bytes begin. They count only once [`keep`](Self::keep) is called.
+    /// Writes and syncs; returns the offset of the bytes. They count only once [`keep`](Self::keep) is called.
     pub(super) async fn append(&self, segments: Vec<Bytes>) -> Result<u64, CaptureError> {
         let (file, from) = (self.file.clone(), self.end);
         let write = move || {
@@ -66,20 +66,20 @@ impl Appender {
         Ok(from)
     }
 
-    /// So many more bytes are referred to.
+    /// Records that the index refers to this many more bytes.
     pub(super) fn keep(&mut self, bytes: u64) {
         self.end += bytes;
     }
 }
 
-/// A segment that is said to be longer is checked against the file's size before there is room made for it: the index may be
-/// damaged.
+/// A segment that is longer than this according to the index is checked against the file's size before a buffer is allocated:
+/// the index may be damaged.
 const UNCHECKED_LENGTH: u64 = 4 << 20;
 
-/// A reader's end of the file.
+/// A reader's side of the file.
 #[derive(Debug)]
 pub struct SegmentReader {
-    /// Absent before the first page.
+    /// `None` if the file does not exist.
     file: Option<File>,
 }
 
@@ -91,12 +91,12 @@ impl SegmentReader {
         }
     }
 
-    /// Bytes of all segments: about what each of the two copies in an archive takes.
+    /// The size of all segments in bytes: about what each of the two copies in an archive takes.
     pub fn size(&self) -> Result<u64, CaptureError> {
         Ok(self.file.as_ref().map_or(Ok(0), |file| file.metadata().map(|data| data.len()))?)
     }
 
-    /// Fills the buffer with one segment, compressed as it is stored.
+    /// Reads one segment into the buffer, compressed as stored.
     fn read(&self, page: &PageRef, buffer: &mut Vec<u8>) -> Result<(), CaptureError> {
         let damaged = |what: &str| CaptureError::Damaged(what.to_owned());
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
@@ -110,21 +110,22 @@ impl SegmentReader {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(damaged("the file of segments ends too soon"))
             }
-            // What the disk cannot read any more is as lost as what it reads wrongly: a retry fetches it again.
+            // A segment that the disk can no longer read is as lost as one that it misreads: a retry fetches it again.
             Err(error) if is_unreadable(&error) => Err(damaged("the disk cannot read a segment any more")),
             Err(error) => Err(error.into()),
             Ok(()) => Ok(()),
         }
     }
 
-    /// One segment, inflated and checked.
+    /// Returns one segment, inflated and verified.
     pub fn inflated(&self, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
         let mut packed = Vec::new();
         self.read(page, &mut packed)?;
         super::inflate(&packed, page.raw_len, page.crc32)
     }
 
-    /// The segments of these pages, of which some will be needed more than once. If they are small they are read at once.
+    /// Returns the segments of these pages, some of which will be needed more than once. If they are small in total, reads them
+    /// right away.
     pub fn read_ahead<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> Stored {
         let mut places: Vec<Range<u64>> =
             pages.map(|page| page.offset..page.offset.saturating_add(page.length)).collect();
@@ -144,7 +145,7 @@ impl SegmentReader {
         }
         let read = |Range { start, end }: Range<u64>| {
             let mut bytes = vec![0; (end - start) as usize];
-            // What cannot be read is told when it is read by itself.
+            // A failure is reported when the segment is read by itself.
             self.file.as_ref()?.read_exact_at(&mut bytes, start).ok()?;
             Some((start, bytes))
         };
@@ -156,12 +157,12 @@ impl SegmentReader {
 #[derive(Debug)]
 pub struct Stored {
     segments: Arc<SegmentReader>,
-    /// What has been read of them already, with where it begins.
+    /// The stretches already read, each with its offset.
     stretches: Vec<(u64, Vec<u8>)>,
 }
 
 impl Stored {
-    /// One segment, compressed as it is stored; in the buffer, if it had to be read.
+    /// Returns one segment, compressed as stored; uses the buffer only if it was not read ahead.
     pub fn packed<'a>(&'a self, page: &PageRef, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], CaptureError> {
         let after = self.stretches.partition_point(|(start, _)| *start <= page.offset);
         if let Some((start, bytes)) = after.checked_sub(1).map(|before| &self.stretches[before])

@@ -1,6 +1,6 @@
 //! Reading a capture: its sessions and their stored pages, in the order of the archive.
 //!
-//! Pages of rows, never whole tables: an account of a million sessions does not sit in memory.
+//! Reads rows in batches, never whole tables: an account of a million sessions is never held in memory.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use super::reader::{PageRef, Reader, ToldPage};
 use super::statements::json;
 use super::{CaptureError, RangeId, WindowId};
 
-/// A session with what is known of it.
+/// A session and what is known about it.
 #[derive(Debug, Clone)]
 pub struct SessionRow {
     pub id: i64,
@@ -20,19 +20,19 @@ pub struct SessionRow {
     pub info: String,
     /// Zoom answered "not found" for all of it.
     pub not_found: bool,
-    /// Some of its days failed.
+    /// Some of its days failed or are still pending.
     pub incomplete: bool,
 }
 
-/// Where a session stands among the others in the order in which they became complete: the number of the commit that did
-/// it, and the session's own. Those that are not complete come last. Whatever becomes complete later stands later.
+/// A session's position in the order in which sessions became complete: the number of the commit that completed it, then the
+/// session's own number. Incomplete sessions come last. A session that becomes complete later sorts later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     settled: i64,
     session: i64,
 }
 
-/// A session, where it stands, and its ranges in the order of windows and days.
+/// A session, its place, and its ranges in the order of the archive.
 #[derive(Debug, Clone)]
 pub struct PlacedSession {
     pub row: SessionRow,
@@ -49,7 +49,7 @@ struct Range {
     pages: u32,
 }
 
-/// What some sessions have in each window, by its number.
+/// The totals of some sessions in each window.
 #[derive(Debug, Default)]
 pub struct WindowTotals(HashMap<WindowId, WindowTotal>);
 
@@ -92,12 +92,12 @@ impl PlacedSession {
 }
 
 impl Place {
-    /// Instead of the number of a commit.
+    /// Stands in for the commit number of incomplete sessions.
     const INCOMPLETE: i64 = i64::MAX;
 }
 
-/// What is known of the sessions at these places, as one row: each is handed over by itself from SQLite's thread, which costs
-/// more than a small session is worth.
+/// Selects what is known about the sessions at these places as one row: SQLite's thread hands over each row separately, which
+/// costs more than reading a small session.
 macro_rules! placed {
     ($places:literal) => {
         concat!(
@@ -113,13 +113,13 @@ macro_rules! placed {
 }
 
 impl Reader {
-    /// Number, id and info of sessions, in the order of their numbers, after `after`.
+    /// Returns number, id and info of the sessions after `after`, at most `most`, in the order of their numbers.
     pub async fn session_infos(
         &mut self,
         after: i64,
         most: i64,
     ) -> Result<Vec<(i64, String, String)>, CaptureError> {
-        // One row: each is handed over by itself from SQLite's thread, which costs more than it holds.
+        // One row: SQLite's thread hands over each row separately, which costs more than its contents.
         let sessions: String = sqlx::query_scalar(
             "SELECT json_group_array(json_array(id, zoom_id, info)) FROM
                  (SELECT id, zoom_id, info FROM sessions WHERE id > ? ORDER BY id LIMIT ?)",
@@ -133,7 +133,7 @@ impl Reader {
         Ok(sessions)
     }
 
-    /// Reads all sessions, as for an archive, as far as it came before `cancel`. An error if one cannot be read, or is in no order.
+    /// Reads all sessions as for an archive, until cancelled. Fails if one cannot be read or does not appear in the order.
     pub(super) async fn read_sessions_through(
         &mut self,
         cancel: &CancellationToken,
@@ -157,8 +157,8 @@ impl Reader {
         Ok(())
     }
 
-    /// The next sessions after `after` of which everything is there: at most so many and, if it is more than one, with at most
-    /// so many pages.
+    /// Returns the next complete sessions after `after`: at most `most` of them and, if more than one, with at most
+    /// `most_pages` pages in total.
     pub async fn complete_after(
         &mut self,
         after: Place,
@@ -175,7 +175,7 @@ impl Reader {
         self.placed(complete, after, most, most_pages).await
     }
 
-    /// The same of those of which something is missing. They stand after all others.
+    /// The same for incomplete sessions, which come after all others.
     pub async fn incomplete_after(
         &mut self,
         after: Place,
@@ -205,7 +205,7 @@ impl Reader {
             .fetch_one(&mut self.connection)
             .await?;
         let sessions: Vec<ReadSession<'_>> = of_json(&sessions)?;
-        // It goes into the archive as it is.
+        // The info goes into the archive as it is, so it must be valid JSON.
         sessions.iter().try_for_each(|session| of_json::<&RawValue>(&session.info).map(drop))?;
         let mut sessions: Vec<PlacedSession> = sessions.into_iter().map(PlacedSession::from).collect();
         sessions.sort_unstable_by_key(|session| session.place);
@@ -213,15 +213,15 @@ impl Reader {
         Ok(sessions)
     }
 
-    /// Where the stored segments of these sessions are: of each in the order of kinds, windows, ranges, pages. Small, also
-    /// for a session of millions of messages; so many pages are read at a time. Also returned is what the
-    /// sessions have in each window.
+    /// Returns where the stored segments of each session are, in the order of kinds, windows, ranges, pages, and the totals of
+    /// these sessions in each window. The result is small even for a session of millions of messages; `at_a_time` pages are
+    /// read at a time.
     pub async fn pages_of(
         &mut self,
         sessions: &[PlacedSession],
         at_a_time: i64,
     ) -> Result<(Vec<Vec<PageRef>>, WindowTotals), CaptureError> {
-        // Each range with the index of its session, and its own within that session.
+        // Each range with the index of its session, its own index within that session, and its window.
         let ranges = sessions.iter().enumerate().flat_map(|(nth, session)| {
             session.ranges.iter().enumerate().map(move |(order, range)| (range, (nth, order, range.window)))
         });
@@ -262,7 +262,7 @@ impl Reader {
     }
 }
 
-/// How many of the first of these make up so much at most; one, if it is more by itself.
+/// Returns how many of the first sizes add up to at most `most`; one if the first alone exceeds it.
 fn fitting(sizes: impl Iterator<Item = i64>, most: i64) -> usize {
     let mut all = 0;
     let fitting = sizes.take_while(|size| {
@@ -272,7 +272,7 @@ fn fitting(sizes: impl Iterator<Item = i64>, most: i64) -> usize {
     fitting.count().max(1)
 }
 
-/// A session as SQLite tells of it: arrays, in the order of these members.
+/// A session as SQLite returns it: a JSON array with these fields in this order.
 #[derive(Deserialize)]
 struct ReadSession<'a> {
     settled: i64,
@@ -307,7 +307,7 @@ impl From<ReadSession<'_>> for PlacedSession {
         let listed_in = units.iter().filter(|unit| unit.listed != 0).map(|unit| unit.window).collect();
         let ranges = units.into_iter().flat_map(|ReadUnit { window, mut ranges, .. }| {
             ranges.sort_by_key(|range| (range.first_day, range.id));
-            // As they would stand if the unit had not been split.
+            // The order they would have had if the unit had not been split.
             if ranges.iter().map(|range| range.newest_first).sum::<i64>() > 0 {
                 ranges.reverse();
             }
@@ -343,7 +343,7 @@ mod tests {
         for change in [list(2, &["a", "b", "c"]), list(1, &["a"])] {
             writer.commit(change).await.unwrap();
         }
-        // Segments are told from each other by how much they hold: a digit for range, page and kind.
+        // Segments are told apart by their length: one digit each for range, page and kind.
         for (range, seq) in [(1, 0), (2, 0), (4, 0), (4, 1), (4, 2)] {
             let segment =
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
@@ -428,7 +428,7 @@ mod tests {
             }
             let parts = vec![days(3, 1, 10), days(3, 11, 20), days(3, 21, 31)];
             writer.commit(Change::SplitRange { range: RangeId(1), parts, expected_pages: 0 }).await.unwrap();
-            // Of a part with one message nobody can tell the order, and one whose first message has a wrong time does not count.
+            // The order of a part with one message is unknown; a part whose first message has a wrong time is outvoted.
             let order = if newest_first { 1 } else { -1 };
             for (range, seq, direction) in
                 [(1, 0, -order), (2, 0, 0), (3, 0, order), (3, 1, order), (4, 0, 0)]

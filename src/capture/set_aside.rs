@@ -1,12 +1,12 @@
-//! Pages that are taken off ranges, and what of them is kept.
+//! Sets aside pages that are removed from ranges, and adds back those of their items that are kept.
 
 use super::pages::{Row, insert_pages};
 use super::statements::{json, run_with_id};
 use super::writer::{Items, Restored};
 use super::{CaptureError, Kind, RangeId, Tx};
 
-/// Takes off a range what was received of it: it is to be fetched again. That there was something is remembered. Returns how
-/// many items fewer that makes.
+/// Sets aside the pages of a range, which is to be fetched again from its beginning; its unit remembers how many there were.
+/// Returns the (negative) change in items.
 pub(super) async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
     let items = set_aside(tx, &[range]).await?;
     let statements = [
@@ -18,7 +18,7 @@ pub(super) async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items
     Ok(items)
 }
 
-/// Sets the pages of these ranges aside. Returns how many items fewer that makes.
+/// Sets the pages of these ranges aside. Returns the (negative) change in items.
 pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
     let ranges = json(&ranges);
     let held: Vec<(i64, i64)> = sqlx::query_as(
@@ -47,8 +47,8 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Ite
     Ok(items)
 }
 
-/// Adds to ranges what is kept, one after the other; the first new segment stands at `offset`. Their chains can then only begin
-/// again. Returns how much is kept.
+/// Appends what is kept to its ranges, in order; the first new segment is stored at `offset`. The chains of these ranges cannot
+/// be resumed after this, only begun again. Returns the number of items kept.
 pub(super) async fn restore(
     tx: &mut Tx<'_>,
     restored: &[(RangeId, Restored)],

@@ -1,4 +1,4 @@
-//! When a unit has come to its end, and how that is counted.
+//! When a unit is settled (done or failed), and how that is counted.
 
 use std::ops::Sub;
 
@@ -6,7 +6,7 @@ use super::statements::json;
 use super::writer::Effect;
 use super::{CaptureError, RangeId, Tx, UnitId};
 
-/// How many more are at their end; fewer where something that was done got more to do.
+/// How many sessions and units are settled, or by how much that changed: negative where something done has more to do again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Sessions all of whose units are done.
@@ -28,7 +28,7 @@ impl Sub for Settled {
 }
 
 impl Settled {
-    /// Of these sessions.
+    /// Counts for these sessions.
     pub(super) async fn of(tx: &mut Tx<'_>, sessions: &[i64]) -> Result<Self, CaptureError> {
         if sessions.is_empty() {
             return Ok(Self::default());
@@ -46,8 +46,8 @@ impl Settled {
     }
 }
 
-/// Brings the units of these ranges up to date. A unit is what its ranges are: pending while one is, or what was set aside of them
-/// is to be compared, else failed if one is, else not found if all are.
+/// Updates the states of the units of these ranges. A unit is pending while any of its ranges is, or while pages set aside from
+/// them are still to be compared; else failed if any range is, else not found if all are, else done.
 pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> Result<Effect, CaptureError> {
     let units: Vec<(UnitId, i64, String, bool)> = sqlx::query_as(
         "UPDATE units SET settled = ?2, state = (

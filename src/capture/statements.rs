@@ -1,16 +1,16 @@
-//! What statements are given.
+//! Passing arguments to SQL statements.
 
 use serde::Serialize;
 
 use super::ids::RowId;
 use super::{CaptureError, Tx};
 
-/// Rows as one argument of a statement, which takes them apart again: the same statement for however many there are.
+/// Encodes rows as one JSON argument, which the statement unpacks: the same statement serves any number of rows.
 pub(super) fn json(rows: &impl Serialize) -> String {
     serde_json::to_string(rows).expect("rows are texts and numbers")
 }
 
-/// Runs statements whose only argument is this number.
+/// Runs statements whose only argument is this id.
 pub(super) async fn run_with_id(
     tx: &mut Tx<'_>,
     statements: &[&'static str],

@@ -1,4 +1,4 @@
-//! What tests of captures begin with.
+//! Fixtures for tests of captures.
 
 use tempfile::TempDir;
 
@@ -9,7 +9,7 @@ use super::{
     Writer,
 };
 
-/// A new capture with these windows planned: their lists are 1, 2 and so on.
+/// A new capture with these windows planned: the ids of their lists are 1, 2 and so on.
 pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer) {
     let directory = tempfile::tempdir().unwrap();
     let location = Location::in_directory(directory.path());
@@ -27,7 +27,7 @@ pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     }
 }
 
-/// A range with nothing in it.
+/// The only page of a range that holds nothing.
 pub(crate) fn empty_page(range: i64) -> Change {
     Change::MessagesPage(MessagesPage::new(last_page(RangeId(range), 0), Default::default()))
 }

@@ -1,4 +1,4 @@
-//! Reading a capture: its totals, and what is missing in it.
+//! Reading a capture: its totals, and what is missing from it.
 
 use sqlx::Row;
 
@@ -29,7 +29,7 @@ impl Counts {
     }
 }
 
-/// Days of a session in a window that listed it and then knew nothing of it.
+/// Days of a session for which Zoom answered "not found" although their window lists it.
 #[derive(Debug, Clone)]
 pub struct NotFoundRow {
     pub range: RangeId,
@@ -84,12 +84,12 @@ impl Reader {
         })
     }
 
-    /// Items dropped because the page before held them already.
+    /// Items dropped because the previous page held them already.
     pub async fn repeats(&mut self) -> Result<u64, CaptureError> {
         self.total("SELECT sum(repeats) AS total FROM ranges").await
     }
 
-    /// Items that did not come again when their days were fetched once more.
+    /// Items kept although they were missing when their days were fetched again.
     pub async fn restored_items(&mut self) -> Result<u64, CaptureError> {
         self.total("SELECT sum(kept) AS total FROM ranges").await
     }
@@ -103,7 +103,7 @@ impl Reader {
         number(&sqlx::query(statement).fetch_one(&mut self.connection).await?, "total")
     }
 
-    /// How many ranges and listings failed for good: without the totals of all pages, which take a while.
+    /// How many ranges and listings failed for good, without the totals over all pages, which take a while.
     pub async fn failure_count(&mut self) -> Result<u64, CaptureError> {
         let failures: i64 = sqlx::query_scalar(
             "SELECT (SELECT count(*) FROM ranges WHERE state = 'failed')
@@ -116,7 +116,7 @@ impl Reader {
 
     /// Failures after `after` (listings first, then sessions' days), at most `most`.
     pub async fn failures(&mut self, after: i64, most: i64) -> Result<Vec<FailureRow>, CaptureError> {
-        // Listings get the negative numbers, so that one number pages through both. Each part is cut by itself, or all that
+        // Listings get the negative numbers, so that one cursor pages through both. Each part has its own LIMIT, or all that
         // remain would be counted and sorted for each page.
         let rows = sqlx::query(
             "SELECT * FROM (
@@ -153,7 +153,8 @@ impl Reader {
             .collect()
     }
 
-    /// Some ranges of sessions that were listed but that Zoom knows nothing of in that window, after the one numbered `after`.
+    /// Ranges of sessions that were listed but that Zoom knows nothing of in that window: at most `most`, after the range
+    /// `after`.
     pub async fn not_found(&mut self, after: RangeId, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
         let rows = sqlx::query(
             "SELECT r.id, s.zoom_id, r.first_day, r.last_day FROM ranges r CROSS JOIN units u ON u.id = r.unit
@@ -177,7 +178,7 @@ impl Reader {
             .collect()
     }
 
-    /// Names of members of responses that nobody told us of; not more than a hundred.
+    /// Names of unknown members of responses; at most a hundred.
     pub async fn unknown_members(&mut self) -> Result<Vec<String>, CaptureError> {
         let statement = "SELECT DISTINCT name FROM unknown_members ORDER BY name LIMIT 100";
         Ok(sqlx::query_scalar(statement).fetch_all(&mut self.connection).await?)

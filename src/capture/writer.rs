@@ -1,6 +1,6 @@
 //! The one writer of a capture: takes changes from many tasks and commits them in groups.
 //!
-//! Whoever awaits [`Writer::commit`] knows, when it returns, that its change is on disk. A change is atomic.
+//! Once [`Writer::commit`] returns `Ok`, the change is on disk. A change is atomic.
 
 use std::ops::Add;
 
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::days::DateRange;
 
-/// Changes waiting for the next commit; more make their senders wait.
+/// The most changes queued for the next commit; after that, senders wait.
 const QUEUE: usize = 192;
 /// The most changes in one commit.
 const GROUP: usize = 192;
@@ -36,7 +36,7 @@ pub struct ListedSession {
     pub info: String,
 }
 
-/// Which chain a page belongs to, its number there, what follows it, and members of it that nobody told us of.
+/// Which chain a page belongs to, its number there, what follows it, and its unknown members.
 #[derive(Debug, Clone)]
 pub struct PagePosition<Id> {
     pub chain: Id,
@@ -49,9 +49,10 @@ pub struct PagePosition<Id> {
 #[derive(Debug, Clone)]
 pub enum Then {
     Next(PageToken),
-    /// Nothing: all of the range has been received. Lists end by a change of their own, as they are read more than once.
+    /// Nothing: the whole range has been received. Lists end by a change of their own, as they are read more than once.
     End,
-    /// Neither: the list or range stays pending until another change ends it, or a later run begins its chain again.
+    /// Neither a token nor the end: the list or range stays pending until another change ends it, or a later run begins its
+    /// chain again.
     Unfinished,
 }
 
@@ -65,17 +66,17 @@ impl<Id> PagePosition<Id> {
     }
 }
 
-/// A page of a range, read.
+/// A page of a range, parsed.
 #[derive(Debug)]
 pub struct MessagesPage {
     pub position: PagePosition<RangeId>,
-    /// What its token belongs to.
+    /// The query that its next page token belongs to.
     pub query: String,
     /// Its items, by kind.
     pub segments: [Option<Segment>; 3],
-    /// Items that the page before had already.
+    /// Items dropped because the previous page held them already.
     pub repeats: u64,
-    /// 1 if its first message is newer than its last, -1 if it is older.
+    /// 1 if its first message is newer than its last, -1 if it is older, else 0.
     pub direction: i64,
 }
 
@@ -85,7 +86,7 @@ impl MessagesPage {
     }
 }
 
-/// What is added to a range of what was set aside: a page as it is stored, or some items of one.
+/// What is added back to a range from what was set aside: a stored page as it is, or some items of one.
 #[derive(Debug)]
 pub enum Restored {
     Page(PageRef),
@@ -108,7 +109,7 @@ impl Restored {
     }
 }
 
-/// One atomic change. Pages that one takes off a range are set aside.
+/// One atomic change. Pages that it removes from a range are set aside.
 #[derive(Debug)]
 pub enum Change {
     /// Plans the windows, each with one list to fetch.
@@ -135,11 +136,11 @@ pub enum Change {
         list: ListId,
         failed: Failed,
     },
-    /// A page of a range. The first of a chain takes the place of all pages that the range has: what was received before it
+    /// A page of a range. The first page of a chain replaces all pages that the range has: what was received before the chain
     /// began again stays until then.
     MessagesPage(MessagesPage),
-    /// A unit has been compared with what was set aside of it: this is added to its ranges, one after the other, and the rest is
-    /// there. Nothing if something of it has been, or is to be, fetched since the commit of that number.
+    /// A unit has been compared with what was set aside from it: `reconcile` is appended to its ranges, in order; they have the rest
+    /// already. Does nothing if any of the unit has been fetched since commit `as_of`, or is still pending.
     Compared {
         unit: UnitId,
         as_of: Option<i64>,
@@ -153,22 +154,23 @@ pub enum Change {
         range: RangeId,
         failed: Failed,
     },
-    /// The days of a range before `oldest` are out of reach: they become a failed range of their own. Its pages are taken off the
-    /// range.
+    /// The days of a range before `oldest` are out of reach: they become a failed range of their own. The range's pages are set
+    /// aside.
     CutRange {
         range: RangeId,
         oldest: Date,
         failed: Failed,
     },
-    /// A range is too long for one chain of pages: its pages are taken off and it is cut into shorter ones, the first of
-    /// which keeps its number.
+    /// A range is too long for one chain of pages, or could not be fetched whole: its pages are set aside and it is split into
+    /// shorter ones, the first of which keeps its number.
     SplitRange {
         range: RangeId,
         parts: Vec<DateRange>,
-        /// How many pages its unit is taken to have: a hint for the session's other units.
+        /// The estimated number of pages of its unit: a hint for the session's other units.
         expected_pages: i64,
     },
-    /// Sessions of these numbers, known from elsewhere, are asked for days that could not be listed.
+    /// Sessions numbered from the first to the last of `sessions`, known from elsewhere, are asked for these days even if not
+    /// listed there.
     ProbeDays {
         window: WindowId,
         days: DateRange,
@@ -184,7 +186,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// What it adds to the file of segments, in this order.
+    /// The segments it adds to the segment file, in this order.
     fn segments(&self) -> Vec<&Segment> {
         match self {
             Self::MessagesPage(MessagesPage { segments, .. }) => segments.iter().flatten().collect(),
@@ -196,27 +198,27 @@ impl Change {
     }
 }
 
-/// What a change did, as far as anybody counts it. Pages of messages that were committed together are counted together: the
-/// caller of the first is told of all of them, the others of nothing.
+/// What a change did, as far as it is counted. Messages pages committed together are counted together: the caller of the first
+/// gets the effect of all of them, the others an empty one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effect {
     pub new_sessions: u64,
     pub new_units: u64,
-    /// The numbers of new ranges; only of a split.
+    /// The numbers of new ranges; only set by a split.
     pub new_ranges: Vec<RangeId>,
-    /// Units that are fetched to their end, and are to be compared with what was set aside of them.
+    /// Units that have been fetched completely and are to be compared with what was set aside from them.
     pub to_compare: Vec<UnitId>,
     pub settled: Settled,
-    /// Items it stored less those it set aside.
+    /// Items stored minus items set aside.
     pub items: Items,
 }
 
-/// How many items more or fewer, by kind.
+/// The change in the number of items, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Items(pub [i64; 3]);
 
 impl Items {
-    /// Of all kinds.
+    /// The sum over all kinds.
     pub fn total(self) -> i64 {
         self.0.into_iter().sum()
     }
@@ -252,8 +254,8 @@ impl Writer {
         Self { sender, task: tokio::spawn(run(location, store, receiver).in_current_span()) }
     }
 
-    /// Returns once the change is durable, or with the reason why it is not known to be: after an error it may be there all the
-    /// same, if the disk failed while it was being committed.
+    /// Returns once the change is durable, or with the reason why it may not be: after an error the change may still be stored,
+    /// if the disk failed during the commit.
     pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let (sender, receiver) = oneshot::channel();
         self.sender.send((change, sender)).await.map_err(|_| CaptureError::WriterGone)?;
@@ -269,7 +271,7 @@ impl Writer {
     }
 }
 
-/// What is written to.
+/// What the writer writes to.
 #[derive(Debug)]
 pub(super) struct Store {
     pub connection: SqliteConnection,
@@ -293,7 +295,7 @@ async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Requ
             }
             Err(error) => {
                 tracing::error!(%error, "changes could not be committed");
-                // How far it came is for the files to tell, once they are opened again.
+                // The files show how far it got, once they are opened again.
                 close(store.take()).await;
                 for (_, reply) in group.drain(..) {
                     let _ = reply.send(Err(match &error {
@@ -361,7 +363,7 @@ async fn commit_group(store: &mut Store, group: &[Request]) -> Result<Vec<Effect
         effects.push(apply(&mut transaction, number, change, offset, &mut pages).await?);
         offset += change.segments().iter().map(|segment| segment.data.len() as u64).sum::<u64>();
     }
-    // A chain waits for its page before it does anything else, so the order within the group does not matter.
+    // A chain awaits the commit of its page before it does anything else, so the order within the group does not matter.
     if let Some(first) = group.iter().position(|(change, _)| matches!(change, Change::MessagesPage(_))) {
         effects[first] = pages::messages_pages(&mut transaction, number, &pages).await?;
     }

@@ -1,4 +1,4 @@
-//! `check`: is the account ready? One line a step.
+//! `check`: is the account ready? One line per step.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `demo`: a simulated account, the real service, one job over HTTP, its archive, checked. No credentials needed.
+//! `demo`: a simulated account, the real service, and one job over HTTP, whose archive is checked. No credentials needed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,10 +28,10 @@ use crate::zoom::ZoomSettings;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
 
-/// The demo's account answers this many requests a second, like a Business plan's.
+/// The rate limit of the simulated account in requests a second, that of a Business plan.
 const LIMIT: u32 = 60;
 
-/// The usual name of its archive.
+/// The default name of the demo's archive.
 const ARCHIVE: &str = "zoom-chat-reports-demo.zip";
 /// No demo's archive is larger.
 const MOST: u64 = 64 << 20;
@@ -85,14 +85,14 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     Ok(WHOLE)
 }
 
-/// Whether a file is an archive of ours, as far as its names tell.
+/// Whether a file is small enough and, as far as its names tell, an archive of ours.
 fn is_of_a_demo(path: &Path) -> bool {
     let name = b"_metadata/extraction_summary.json";
     let is_small = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= MOST);
     is_small && std::fs::read(path).is_ok_and(|file| file.windows(name.len()).any(|part| part == name))
 }
 
-/// Starts the service and shows it; none of it runs when this returns.
+/// Starts the service and demonstrates it; the service has stopped when this returns.
 async fn serve(
     args: &DemoArgs,
     unfinished: &mut Unfinished,
@@ -197,7 +197,7 @@ async fn show(
     Ok(())
 }
 
-/// Tells how a job gets on until it has ended, and returns it.
+/// Prints a job's progress until the job has ended, and returns the job.
 async fn follow(client: &reqwest::Client, url: &str, clock: &SharedClock) -> anyhow::Result<Value> {
     loop {
         clock.sleep(Duration::from_secs(1)).await;
@@ -235,7 +235,7 @@ fn items_of(data: &Dataset, (from, to): (Date, Date)) -> [u64; 3] {
     items
 }
 
-/// Where the archive is until it is whole: a file of its own beside it, which a broken download does not leave behind.
+/// Where the archive is until it is complete: a temporary file beside it, removed if the download fails.
 #[derive(Debug)]
 struct Unfinished {
     path: PathBuf,
@@ -252,7 +252,7 @@ impl Unfinished {
         }
     }
 
-    /// Puts it into its place. Returns its hash.
+    /// Downloads the archive and moves it into place. Returns its hash.
     async fn download(&mut self, client: &reqwest::Client, url: &str) -> anyhow::Result<String> {
         let mut response = client.get(url).send().await?.error_for_status()?;
         let mut hash = Sha256::new();
@@ -269,7 +269,7 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Not there once it is in its place.
+        // It is gone already once it has been moved into place.
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let output = args.zip.clone().map_or_else(|| Output::Directory(args.output_dir.clone()), Output::Zip);
     check_place(&output)?;
     let today = clock.today();
-    // What was begun goes on also when its first days have left Zoom's reach meanwhile.
+    // A begun extraction may be resumed even if its first days have left Zoom's reach meanwhile.
     let oldest = if output.is_begun() { Date::MIN } else { oldest_reachable(today) };
     let DateRange { from, to } = range(&args.from_date, &args.to_date, oldest, today)?;
     let request = ExtractRequest {
@@ -79,7 +79,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     if job.continues {
         remark(format_args!("resuming from what {} holds already", output.working_directory().display()));
     } else {
-        // What was begun there had received nothing.
+        // What was begun there had received nothing, so the usual limit applies.
         range(&args.from_date, &args.to_date, oldest_reachable(today), today)?;
     }
     let stop = shutdown::on_signal(clock.clone())?;
@@ -96,7 +96,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     Ok(if report.summary.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
 }
 
-/// What can be told of the place before anything is made there.
+/// Checks what can be checked about the place before anything is created there.
 fn check_place(output: &Output) -> Result<(), WrongUse> {
     let (path, setting) = (output.path(), output.setting());
     let is_wrong = match output {
@@ -114,7 +114,7 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
     is_wrong.map_or(Ok(()), |is_wrong| Err(WrongUse(format!("{setting} {is_wrong}: {}", path.display()))))
 }
 
-/// Everything that is wrong with the two days is told at once.
+/// Parses and checks the two days; everything that is wrong with them is reported at once.
 fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, WrongUse> {
     let read = [("from", parse_day(from)), ("to", parse_day(to))];
     let [from, to] = read.each_ref().map(|(_, day)| day.as_ref().ok().copied());
@@ -202,12 +202,12 @@ fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
-/// A bar on a terminal, a line every ten seconds elsewhere, and every ten minutes while the same wait lasts.
+/// A bar on a terminal; elsewhere a line every ten seconds, or every ten minutes while the same wait lasts.
 struct Reporter {
     clock: SharedClock,
     bar: Option<ProgressBar>,
     last_line: Duration,
-    /// Why it waited when the last line was printed.
+    /// The reason for waiting that the last line gave.
     told: Option<String>,
 }
 

@@ -17,7 +17,7 @@ pub(super) struct HealthArgs {
 
 pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<u8> {
     let mut address = args.listen_addr;
-    // "Everywhere" is no place to ask.
+    // A wildcard address cannot be asked; loopback can.
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),

@@ -1,4 +1,4 @@
-//! The command line: one small file a subcommand, and the exit codes.
+//! The command line: one small file per subcommand, and the exit codes.
 
 mod check;
 mod demo;
@@ -18,7 +18,7 @@ use crate::telemetry;
 
 /// Everything is there (also when there was nothing to extract).
 const WHOLE: u8 = 0;
-/// It failed.
+/// The command failed.
 const FAILED: u8 = 1;
 /// Wrong use: an argument or setting is wrong.
 const WRONG_USE: u8 = 2;
@@ -64,7 +64,7 @@ enum Command {
 }
 
 impl Command {
-    /// Commands with output of their own for a person log errors only.
+    /// Commands whose output is for a person log errors only.
     fn log_level(&self) -> &'static str {
         match self {
             Self::Serve(_) | Self::Simulate(_) => "info",
@@ -72,8 +72,8 @@ impl Command {
         }
     }
 
-    /// Warns of settings that are probably not meant, and of `ZOOM_…` variables that are none: a misspelt one would be passed
-    /// over.
+    /// Warns about settings that are probably not intended, and about unknown `ZOOM_…` variables: a misspelt one would be
+    /// silently ignored.
     fn tell_of_doubtful_settings(&self) {
         let to_a_person: fn(String) = |doubt| remark(format_args!("warning: {doubt}"));
         let (zoom, tell): (_, fn(String)) = match self {
@@ -142,12 +142,12 @@ fn arguments_of(command: &clap::Command) -> impl Iterator<Item = &Arg> {
     command.get_subcommands().chain([command]).flat_map(clap::Command::get_arguments)
 }
 
-/// The variables that are settings.
+/// The environment variables that are settings.
 fn settings_of(command: &clap::Command) -> HashSet<&OsStr> {
     arguments_of(command).filter_map(Arg::get_env).collect()
 }
 
-/// Settings in the environment that are no text.
+/// Settings in the environment whose values are not UTF-8.
 fn not_utf8() -> Vec<String> {
     let command = Cli::command();
     let settings = settings_of(&command);
@@ -156,7 +156,7 @@ fn not_utf8() -> Vec<String> {
     set.filter_map(|(name, _)| name.into_string().ok()).collect()
 }
 
-/// The variable that a wrong value comes from, if it is no flag: errors name the flag.
+/// The environment variable that a wrong value comes from, unless its flag was given: errors name only the flag.
 fn wrong_setting(error: &clap::Error) -> Option<String> {
     let clap::error::ContextValue::String(flag) = error.get(clap::error::ContextKind::InvalidArg)? else {
         return None;
@@ -179,7 +179,7 @@ fn complain(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if wrong_use { WRONG_USE } else { FAILED })
 }
 
-/// What was asked for makes no sense; the message says what would.
+/// An argument or setting that makes no sense; the message says what would.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct WrongUse(String);
@@ -194,7 +194,7 @@ async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Openapi => {
             use std::io::Write as _;
             match writeln!(std::io::stdout(), "{}", crate::http::openapi::document().trim_end()) {
-                // Whoever reads it has enough.
+                // The reader closed the pipe: it has enough.
                 Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
                 written => written?,
             }
@@ -210,7 +210,7 @@ fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// For people, beside the results.
+/// For people, apart from the results.
 fn remark(line: impl std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{line}");

@@ -1,4 +1,4 @@
-//! `serve`: the service until a signal.
+//! `serve`: runs the service until a signal.
 
 use clap::Args;
 

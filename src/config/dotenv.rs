@@ -1,9 +1,9 @@
-//! `.env` of the working directory.
+//! The `.env` file of the working directory.
 
 use super::ConfigError;
 
-/// Reads `.env` of the working directory into the environment; what is set already stays. Not of a directory above it, where
-/// others may write.
+/// Loads the working directory's `.env` into the environment, without overriding what is already set. Parent directories, where
+/// others may write, are not searched.
 pub fn load_dotenv() -> Result<(), ConfigError> {
     match dotenvy::from_path(".env") {
         Err(error) if !error.not_found() => {
@@ -19,7 +19,7 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
     }
 }
 
-/// Which line of `.env` is wrong, by its number: it may hold a secret.
+/// Names the malformed line of `.env` by its number only: it may hold a secret.
 fn malformed(line: &str) -> String {
     let first = line.lines().next().unwrap_or_default().trim();
     let text = std::fs::read_to_string(".env").unwrap_or_default();

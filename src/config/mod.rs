@@ -1,6 +1,6 @@
 //! Settings: flags first, then the environment, then `.env`. Each component gets its own settings struct, once.
 //!
-//! Owns names, defaults, and the checks that need more than one value. A wrong setting stops the start with its name.
+//! Owns names, defaults, and the checks that need more than one value. A wrong setting is named and stops the start.
 
 mod dotenv;
 mod values;
@@ -24,7 +24,7 @@ pub use dotenv::load_dotenv;
 pub use values::address;
 use values::{base_url, duration, origin_of, secret};
 
-/// What is wrong with the settings; names each of them.
+/// What is wrong with the settings; names each that is wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
@@ -161,13 +161,13 @@ pub struct LogArgs {
 
 const API_BASE_URL: &str = "https://api.zoom.us/v2";
 const OAUTH_BASE_URL: &str = "https://zoom.us";
-/// With fewer requests a second no job would ever end.
+/// With fewer requests a second no job would ever finish.
 const LEAST_LIMIT: f64 = 0.01;
-/// Each may hold a thread while it waits, of 512 that the runtime has for what blocks.
+/// Each may occupy one of the runtime's 512 blocking threads while it waits.
 const MOST_RUNNING_JOBS: usize = 256;
-/// Nobody answers sooner.
+/// No server answers sooner.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
-/// The longest delay is sixty times as long.
+/// The longest delay between retries is sixty times this.
 const LONGEST_RETRY_BASE: Duration = Duration::from_mins(1);
 
 impl ZoomArgs {
@@ -252,7 +252,7 @@ impl ZoomArgs {
         })
     }
 
-    /// What works, and is probably not meant.
+    /// Warns about settings that work but are probably not intended.
     pub fn doubts(&self) -> Vec<String> {
         let urls = [
             ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
@@ -273,7 +273,7 @@ impl ZoomArgs {
 }
 
 impl ServiceArgs {
-    /// The keys of all three sources.
+    /// Collects the keys of all three sources.
     fn keys(&self, errors: &mut Vec<String>) -> ApiKeys {
         let mut keys = ApiKeys::default();
         let file = self.api_keys_file.as_ref().map(|path| {
@@ -290,7 +290,7 @@ impl ServiceArgs {
             ("API_KEYS_FILE", file),
         ] {
             match source {
-                // Whoever names keys wants them asked for.
+                // Whoever sets this wants keys to be required.
                 Some(Ok(more)) if more.is_empty() => errors.push(format!("{name} holds no key")),
                 Some(read) => {
                     if let Err(error) = read.and_then(|more| keys.add(more)) {

@@ -1,4 +1,4 @@
-//! Values of settings: how each is read, and what it must be where it cannot.
+//! Values of settings: how each is parsed, and what it must be if that fails.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use secrecy::SecretString;
 
 use crate::zoom::is_http;
 
-/// A base URL as it is used, or what it must be. What it is is not told: it may hold a password.
+/// Returns the base URL, or what it must be. The error does not quote it: it may hold a password.
 pub(super) fn base_url(text: &str, usual: &str) -> Result<String, String> {
     let text = text.trim();
     match reqwest::Url::parse(text) {
@@ -24,7 +24,7 @@ pub(super) fn base_url(text: &str, usual: &str) -> Result<String, String> {
     }
 }
 
-/// `https://host` or with a port, nothing after it.
+/// Accepts `https://host` (or http), with or without a port, and nothing after it.
 pub(super) fn origin_of(text: &str) -> Result<HeaderValue, String> {
     let wrong = || format!("CORS_ORIGINS must hold origins such as https://tools.example.org, not {text}");
     let url = reqwest::Url::parse(text).map_err(|_| wrong())?;

@@ -1,4 +1,4 @@
-//! Is the account ready? One step after the other, each with what to do when it fails.
+//! Is the account ready? Runs one step after another, each with advice for when it fails.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::zoom::lane::{Effort, FetchError, Urgency};
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
 use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Lane, Waiting};
 
-/// Zoom's names for what the app must be allowed (vendor's description of both endpoints): the classic pair, or the
-/// granular pair.
+/// Zoom's names for the scopes the app needs (vendor's description of both endpoints): either the classic pair or the granular
+/// pair.
 const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
-/// A check is for a person who waits.
+/// Few, as a person is waiting for the check.
 const TRIES: u32 = 2;
 const EFFORT: Effort = Effort { at_most: Some(TRIES), sits_out_outages: false, urgency: Urgency::Usual };
 
@@ -33,7 +33,7 @@ pub struct Step {
     pub help: Option<String>,
 }
 
-/// Runs the steps in order and stops at the first that fails; `tell` gets each once it is done.
+/// Runs the steps in order, passing each to `tell` once it is done, and stops at the first that fails.
 pub async fn check(account: &Arc<Account>, clock: &SharedClock, mut tell: impl FnMut(Step)) {
     let today = clock.today();
     let days = DateRange { from: today.saturating_sub(27.days()), to: today };
@@ -48,7 +48,7 @@ struct Checking<'a> {
     account: &'a Account,
     clock: &'a SharedClock,
     lane: Lane,
-    /// The days that are tried.
+    /// The days to try with.
     days: DateRange,
 }
 
@@ -76,7 +76,7 @@ impl Checking<'_> {
         if let Ok(old) = &token
             && !missing_scopes(old).is_empty()
         {
-            // It may be older than what has been done about it.
+            // The cached token may predate the granting of the scopes.
             tokens.invalidate(old.generation);
             token = get().await;
         }
@@ -91,7 +91,7 @@ impl Checking<'_> {
         Ok((fine("token", elapsed, "Zoom gave an access token"), token.map_err(failure)?))
     }
 
-    /// Also the first session listed.
+    /// Also returns the id of the first session listed.
     async fn list(&self) -> Result<(Step, Option<String>), Step> {
         let (started, days) = (self.clock.elapsed(), self.days);
         let call = Call::ListSessions { days, page_token: None };
@@ -147,7 +147,7 @@ fn scopes(token: &Token) -> Result<Step, Step> {
     Err(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help) })
 }
 
-/// What the app must still be allowed, as far as the token tells.
+/// The scopes that the app still lacks, as far as the token tells.
 fn missing_scopes(token: &Token) -> Vec<&'static str> {
     let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
     let missing = |wanted: [&'static str; 2]| -> Vec<_> {
@@ -171,14 +171,14 @@ fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
     }
 }
 
-/// Why a step did not come to its end.
+/// Why a step did not complete.
 enum Unfit {
     FetchError(FetchError),
     Paused(Waiting),
 }
 
 impl Unfit {
-    /// Zoom says so where there is nothing.
+    /// Whether Zoom answered "not found", as it does where there is nothing.
     fn is_not_found(&self) -> bool {
         matches!(self, Self::FetchError(ended) if ended.is_not_found_by_zoom())
     }
@@ -199,7 +199,7 @@ impl Unfit {
     }
 }
 
-/// A pause of the account may last for hours; nobody waits so long for a check.
+/// Waits for the answer unless the account is paused: that may last for hours, too long for a check.
 async fn unless_paused<T>(
     account: &Account,
     asked: impl Future<Output = Result<T, FetchError>>,

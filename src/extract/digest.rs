@@ -1,25 +1,25 @@
-//! What items are recognised by when they come again.
+//! Digests by which items are recognised when they come again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
 use siphasher::sip128::SipHasher13;
 
-/// With keys that nobody knows, so that no two items can be made to look the same.
+/// Keyed with secret random keys, so that nobody can craft two items with the same digest.
 static DIGEST: LazyLock<SipHasher13> = LazyLock::new(|| {
     let key = || RandomState::new().hash_one(());
     SipHasher13::new_with_keys(key(), key())
 });
 
-/// A digest of an item's bytes, or an id's. To be compared within this process only: its keys are random.
+/// A digest of the bytes of an item or an id. Comparable only within this process, as its keys are random.
 pub(super) fn digest(text: &str) -> u128 {
     DIGEST.hash(text.as_bytes()).as_u128()
 }
 
-/// Before a link to a file. It carries a token that is another one each time.
+/// The name of a member that links to a file. The link carries a token that differs in every response.
 const LINK: &str = "\"download_url\"";
 
-/// A digest that leaves out the tokens of links, which are others with each fetch.
+/// A digest that ignores the tokens of links, which differ with each fetch.
 pub(super) fn digest_of_content(item: &str) -> u128 {
     let (mut content, mut rest) = (String::new(), item);
     while let Some((before, link)) = rest.split_once(LINK) {

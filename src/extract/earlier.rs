@@ -1,4 +1,4 @@
-//! What an earlier run left in a job's directory: whether it is sound, and what it tells.
+//! What an earlier run left in a job's directory: whether it is sound, and what it says about the job.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::capture::{CaptureError, Location, Meta, RangeId, Reader};
 use crate::zoom::lane::Traffic;
 use crate::zoom::{Call, ItemChoice};
 
-/// What an earlier run left must be sound. Somebody who asks for another try gets one also when it is not: a damaged index is
-/// set aside and everything fetched again; ranges whose messages are damaged are returned, to be fetched again.
+/// Checks that what an earlier run left is sound. A retry goes ahead even if it is not: a damaged index is set aside and
+/// everything refetched; ranges with damaged messages are returned, to be refetched.
 pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
@@ -28,7 +28,7 @@ pub(super) async fn check_earlier(
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }
     };
     match damaged.await {
-        // Who has called it off need not wait, and finds it as it is.
+        // After a cancellation nobody needs the result; the capture stays as it is.
         Err(_) if cancel.is_cancelled() => Ok(Vec::new()),
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is set aside, everything is fetched again");
@@ -46,28 +46,28 @@ pub(super) async fn check_earlier(
     }
 }
 
-/// What a capture tells of its job.
+/// What a capture says about its job.
 #[derive(Debug)]
 pub struct Captured {
     pub request: ExtractRequest,
     pub started_at: Option<Timestamp>,
     pub requester: Option<String>,
-    /// The mark of the account.
+    /// The mark that identifies the account.
     pub account: Option<String>,
     /// Nothing is left to be fetched.
     pub complete: bool,
-    /// Zoom has answered something.
+    /// Zoom has answered at least once.
     pub answered: bool,
 }
 
-/// How many failures the capture in a directory knows.
+/// The number of failures recorded in the capture in `directory`.
 pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     let location = Location::in_directory(directory);
     let failures = location.with_planned_reader(async |reader| reader.failure_count().await);
     Ok(failures.await?.unwrap_or(0))
 }
 
-/// What the capture in a directory holds, as a job tells of it, and how many failures it knows.
+/// The figures of the capture in `directory`, as a job reports them, and its number of failures.
 pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, ExtractError> {
     let location = Location::in_directory(directory);
     let held = location.with_planned_reader(async |reader| {
@@ -81,13 +81,13 @@ pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, Ext
     }))
 }
 
-/// What runs that have ended asked of Zoom.
+/// The traffic with Zoom recorded by earlier runs.
 pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, CaptureError> {
     let totals = reader.meta(Meta::Traffic).await?;
     Ok(totals.and_then(|totals| serde_json::from_str(&totals).ok()).unwrap_or_default())
 }
 
-/// First pages that Zoom has answered: asking for them again tells whether it still does.
+/// Calls for first pages that Zoom has answered: repeating them tells whether it still does.
 pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Result<Vec<Call>, CaptureError> {
     let list = reader.answered_list().await?.map(|days| Call::ListSessions { days, page_token: None });
     let sessions = reader.answered_sessions().await?.into_iter().map(|(session_id, days)| Call::Messages {
@@ -99,7 +99,7 @@ pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Resu
     Ok(list.into_iter().chain(sessions).collect())
 }
 
-/// Reads what the capture in a directory tells of its job; `None` when it tells nothing.
+/// Reads what the capture in `directory` says about its job; `None` if it has no plan.
 pub async fn captured(directory: &Path) -> Result<Option<Captured>, CaptureError> {
     Location::in_directory(directory).with_sound_planned_reader(read).await
 }

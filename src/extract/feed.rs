@@ -1,24 +1,25 @@
-//! Which range is fetched next: the oldest window first, and in it what was long before; the parts of a split at once.
+//! Decides which range is fetched next: the parts of a split at once, else the oldest window first, and in it the sessions
+//! longest elsewhere.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::capture::{CaptureError, PendingRange, RangeId, Reader, WindowId};
 
-/// Ranges to fetch in the order of windows, a few at a time.
+/// The ranges to fetch, in the order of windows, read in batches.
 #[derive(Default)]
 pub(super) struct Feed {
     queue: VecDeque<PendingRange>,
-    /// The last range handed out of each window.
+    /// The last range queued from each window.
     handed_out: HashMap<WindowId, RangeId>,
-    /// Ranges handed out before their turn.
+    /// Ranges queued before their turn.
     early: HashSet<RangeId>,
 }
 
 impl Feed {
     const AT_A_TIME: i64 = 1_000;
 
-    /// The parts of a large session come first: they would be the last to end. The first of them has the number of the
-    /// whole; the others are new, and may have been found in the capture before the split was told of.
+    /// Queues the parts of a large session first, as they would be the last to end. The first part keeps the id of the whole
+    /// range; the others are new, and may have been found in the capture before the split was reported.
     pub fn put_first(&mut self, parts: Vec<PendingRange>) {
         for (index, part) in parts.into_iter().enumerate().rev() {
             let found = self.handed_out.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
@@ -43,7 +44,7 @@ impl Feed {
             if found.is_empty() {
                 return Ok(None);
             }
-            // What was long before will be long again, and would be the last to end.
+            // Sessions with many pages elsewhere are likely to be long here too, and would be the last to end.
             found.sort_by_key(|range| std::cmp::Reverse(range.pages_elsewhere));
             self.queue.extend(found.into_iter().filter(|range| !self.early.contains(&range.chain.id)));
         }

@@ -1,7 +1,7 @@
-//! Listing the sessions of every window, page by page; windows that cannot be listed whole are cut.
+//! Lists the sessions of every window, page by page; windows that cannot be listed whole are cut.
 //!
-//! Each list page is committed with the units it brings before the next is asked for. Days that cannot be listed even
-//! alone are reported, and sessions known from elsewhere are asked for them anyway.
+//! Each list page is committed with the units it brings before the next is requested. Days that cannot be listed even singly
+//! are reported, and sessions known from other windows are asked for them anyway.
 
 use std::collections::HashSet;
 
@@ -20,15 +20,15 @@ use crate::zoom::lane::{Effort, FetchError, Urgency};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// Tries for a list that is a part of a window that failed as a whole.
+/// The maximum number of attempts at listing only part of a window, usually after the whole has failed.
 const ATTEMPTS_FOR_A_PART: u32 = 3;
-/// A list of more than one page may have moved while it was read: a session that is written in goes to another place. It is
-/// read again until that brings nothing new, so often at most.
+/// A list of several pages may shift while it is read: a session with a new message moves to another place. It is reread until
+/// that brings nothing new, in at most this many passes.
 const MOST_PASSES: u32 = 5;
-/// Sessions that are asked for days that could not be listed, in one change: pages wait for it.
+/// The number of sessions asked, in one change, for days that could not be listed; bounded, as pages wait for its commit.
 const PROBED_AT_A_TIME: i64 = 10_000;
 
-/// Lists every window that is not listed yet; windows side by side, the pages of one after the other.
+/// Lists every window not listed yet: windows concurrently, the pages of each sequentially.
 pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     let windows = shared.with_reader(async |reader| reader.windows().await).await?;
     try_join_all(windows.iter().map(|(window, days)| list_window(shared, *window, *days))).await?;
@@ -38,11 +38,11 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     });
     let (last, days_not_listed) = look.await?;
     let oldest = shared.reach.oldest();
-    // Of days that have left Zoom's reach the list that was not answered tells.
+    // Days that have left Zoom's reach are already reported by their failed list.
     let reachable =
         days_not_listed.into_iter().filter_map(|(window, days)| Some((window, days.since(oldest)?)));
-    // A chat may have had another name in some months: one that was selected in any is asked for in all. Those days that have left
-    // Zoom's reach since they were listed are missing of it.
+    // A chat may have had another name in some months: one selected in any month is asked for in all. Its days that have left
+    // Zoom's reach since they were listed are recorded as missing.
     let by_name = shared.context.request.sessions.selects_by_name();
     for (window, days) in if by_name { windows } else { reachable.collect() } {
         for first in (1..=last).step_by(PROBED_AT_A_TIME as usize) {
@@ -72,7 +72,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
     Ok(())
 }
 
-/// A list page, read.
+/// A parsed list page.
 #[derive(Debug)]
 struct ListPage {
     sessions: Vec<(SessionHead, String)>,
@@ -116,15 +116,15 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
     }
 }
 
-/// One reading of a list, from its first page or from where an earlier run was.
+/// One pass over a list, from its first page or from where an earlier run stopped.
 #[derive(Default)]
 struct Pass {
     token: Option<String>,
     seq: i64,
     paging: Paging,
-    /// The sessions of the page before.
+    /// The ids of the sessions on the previous page.
     previous: HashSet<String>,
-    /// It repeats another, and has brought nothing new.
+    /// It repeats an earlier pass and has brought nothing new so far.
     is_quiet: bool,
 }
 
@@ -134,13 +134,13 @@ impl Pass {
         Self { token: Some(token.clone()), seq: pages, paging: Paging::taken_up(token), ..Self::default() }
     }
 
-    /// Whether no other is needed after its last page.
+    /// Whether no further pass is needed after its last page.
     fn suffices(&self, passes: u32) -> bool {
         self.seq == 0 || self.is_quiet || passes == MOST_PASSES
     }
 }
 
-/// Follows the chain of list pages to its end, and again until that brings nothing new.
+/// Follows the chain of list pages to its end, and again until a pass brings nothing new.
 async fn follow(
     shared: &Shared,
     list: &Chain<ListId>,
@@ -151,7 +151,7 @@ async fn follow(
     let days = list.days;
     let mut pass = Pass::from(shared.still_good(list), list.pages);
     let (mut passes, mut has_shown, mut was_not_found) = (1, list.pages > 0, false);
-    // What each page was: one that comes again as it was need not be stored again.
+    // The digests of pages read: one that comes again unchanged need not be stored again.
     let mut read = HashSet::new();
     loop {
         let call = Call::ListSessions { days, page_token: pass.token.clone() };
@@ -166,7 +166,7 @@ async fn follow(
                 pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
                 continue;
             }
-            // Zoom says 404 for "nothing there". It must say so twice: else a month would be gone.
+            // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
             Err(FetchError::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
                 if !std::mem::replace(&mut was_not_found, true) {
                     continue;
@@ -190,7 +190,7 @@ async fn follow(
         let left_reach = pass.token.is_none() && shared.has_lost_days_of(days);
         pass.previous = ids;
         pass.token.clone_from(&page.next);
-        // What has been read before brings nothing.
+        // A page that was read before brings nothing new.
         if is_new || passes == 1 {
             shared.wait_for_beat(BEAT).await;
             let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
@@ -219,8 +219,8 @@ async fn follow(
     Ok(Ok(()))
 }
 
-/// Whether "not found" means that there are no sessions in these days: of a part of a window that has listed some only if the
-/// whole is still answered.
+/// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if the
+/// whole window is still answered.
 async fn lists_nothing(
     shared: &Shared,
     list: &Chain<ListId>,
@@ -235,7 +235,7 @@ async fn lists_nothing(
     Ok(shared.context.lane.fetch(&call, effort, call.any_answer()).await.is_ok())
 }
 
-/// Returns how many sessions it brought that were not there.
+/// Commits a list page and returns how many sessions were new to its window.
 async fn commit_page(
     shared: &Shared,
     page: PagePosition<ListId>,
@@ -252,14 +252,14 @@ async fn commit_page(
     Ok(effect.new_units)
 }
 
-/// A list that failed for good is cut, down to single days; a single day is reported.
+/// Cuts a list that failed for good, down to single days; a failed single day is reported.
 async fn give_up(
     shared: &Shared,
     list: &Chain<ListId>,
     days: DateRange,
     failure: &Failure,
 ) -> Result<(), ExtractError> {
-    // Parts of a list that is gone would seem to be empty.
+    // After "not found", the parts would seem to be empty.
     let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
     let change = if let Some(parts) = parts {
         tracing::warn!(%days, code = %failure.kind.code(), "could not be listed whole, cutting");

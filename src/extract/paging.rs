@@ -1,20 +1,20 @@
-//! Detects chains of pages that would never end, of a list or of a range: a page token that repeats, pages that bring nothing
-//! new, restarts without end.
+//! Detects chains of pages, of a list or a range, that would never end: repeated page tokens, pages that bring nothing new,
+//! endless restarts.
 
 use std::collections::HashSet;
 
 use crate::zoom::{Failure, FailureKind};
 
-/// A chain that has to begin again this often without coming any further is given up.
+/// A chain may restart this many times without getting any further before it is given up.
 const MAX_RESTARTS: u32 = 5;
-/// So many pages in a row that bring nothing new, and the chain is taken for endless.
+/// A chain with more than this many consecutive pages that bring nothing new is considered endless.
 const MAX_BARREN_PAGES: u32 = 200;
 
 /// Watches one chain.
 #[derive(Debug, Default)]
 pub(super) struct Paging {
     tokens: HashSet<String>,
-    /// What pages were recognised by.
+    /// The digests by which pages are recognised.
     pages: HashSet<u128>,
     barren: u32,
     restarts_in_vain: u32,
@@ -22,12 +22,12 @@ pub(super) struct Paging {
 }
 
 impl Paging {
-    /// A chain that goes on with this token.
+    /// Watches a chain that resumes with this token.
     pub fn taken_up(token: &str) -> Self {
         Self { tokens: HashSet::from([token.to_owned()]), ..Self::default() }
     }
 
-    /// The chain broke after so many pages. If it may begin again it is watched from its first page on.
+    /// Whether the chain, which broke after `pages` pages, may restart. If so, it is watched from its first page on.
     pub fn may_begin_again(&mut self, pages: i64) -> bool {
         let (restarts, furthest) =
             if pages > self.furthest { (1, pages) } else { (self.restarts_in_vain + 1, self.furthest) };
@@ -35,8 +35,8 @@ impl Paging {
         restarts <= MAX_RESTARTS
     }
 
-    /// What is wrong after a page with this `next` token. `recognised_by` is the same for pages with the same beginning, and
-    /// absent for one with nothing that the page before did not have.
+    /// Returns what is wrong, if anything, after a page with this `next` token. `recognised_by` is the same for pages that
+    /// begin alike, and `None` for a page with nothing that the previous one did not have.
     pub fn trouble_after(&mut self, next: Option<&str>, recognised_by: Option<u128>) -> Option<Failure> {
         let next = next?;
         let is_new = recognised_by.is_some_and(|page| self.pages.insert(page));

@@ -1,6 +1,6 @@
-//! How far a run is: counters that many tasks raise and anyone may read.
+//! How far a run has got: counters that many tasks update and anyone may read.
 //!
-//! Owns the figures and the honest estimate made of them. Knows no user interface; reporters take a [`Snapshot`].
+//! Owns the figures and the honest estimate based on them. Knows no user interface; reporters take a [`Snapshot`].
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::capture::{Counts, Effect};
 use crate::zoom::{Traffic, Waiting};
 
-/// A counter of many tasks. What one takes off it may be taken before another has added it: below nothing it counts as nothing.
+/// A counter updated by many tasks. A subtraction may overtake the addition it belongs to: a value below zero reads as zero.
 #[derive(Debug, Default)]
 pub struct Figure(AtomicI64);
 
@@ -50,7 +50,7 @@ pub struct Progress {
     pub messages: Figure,
     pub edited_messages: Figure,
     pub deleted_messages: Figure,
-    /// Chains that have shown how long they are, and the pages all of them are taken to bring still.
+    /// The number of chains whose length can be estimated, and the pages still expected of all of them.
     chains: Figure,
     pages_to_come: Figure,
     /// Traffic of earlier runs of the same job, which a restart must not forget.
@@ -117,7 +117,7 @@ impl Progress {
         }
     }
 
-    /// Counts what a change did.
+    /// Adds the effect of a change to the counters.
     pub fn count(&self, effect: &Effect) {
         self.sessions_total.add(effect.new_sessions);
         self.units_total.add(effect.new_units);
@@ -128,7 +128,7 @@ impl Progress {
         figures.into_iter().zip(effect.items.0).for_each(|(figure, items)| figure.change(items));
     }
 
-    /// Adds to what earlier runs have left.
+    /// Sets the totals of earlier runs, which this run adds to.
     pub fn resume_from(&self, earlier: TrafficTotals) {
         *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = earlier;
     }
@@ -147,7 +147,8 @@ impl Progress {
         (self.units_done.get() + self.units_failed.get()) as f64
     }
 
-    /// Until everything is listed the units seen so far are scaled up by the windows still to come. Without any, nobody knows.
+    /// The units expected in all: until everything is listed, those seen so far, scaled up for the windows still to come.
+    /// `None` if there is nothing to scale yet.
     fn expected_units(&self) -> Option<f64> {
         let units = self.units_total.get() as f64;
         match (self.windows_total.get(), self.windows_listed.get()) {
@@ -156,8 +157,8 @@ impl Progress {
         }
     }
 
-    /// How many requests are still to come: what chains under way are taken to bring, and as much for each unit that has
-    /// not begun as the others have on average.
+    /// The number of requests still to come: those expected of the chains under way and, for each unit not yet begun, the
+    /// average of the others.
     pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
         let under_way = self.pages_to_come.get() as f64;
         let begun = self.units_settled() + self.chains.get() as f64;
@@ -169,7 +170,7 @@ impl Progress {
         Some(under_way + not_begun * requests_a_unit)
     }
 
-    /// For a chain that begins.
+    /// The outlook of a new chain, still without an estimate.
     pub fn outlook(&self) -> Outlook<'_> {
         Outlook { progress: self, pages: None }
     }
@@ -210,7 +211,7 @@ impl Progress {
     }
 }
 
-/// What one chain is taken to bring still; taken back when the chain ends.
+/// The pages still expected of one chain; withdrawn when the chain ends.
 #[derive(Debug)]
 pub struct Outlook<'a> {
     progress: &'a Progress,
@@ -238,7 +239,7 @@ impl Drop for Outlook<'_> {
 }
 
 impl Rate {
-    /// An average that forgets over about ten seconds.
+    /// An exponential moving average over about ten seconds.
     fn measure(&mut self, now: Duration, requests: u64) -> Option<f64> {
         let Some(at) = self.at else {
             *self = Self { at: Some(now), requests, per_second: None };

@@ -1,7 +1,7 @@
-//! Following one range: page after page to the last, each committed before the next is asked for.
+//! Follows one range, page after page to the last, each committed before the next is requested.
 //!
-//! Owns what happens at the seams of a chain: a page token that is too old, a repeated item, a session that is gone,
-//! days that left Zoom's reach, a chain that turns out too long.
+//! Owns the edge cases of a chain: an expired page token, a repeated item, a session that is gone, days that have left Zoom's
+//! reach, a chain that turns out too long.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::zoom::lane::{FetchError, Urgency};
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure};
 
-/// Deflate levels of stored pages: while the processors have time, and while they have not. A page costs them half as much
-/// then, and is a third larger.
+/// Deflate levels of stored pages, for when the processors have time to spare and for when they have not: the fast one takes
+/// half the time, and the page is a third larger.
 pub(super) const DENSE: u32 = 6;
 const FAST: u32 = 1;
 
-/// A digest of each item of a page, by kind: what the next page's items are compared with.
+/// A digest of each item of a page, by kind, to compare the items of the next page with.
 type Digests = [HashSet<u128>; 3];
 
 /// A page of messages, read and compressed.
@@ -37,13 +37,13 @@ struct ReadPage {
     segments: [Option<Segment>; 3],
     digests: Digests,
     repeats: u64,
-    /// Its first item that the page before did not have.
+    /// The digest of its first item that the previous page did not have.
     recognised_by: Option<u128>,
     next: Option<String>,
     unknown: Vec<(String, String)>,
-    /// It is not of all the days it was asked for.
+    /// Set if the page does not cover all the days requested.
     leaves_out: Option<Failure>,
-    /// When its first and its last message were sent.
+    /// When its first and last messages were sent.
     ends: Option<(i64, i64)>,
 }
 
@@ -76,8 +76,8 @@ fn read_page(body: &Bytes, days: DateRange, previous: &Digests, level: u32) -> R
     })
 }
 
-/// Follows the chain of a range to its end, whatever that is, or to where it turns out too long: then the ranges that
-/// take its place are returned. Only what concerns the whole run is an error.
+/// Follows the chain of a range to its end, whatever that is, or until it turns out too long. Returns the ranges still to be
+/// fetched in its place, if any. Only what concerns the whole run is an error.
 pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<PendingRange>, ExtractError> {
     let oldest = shared.reach.oldest();
     let Some(rest) = range.chain.days.since(oldest) else {
@@ -116,7 +116,7 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
 enum Step {
     More,
     End,
-    /// Its first days have left Zoom's reach while it was on its way.
+    /// Its first days left Zoom's reach while the request was in flight.
     LeftReach,
     Failed(Failure),
 }
@@ -127,7 +127,7 @@ async fn fail(shared: &Shared, range: &PendingRange, failed: Failed) -> Result<(
     settle(shared, Change::FailRange { range: range.chain.id, failed }).await
 }
 
-/// Commits what may be the last of a unit; that is then compared with what was set aside of it.
+/// Commits a change that may complete a unit, which is then compared with what was set aside from it.
 async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
     for unit in shared.commit(change).await?.to_compare {
         Box::pin(reconcile::compare(shared, unit)).await?;
@@ -135,24 +135,24 @@ async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
     Ok(())
 }
 
-/// A range whose chain of pages is followed, and where that stands.
+/// A range whose chain of pages is being followed, and how far that has got.
 struct Following<'a> {
     shared: &'a Shared,
     range: PendingRange,
     token: Option<String>,
     seq: i64,
-    /// The run would wait for the rest of it, which is about so many pages.
+    /// Set if the run would end up waiting for the rest of the chain: about how many pages that is.
     urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
-    /// What the chain fails with at its end when a page of it is not of all the days it was asked for.
+    /// What the chain fails with at its end, if one of its pages did not cover all the days requested.
     leaves_out: Option<Failure>,
-    /// None for a chain taken up in the middle: nobody knows which days the pages before span.
+    /// `None` for a chain resumed midway: it is not known which days the earlier pages span.
     observed: Option<Seen>,
 }
 
 impl<'a> Following<'a> {
-    /// Goes on with a token that is still young and belongs to the same query; else begins again.
+    /// Resumes with the stored token if it is still young and belongs to the same query; otherwise starts again.
     async fn take_up(shared: &'a Shared, range: PendingRange) -> Result<Self, ExtractError> {
         let mut following = Self {
             shared,
@@ -192,7 +192,7 @@ impl<'a> Following<'a> {
         }
     }
 
-    /// The first days of the range have left Zoom's reach.
+    /// Drops the first days of the range, which have left Zoom's reach.
     async fn drop_lost_days(&mut self, rest: DateRange) -> Result<(), ExtractError> {
         let failed = self.shared.out_of_reach();
         let change = Change::CutRange { range: self.range.chain.id, oldest: rest.from, failed };
@@ -233,8 +233,8 @@ impl<'a> Following<'a> {
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
         let left_reach = self.token.is_none() && shared.has_lost_days_of(days);
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
-        // Else a later run must not go on from here: after a loop it would go round it once more, from a page stored without its
-        // repeats it would not recognise them, and nobody would tell it that days were left out.
+        // Otherwise a later run must not resume here: after a loop it would go round once more, after a page stored without its
+        // repeats it would not recognise them, and it would not know that days were left out.
         let then = match &page.next {
             Some(token) if is_sound && page.repeats == 0 => {
                 Then::Next(PageToken { token: token.clone(), at: shared.now() })
@@ -252,8 +252,8 @@ impl<'a> Following<'a> {
         })
     }
 
-    /// Tells the run how much of the chain is still to come by what it has shown, and how urgent that is. Returns how fast chains
-    /// are, this one considered.
+    /// Tells the run how many pages of the chain are still expected, judging by those seen, and sets how urgent they are.
+    /// Returns the pace, with this chain included.
     fn forecast(&mut self, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> RunForecast {
         let shared = self.shared;
         let to_come = seen.pages_to_come(days).unwrap_or_default();
@@ -267,8 +267,8 @@ impl<'a> Following<'a> {
         forecast
     }
 
-    /// Begins again. What is stored stays until the new first page takes its place, and so does the number of the range's pages:
-    /// it says that the session has shown some.
+    /// Restarts the chain. Stored pages stay until the new first page replaces them, and so does the range's page count, which
+    /// says that the session has had some.
     fn restart(&mut self) {
         self.observed = Some(Seen::default());
         self.leaves_out = None;
@@ -294,7 +294,7 @@ impl<'a> Following<'a> {
         self.token = page.next;
         self.seq += 1;
         self.range.chain.pages = self.seq;
-        // A page without any of a kind says nothing of what the next may repeat.
+        // A page with no items of a kind says nothing about what the next may repeat.
         let mut last = page.digests;
         for (own, before) in last.iter_mut().zip(self.previous.iter()).filter(|(own, _)| own.is_empty()) {
             own.clone_from(before);
@@ -303,7 +303,7 @@ impl<'a> Following<'a> {
         Ok(())
     }
 
-    /// What is done about a chain that failed: ranges that take its place are returned. Only what concerns the whole run is an
+    /// Deals with a chain that failed, and returns the ranges to fetch in its place. Only what concerns the whole run is an
     /// error.
     async fn give_up(self, failure: &Failure) -> Result<Vec<PendingRange>, ExtractError> {
         let Self { shared, range, .. } = &self;
@@ -328,7 +328,7 @@ impl<'a> Following<'a> {
         vec![range]
     }
 
-    /// Cuts the range; the first part keeps its number.
+    /// Splits the range; the first part keeps its id.
     async fn split(
         self,
         parts: Vec<DateRange>,
@@ -341,7 +341,7 @@ impl<'a> Following<'a> {
         let numbers = std::iter::once(range.chain.id).chain(new_ranges);
         let part = |(id, days)| {
             let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
-            // Planned as long as it should be: not to be cut again before it has shown something.
+            // Already planned at the right length: not to be split again before it has shown something.
             PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
         };
         Ok(numbers.zip(parts).map(part).collect())

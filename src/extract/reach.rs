@@ -1,4 +1,4 @@
-//! How far back Zoom answers: by the calendar, and by what it has told.
+//! How far back Zoom answers: by the calendar, and as learned from its answers.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ pub(super) struct Reach {
     learning: tokio::sync::Mutex<()>,
 }
 
-/// Held by the one chain that finds out.
+/// Held by the one chain that is finding out; others wait for it.
 #[derive(Debug)]
 pub(super) struct Learning<'a> {
     reach: &'a Reach,

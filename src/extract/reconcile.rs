@@ -1,7 +1,7 @@
-//! Every item that was ever received is kept, also from pages that were taken off a range.
+//! Keeps every item ever received, also from pages that were taken off a range.
 //!
-//! That happens when its chain begins again or is cut; the capture sets them aside. Once all of a unit has been fetched it is
-//! compared with what was set aside of it, and what it lacks is added.
+//! Pages are taken off when a chain restarts or is cut; the capture sets them aside. Once a unit has been fetched completely,
+//! it is compared with what was set aside from it, and the items it lacks are added.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use crate::capture::{
 use crate::days::{self, DateRange};
 use crate::zoom::wire::{modified_at, sent_at};
 
-/// So many pages that were set aside are compared at a time: what is remembered of them does not grow with the chat.
+/// The number of set-aside pages compared at a time, so that the memory this takes does not grow with the chat.
 const AT_A_TIME: usize = 1_000;
 
 /// The digests of a stored page's items.
@@ -30,7 +30,7 @@ pub(super) fn digests_of(page: &[u8]) -> HashSet<u128> {
     items_of(&array).into_iter().map(|item| digest(item.get())).collect()
 }
 
-/// A stored page as a JSON array: its items are joined as the segment joined them.
+/// A stored page as a JSON array: the segment already separates its items by commas.
 fn array_of(page: &[u8]) -> Vec<u8> {
     [b"[", page, b"]"].concat()
 }
@@ -39,8 +39,8 @@ fn items_of(array: &[u8]) -> Vec<&RawValue> {
     serde_json::from_slice(array).unwrap_or_default()
 }
 
-/// Adds to a unit that was fetched to its end what was set aside of it and has not come again: it may have been deleted meanwhile,
-/// or the later answers may lack it. Compared is all of it, whatever days Zoom counts an item to.
+/// Adds to a completely fetched unit the items set aside from it that have not come again: they may have been deleted since, or
+/// the later answers may lack them. Compares the whole unit, whichever day Zoom counts an item towards.
 pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), ExtractError> {
     let stop = shared.stop.clone();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
@@ -60,7 +60,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     Ok(())
 }
 
-/// The same of all units that are left so: a run ended before it came to that.
+/// Compares all units still to be compared because a run ended before it got to that.
 pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
     while let Some(unit) = shared.with_reader(async |stored| stored.unit_to_compare().await).await? {
         compare(shared, unit).await?;
@@ -68,7 +68,7 @@ pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
     Ok(())
 }
 
-/// What was set aside of a unit, and its ranges do not have, each with the range it is added to.
+/// The items set aside from a unit that its ranges lack, each with the range to add it to.
 async fn lacking(
     stored: &mut Reader,
     unit: UnitId,
@@ -77,7 +77,8 @@ async fn lacking(
 ) -> Result<Vec<(RangeId, Restored)>, ExtractError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<Identity>::new());
-    // Deletions first, as a message is not kept beside its own; else, of an item that was set aside more than once, the latest.
+    // Deletions first, as a message is not kept beside its own deletion; otherwise, of an item set aside more than once, the
+    // latest.
     let (deleted, others): (Vec<_>, Vec<_>) =
         stored.set_aside(unit).await?.into_iter().partition(|(_, page)| page.kind == Kind::Deleted);
     for set_aside in [deleted, others] {
@@ -109,7 +110,8 @@ async fn lacking(
     Ok(kept)
 }
 
-/// Takes off what these ranges have. As a rule it is found in the place of a chain where it was, at one of the ends of its days.
+/// Removes from `lacking` what these ranges hold. An item is usually found at its old place in the chain, in a range at either
+/// end of its days.
 async fn look_for(
     lacking: &mut HashSet<Identity>,
     stored: &mut Reader,
@@ -131,7 +133,7 @@ async fn look_for(
             if lacking.is_empty() {
                 break;
             }
-            // A damaged one is no answer that lacks something: its range is to be fetched again.
+            // Fails on a damaged page, which does not prove that an item is lacking: its range is to be refetched.
             let array = array_of(&segments.inflated(page)?);
             for known in items_of(&array).into_iter().flat_map(|item| made_known_by(page.kind, item)) {
                 lacking.remove(&known);
@@ -141,12 +143,12 @@ async fn look_for(
     Ok(())
 }
 
-/// An error once the run is to stop.
+/// Returns an error once the run is to stop.
 fn go_on(stop: &CancellationToken) -> Result<(), ExtractError> {
     if stop.is_cancelled() { Err(ExtractError::Cancelled) } else { Ok(()) }
 }
 
-/// A page that was set aside; nothing if it is damaged.
+/// Reads a set-aside page; empty if it is damaged.
 fn read(segments: &SegmentReader, page: &PageRef) -> Result<Vec<u8>, CaptureError> {
     match segments.inflated(page) {
         Err(error) if error.is_damaged() => Ok(Vec::new()),
@@ -160,15 +162,15 @@ fn from_both_ends<T>(all: &[T]) -> impl Iterator<Item = &T> {
     (0..all.len()).map(move |nth| &all[place(nth)])
 }
 
-/// What an item is recognised by in another reading: a message by its id, as it may have been edited since; of edits and deletions
-/// there may be several with one id.
+/// Identifies an item across fetches: a message by its id, as it may have been edited since; an edit or deletion by its
+/// content, as several may share an id.
 type Identity = (Kind, u128);
 
 fn identity(kind: Kind, item: &RawValue) -> Identity {
     (kind, if kind == Kind::Messages { id_of(item) } else { digest_of_content(item.get()) })
 }
 
-/// What need not be kept where this item is: itself, and a message of which it says that it was deleted.
+/// What need not be kept if this item is present: itself and, if it is a deletion, the message it deletes.
 fn made_known_by(kind: Kind, item: &RawValue) -> impl Iterator<Item = Identity> {
     let deleted = (kind == Kind::Deleted).then(|| (Kind::Messages, id_of(item)));
     std::iter::once(identity(kind, item)).chain(deleted)
@@ -185,8 +187,8 @@ fn id_of(item: &RawValue) -> u128 {
     identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
 }
 
-/// These items of a page, by the range that each is added to: that of its day, but one that failed as long as there is any, so that
-/// they are compared again once that is there.
+/// Groups these items of a page by the range to add each to: that of its day, but only among failed ranges if there are any, so
+/// that they are compared again once those have been fetched.
 fn in_ranges(
     ranges: &[UnitRange],
     page: &PageRef,
@@ -214,14 +216,14 @@ fn in_ranges(
     kept.collect()
 }
 
-/// The day to which Zoom counts an item, as far as that can be told.
+/// The day towards which Zoom counts an item, if it can be told.
 fn day_of(kind: Kind, item: &RawValue, by_modification_time: bool) -> Option<Date> {
-    // Edited and deleted items may be selected by when they were, not by when their message was sent.
+    // Edited and deleted items may be selected by the time of the edit or deletion, not by when their message was sent.
     let at = if kind != Kind::Messages && by_modification_time { modified_at(item) } else { sent_at(item) };
     days::day_of(at?)
 }
 
-/// Whether something of a range's days was received that is set aside now.
+/// Whether any item now set aside belongs to a range's days.
 pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
     let (unit, days, stop) = (range.unit, range.chain.days, shared.stop.clone());
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
@@ -275,7 +277,7 @@ mod tests {
         assert_eq!(to(&[1], Kind::Edited, false), [(1, 3)]);
     }
 
-    /// More of them than are compared at a time.
+    /// With more pages than are compared at a time.
     #[tokio::test]
     async fn what_is_lacking_is_found_among_many_pages() {
         let month = DateRange::new(date(2026, 5, 1), date(2026, 5, 31));

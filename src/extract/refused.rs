@@ -1,6 +1,7 @@
-//! What a refusal of a session's days means: that everybody is refused, that the session alone is, or that there is nothing.
+//! What a refusal of a session's days means: that every session is refused, that only this one is, or that there is nothing
+//! there.
 //!
-//! Finds out by sending comparable requests. What is done about it is not decided here.
+//! Finds out by sending comparable requests. What to do about it is decided elsewhere.
 
 use jiff::ToSpan;
 use jiff::civil::Date;
@@ -13,18 +14,18 @@ use crate::days::DateRange;
 use crate::zoom::lane::{FetchError, Urgency};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// Zoom's reach may begin up to so many days later than we compute: how long six months are is not documented to the day.
+/// Zoom's reach may begin up to this many days later than we compute: how long six months are is not documented to the day.
 const UNSURE_REACH: i64 = 6;
 
 /// What the refusal of a range means.
 pub(super) enum Verdict {
-    /// It may be one page that cannot be had: the other days can be, in shorter ranges.
+    /// A single page may be at fault: in shorter ranges the other days can be fetched.
     Cut(Vec<DateRange>),
     /// There is nothing in these days.
     Nothing,
-    /// Its first days had left Zoom's reach earlier than we thought: they are cut off when it begins again.
+    /// Its first days left Zoom's reach earlier than we computed: they are cut off when the chain restarts.
     BeginAgain,
-    /// Everybody is refused.
+    /// Every session is refused.
     WholeRun,
     Failed,
 }
@@ -52,13 +53,13 @@ pub(super) async fn verdict(
     Ok(Verdict::Failed)
 }
 
-/// Whether a range was refused because Zoom's reach begins some days later than ours. Which days are listed tells, as that
-/// concerns no session; it is remembered.
+/// Whether a range was refused because Zoom's reach begins some days later than we computed. Listing single days tells, as that
+/// depends on no session; the result is remembered.
 async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     let DateRange { from, to } = range.chain.days;
     let learning = shared.reach.learn().await;
     if from < shared.reach.oldest() {
-        // Another has found out meanwhile.
+        // Another chain has found out meanwhile.
         return true;
     }
     let last = to.min(shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days()));
@@ -82,7 +83,7 @@ fn is_answer(asked: &Result<(), FetchError>) -> bool {
     asked.as_ref().map_or_else(FetchError::is_not_found_by_zoom, |()| true)
 }
 
-/// Whether this was refused for one session only, by a firewall perhaps: another is answered.
+/// Whether only this session is refused, perhaps by a firewall: another one is answered.
 async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
@@ -95,10 +96,9 @@ async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> R
     Ok(is_answer(&first_page(shared, &session_id, days).await))
 }
 
-/// Whether "not found" means that there is nothing in these days, not that the session is gone after it has shown pages.
-/// Of a part of a window it is ambiguous: these days count as empty only if Zoom says so twice and days of the session that have
-/// shown pages are still answered, or its whole window, if none have. Only Zoom's own word counts: a gateway may refuse what it
-/// cannot read in an id.
+/// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part of a
+/// window it is ambiguous: the days count as empty only if Zoom says so twice and still answers for days that have yielded
+/// pages or, if none have, for the whole window. Only Zoom's own word counts: a gateway may reject an id that it cannot parse.
 async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
@@ -107,7 +107,7 @@ async fn holds_nothing(
     if !failure.is_not_found_by_zoom() {
         return Ok(false);
     }
-    // What was received of these days says that there is something.
+    // Pages received for these days show that they are not empty.
     if range.chain.pages > 0 || reconcile::has_shown(shared, range).await? {
         return Ok(false);
     }
@@ -130,8 +130,8 @@ async fn holds_nothing(
     Ok(others.map_or_else(|ended| shown_in.is_none() && ended.is_not_found_by_zoom(), |()| true))
 }
 
-/// Whether it may be one page of the range that cannot be had, or what is on it: the session has shown others in its month. The
-/// rest of the days can then be had without it.
+/// Whether a single page of the range, or something on it, may be at fault: the session has yielded others in its window. The
+/// rest of the days can then be fetched without it.
 async fn may_be_one_page(
     shared: &Shared,
     range: &PendingRange,
@@ -151,13 +151,13 @@ async fn may_be_one_page(
     Ok(shown_in.is_some())
 }
 
-/// The first page of a session in these days.
+/// Asks for the first page of a session in these days.
 async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), FetchError> {
     let choice = shared.context.request.item_choice();
     ask(shared, Call::Messages { session_id: session_id.into(), days, page_token: None, choice }).await
 }
 
-/// Only to see whether there is an answer.
+/// Sends a call only to see whether it is answered.
 async fn ask(shared: &Shared, call: Call) -> Result<(), FetchError> {
     shared.context.lane.fetch(&call, run_effort(Urgency::Everything), call.any_answer()).await
 }

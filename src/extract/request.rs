@@ -18,7 +18,7 @@ pub struct ExtractRequest {
     pub label: Option<String>,
 }
 
-/// By which time edited and deleted items are selected.
+/// Which time edited and deleted items are selected by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EditsBy {
@@ -29,19 +29,19 @@ pub enum EditsBy {
     ModificationTime,
 }
 
-/// Which sessions; an empty list or absent name selects all.
+/// Which sessions to extract; an empty list or absent name selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionFilter {
-    /// `1:1`, `group`; in any case of letters.
+    /// `1:1`, `group`; case-insensitive.
     pub types: Vec<String>,
     pub ids: Vec<String>,
     pub channel_ids: Vec<String>,
-    /// Part of the name, in any case of letters.
+    /// Part of the name; case-insensitive.
     pub name_contains: Option<String>,
 }
 
-/// The session types of the vendor's description. Types we do not know pass a filter on types: leaving out what was
-/// not understood would be a silent loss.
+/// The session types in the vendor's description. Unknown types pass a filter on types: leaving out what we do not understand
+/// would be a silent loss.
 pub const KNOWN_TYPES: [&str; 2] = ["1:1", "group"];
 
 impl SessionFilter {

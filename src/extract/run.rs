@@ -1,7 +1,7 @@
-//! One run of one job: plan or take up the capture, list and fetch side by side, leave the totals behind.
+//! One run of one job: plan or resume the capture, list and fetch concurrently, store the totals.
 //!
-//! Owns every task it starts: when [`run`] returns, none is left. Stops at cancellation with everything received so
-//! far in the capture; called again on the same capture it goes on where it was.
+//! Owns every task it starts: when [`run`] returns, none is left. On cancellation it stops with everything received so far in
+//! the capture; called again on the same capture, it resumes where it stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,28 +17,28 @@ use super::shared::{ExtractError, LONG_BEAT, RunContext, Shared};
 use super::{listing, ranges, reconcile, windows};
 use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, RangeId, Reader};
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct RunSummary {
     /// What the capture holds.
     pub counts: Counts,
     pub extent: Extent,
-    /// When it was begun, if its last day was not over then.
+    /// When the capture was begun, if its last day was not over then.
     pub captured_until: Option<Timestamp>,
 }
 
-/// How much a capture holds, and since when it has been sound: to compare it with the one that an archive was made of.
+/// How much a capture holds and since when it has been sound, for comparison with the one an archive was made from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
-    /// Nothing was lost of it since.
+    /// Nothing has been lost from it since then.
     sound_since: Option<Timestamp>,
-    /// Messages, edited and deleted ones.
+    /// The number of messages, edited messages and deleted messages.
     items: u64,
 }
 
 impl Extent {
-    /// Whether it holds all that another did, as far as that can be told: as much at least, and nothing was damaged meanwhile.
-    /// What was fetched again may have been out of Zoom's reach by then.
+    /// Whether it holds everything `other` did, as far as can be told: at least as many items, and no damage in between. What
+    /// was refetched after damage may have left Zoom's reach by then.
     pub fn covers(&self, other: &Self) -> bool {
         self.sound_since == other.sound_since && self.items >= other.items
     }
@@ -61,7 +61,7 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     };
     let shared = Arc::new(Shared::new(context, location, writer));
     let result = shared.clone().work(&mut reader, damaged).await;
-    // Kept also when the run failed or was cancelled: a later run adds to these.
+    // Stored even when the run failed or was cancelled: a later run adds to them.
     let left = shared.leave_totals().await;
     let summary = summary(&mut reader).await;
     if let Ok(RunSummary { counts, .. }) = &summary {
@@ -85,7 +85,7 @@ async fn summary(reader: &mut Reader) -> Result<RunSummary, CaptureError> {
 impl Shared {
     async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
         self.prepare(reader, damaged).await?;
-        // Also should one half of the work panic: the books must not be kept for ever.
+        // Even if one half of the work panics, the bookkeeping must not go on for ever.
         let _stopped = self.stop.clone().drop_guard();
         let bookkeeping = tokio::spawn(self.clone().keep_books().in_current_span());
         let listing = async {
@@ -103,21 +103,21 @@ impl Shared {
         self.stop.cancel();
         bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
         match listed {
-            // What the other half failed with is the cause.
+            // The cause is what the other half failed with.
             Err(ExtractError::Cancelled) | Ok(()) => fetched.and(listed),
             Err(cause) => Err(cause),
         }
     }
 
-    /// Plans a new capture, or takes up one that is there, of which these ranges are damaged.
+    /// Plans a new capture, or resumes an existing one, in which the `damaged` ranges are to be refetched.
     async fn prepare(&self, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
-        // Before anything may fail: what is left behind adds to it.
+        // Before anything can fail: the totals stored at the end add to this.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         let account = self.context.lane.account();
         let (mark, begun_with) = (account.fingerprint(), reader.meta(Meta::Account).await?);
         let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
         let is_of_others = begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark);
-        // What nothing was received of is of nobody: the account may have been mistyped.
+        // A capture that has received nothing belongs to no account: the earlier one may have been mistyped.
         if is_of_others && !answered.is_empty() {
             return Err(ExtractError::OtherAccount);
         }
@@ -132,13 +132,13 @@ impl Shared {
             meta.push((Meta::StartedAt, now.to_string()));
             meta.push((Meta::Account, mark));
             if request.to >= self.context.clock.today() {
-                // Whatever was sent before this instant is asked for after it.
+                // Everything sent before this instant is requested after it.
                 meta.push((Meta::CapturedUntil, now.to_string()));
             }
             let windows = windows::plan(request.range());
             self.commit(Change::Plan { windows, meta }).await?;
         } else if begun_with.as_ref() != Some(&mark) {
-            // Nothing was received of another.
+            // Nothing has been received from the other account.
             self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
         }
         if !damaged.is_empty() {
@@ -147,7 +147,7 @@ impl Shared {
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;
         }
-        // What a crash left to compare: what goes into the archive early must not change afterwards.
+        // Comparisons left over by a crash: what goes into the archive early must not change afterwards.
         Box::pin(reconcile::compare_all(self)).await?;
         self.context.progress.set_to(&reader.counts().await?);
         Ok(())
@@ -173,7 +173,7 @@ impl Shared {
     ) -> Result<(), ExtractError> {
         let (mut feed, mut fetched_since) = (Feed::default(), true);
         loop {
-            // Asked before looking: what is found after this is announced again.
+            // Checked before reading the capture: whatever is listed after this is announced again.
             let all_listed = self.context.all_listed.is_cancelled();
             let mut exhausted = false;
             let most = self.context.lane.target_chains();
@@ -196,7 +196,7 @@ impl Shared {
                 if !std::mem::take(&mut fetched_since) {
                     return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
-                // What waited for a list, and has low numbers, has been passed over.
+                // Ranges with low ids that were waiting for a list have been passed over.
                 Box::pin(reconcile::compare_all(self)).await?;
                 feed = Feed::default();
                 continue;
@@ -216,7 +216,7 @@ impl Shared {
         }
     }
 
-    /// Every two seconds or so: the traffic so far, which only the process knows.
+    /// Stores, every two seconds or so, the traffic so far, which only this process knows.
     async fn keep_books(self: Arc<Self>) {
         let pause = async || {
             self.context.clock.sleep(Duration::from_secs(2)).await;

@@ -1,6 +1,6 @@
 //! What the tasks of a run share: the way to Zoom, the capture's writer and readers, the figures.
 //!
-//! Owns the moments at which pages are committed, and how a run's errors and failures are told.
+//! Owns when pages are committed, and how a run's errors and failures are reported.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,19 +24,19 @@ use crate::files::blocking;
 use crate::zoom::lane::{Effort, Urgency};
 use crate::zoom::{Failure, FailureKind, Lane};
 
-/// How far the moments are apart at which pages are committed, where there is time: a commit writes about as much for a
-/// few pages as for one.
+/// The interval at which pages are committed, if there is time to wait: a commit writes about as much for a few pages as for
+/// one.
 pub(super) const BEAT: Duration = Duration::from_millis(100);
-/// The same for what nothing waits for, as the last page of a chain: every twentieth beat.
+/// The same for commits that nothing waits for, such as the last page of a chain: every twentieth beat.
 pub(super) const LONG_BEAT: Duration = BEAT.saturating_mul(20);
 
-/// Looks at what is stored at the same time.
+/// The maximum number of concurrent reads of the capture.
 const READERS: usize = 4;
 
 /// For how long a run trusts what it was told.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
-    /// A page token older than this is not used after a restart (Zoom's live 15 minutes).
+    /// A page token older than this is not used after a restart (Zoom's tokens live 15 minutes).
     pub page_token_life: Duration,
 }
 
@@ -61,15 +61,15 @@ pub enum ExtractError {
     Panicked,
 }
 
-/// All that a run needs.
+/// Everything a run needs.
 #[derive(Debug)]
 pub struct RunContext {
     pub request: ExtractRequest,
-    /// Facts about the job that the archive will tell (id, requester, version).
+    /// Facts about the job for the archive to report (id, requester, version).
     pub facts: Vec<(Meta, String)>,
     /// The job's directory; its capture is there, or will be.
     pub directory: PathBuf,
-    /// Try again what failed for good in an earlier run.
+    /// Whether to retry what failed for good in an earlier run.
     pub retry_failed: bool,
     pub lane: Arc<Lane>,
     pub progress: Arc<Progress>,
@@ -86,13 +86,13 @@ pub(super) struct Shared {
     pub context: RunContext,
     pub location: Location,
     writer: Writer,
-    /// Raised when listing has found new ranges.
+    /// Notified when listing has found new ranges or has ended.
     pub found: Notify,
     pub splitter: Splitter,
     pub reach: Reach,
-    /// Cancelled from outside, or when a part of the run has failed: the others then end as well.
+    /// Cancelled from outside, or when a part of the run fails, so that the others end as well.
     pub stop: CancellationToken,
-    /// So many chains look at what is stored at the same time, each through a connection of its own.
+    /// Limits how many tasks read the capture at once, each through a connection of its own.
     readers: Arc<Semaphore>,
 }
 
@@ -104,12 +104,12 @@ impl Shared {
         Self { context, location, writer, found: Notify::new(), splitter, reach, stop, readers }
     }
 
-    /// Finishes what is queued for the capture.
+    /// Commits what is still queued for the capture and closes it.
     pub async fn close(self) {
         self.writer.close().await;
     }
 
-    /// A look at what is stored, for one of few at a time, on a thread where it may take a while.
+    /// Reads the capture on a blocking thread; only a few reads run concurrently.
     pub async fn with_reader<T, E>(
         &self,
         at: impl AsyncFnOnce(&mut Reader) -> Result<T, E> + Send + 'static,
@@ -129,12 +129,13 @@ impl Shared {
         Ok(blocking(look).await??)
     }
 
-    /// Until nobody looks any more, also for chains that were given up.
+    /// Waits until all reads have finished, including those of chains that were dropped.
     pub async fn have_looked(&self) {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// Until the next beat, this one or a short one, where that holds nothing up: what comes between two is committed together.
+    /// Waits for the next beat of length `longest`, or else of [`BEAT`], unless that would hold things up: changes between two
+    /// beats are committed together.
     pub async fn wait_for_beat(&self, longest: Duration) {
         let RunContext { lane, clock, .. } = &self.context;
         if let Some(beat) = [longest, BEAT].into_iter().find(|beat| lane.has_time_for(*beat)) {
@@ -157,13 +158,13 @@ impl Shared {
         Ok(())
     }
 
-    /// The page token with which a chain can be taken up, if it is not too old for that.
+    /// The page token to resume a chain with, unless it is too old.
     pub fn still_good<'a, Id>(&self, chain: &'a Chain<Id>) -> Option<&'a PageToken> {
         let life = self.context.settings.page_token_life;
         chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
     }
 
-    /// A failure as the capture keeps it.
+    /// A failure in the form the capture stores.
     pub fn failed(&self, failure: &Failure) -> Failed {
         let note = FailureNote {
             code: failure.kind.code().to_owned(),
@@ -175,12 +176,12 @@ impl Shared {
         Failed { note, at: self.now() }
     }
 
-    /// Whether the first of these days have left Zoom's reach: what it answers then is not known.
+    /// Whether the first of these days have left Zoom's reach: how Zoom answers then is not known.
     pub fn has_lost_days_of(&self, days: DateRange) -> bool {
         days.from < self.reach.oldest()
     }
 
-    /// The same for days that Zoom answers for no more.
+    /// The failure to store for days that Zoom no longer answers for.
     pub fn out_of_reach(&self) -> Failed {
         let oldest = self.reach.oldest();
         let note = FailureNote {
@@ -200,7 +201,7 @@ impl Shared {
     }
 }
 
-/// A run waits for Zoom as long as it must.
+/// A run makes the usual number of attempts and sits out outages.
 pub(super) fn run_effort(urgency: Urgency) -> Effort {
     Effort { at_most: None, sits_out_outages: true, urgency }
 }

@@ -1,10 +1,10 @@
 //! When a range is too long for one chain of pages, and into which shorter ones it is cut. Pure.
 //!
-//! A chain is asked for one page after the other, so a session that holds half of all messages would leave the budget
-//! idle at the end. Cutting costs requests (the pages already there are dropped, each part ends on a page that is not
-//! full), so it must pay for itself: a chain under way is cut only when the rest of the run would end before it. Relies
-//! on no order of messages: where pages do not come in the order of time, they soon span all of it and nothing is cut;
-//! and pages already there are never taken for the days they span.
+//! A chain is fetched one page after another, so a session that holds half of all messages would leave the budget idle at the
+//! end. Cutting costs requests (the pages already received are dropped, and each part ends on a page that is not full), so it
+//! must pay for itself: a chain under way is cut only if it would outlast the rest of the run, or when callers are idle. Does
+//! not rely on the order of messages: pages out of time order soon span the whole range, so nothing is cut; and the pages
+//! already received are never assumed to be complete for the days they span.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use jiff::{Timestamp, ToSpan};
 
 use crate::days::{DateRange, begins, day_of};
 
-/// Chains shorter than this are never cut.
+/// Chains of fewer expected pages are cut only when callers are idle.
 const LONG: f64 = 72.0;
-/// Pages that are dropped may be this share of what is still to come, at most.
+/// The largest share of the expected pages that cutting may drop.
 const MAY_DROP: f64 = 1.0 / 12.0;
-/// When nothing else is left to do, parts are planned to take so long, as far as that is between these numbers of pages.
+/// When nothing else is left to do, parts are planned to take this long, clamped to between these numbers of pages.
 const IDLE_PART: Duration = Duration::from_millis(1_200);
 const IDLE_PART_PAGES: (f64, f64) = (2.0, 32.0);
-/// The fewest pages a part is planned to have.
+/// The fewest pages planned for a part, unless callers are idle.
 const PART_PAGES: f64 = 16.0;
-/// A chain is taken to have this many times the pages it has shown at most: one busy hour is no busy month.
+/// A chain is assumed to have at most this many times the pages it has shown still to come: one busy hour is no busy month.
 const TRUSTED: f64 = 24.0;
-/// Without a limit more: the run is then taken to be longer, so more may be spent on splitting early, and with more chains
-/// to its end more pages are committed together. With a limit long chains would be cut too late.
+/// Higher without a rate limit: the run is then estimated to be longer, so more may be spent on splitting early, and with more
+/// chains running until its end, more pages are committed together. With a limit, long chains would be cut too late.
 const TRUSTED_UNPACED: f64 = 400.0;
-/// A chain that would take this share of the rest of the run must not wait for others.
+/// A chain that would take more than this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
-/// A chain is not judged before it has shown this many pages.
+/// A chain is not judged before it has shown this many pages, unless callers are idle.
 const SHOWN: u32 = 6;
 /// Splitter may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (64.0, 0.015);
 
-/// How fast a chain of pages is, and how long the run will take without it.
+/// The time a chain takes per page, and the time the rest of the run is expected to take.
 #[derive(Debug, Clone, Copy)]
 pub struct RunForecast {
     pub latency: Duration,
@@ -42,17 +42,17 @@ pub struct RunForecast {
 }
 
 impl RunForecast {
-    /// How long a chain of so many pages takes, as a share of the rest of the run.
+    /// The time that a chain of `pages` pages takes, as a share of the rest of the run.
     fn share_of_the_run(&self, pages: f64) -> f64 {
         self.latency.as_secs_f64() * pages / self.rest_of_run.as_secs_f64().max(0.001)
     }
 
-    /// Whether the run would wait for a chain of so many pages, if it had to wait for others first.
+    /// Whether the run would end up waiting for a chain of `pages` pages if that had to wait for others first.
     pub fn is_tight_for(&self, pages: f64) -> bool {
         self.share_of_the_run(pages) > TIGHT
     }
 
-    /// By how much a chain of so many pages would outlast the rest of the run, as a share of that rest, at most 1; `None` if it
+    /// By how much a chain of `pages` pages would outlast the rest of the run, as a share of that rest, at most 1; `None` if it
     /// ends first.
     fn worth_of_cutting(&self, pages: f64) -> Option<f64> {
         let share = self.share_of_the_run(pages);
@@ -64,7 +64,7 @@ impl RunForecast {
         pages.clamp(IDLE_PART_PAGES.0, IDLE_PART_PAGES.1)
     }
 
-    /// How many parts to make of so many pages. They should end well before the rest of the run; shorter ones would only cost
+    /// How many parts to cut `pages` pages into. Parts should end well before the rest of the run; shorter ones would only cost
     /// more requests.
     fn parts(&self, pages: f64) -> usize {
         let a_part = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
@@ -76,32 +76,33 @@ impl RunForecast {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
     pub parts: Vec<DateRange>,
-    /// How many pages it has by those it has shown; 0 when it has shown none.
+    /// The number of pages extrapolated from those it has shown; 0 if it has shown none.
     pub expected_pages: i64,
-    /// How much of what may be spent on splitting at all may be spent on this. What outlasts the run by little leaves most
-    /// of it to what is longer.
+    /// The share of the splitting allowance that may be spent on this. A chain that barely outlasts the run leaves most of it
+    /// to longer ones.
     pub worth: f64,
 }
 
 impl Split {
-    /// How many requests it costs: the pages that are dropped, and half a page for each further part, as none ends on a full one.
+    /// The number of requests it costs: the pages that are dropped, and half a page for each part, as none ends on a full one.
     pub fn costs(&self, seen: &Seen) -> u64 {
         u64::from(seen.pages) + self.parts.len() as u64 / 2
     }
 }
 
-/// Whether a run that sends at least so many requests may spend some on a split of this worth.
+/// Whether a run that sends at least `requests` requests and has `spent` some on splitting can afford a split of this cost and
+/// worth.
 pub fn affordable(costs: u64, worth: f64, spent: u64, requests: u64) -> bool {
     (spent + costs) as f64 <= (ALLOWANCE.0 + ALLOWANCE.1 * requests as f64) * worth
 }
 
-/// The days of a range, and until when messages may have been sent in them.
+/// The days of a range, and the time until which messages may have been sent in them.
 #[derive(Debug, Clone, Copy)]
 pub struct Days {
     range: DateRange,
     /// The end of the range or this moment, whichever is earlier.
     end: Timestamp,
-    /// When the last message of the session was sent, as its list says: a hint.
+    /// When the session's last message was sent, according to its list entry: a hint.
     last_sent: Option<Timestamp>,
 }
 
@@ -111,7 +112,7 @@ impl Days {
         Self { range, end, last_sent: last_sent.filter(|last| *last < end) }
     }
 
-    /// That many parts of about equally many of the days in which messages were sent, as far as there are days.
+    /// Cuts into parts with about equally many of the days in which messages were sent, fewer if there are not enough days.
     fn cut(&self, parts: usize, seen: &Seen) -> Option<Vec<DateRange>> {
         let (first, last) = seen.bounds(self);
         let from = day_of(first).unwrap_or(self.range.from).clamp(self.range.from, self.range.to);
@@ -123,7 +124,7 @@ impl Days {
     }
 }
 
-/// Which way a page goes: 1 when its first message is later than its last, -1 when it is earlier.
+/// The time order of a page: 1 if its first message is later than its last, -1 if it is earlier.
 pub fn direction(ends: Option<(i64, i64)>) -> i64 {
     ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last))
 }
@@ -134,12 +135,12 @@ pub struct Seen {
     pub pages: u32,
     /// The first and last instant of any message, in milliseconds since 1970.
     span: Option<(i64, i64)>,
-    /// Pages that go from new to old, less those that go the other way.
+    /// The number of pages that run from new to old, minus those that run from old to new.
     direction: i64,
 }
 
 impl Seen {
-    /// Another page, and when its first and its last message were sent.
+    /// Adds another page, given when its first and last messages were sent.
     pub fn add(&mut self, ends: Option<(i64, i64)>) {
         self.pages += 1;
         self.direction += direction(ends);
@@ -150,7 +151,7 @@ impl Seen {
         };
     }
 
-    /// Between which instants the session's messages of these days were sent, as far as can be told.
+    /// The instants between which the session's messages of these days were sent, as far as can be told.
     fn bounds(&self, days: &Days) -> (i64, i64) {
         let (start, end) = (begins(days.range.from).as_millisecond(), days.end.as_millisecond());
         let last_sent = days.last_sent.map(Timestamp::as_millisecond);
@@ -158,11 +159,11 @@ impl Seen {
         if self.direction > 0 {
             return (start, last);
         }
-        // One that is later than that shows that the list was wrong.
+        // A message sent later than that shows that the list was wrong.
         (first, last_sent.filter(|sent| *sent >= last).unwrap_or(end))
     }
 
-    /// How many pages are still to come, at this density.
+    /// The number of pages still to come, at the density seen so far.
     pub fn pages_to_come(&self, days: &Days) -> Option<f64> {
         let (first, last) = self.span?;
         let (start, end) = self.bounds(days);
@@ -171,14 +172,14 @@ impl Seen {
         Some(f64::from(self.pages) * ahead / spanned)
     }
 
-    /// How many more pages what it has shown is trusted to promise, in a run with a limit or without.
+    /// The maximum number of further pages that the pages seen are trusted to predict, in a run with a rate limit or without.
     pub fn trusted(&self, paced: bool) -> f64 {
         f64::from(self.pages) * if paced { TRUSTED } else { TRUSTED_UNPACED }
     }
 }
 
-/// Cuts a chain under way when what it has shown says that the run would wait for it; also tells how many pages it
-/// would have.
+/// Cuts a chain under way if what it has shown predicts that the run would end up waiting for it; also returns how many pages
+/// are expected.
 pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
@@ -190,9 +191,9 @@ pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<
     Some(Split { parts, expected_pages: expected as i64, worth })
 }
 
-/// Cuts a chain under way when there is nothing else left to do and callers stand idle, for so many of them: then pages
-/// asked for twice cost no time, and only what is to come must be worth it. That is not less than the `mean` of all
-/// chains under way, so that the longest are cut first.
+/// Cuts a chain under way when nothing else is left to do, for the benefit of `idle` callers: requesting pages twice then costs
+/// no time, and only what is still to come must be worth it. That must be at least the `mean` of all chains under way, so that
+/// the longest are cut first.
 pub fn for_idle(days: &Days, seen: &Seen, forecast: RunForecast, mean: f64, idle: usize) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
@@ -204,7 +205,7 @@ pub fn for_idle(days: &Days, seen: &Seen, forecast: RunForecast, mean: f64, idle
     Some(Split { parts, expected_pages: expected as i64, worth: 1.0 })
 }
 
-/// Cuts a range before its first page when the same session was long in another window.
+/// Cuts a range before its first page is fetched if the same session was long in another window.
 pub fn before_start(days: &Days, pages_elsewhere: i64, forecast: RunForecast) -> Option<Split> {
     let month = 30.0;
     let expected = pages_elsewhere as f64 * (f64::from(days.range.days()) / month).min(1.0);
@@ -216,7 +217,7 @@ pub fn before_start(days: &Days, pages_elsewhere: i64, forecast: RunForecast) ->
     Some(Split { parts, expected_pages: 0, worth })
 }
 
-/// That many parts of about equally many days, as far as there are days.
+/// Cuts a range into parts of about equally many days, at most one part per day.
 fn evenly(range: DateRange, parts: usize) -> Option<Vec<DateRange>> {
     let days = range.days();
     let parts = i32::try_from(parts).unwrap_or(days).min(days);
@@ -258,7 +259,7 @@ mod tests {
         Days::new(range, last_sent, "2026-08-01T00:00:00Z".parse().unwrap())
     }
 
-    /// An instant on some day of the month; the first is 0.
+    /// An instant in the month, in days from its beginning.
     fn at(day: f64) -> i64 {
         begins(MONTH.from).as_millisecond() + (day * DAY_MS as f64) as i64
     }

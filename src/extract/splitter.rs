@@ -1,4 +1,4 @@
-//! Which chains of a run are split: what the run knows of its pace, and what splitting has cost it so far.
+//! Decides which chains of a run are split, from its pace and from what splitting has cost so far.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,9 +12,9 @@ use crate::zoom::Lane;
 pub(super) struct Splitter {
     lane: Arc<Lane>,
     progress: Arc<Progress>,
-    /// How many chains are followed.
+    /// The number of chains being followed.
     chains: AtomicUsize,
-    /// How many more requests could be under way once no chain is left to begin: long ones are cut for them.
+    /// How many more requests could be in flight once no chain is left to start: long chains are split to use them.
     idle: AtomicUsize,
     /// Requests that splitting has cost.
     spent: AtomicU64,
@@ -31,13 +31,13 @@ impl Splitter {
         }
     }
 
-    /// So many chains are followed, and so many more requests could be under way.
+    /// Reports how many chains are being followed, and how many more requests could be in flight.
     pub fn update_load(&self, chains: usize, idle: usize) {
         self.chains.store(chains, Relaxed);
         self.idle.store(idle, Relaxed);
     }
 
-    /// How fast chains are, and how long the run will take by what its units have shown; for ever before any has.
+    /// The time per page of a chain, and the estimated rest of the run; `Duration::MAX` before there is an estimate.
     pub fn forecast(&self) -> RunForecast {
         let rest_of_run = self.requests_to_come().map_or(Duration::MAX, |to_come| {
             Duration::from_secs_f64(to_come / self.lane.most_requests_per_second())
@@ -45,13 +45,13 @@ impl Splitter {
         RunForecast { latency: self.lane.time_of_a_page(), rest_of_run }
     }
 
-    /// How a chain is split that has shown nothing yet, by what its session has in another window.
+    /// How to split a chain that has shown nothing yet, judging by the pages its session has in another window.
     pub fn before_start(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
         let split = split::before_start(days, pages_elsewhere, self.forecast())?;
         self.pay_for(&split, &Seen::default()).then_some(split)
     }
 
-    /// How a chain that has shown this is split if it turns out too long.
+    /// How to split a chain that, judging by what it has shown, turns out too long.
     pub fn while_running(&self, days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
         let idle = self.idle.load(Relaxed);
         let split = split::while_running(days, seen, forecast).or_else(|| {
@@ -66,7 +66,7 @@ impl Splitter {
         Some(split)
     }
 
-    /// Takes what a split of a chain that has shown this costs off what may be spent; false if that is not enough.
+    /// Charges the cost of a split to what may be spent on splitting; false if that is not enough.
     fn pay_for(&self, split: &Split, seen: &Seen) -> bool {
         let to_come = self.requests_to_come().unwrap_or_default();
         let requests = self.lane.traffic.requests.load(Relaxed) + to_come as u64;

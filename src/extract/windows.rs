@@ -16,7 +16,7 @@ pub fn oldest_reachable(today: Date) -> Date {
     today.checked_sub(Span::new().months(REACH_MONTHS)).unwrap_or(Date::MIN)
 }
 
-/// Reads a day: exactly `yyyy-mm-dd`, as other ISO forms would be understood here and refused by Zoom.
+/// Parses a day, strictly as `yyyy-mm-dd`: other ISO forms would be understood here but refused by Zoom.
 pub fn parse_day(text: &str) -> Result<Date, String> {
     let is_plain = text.len() == 10
         && text
@@ -75,8 +75,8 @@ pub fn plan(range: DateRange) -> Vec<DateRange> {
     windows
 }
 
-/// Cuts a range that could not be fetched whole: at month boundaries if it holds one, else in halves. A single day
-/// cannot be cut.
+/// Cuts a range that could not be fetched whole in two: at its first month boundary if it has one, else in the middle. A single
+/// day cannot be cut.
 pub fn cut(range: DateRange) -> Option<Vec<DateRange>> {
     if range.from >= range.to {
         return None;

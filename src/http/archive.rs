@@ -1,7 +1,7 @@
 //! Downloading an archive: whole, conditionally, or by range.
 //!
-//! Conditional requests and ranges as in RFC 9110; the ETag is the archive's hash, so that a download that broke off
-//! can be continued against exactly the same bytes or not at all.
+//! Conditional requests and ranges as in RFC 9110; the ETag is the archive's hash, so that an interrupted download is resumed
+//! with exactly the same bytes or not at all.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -143,7 +143,7 @@ fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
     }
 }
 
-/// One range of bytes. Several, other units and what cannot be read are answered with the whole, as RFC 9110 allows.
+/// Parses a single byte range. Several ranges, other units and malformed ones get the whole archive, as RFC 9110 allows.
 fn parse_range(range: &str, size: u64) -> Wanted {
     let Some(spec) = range.trim().strip_prefix("bytes=") else {
         return Wanted::Whole;
@@ -155,7 +155,7 @@ fn parse_range(range: &str, size: u64) -> Wanted {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return None;
         }
-        // More digits than fit are more bytes than there are.
+        // A number that overflows lies beyond the end of any archive.
         Some(text.parse().unwrap_or(u64::MAX))
     };
     match (number(first), number(last)) {

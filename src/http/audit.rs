@@ -1,7 +1,7 @@
-//! The audit trail: who did what with which job, when, from where. One JSON line an action, appended, never changed.
+//! The audit trail: who did what with which job, when, from where. One JSON line per action, append-only.
 //!
-//! A layer around the routes that need a key, so that no handler can forget it. Holds names of keys, never keys, and
-//! nothing of what chats contain.
+//! A layer around the routes that need a key, so that no handler can forget it. Holds names of keys, never keys, and no chat
+//! content.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -24,13 +24,13 @@ use super::{AppState, REQUEST_ID};
 use crate::clock::SharedClock;
 use crate::jobs::JobId;
 
-/// The file in the data directory.
+/// The trail's file in the data directory.
 pub const FILE_NAME: &str = "audit.jsonl";
-/// Looking at the same job again within this time is not written down again: people poll.
+/// A repeated read of the same job within this time is not recorded again: clients poll.
 const SAME_LOOK: Duration = Duration::from_secs(60);
-/// Of what a caller writes about itself no more characters than this are written down.
+/// The most characters recorded of a header that a caller sends.
 const MOST_TOLD: usize = 256;
-/// An open trail.
+/// An open audit trail.
 #[derive(Debug)]
 pub struct Audit {
     clock: SharedClock,
@@ -48,7 +48,7 @@ struct Line<'a> {
     key: Option<&'a str>,
     /// The other end of the connection: the proxy, if there is one.
     from: Option<String>,
-    /// What the proxy says of the caller. Not verified: anybody can send it.
+    /// What the proxy says about the caller. Not verified: anybody can send it.
     forwarded_for: Option<String>,
     status: u16,
     request_id: Option<String>,
@@ -62,12 +62,12 @@ impl Audit {
         Ok(Self { clock, file: Mutex::new(file), looks: Recent::new(SAME_LOOK) })
     }
 
-    /// True when the same look was written down within the last minute.
+    /// Whether the same read was recorded within the last minute.
     fn seen_lately(&self, look: String) -> bool {
         self.looks.count(look, self.clock.elapsed()).is_some_and(|(_, looks)| looks > 1)
     }
 
-    /// Appends in one write, before the caller gets its answer: what was answered is in the trail.
+    /// Appends the line in one write, before the caller gets its answer: what was answered is in the trail.
     fn write(&self, line: &Line<'_>) {
         let mut text = serde_json::to_string(line).expect("a line is plain data");
         text.push('\n');
@@ -75,16 +75,16 @@ impl Audit {
         let whole = file.metadata().map(|data| data.len());
         let written = file.write_all(text.as_bytes());
         if let Err(error) = written {
-            // Half a line would spoil the next one as well. If it cannot be taken back there is nothing else to do.
+            // Half a line would spoil the next one as well, so it is cut off. If that fails, nothing more can be done.
             let _ = whole.and_then(|length| file.set_len(length));
-            // Refusing would keep people from deleting jobs on a full disk; the log has the line instead.
+            // Failing the request would keep people from deleting jobs on a full disk; the log has the line instead.
             metrics::counter!("zcr_audit_failures_total").increment(1);
             tracing::error!(%error, line = text.trim_end(), "the audit trail could not be written");
         }
     }
 }
 
-/// What kind of thing a request does.
+/// The kind of action that a request performs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Looks,
@@ -108,8 +108,8 @@ fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     })
 }
 
-/// Writes a line for each request of a caller who was let in, refused ones included. What changes something is done to its
-/// end, and its line is written, also when the caller hangs up meanwhile: his handler would be dropped wherever it stood.
+/// Records each request of an admitted caller, including refused ones. A request that changes something runs to completion and
+/// is recorded even if the caller hangs up; otherwise its handler would be dropped wherever it stood.
 pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let action = matched.as_deref().and_then(|path| action_of(request.method(), path));
@@ -137,15 +137,15 @@ async fn run_recorded(
     mut request: Request,
     next: Next,
 ) -> Response {
-    // As the handler reads it: an id can be written in many ways, and escaped.
+    // Parsed as the handler does: an id can be written in several ways, and escaped.
     let params = request.extract_parts::<RawPathParams>().await.ok();
     let id = params.and_then(|params| params.iter().find_map(|(_, id)| id.parse::<JobId>().ok()));
     let id = id.map(|id| id.to_string());
     let from = peer(&request).map(|peer| peer.ip().to_string());
     let headers = request.headers().clone();
     let response = next.run(request).await;
-    // Who was not let in did nothing. Wrong keys are counted and logged where keys are checked; a line for each such request
-    // would let anybody fill the disk.
+    // A caller that was not admitted did nothing. Wrong keys are counted and logged where keys are checked; a line for each
+    // such request would let anybody fill the disk.
     let Some(caller) = response.extensions().get::<Caller>().cloned() else { return response };
     let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));

@@ -1,7 +1,7 @@
 //! Who may call: API keys as bearer tokens, compared in constant time; failed attempts are counted and logged.
 //!
-//! Without keys there is nothing to compare: `config` then allows loopback only, and only callers that say they mean
-//! this machine, so that a web page in the operator's browser cannot reach the service by a name of its own.
+//! Without keys, `config` allows loopback only, and only requests addressed to this machine are admitted, so that a web page in
+//! the operator's browser cannot reach the service through a domain of its own (DNS rebinding).
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -31,15 +31,15 @@ struct ApiKey {
 pub enum Rights {
     #[default]
     All,
-    /// Look and download, and change nothing.
+    /// Read and download, but change nothing.
     ReadOnly,
 }
 
-/// All keys that are good; several at a time, so that they can be changed one by one.
+/// All valid keys; there may be several, so that they can be rotated one by one.
 #[derive(Debug, Clone, Default)]
 pub struct ApiKeys(Vec<ApiKey>);
 
-/// Who calls, as handed to handlers.
+/// The caller, as passed to handlers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     /// The key's name; `None` for a key without one, or when there are no keys.
@@ -58,10 +58,10 @@ impl ApiKeys {
         parts.map(|part| ApiKey::parse(part, rights)).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Reads a file of keys: one a line, `key` or `name:key`, after `read-only ` for one that may only read; empty lines
-    /// and lines that begin with `#` are skipped.
+    /// Reads a file of keys: one per line, `key` or `name:key`, preceded by `read-only ` if it may only read; empty lines and
+    /// lines that begin with `#` are skipped.
     pub fn parse_file(text: &str) -> Result<Self, String> {
-        // Editors on Windows begin a file with it.
+        // Windows editors put a byte order mark at the start.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().map(str::trim).enumerate();
         lines
@@ -77,7 +77,7 @@ impl ApiKeys {
             .map(Self)
     }
 
-    /// An error if one of them is there already, perhaps under another name or with other rights.
+    /// Adds keys. An error if one of them is there already, even under another name or with other rights.
     pub fn add(&mut self, more: Self) -> Result<(), String> {
         for key in more.0 {
             if self.0.iter().any(|known| known.digest == key.digest) {
@@ -123,12 +123,12 @@ impl ApiKey {
     }
 }
 
-/// Wrong keys an address may send in a minute before it is told to wait.
+/// The most wrong keys that an address may send in a minute before it is told to wait.
 const MOST_FAILURES: u32 = 20;
 const A_MINUTE: Duration = Duration::from_secs(60);
 
-/// Counts wrong keys by address. A right key is let through whatever the count: keys are too long to be guessed, and
-/// one careless client behind a proxy must not lock out the others.
+/// Counts wrong keys by address. A valid key is accepted whatever the count: keys are too long to be guessed, and one careless
+/// client behind a proxy must not lock out the others.
 #[derive(Debug)]
 pub struct FailedAttempts {
     clock: SharedClock,
@@ -140,10 +140,10 @@ impl FailedAttempts {
         Self { clock, counts: Recent::new(A_MINUTE) }
     }
 
-    /// Counts one. How long the address is to wait, if it has had its share of this minute.
+    /// Counts a wrong key. Returns how long the address must wait if it has exceeded this minute's limit.
     fn add(&self, address: IpAddr) -> Option<Duration> {
         let (left, count) = self.counts.count(network(address), self.clock.elapsed())?;
-        // Enough to see it, not enough to fill a disk.
+        // Logged often enough to be noticed, not often enough to fill a disk.
         if count == 1 || count == MOST_FAILURES {
             tracing::warn!(%address, attempts_this_minute = count, "refused a caller without a valid key");
         }
@@ -151,7 +151,7 @@ impl FailedAttempts {
     }
 }
 
-/// What belongs to one caller: of IPv6 he has 2^64 addresses.
+/// The addresses that count as one caller: an IPv6 caller has 2^64 of them.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -159,7 +159,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Lets a request pass with a good key, or, when there are no keys, from this machine.
+/// Admits a request with a valid key or, when there are no keys, one that is addressed to this machine.
 pub async fn require_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let caller = if state.api_keys.is_empty() {
         match means_this_machine(request.uri(), request.headers()) {
@@ -170,7 +170,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
         let candidate = bearer(request.headers());
         match candidate.and_then(|candidate| state.api_keys.find(candidate)) {
             Some(caller) => caller,
-            // Who sends no key guesses none: browsers and health checks do that.
+            // A request without a key is not a guess: browsers and health checks send such.
             None => return refuse(&state.failed_attempts, candidate.and_then(|_| peer(&request))),
         }
     };
@@ -187,7 +187,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
         )
         .into_response()
     };
-    // For the audit trail, which stands outside.
+    // For the audit trail, which is the outer layer.
     response.extensions_mut().insert(caller);
     response
 }
@@ -225,8 +225,8 @@ fn refuse(attempts: &FailedAttempts, guesser: Option<SocketAddr>) -> Response {
     response
 }
 
-/// Without keys, whoever reaches loopback may do everything. A browser reaches it on behalf of any web page, so the
-/// `Host` must name this machine (else the page's name was made to point here) and an `Origin` must be our own.
+/// Without keys, whoever reaches loopback may do everything. A browser reaches it on behalf of any web page, so the `Host` must
+/// name this machine (else it is the page's own domain, made to resolve here) and an `Origin` must be our own.
 fn means_this_machine(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let host = uri.authority().map(axum::http::uri::Authority::as_str).or_else(|| text(header::HOST));

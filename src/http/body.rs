@@ -93,13 +93,13 @@ pub enum SessionType {
     Group,
 }
 
-/// Of a label, a name or an id.
+/// The maximum length of a label, a name or an id.
 const MAX_CHARACTERS: usize = 200;
 const MAX_FILTER: usize = 1_000;
-/// So many fields are named that are unknown, or there more than once.
+/// The most unknown fields of an object, and the most repeated fields, that are named.
 const MAX_UNKNOWN: usize = 100;
 
-/// A body in which nothing is wrong, except perhaps that its first day has left Zoom's reach.
+/// A valid body, except perhaps that its first day has left Zoom's reach.
 #[derive(Debug)]
 pub struct Submitted {
     pub request: ExtractRequest,
@@ -113,7 +113,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
             StatusCode::BAD_REQUEST,
             "malformed-json",
             "The body cannot be read as JSON",
-            // Says what and where, and quotes nothing.
+            // Says what is wrong and where, without quoting the body.
             error.to_string(),
         )
     })?;
@@ -290,7 +290,7 @@ impl Reader {
     }
 }
 
-/// An object's members that have not been asked for yet, and the names of those that have.
+/// The members of an object that have not been taken yet, and the names of all that were asked for.
 struct Members {
     prefix: &'static str,
     rest: Map<String, Value>,
@@ -374,7 +374,7 @@ mod tests {
         let fields: Vec<_> = errors(r#"{"from":"2026-01-01","to":"2026-11-25","label":1}"#);
         let fields: Vec<_> = fields.iter().map(|(field, _)| &field[..]).collect();
         assert_eq!(fields, ["from", "to", "label"]);
-        // No time makes these right, so that it does not matter whether their job is known.
+        // These were never valid before, so it does not matter whether there is a job for them.
         for wrong in
             [r#"{"from":"2026-01-02","to":"2026-01-01"}"#, r#"{"from":"2026-11-24","to":"2026-11-25"}"#]
         {
@@ -382,7 +382,7 @@ mod tests {
         }
     }
 
-    /// Values of every kind, nested, under names that mean something and others.
+    /// Nested values of every kind, under known and unknown names.
     fn value() -> impl Strategy<Value = Value> {
         let day = prop_oneof![Just("2026-10-01"), Just("2026-10-31"), Just("2026-02-30"), Just("9999-12-31")];
         let leaf = prop_oneof![

@@ -17,7 +17,7 @@ use super::problem::Problem;
 use super::view::JobView;
 use crate::jobs::{Follower, Job, JobId, JobState, JobsError};
 
-/// A comment goes out this often when nothing happens, so that proxies keep the connection.
+/// How often a comment is sent when nothing happens, so that proxies keep the connection open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// One event of the stream.
@@ -55,7 +55,7 @@ pub(super) async fn events(
     let mut feed =
         Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new(), _place: place };
     feed.queue.push_back(event("progress", &job));
-    // Who comes after the end, or comes back after it, is told that it has ended.
+    // A client that connects or reconnects after the end is told that the job has ended.
     if job.state.is_final() {
         feed.queue.push_back(event("state", &job));
     }

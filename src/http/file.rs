@@ -1,5 +1,5 @@
-//! A part of a file as a stream of bytes: from the page cache where it is there, without leaving the thread; from the
-//! disk on the blocking pool.
+//! Streams part of a file: from the page cache, without leaving the thread, if it is cached; otherwise from the disk, on the
+//! blocking pool.
 
 use std::fs::File;
 use std::io;
@@ -11,8 +11,8 @@ use futures_util::stream::try_unfold;
 
 use crate::files::blocking;
 
-/// Bytes read at a time: few enough to stay in a processor's cache on their way to the socket, and fewer than what glibc gives a
-/// mapping of its own (`main.rs`), which would cost more than half the speed.
+/// The size of one read: small enough to stay in the CPU cache on its way to the socket, and below the size at which glibc
+/// makes a separate mapping (`main.rs`), which would more than halve the speed.
 const CHUNK: usize = 64 << 10;
 
 /// Streams `length` bytes from `from` on. `held` is dropped with the stream.
@@ -38,7 +38,7 @@ pub fn stream<T: Send + 'static>(
     })
 }
 
-/// Reads what can be had at once; nothing when it would have to wait for the disk, or cannot say.
+/// Reads what is available at once; `None` if it would have to wait for the disk, or cannot tell.
 #[cfg(target_os = "linux")]
 fn read_cached(file: &File, offset: u64, want: usize) -> Option<Bytes> {
     use rustix::io::{ReadWriteFlags, preadv2};

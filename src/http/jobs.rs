@@ -1,4 +1,4 @@
-//! The jobs resource: create, list, look and wait, cancel, retry, delete, failures.
+//! The jobs resource: create, list, get and wait, cancel, retry, delete, failures.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use super::view::{JobView, State as JobStateView};
 use crate::archive::FailureLine;
 use crate::jobs::{Job, JobState, ListFilter, Listed};
 
-/// However slowly it comes, a body is there by then.
+/// The time limit for receiving a whole body, however slowly it arrives.
 const LONGEST_BODY: Duration = Duration::from_secs(30);
 
 fn accepted(job: &Job) -> Response {
@@ -68,7 +68,7 @@ pub(super) async fn create(
     };
     let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
     if let Some(problem) = out_of_reach {
-        // A request that is repeated after midnight has made its job all the same.
+        // A request that is repeated after midnight may have created its job before.
         let known = state.jobs.known(&request, caller.name.as_deref(), key.as_deref()).await?;
         return known.map(|job| accepted(&job)).ok_or(problem);
     }
@@ -193,7 +193,7 @@ pub(super) async fn get(
     let brings_none = !headers.contains_key(header::IF_NONE_MATCH);
     if let Some(wait) = wait
         && (is_known(&headers, &shown.etag) || brings_none && !shown.is_final)
-        // Where too many wait already, it is told what there is.
+        // If too many are waiting already, this one is answered at once.
         && let Ok(_place) = state.long_polls.try_acquire()
     {
         let seen = shown.etag.clone();

@@ -1,4 +1,4 @@
-//! HTTP towards users: routes, errors, authentication, the document that describes them.
+//! The HTTP API: routes, errors, authentication, the OpenAPI document.
 //!
 //! Handlers extract, call [`Jobs`], convert. The router and the OpenAPI document come from the same list of routes.
 
@@ -55,9 +55,9 @@ use crate::jobs::Jobs;
 use auth::FailedAttempts;
 use problem::{Cause, Problem};
 
-/// The largest body of a request.
+/// The maximum size of a request body.
 const MAX_BODY: usize = 1 << 20;
-/// A body that makes no progress for this long is given up.
+/// A request body that makes no progress for this long is abandoned.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a browser may do with an answer: nothing.
 const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
@@ -71,18 +71,18 @@ pub const MAX_CONNECTIONS: usize = 4_096;
 pub const MAX_EVENT_STREAMS: usize = 2_048;
 pub const MAX_DOWNLOADS: usize = 256;
 
-/// How the service is offered.
+/// How the service is exposed.
 #[derive(Debug, Clone)]
 pub struct HttpSettings {
     pub api_keys: ApiKeys,
     pub max_connections: usize,
     pub max_event_streams: usize,
     pub max_downloads: usize,
-    /// Pages of these origins may call from a browser; none by default.
+    /// Origins whose pages may call from a browser (CORS); none by default.
     pub cors_origins: Vec<HeaderValue>,
-    /// Metrics are offered there, without a key, instead of here.
+    /// Serves the metrics on this address, without a key, instead of with the API.
     pub metrics_listen: Option<SocketAddr>,
-    /// How long answers under way may take to end when the service stops.
+    /// How long answers in flight may take to finish when the service stops.
     pub shutdown_grace: Duration,
 }
 
@@ -134,7 +134,7 @@ impl AppState {
             api_keys: Arc::new(settings.api_keys.clone()),
             failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
             audit: Arc::new(audit),
-            // Some connections are left for those who do not wait.
+            // Leaves some connections for requests that do not wait.
             event_streams: places(settings.max_event_streams.min((connections / 2).max(1))),
             long_polls: places(connections / 4),
             downloads: places(settings.max_downloads),
@@ -158,7 +158,7 @@ fn protected() -> OpenApiRouter<AppState> {
         .routes(routes!(system::check_account))
 }
 
-/// Offered here or on an address of its own.
+/// Served with the API or on an address of their own.
 fn metrics_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(system::metrics))
 }
@@ -205,13 +205,13 @@ pub fn metrics_router(state: AppState) -> Router {
     finished(metrics_routes().split_for_parts().0, state, None)
 }
 
-/// The length that a 304 tells would be taken for the document's (RFC 9110, 8.6): of a body that tells none nothing is said.
+/// A `Content-Length` in a 304 would be taken for the document's (RFC 9110, 8.6): for a body of unknown length none is sent.
 fn without_length_of_nothing(answer: Response) -> Response {
     let of_unknown_length = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
     if answer.status() == StatusCode::NOT_MODIFIED { answer.map(|_| of_unknown_length) } else { answer }
 }
 
-/// What every answer has, also that there is nothing here.
+/// Adds what every answer has, including the 404 of unknown paths.
 fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) -> Router {
     let layers = ServiceBuilder::new()
         .map_request(without_strange_id)
@@ -247,7 +247,7 @@ fn nothing_here() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", "see /docs for what there is")
 }
 
-/// None without origins: the layer would answer every OPTIONS, which is to be 405 then.
+/// `None` without origins: the layer would answer every OPTIONS request, which should get a 405 then.
 fn cors(settings: &HttpSettings) -> Option<CorsLayer> {
     if settings.cors_origins.is_empty() {
         return None;
@@ -280,7 +280,7 @@ fn set(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<Header
     SetResponseHeaderLayer::if_not_present(HeaderName::from_static(name), HeaderValue::from_static(value))
 }
 
-/// An id that a caller brings goes into the log, the audit trail and the answer, if it looks like one.
+/// Removes a caller's request id that does not look like one: it would go into the log, the audit trail and the answer.
 fn without_strange_id(mut request: Request) -> Request {
     let looks_like_one =
         |id: &HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
@@ -290,7 +290,7 @@ fn without_strange_id(mut request: Request) -> Request {
     request
 }
 
-/// Ids for requests that bring none of their own.
+/// Generates ids for requests that come without one.
 #[derive(Debug, Clone)]
 struct NewRequestId(SharedClock);
 
@@ -302,7 +302,7 @@ impl MakeRequestId for NewRequestId {
 
 fn span(request: &Request) -> tracing::Span {
     let id = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    // Of the level of errors, so that every line of the log that concerns a request can be found by its id.
+    // At error level, so that every log line about a request can be found by its id.
     tracing::error_span!("request", method = %request.method(), path = request.uri().path(), request.id = id)
 }
 

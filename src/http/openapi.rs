@@ -1,4 +1,4 @@
-//! The OpenAPI document: made of the routes, completed here with what all of them share.
+//! The OpenAPI document: collected from the routes, completed here with what all of them share.
 
 use jiff::ToSpan;
 use jiff::civil::Date;
@@ -12,7 +12,8 @@ const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. S
 download one zip. Errors are RFC 9457 problem documents with a stable `code`. If the service has API keys, press \
 *Authorize* and enter one.";
 
-/// Answers that every operation under `/v1` may give, and those that change something.
+/// Responses of every operation under `/v1` and of `/metrics`: status, description, and what is added where something is
+/// changed.
 const COMMON: [(&str, &str, &str); 4] = [
     ("401", "A valid API key is needed", ""),
     ("403", "Without keys, the caller is not this machine", "; or this key may only read"),
@@ -74,7 +75,7 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     document
 }
 
-/// The document as it is served: with an example that Zoom would still answer.
+/// The document as served, with an example whose dates are within Zoom's reach.
 pub fn with_days_until(mut document: OpenApi, today: Date) -> OpenApi {
     let schemas = document.components.as_mut().map(|components| &mut components.schemas);
     let request = schemas.and_then(|schemas| schemas.get_mut("JobRequest"));

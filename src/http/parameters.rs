@@ -1,4 +1,4 @@
-//! What a request says beside its body: ids in the path, parameters, headers. What cannot be read is refused by name.
+//! The parts of a request beside its body: ids in the path, parameters, headers. Invalid ones are refused by name.
 
 use std::error::Error;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 200;
 const DEFAULT_PAGE: usize = 50;
 
-/// The job that a path names. What is no UUID names none.
+/// The id of the job that a path names. Anything but a UUID names no job.
 #[derive(Debug)]
 pub(super) struct PathId(pub JobId);
 
@@ -30,12 +30,12 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     }
 }
 
-/// As it is written, and not in one of the other forms of a UUID.
+/// Accepts an id only in the form in which it is printed (in either case), not in the other forms of a UUID.
 fn read_id(text: &str) -> Option<JobId> {
     text.parse().ok().filter(|id: &JobId| id.to_string().eq_ignore_ascii_case(text))
 }
 
-/// The parameters behind a path's `?`: each may come once, and there are no others.
+/// The query parameters: each may occur once, and unknown ones are refused.
 #[derive(Debug)]
 pub(super) struct Parameters<T>(pub T);
 
@@ -55,8 +55,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> 
     }
 }
 
-/// Which parameter it is, and what is wrong with it: "unknown field `sate`, expected one of `state`, `limit`", "unknown field `x`,
-/// there are no fields", "duplicate field `state`".
+/// Turns a message of serde's into the name of the parameter and what is wrong with it: "unknown field `sate`, expected one of
+/// `state`, `limit`", "unknown field `x`, there are no fields", "duplicate field `state`".
 fn in_our_words(message: &str) -> (String, String) {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let Some((field, known)) = names.split_first() else { return ("query".to_owned(), message.to_owned()) };
@@ -71,7 +71,7 @@ fn in_our_words(message: &str) -> (String, String) {
     (field.to_owned(), message)
 }
 
-/// None: what is asked for stands in the path, or in the body.
+/// No query parameters: everything is in the path or in the body.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
@@ -122,7 +122,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
         return Ok(None);
     };
     match value.to_str() {
-        // A header's text may also hold tabs.
+        // `to_str` also accepts tabs.
         Ok(key) if (1..=255).contains(&key.len()) && !key.contains('\t') && values.next().is_none() => {
             Ok(Some(key.to_owned()))
         }

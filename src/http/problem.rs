@@ -1,6 +1,6 @@
 //! Errors as users of the API see them: RFC 9457 problem documents with a stable `code`.
 //!
-//! Maps errors of jobs to status codes; what HTTP itself refuses is said where it is refused.
+//! Maps job errors to status codes; errors of HTTP itself are created where a request is refused.
 
 use std::time::Duration;
 
@@ -47,11 +47,11 @@ pub struct Problem {
     pub cause: Option<String>,
 }
 
-/// What an answer that is an error came from; in its extensions, for the log.
+/// The cause of an error response, kept in its extensions for the log.
 #[derive(Debug, Clone)]
 pub struct Cause(pub String);
 
-/// The type of a problem, which its code tells.
+/// The type of a problem, derived from its code.
 pub fn type_of(code: &str) -> String {
     format!("urn:zoom-chat-reports:problem:{code}")
 }

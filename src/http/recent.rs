@@ -1,16 +1,16 @@
-//! What was seen lately (callers, looks), in bounded memory.
+//! Counts what was seen recently (callers, reads), in bounded memory.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How many keys are remembered at once; when there are so many, a new one is not.
+/// The most keys remembered at once; when it is reached, new keys are not counted.
 const MAX_KEYS: usize = 10_000;
-/// When there are so many, those whose life is over are removed at most this often.
+/// When the limit is reached, expired keys are removed at most this often.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Things seen within a while, and how often.
+/// Counts how often each key is seen within `life` of its first time.
 #[derive(Debug)]
 pub struct Recent<K> {
     life: Duration,
@@ -19,7 +19,7 @@ pub struct Recent<K> {
 
 #[derive(Debug)]
 struct Seen<K> {
-    /// Each with when it was seen first.
+    /// For each key, when it was first seen, and how often.
     since: HashMap<K, (Duration, u32)>,
     swept: Duration,
 }
@@ -29,8 +29,8 @@ impl<K: Eq + Hash> Recent<K> {
         Self { life, seen: Mutex::new(Seen { since: HashMap::new(), swept: Duration::ZERO }) }
     }
 
-    /// Counts this key once more, and returns how often it was seen, with the time that is left of its life; `None` when there is
-    /// no room for it.
+    /// Counts this key once more. Returns how much of its life is left and how often it has been seen; `None` if there is no
+    /// room for it.
     pub fn count(&self, key: K, now: Duration) -> Option<(Duration, u32)> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = &mut *seen;

@@ -1,8 +1,8 @@
-//! The sockets: so many connections at a time, so much patience with each.
+//! The sockets: limits the number of connections, and the time that each may take.
 //!
-//! An accept loop of its own, because limits on headers, on slow clients and on connections are not axum's affair.
-//! When all connections are taken, the one that has been waiting longest for a request to arrive makes room: neither
-//! idle clients nor ones that send a byte a minute keep others out.
+//! Has its own accept loop, because axum does not limit headers, slow clients or connections. When all connections are in use,
+//! the one that has waited longest for a request to arrive is closed: neither idle clients nor ones that send a byte a minute
+//! keep others out.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -28,18 +28,18 @@ use tower::ServiceExt;
 use super::auth::Peer;
 use crate::clock::SharedClock;
 
-/// The longest until a request's head has arrived; also how long an idle connection is kept.
+/// The time limit for a request's head to arrive; also how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// A client that takes nothing of an answer for this long is gone.
+/// A client that reads nothing of an answer for this long is taken to be gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The most bytes of a request's head. The HTTP library's own limit of 100 headers applies as well.
+/// The maximum size of a request's head in bytes. The HTTP library's own limit of 100 headers applies as well.
 const MAX_HEAD: usize = 32 << 10;
-/// After trouble with accepting (no descriptors left, most likely) the next try is this much later.
+/// The delay before accepting again after an error (most likely no file descriptors are left).
 const ACCEPT_TROUBLE: Duration = Duration::from_millis(100);
-/// While all connections are busy, how often to look whether one has become idle.
+/// While all connections are busy, how often to check whether one has become idle.
 const MAKE_ROOM_AGAIN: Duration = Duration::from_millis(50);
 
-/// Serves until `stop`, then lets answers under way end for as long as `drain` allows.
+/// Serves until `stop`, then gives answers in flight up to `drain` to finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -88,7 +88,7 @@ pub async fn serve(
     }
 }
 
-/// Waits for room, closing one waiting connection after the other until there is some. `None` when stopping.
+/// Waits for a free slot, closing one idle connection after the other until there is one. `None` when stopping.
 async fn make_room(
     room: &Arc<Semaphore>,
     idle: &Idle,
@@ -101,7 +101,7 @@ async fn make_room(
             permit = room.clone().acquire_owned() => {
                 return Some(permit.expect("the semaphore is never closed"));
             }
-            // All were busy; one may wait by now.
+            // All were busy; one may be idle by now.
             () = clock.sleep(MAKE_ROOM_AGAIN) => {}
             () = stop.cancelled() => return None,
         }
@@ -120,7 +120,7 @@ async fn connection(
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let room_needed = CancellationToken::new();
     let connection = Connection::new(idle, room_needed.clone());
-    // Dropped after the connection and its answers, so that nothing is left of it.
+    // Dropped after the connection and its answers, so that no entry of it is left in `idle`.
     let _over = Over(connection.clone());
     let service = service_fn(move |request| answer(request, peer, router.clone(), connection.clone()));
     let serving = http1::Builder::new()
@@ -129,7 +129,7 @@ async fn connection(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(Box::pin(stream)), service);
     tokio::pin!(serving);
-    // How a connection ends concerns nobody: the client broke it off, or was too slow.
+    // Errors are ignored: the client closed the connection, or was too slow.
     tokio::select! {
         _ = &mut serving => {}
         () = room_needed.cancelled() => {}
@@ -151,7 +151,7 @@ async fn answer(
     request.extensions_mut().insert(Peer(peer));
     let response = router.oneshot(request).await?;
     let answering = Answering(connection);
-    // The guard goes with the body: the connection waits for a request again once the answer is out.
+    // The guard is dropped with the body: once the answer is sent, the connection waits for a request again.
     Ok(response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _ = &answering;
@@ -160,7 +160,7 @@ async fn answer(
     }))
 }
 
-/// Connections that wait for a request, by how long they have.
+/// Connections that wait for a request, longest waiting first.
 #[derive(Debug, Default)]
 struct Idle(Mutex<ByAge>);
 
@@ -192,7 +192,7 @@ impl Idle {
     }
 }
 
-/// An open connection and what it does.
+/// An open connection and its current activity.
 #[derive(Debug)]
 struct Connection {
     idle: Arc<Idle>,
@@ -202,7 +202,7 @@ struct Connection {
 
 #[derive(Debug, Clone, Copy)]
 enum Activity {
-    /// For a request, with this number among those that do.
+    /// Waiting for a request, with this number in `Idle`.
     Waiting(u64),
     Answering,
     Over,
@@ -215,7 +215,7 @@ impl Connection {
         connection
     }
 
-    /// Waits for the next request, unless it is over.
+    /// Marks the connection as waiting for the next request, unless it is over.
     fn wait(&self) {
         let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
         if let Activity::Answering = *activity {
@@ -231,7 +231,7 @@ impl Connection {
     }
 }
 
-/// The end of a connection, however it comes.
+/// Marks a connection as over when dropped, however it ended.
 struct Over(Arc<Connection>);
 
 impl Drop for Over {
@@ -240,7 +240,7 @@ impl Drop for Over {
     }
 }
 
-/// Held while an answer is on its way.
+/// Held while an answer is being sent; then the connection waits again.
 struct Answering(Arc<Connection>);
 
 impl Drop for Answering {

@@ -99,7 +99,7 @@ pub(super) struct StepView {
         (status = 429, description = "The account is being checked already; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Result<Json<CheckAnswer>, Problem> {
-    // Its requests take turns with those of jobs: many checks would leave them little.
+    // A check's requests take turns with those of jobs: many checks would leave the jobs little.
     let _one_at_a_time = state
         .checks
         .try_acquire()

@@ -1,4 +1,4 @@
-//! The directories of jobs: what they and the files in them are called, and how they come and go.
+//! Job directories: how they and their files are named, created and removed.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
@@ -12,17 +12,17 @@ use crate::archive::{ArchiveError, ArchiveFile, sha256_of};
 use crate::extract::is_damaged_copy;
 use crate::files::{blocking, has_entry, is_unreadable, remove_but_last, unless_absent};
 
-/// How the names of archives begin. The rest tells them apart.
+/// The prefix of archive file names; the rest tells them apart.
 const ARCHIVE: &str = "archive-";
-/// In the directory of a job that is being deleted.
+/// The marker file in the directory of a job that is being deleted.
 pub const DELETED: &str = "deleted";
 
 pub fn path_of(data_dir: &Path, id: JobId) -> PathBuf {
     data_dir.join("jobs").join(id.to_string())
 }
 
-/// The directories that have a job's id for a name, oldest job first. Anything else there somebody put there, or `recovery`
-/// set aside.
+/// The directories named by a job's id, oldest job first. Anything else there was put there by somebody, or set aside by
+/// `recovery`.
 pub fn all(data_dir: &Path) -> io::Result<Vec<(JobId, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(data_dir.join("jobs"))? {
@@ -35,7 +35,7 @@ pub fn all(data_dir: &Path) -> io::Result<Vec<(JobId, PathBuf)>> {
     Ok(found)
 }
 
-/// A job that never ran has no directory, and nothing to be marked.
+/// Marks a job's directory for deletion. A job that never ran has none, so there is nothing to mark.
 pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
     let directory = directory.to_owned();
     let mark = move || {
@@ -45,18 +45,18 @@ pub async fn mark_deleted(directory: &Path) -> io::Result<()> {
     blocking(move || unless_absent(mark())).await
 }
 
-/// It is not deleted after all.
+/// Removes the mark: the job is not deleted after all.
 pub async fn unmark_deleted(directory: &Path) -> io::Result<()> {
     unless_absent(tokio::fs::remove_file(directory.join(DELETED)).await)
 }
 
-/// A capture of many gigabytes takes a while to go. The mark of a deletion goes last: what is left of one that was cut short
-/// must still tell that it was meant.
+/// Removes a job's directory, which takes a while if the capture has many gigabytes. The deletion mark goes last: the remains
+/// of an interrupted deletion must still show that it was intended.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
     blocking(move || remove_but_last(&directory, DELETED)).await
 }
 
-/// Makes a job's directory. Not its parents: a data directory that was removed must not come back half.
+/// Creates a job's directory, but not its parents: a data directory that was removed must not be half recreated.
 pub async fn make(directory: &Path) -> io::Result<()> {
     let directory = directory.to_owned();
     let make = move || {
@@ -65,7 +65,7 @@ pub async fn make(directory: &Path) -> io::Result<()> {
             _ => {}
         }
         match directory.parent() {
-            // A directory is durable once its own is; a crash may have come between.
+            // A new directory is durable only once its parent is synced; a crash may have come between the two.
             Some(parent) => File::open(parent)?.sync_all(),
             None => Ok(()),
         }
@@ -73,17 +73,17 @@ pub async fn make(directory: &Path) -> io::Result<()> {
     blocking(make).await
 }
 
-/// The name of an archive's file tells which it is: a new one does not take the place of one that a record tells of.
+/// The file name of an archive contains part of its hash: a new archive does not overwrite the one that a record refers to.
 pub fn archive_name(archive: &ArchiveFile) -> String {
     format!("{ARCHIVE}{}.zip", archive.sha256.get(..16).unwrap_or(&archive.sha256))
 }
 
-/// Whether this archive is there, by its size.
+/// Whether this archive's file exists and has the right size.
 pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
     fs::metadata(directory.join(archive_name(archive))).is_ok_and(|file| file.len() == archive.size)
 }
 
-/// The names of all archives that are there.
+/// The file names of all archives in a job's directory.
 pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -92,13 +92,13 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Removes the archives that a job's record does not tell of: earlier ones, and those of runs that were killed before they were
-/// written down.
+/// Removes the archives that a job's record does not refer to: earlier ones, and those of runs that were killed before they
+/// were recorded.
 pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()> {
     let directory = directory.to_owned();
     let stay: Vec<_> =
         job.archive.iter().map(archive_name).chain(job.earlier_archives.iter().cloned()).collect();
-    // Of a large one it takes a while.
+    // Removing a large file takes a while.
     let remove = move || {
         let mut others = archives(&directory)?.into_iter().filter(|name| !stay.contains(name));
         others.try_for_each(|name| unless_absent(fs::remove_file(directory.join(name))))
@@ -106,7 +106,7 @@ pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()
     blocking(remove).await
 }
 
-/// Whether an open file is this archive, byte for byte: that of a large one takes a while. What the disk cannot read is not.
+/// Whether an open file is this archive, byte for byte; hashing a large one takes a while. An unreadable file is not.
 pub async fn is_it(
     file: File,
     archive: ArchiveFile,
@@ -124,7 +124,7 @@ pub async fn is_it(
     blocking(compare).await
 }
 
-/// Whether there is an archive, or what had been set aside of a damaged capture.
+/// Whether the directory holds an archive or the set-aside files of a damaged capture.
 pub fn holds_something(directory: &Path) -> io::Result<bool> {
     Ok(!archives(directory)?.is_empty() || has_entry(directory, is_damaged_copy)?)
 }

@@ -1,4 +1,4 @@
-//! Why the work on a job stopped, and what is told of it: a stable code, what happened, and what helps.
+//! Why the work on a job stopped, and how that is reported: a stable code, what happened, and what to do about it.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::files::is_full;
 /// Why there is no archive.
 #[derive(Debug)]
 pub enum RunEnd {
-    /// Somebody cancelled the job, or the service stops.
+    /// The job was cancelled, or the service is stopping.
     Interrupted,
     Failed(JobFailure),
 }

@@ -1,4 +1,4 @@
-//! Opens the file of the table of jobs. A damaged one is set aside, and what can be read of it is copied into a new one.
+//! Opens the table of jobs. A damaged file is set aside, and what can be read of it is copied into a new one.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +8,14 @@ use super::store::{FILE_NAME, Inserted, JobStore, StoreError, salvage};
 use crate::files::unless_absent;
 use crate::sqlite::files_of;
 
-/// What could be read of a damaged table, until it takes its place.
+/// Holds what could be read of a damaged table until it takes that table's place.
 const MENDED: &str = "state.db.mended";
 
-/// What became of opening the table.
+/// The outcome of opening the table.
 #[derive(Debug)]
 pub(super) enum Opened {
     Sound(JobStore),
-    /// The one that was there is damaged: it was set aside, and its readable records are in the new one.
+    /// The existing table was damaged: it was set aside, and its readable records are in the new one.
     Replaced {
         store: JobStore,
         salvaged: usize,
@@ -23,13 +23,13 @@ pub(super) enum Opened {
     },
 }
 
-/// Opens the table in a directory, or makes it.
+/// Opens the table in a directory, or creates it.
 pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
     let path = directory.join(FILE_NAME);
     let mended = directory.join(MENDED);
     if !path.exists() {
         if mended.exists() {
-            // A crash came when the damaged one had been moved; its log perhaps not yet.
+            // A crash came after the damaged table was moved, perhaps before its log was.
             remove_all(&path)?;
             move_all(&mended, &path)?;
         }
@@ -43,19 +43,19 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
         Err(error) if error.is_damage() => {
             let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
             let (records, pause) = salvage(&path).await;
-            // The new table is there before the other is moved.
+            // The new table is complete before the damaged one is moved.
             remove_all(&mended)?;
             let store = JobStore::connect(&mended).await?;
             for (job, scope) in &records {
                 if let Inserted::Known(_) = store.insert(job, scope.as_deref()).await? {
-                    // Another has its key: better without that than not at all.
+                    // Another job has its idempotency key: better stored without the key than not at all.
                     store.insert(job, None).await?;
                 }
             }
             if let Some(pause) = pause {
                 store.set_pause(&pause).await?;
             }
-            // Its log goes with the last connection.
+            // Closing the last connection removes its log.
             store.close().await;
             move_all(&path, &set_aside)?;
             move_all(&mended, &path)?;

@@ -1,8 +1,9 @@
-//! Jobs: requests with a life. Stored before they are promised, run in the background, kept until they expire.
+//! Jobs: extraction requests and their life cycle. Stored before they are acknowledged, run in the background, kept until they
+//! expire.
 //!
-//! `model` says what a job is and which states follow which, `store` keeps it (SQLite), `mending` opens its file and mends one
-//! that is damaged, `recovery` rebuilds what that has lost, `registry` holds what is live, `runner` does the work, `trouble` tells
-//! what stopped it, `service` is what the outside calls, `retention` ends old ones; `directory` knows the files of a job.
+//! `model` defines jobs and their state transitions, `store` persists them (SQLite), `mending` opens its file and repairs a
+//! damaged one, `recovery` rebuilds lost records, `registry` holds live state, `runner` runs jobs, `trouble` explains what
+//! stopped them, `service` is the interface for callers, `retention` expires old jobs; `directory` manages a job's files.
 
 mod directory;
 mod error;

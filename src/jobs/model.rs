@@ -58,7 +58,7 @@ impl JobState {
         Self::Expired,
     ];
 
-    /// How a job ends.
+    /// The states in which a job ends, before it expires.
     pub const ENDS: [Self; 4] = [Self::Completed, Self::CompletedWithFailures, Self::Failed, Self::Cancelled];
 
     pub fn as_str(self) -> &'static str {
@@ -77,19 +77,19 @@ impl JobState {
         Self::ALL.into_iter().find(|state| state.as_str() == text)
     }
 
-    /// Nothing happens any more by itself, except that it expires.
+    /// Whether the job no longer changes by itself, except that it expires.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
 
-    /// The checked transitions; everything else is a bug or a conflict.
+    /// The allowed transitions; any other is a bug or a conflict.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::Queued => matches!(next, Self::Running | Self::Cancelled),
             Self::Running => {
                 matches!(next, Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled)
             }
-            // A completed one only when its archive got lost.
+            // A completed job is queued again only if its archive is lost or altered.
             Self::Completed | Self::CompletedWithFailures | Self::Failed | Self::Cancelled => {
                 matches!(next, Self::Queued | Self::Expired)
             }
@@ -114,7 +114,7 @@ pub struct Job {
     pub id: JobId,
     pub state: JobState,
     pub request: ExtractRequest,
-    /// Who asked, by the name of the API key; never the key.
+    /// The name of the requester's API key; never the key itself.
     pub requester: Option<String>,
     pub created_at: Timestamp,
     pub started_at: Option<Timestamp>,
@@ -124,20 +124,20 @@ pub struct Job {
     pub failures_total: u64,
     pub error: Option<JobFailure>,
     pub archive: Option<ArchiveFile>,
-    /// What the archive was made of.
+    /// The extent of the capture from which the archive was made.
     #[serde(default)]
     pub archived: Extent,
-    /// Files of earlier archives that may hold what the archive does not.
+    /// File names of earlier archives that may hold what the current one does not.
     #[serde(default)]
     pub earlier_archives: Vec<String>,
-    /// The user asked to stop it while it was running.
+    /// A user asked to cancel it while it was running.
     pub cancel_requested: bool,
-    /// What failed is to be tried again when it runs next.
+    /// The next run retries what failed.
     pub retry_failed: bool,
 }
 
 impl Job {
-    /// A job that waits for its turn.
+    /// A new, queued job.
     pub fn new(id: JobId, request: ExtractRequest, requester: Option<String>, created_at: Timestamp) -> Self {
         Self {
             id,

@@ -1,5 +1,5 @@
-//! At start: the table of jobs and what is on disk are brought together. The captures are the truth: they know their own
-//! requests, so a job that the table does not know is rebuilt. Nothing goes but what somebody deleted, or what has expired.
+//! Reconciles the table of jobs with the disk at start. The captures are the truth: each knows its own request, so a job
+//! missing from the table is rebuilt. Only what was deleted, has expired or has no data is removed.
 
 use std::path::Path;
 
@@ -35,7 +35,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         };
         match in_order {
             Ok(was_rebuilt) => rebuilt += u32::from(was_rebuilt),
-            // It takes room, and holds nothing else up.
+            // It takes up space, but must not hold anything else up.
             Err(error) => tracing::error!(
                 %error, directory = %directory.display(),
                 "could not be put in order; the next start tries again"
@@ -48,7 +48,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     Ok(store)
 }
 
-/// What there is of an archive that was not finished, or of a deletion that came to nothing.
+/// Removes what an unfinished archive or an abandoned deletion left behind.
 fn remove_leftovers(directory: &Path) -> Result<(), JobsError> {
     for name in [TEMPORARY, DELETED] {
         unless_absent(std::fs::remove_file(directory.join(name)))?;
@@ -56,7 +56,7 @@ fn remove_leftovers(directory: &Path) -> Result<(), JobsError> {
     Ok(())
 }
 
-/// What becomes of a directory that no job with files is known to have. True if its job is there again.
+/// Handles a directory that belongs to no known job with files. True if its job was rebuilt.
 async fn bring_back_or_remove(
     store: &JobStore,
     id: JobId,
@@ -75,7 +75,7 @@ async fn bring_back_or_remove(
             Err(error) => return Err(error.into()),
         };
         if let Some(reason) = lost {
-            // Not a job's name any more, so it is left to a person.
+            // The new name is not a job id, so it is left for a person to look at.
             let set_aside = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
             std::fs::rename(directory, &set_aside)?;
             tracing::error!(
@@ -90,29 +90,29 @@ async fn bring_back_or_remove(
     Ok(false)
 }
 
-/// What a job has come to, its capture tells: the record of one that was interrupted is of the time when it began. A capture that
-/// cannot be read is found when the job goes on.
+/// Updates a job's figures from its capture: the record of an interrupted job dates from when its run began. An unreadable
+/// capture is detected when the job resumes.
 pub(super) async fn recall(job: &mut Job, directory: &Path) {
     if let Ok(Some((progress, failures))) = extract::figures_in(directory).await {
         (job.progress, job.failures_total) = (progress, failures);
     }
 }
 
-/// A record made of what a capture tells. One that holds everything is queued: its archive is made again, without a
-/// request to Zoom. One that does not waits for somebody to say `retry`.
-/// Nothing when the directory holds no capture, or one that has not begun.
+/// Rebuilds a record from a capture. If the capture is complete, the job is queued: its archive is made again, without a
+/// request to Zoom. If not, the job waits for somebody to `retry` it.
+/// `None` if the directory holds no capture, or one that has not begun.
 async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Option<Job>, ArchiveError> {
     let Some(captured) = extract::captured(directory).await? else { return Ok(None) };
     let Captured { request, started_at, requester, complete, .. } = captured;
     let started_at = started_at.unwrap_or_else(|| clock.now());
     let mut job = Job::new(id, request, requester, started_at);
     job.started_at = Some(started_at);
-    // They may hold what the capture does not.
+    // These archives may hold what the capture does not.
     job.earlier_archives = directory::archives(directory)?;
     recall(&mut job, directory).await;
     if !complete {
         job.state = JobState::Failed;
-        // It does not expire: kept until somebody has looked at it.
+        // It gets no expiry time: it is kept until somebody has looked at it.
         job.finished_at = Some(clock.now());
         job.error = Some(JobFailure {
             code: "record-lost".to_owned(),

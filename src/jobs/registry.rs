@@ -1,4 +1,4 @@
-//! What is live: running jobs with their latest figures, and a signal for every change of a job that somebody follows.
+//! Live state: running jobs with their latest figures, and a signal for every change of a job that somebody follows.
 //!
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
@@ -16,8 +16,8 @@ struct Live {
     cancel: CancellationToken,
 }
 
-/// A run's place in the registry, until it is dropped: then the job no longer runs, unless it has been taken up again, and whoever
-/// watches it looks into the store.
+/// A run's entry in the registry. Dropping it removes the entry, unless a newer run of the job has replaced it, and makes
+/// followers look in the store.
 #[derive(Debug)]
 pub struct Entered {
     id: JobId,
@@ -36,7 +36,7 @@ impl Drop for Entered {
 #[derive(Debug, Default)]
 pub struct Registry {
     live: DashMap<JobId, Live>,
-    /// Counts changes of state of each job that is followed.
+    /// Counts the changes of state of each followed job.
     changes: DashMap<JobId, watch::Sender<u64>>,
 }
 
@@ -61,7 +61,7 @@ impl Registry {
         }
     }
 
-    /// Whoever follows this job looks into the store, or here.
+    /// Tells the followers of this job to look in the store, or here.
     pub fn announce(&self, id: JobId) {
         if let Some(changes) = self.changes.get(&id) {
             changes.send_modify(|count| *count += 1);
@@ -77,7 +77,7 @@ impl Registry {
         self.live.get(&id).map(|live| live.latest.subscribe())
     }
 
-    /// Follows one job from now on.
+    /// Starts following a job.
     pub fn follow(self: &Arc<Self>, id: JobId) -> Follower {
         let changes = self.changes.entry(id).or_default().subscribe();
         Follower { id, changes, live: self.watch(id), registry: self.clone() }
@@ -105,7 +105,7 @@ pub struct Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // First it stops to listen: whichever is the last finds nobody.
+        // Drops its own receiver first, so that the last follower finds no receiver left.
         self.changes = watch::channel(0).1;
         self.registry.changes.remove_if(&self.id, |_, changes| changes.receiver_count() == 0);
     }
@@ -122,7 +122,7 @@ impl Follower {
         };
         tokio::select! {
             still_live = figures => if !still_live { self.live = None },
-            // The sender is in the registry as long as anybody follows.
+            // Never closed: the registry holds the sender as long as anybody follows.
             _ = self.changes.changed() => {}
         }
         if self.live.is_none() {

@@ -1,4 +1,4 @@
-//! The end of jobs: files go when the retention is over, the record stays.
+//! Expires jobs: their files are removed after the retention period, their records stay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::model::{Job, JobId, JobState};
 use super::service::Jobs;
 use super::store::ListFilter;
 
-/// How often finished jobs are looked at.
+/// How often finished jobs are checked for expiry.
 const EVERY: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
@@ -28,8 +28,9 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
     }
 }
 
-/// A time by which files may be removed: the wall clock may be set forward by mistake, so what it said once and the time that has
-/// really passed since must agree with it; or it must have been ahead by the same for a day, as after a machine has slept.
+/// A clock for removing files. As the wall clock may be set forward by mistake, it is believed only if it agrees with an
+/// earlier reading plus the monotonic time since then, or has been ahead of that by the same amount for a day, as after the
+/// machine has slept.
 struct Steady {
     since: Duration,
     at: Timestamp,
@@ -39,7 +40,7 @@ struct Steady {
 
 impl Steady {
     const BELIEVED_AFTER: Duration = Duration::from_secs(86_400);
-    /// Clocks differ by less.
+    /// Smaller differences between the clocks are normal.
     const A_LITTLE: SignedDuration = SignedDuration::from_mins(1);
 
     fn at(elapsed: Duration, wall: Timestamp) -> Self {
@@ -67,8 +68,8 @@ impl Steady {
     }
 }
 
-/// Takes the files of jobs whose time is over. The state changes first: an expired job without files is the promise,
-/// a completed one without files would be a lie.
+/// Expires jobs whose time is over and removes their files. The state changes first: an expired job is promised to have no
+/// files, a completed one without files would be a lie.
 async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     for state in JobState::ENDS {
         let mut before = None;

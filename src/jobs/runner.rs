@@ -1,6 +1,6 @@
-//! Running jobs: claims the oldest queued one while there is room, extracts, assembles, writes down how it ended.
+//! Runs jobs: claims the oldest queued one while there is a free slot, extracts, assembles, records how it ended.
 //!
-//! A job interrupted by a shutdown or a crash stays `running` in the store and is taken up again at start.
+//! A job interrupted by a shutdown or a crash stays `running` in the store and is resumed at the next start.
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -21,9 +21,9 @@ use super::store::StoreError;
 use crate::archive::{self, ArchiveError, ArchiveFile, Form};
 use crate::extract::{self, ExtractError, Meta, Progress, RunContext, RunSummary, Snapshot};
 
-/// Figures are published this often: twice a second, as the API promises at most.
+/// How often figures are published: twice a second, the most that the API promises.
 const PUBLISH_EVERY: Duration = Duration::from_millis(500);
-/// After a trouble with the store, try again this much later.
+/// The delay before retrying after a store error.
 const STORE_TROUBLE: Duration = Duration::from_secs(5);
 
 /// Starts jobs until the service stops, then waits for them to stop.
@@ -42,7 +42,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
                 Ok(Some(job)) => {
                     let cancel = jobs.stop.child_token();
                     let entered = jobs.registry.enter(&job, cancel.clone());
-                    // Whatever is logged on the way says which job it is about.
+                    // Everything logged within the span names its job.
                     let span = tracing::error_span!("job", job.id = %job.id);
                     running.spawn(run_one(jobs.clone(), job, cancel, entered).instrument(span));
                 }
@@ -92,7 +92,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     let claimed = job.clone();
     let figures = || {
         let now = progress.snapshot(&lane.traffic, lane.waiting(), jobs.clock.elapsed());
-        // Until the capture has been looked at, what is known is what an earlier run told.
+        // Until the capture has been read, the figures of an earlier run are the best known.
         if now.windows_total == 0 {
             Snapshot { waiting: now.waiting, ..claimed.progress.clone() }
         } else {
@@ -143,12 +143,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     }
 }
 
-/// Whether somebody has cancelled a job that was claimed: perhaps before it was entered, when nobody could be told.
+/// Whether a claimed job was cancelled, perhaps before it entered the registry, when it could not be signalled.
 async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
     loop {
         match jobs.store.get(claimed.id).await {
             Ok(stored) => return stored.as_ref().unwrap_or(claimed).cancel_requested,
-            // It is found when it goes on.
+            // Not handled here: the job goes on with the record that was claimed.
             Err(StoreError::Unreadable(_)) => return claimed.cancel_requested,
             Err(error) => {
                 tracing::error!(%error, "a job's record could not be read, trying again");
@@ -160,7 +160,7 @@ async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
     }
 }
 
-/// What is to be written down of a job that has ended.
+/// Fills in what is to be recorded of a job that has ended.
 async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
@@ -178,15 +178,15 @@ async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory
         }
         Err(RunEnd::Interrupted) => job.state = JobState::Cancelled,
     }
-    // Of a completed job they are known; of the others the capture tells.
+    // For a completed job the failures are known; for the others the capture has them.
     if matches!(job.state, JobState::Cancelled | JobState::Failed)
         && let Ok(failures) = extract::failures_in(directory).await
     {
         job.failures_total = failures;
     }
-    // This may be the archive of an earlier run.
+    // This may be the archive of an earlier run, and its file may be gone.
     job.archive = job.archive.take().filter(|archive| directory::has_archive(directory, archive));
-    // Taken back only now: a crash before this line retries once more, which loses nothing.
+    // Reset only now: after a crash before this line the job retries once more, which loses nothing.
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
     job.progress.waiting = None;
@@ -211,7 +211,8 @@ fn log_end(job: &Job, elapsed_ms: u64) {
     }
 }
 
-/// Writes down how a job ended. False if the service stopped before it could: then the job goes on at the next start.
+/// Records how a job ended. False if its record is gone or changed, or if the service stopped first, in which case the job
+/// resumes at the next start.
 async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
     loop {
         match jobs.store.replace(claimed, job).await {
@@ -224,7 +225,7 @@ async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
             }
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be written down, trying again");
-                // Shown all the same: it has ended. After a restart it would be taken up again, which loses nothing.
+                // Published all the same, as it has ended. After a restart it would be resumed, which loses nothing.
                 jobs.registry.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
@@ -244,7 +245,7 @@ fn facts(job: &Job) -> Vec<(Meta, String)> {
     facts
 }
 
-/// What a run has brought.
+/// The result of a successful run.
 struct Made {
     archive: ArchiveFile,
     /// Files of earlier archives that may hold what this one does not.
@@ -271,7 +272,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
         kept.retain(|earlier| *earlier != name);
         tracing::warn!(?kept, "archives of before may hold more than the new one, and stay beside it");
     }
-    // What has this name has the same bytes, or should have. The record tells of the archive before until it tells of this one.
+    // A file with this name has the same bytes, or should have. Until the record is updated, it refers to the previous archive.
     assembled.publish(directory.join(name), |_| None).await?;
     Ok(Made { archive, kept, summary })
 }

@@ -1,6 +1,6 @@
-//! What the outside may do with jobs: create, look, wait, cancel, retry, delete, read failures and archives.
+//! The operations on jobs for callers: create, get, wait, cancel, retry, delete, read failures and archives.
 //!
-//! Persists before it announces. Knows no HTTP; errors say what is wrong in the terms of jobs.
+//! Persists before it announces. Knows nothing of HTTP; errors are in terms of jobs.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,9 +24,9 @@ use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
 use crate::files::{blocking, free_space};
 
-/// Free space that it takes to write down a job.
+/// The free space needed to record a new job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
-/// Captures that are looked into for callers at the same time: each takes some open files.
+/// The most captures opened for callers at the same time: each takes some file descriptors.
 const READINGS: usize = 4;
 
 /// How jobs are run and kept.
@@ -48,24 +48,24 @@ pub struct Jobs {
     pub(super) registry: Arc<Registry>,
     pub(super) account: Arc<Account>,
     pub(super) clock: SharedClock,
-    /// Jobs that an earlier process left running, and that wait for their turn to be taken up again.
+    /// Jobs that an earlier process left running and that wait to be resumed.
     pub(super) interrupted: Mutex<VecDeque<Job>>,
-    /// Jobs that are gone or have expired, and whose files could not be removed.
+    /// Deleted or expired jobs whose files could not be removed.
     left_behind: Mutex<Vec<JobId>>,
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
-    /// An archive is read through for one caller at a time.
+    /// Limits reading an archive in full to one caller at a time.
     hashing: Semaphore,
-    /// Captures that are looked into for callers, at the same time.
+    /// Limits how many captures are open for callers at the same time.
     reading: Arc<Semaphore>,
-    /// Held while a job is let into the queue.
+    /// Held while a job is admitted to the queue.
     queueing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
 impl Jobs {
-    /// Opens the store, puts in order what a crash left behind, takes up interrupted jobs and starts the background tasks.
+    /// Opens the store, cleans up after a crash, resumes interrupted jobs and starts the background tasks.
     pub async fn start(
         settings: JobSettings,
         account: Arc<Account>,
@@ -110,20 +110,20 @@ impl Jobs {
         Ok(jobs)
     }
 
-    /// Stops every job where it stands (they go on at the next start) and waits for all tasks.
+    /// Stops every job where it stands (it resumes at the next start) and waits for all tasks.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Closes the table of jobs, when nobody asks for one any more.
+    /// Closes the table of jobs; call it when nobody uses the table any more.
     pub async fn close(&self) {
         self.store.close().await;
     }
 
-    /// Does something whether or not anybody waits for it. Whatever changes a job must be called so: dropped half-way it may leave
-    /// a job that nobody starts, or one that waits for ever.
+    /// Runs `work` to completion, whether or not anybody awaits it. Anything that changes a job must run this way: dropped
+    /// half-way, it might leave a job that nobody starts, or one that waits for ever.
     pub fn run_to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -141,7 +141,7 @@ impl Jobs {
             return Err(JobsError::DataDirectoryGone);
         }
         let one_at_a_time = self.queueing.lock().await;
-        // A repeated request is answered even when no new one would be taken.
+        // A repeated request is answered even when the queue is full.
         if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
             return Ok(job);
         }
@@ -161,7 +161,7 @@ impl Jobs {
         Ok(job)
     }
 
-    /// The job that the same request has made before with this idempotency key.
+    /// The job that the same request created earlier with this idempotency key.
     pub async fn known(
         &self,
         request: &ExtractRequest,
@@ -189,7 +189,7 @@ impl Jobs {
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, JobsError> {
         let state = filter.state;
         let Listed { jobs, next } = self.store.list(filter).await?;
-        // One may have ended since, and not be written down yet.
+        // A job may have ended since, its end not yet recorded.
         let is_wanted = |job: &Job| state.is_none_or(|state| state == job.state);
         Ok(Listed { jobs: jobs.into_iter().map(|job| self.with_live(job)).filter(is_wanted).collect(), next })
     }
@@ -198,7 +198,7 @@ impl Jobs {
         self.registry.latest(job.id).map_or(job, |live| (*live).clone())
     }
 
-    /// Begins to follow before the caller looks, so that no change falls between.
+    /// Starts following a job; call it before reading the job, so that no change in between is missed.
     pub fn follow(&self, id: JobId) -> Follower {
         self.registry.follow(id)
     }
@@ -233,7 +233,7 @@ impl Jobs {
         }
     }
 
-    /// Ends a job that does not run. False if it has changed since it was read.
+    /// Cancels a job that is not running. False if it has changed since it was read.
     async fn end_at_once(&self, read: &Job) -> Result<bool, JobsError> {
         let mut job = Job { state: JobState::Cancelled, ..read.clone() };
         self.finish(&mut job);
@@ -244,7 +244,7 @@ impl Jobs {
         Ok(is_written)
     }
 
-    /// Written down first: a crash between asking and stopping still ends in `cancelled`.
+    /// Recorded before the job is signalled: after a crash in between it still ends as `cancelled`.
     async fn ask_to_stop(&self, id: JobId) -> Result<bool, JobsError> {
         let is_written = self.store.ask_to_stop(id).await?;
         if is_written {
@@ -253,7 +253,7 @@ impl Jobs {
         Ok(is_written)
     }
 
-    /// Runs again what failed or is missing.
+    /// Queues a job again, to run what failed or is missing.
     pub async fn retry(&self, id: JobId) -> Result<Job, JobsError> {
         if !self.has_its_files() {
             return Err(JobsError::DataDirectoryGone);
@@ -288,10 +288,10 @@ impl Jobs {
         }
         self.end_must_be_written(id).await?;
         let directory = self.directory(id);
-        // By its state alone: a record that cannot be read can be removed as well. The state may change meanwhile.
+        // Decided by the state alone, so that an unreadable record can be removed as well. The state may change meanwhile.
         loop {
             let Some(state) = self.store.state(id).await? else {
-                // An earlier call could not remove its files, perhaps.
+                // Perhaps an earlier call could not remove its files.
                 let left = self.take_left_behind(|left| *left == id);
                 return if left.is_empty() {
                     Err(JobsError::NotFound)
@@ -303,7 +303,7 @@ impl Jobs {
                 directory::unmark_deleted(&directory).await?;
                 return Err(JobsError::WrongState { state, action: "deleted; cancel it first" });
             }
-            // Before the record goes: what has neither that nor this mark is a job that the table has lost.
+            // Before the record goes: a directory with neither record nor mark is taken for a job that the table has lost.
             directory::mark_deleted(&directory).await?;
             match self.store.remove(id, state).await {
                 Ok(true) => break,
@@ -314,13 +314,13 @@ impl Jobs {
                 }
             }
         }
-        // The record is gone first: a record without files would be a lie.
+        // The record goes before the files: a record without files would be a lie.
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce(id);
         self.remove_files(id).await.map_err(JobsError::FilesLeft)
     }
 
-    /// A job that has ended is not changed while its record still says that it runs: what it ended with would be lost.
+    /// Fails if a job has ended but is still recorded as running: changing it now would lose its result.
     async fn end_must_be_written(&self, id: JobId) -> Result<(), JobsError> {
         let has_ended = self.registry.latest(id).is_some_and(|live| live.state.is_final());
         if has_ended && self.store.state(id).await? == Some(JobState::Running) {
@@ -329,20 +329,20 @@ impl Jobs {
         Ok(())
     }
 
-    /// Removes the files of a job that is gone or has expired. What cannot be removed now is tried again later.
+    /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
     pub(super) async fn remove_files(&self, id: JobId) -> std::io::Result<()> {
         directory::remove(self.directory(id)).await.inspect_err(|_| {
             self.left_behind.lock().unwrap_or_else(PoisonError::into_inner).push(id);
         })
     }
 
-    /// Takes such jobs out of those whose files could not be removed.
+    /// Takes the wanted jobs out of those whose files could not be removed.
     pub(super) fn take_left_behind(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
         let mut left = self.left_behind.lock().unwrap_or_else(PoisonError::into_inner);
         left.extract_if(.., |id| is_wanted(id)).collect()
     }
 
-    /// Of a job whose record says that it runs. One that cannot be read is not taken up again.
+    /// Whether a job recorded as running is running or will be resumed. One with an unreadable record is not resumed.
     async fn runs_or_will(&self, id: JobId) -> Result<bool, JobsError> {
         match self.store.get(id).await {
             Err(StoreError::Unreadable(_)) => Ok(self.registry.latest(id).is_some()),
@@ -363,21 +363,21 @@ impl Jobs {
         }
         let directory = self.directory(id);
         let one_of_few = self.reading.clone().acquire_owned().await.expect("the semaphore is never closed");
-        // To its end also if the caller hangs up: the capture is closed then, not some time later.
+        // Runs to completion even if the caller hangs up, so that the capture is closed then, not some time later.
         let page = self.run_to_its_end(async move {
             let page = failures_page(&directory, after, most).await;
             drop(one_of_few);
             page
         });
         let page = page.await.map_err(std::io::Error::other)??;
-        // Of a job whose files are gone an empty page would say that nothing is missing.
+        // If the job's files are gone, an empty page would claim that nothing is missing.
         if page.0.is_empty() && self.get(id).await?.state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
         Ok(page)
     }
 
-    /// The archive's file, if there is one, and what it should be.
+    /// The job, its archive's expected size and hash, and the archive's open file, if there is one.
     pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
         loop {
             let job = self.stored_or_ended(id).await?;
@@ -414,7 +414,7 @@ impl Jobs {
         }
     }
 
-    /// A job as its record tells; or as it has ended, if that could not be written down yet.
+    /// A job as recorded, or as it ended if its end could not be recorded yet.
     async fn stored_or_ended(&self, id: JobId) -> Result<Job, JobsError> {
         match self.registry.latest(id) {
             Some(ended) if ended.state.is_final() => Ok((*ended).clone()),
@@ -422,7 +422,7 @@ impl Jobs {
         }
     }
 
-    /// Whether the archive is there, byte for byte.
+    /// Whether the archive exists and is intact, byte for byte.
     async fn has_sound_archive(&self, id: JobId) -> Result<bool, JobsError> {
         match self.archive(id).await {
             Ok((_, archive, file)) => {
@@ -430,17 +430,17 @@ impl Jobs {
                 Ok(directory::is_it(file, archive, self.stop.clone()).await?)
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
-            // It may be there all the same.
+            // The archive may exist all the same.
             Err(error) => Err(error),
         }
     }
 
-    /// False when somebody has removed the data directory, or the table in it, under our feet.
+    /// False if somebody has removed the data directory, or the table in it, from under us.
     pub fn has_its_files(&self) -> bool {
         self.settings.data_dir.join(super::store::FILE_NAME).exists()
     }
 
-    /// Whether the table can take another job. Captures leave more than that.
+    /// Whether there is space to record another job. Captures leave more than that free.
     pub fn has_room(&self) -> bool {
         let free = File::open(&self.settings.data_dir).and_then(|directory| free_space(&directory));
         free.is_ok_and(|free| free >= ROOM_FOR_A_JOB)
@@ -450,7 +450,7 @@ impl Jobs {
         directory::path_of(&self.settings.data_dir, id)
     }
 
-    /// Stamps the end of a job.
+    /// Sets when a job ended and when it expires.
     pub(super) fn finish(&self, job: &mut Job) {
         let now = self.clock.now();
         job.finished_at = Some(now);
@@ -459,13 +459,13 @@ impl Jobs {
         job.expires_at = now.checked_add(retention).ok();
     }
 
-    /// Lets a job wait for its turn to be taken up again.
+    /// Puts an interrupted job back among those that wait to be resumed.
     fn wait_on(&self, job: Job) {
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         self.wake_runner.notify_one();
     }
 
-    /// Takes the first such job out of those that wait to be taken up again.
+    /// Takes the first wanted job out of those that wait to be resumed.
     pub(super) fn take_interrupted(&self, is_wanted: impl Fn(&Job) -> bool) -> Option<Job> {
         let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
         interrupted.iter().position(is_wanted).and_then(|place| interrupted.remove(place))
@@ -484,12 +484,13 @@ fn ended(state: JobState) -> metrics::Counter {
     metrics::counter!("zcr_jobs_ended_total", "state" => state.as_str())
 }
 
-/// Within what an idempotency key is one key: holders of API keys with different names may use the same for different things.
+/// The scope in which an idempotency key is unique: holders of API keys with different names may use the same for different
+/// requests.
 fn scope(requester: Option<&str>, idempotency_key: Option<&str>) -> Option<String> {
     idempotency_key.map(|key| format!("{}\n{key}", requester.unwrap_or_default()))
 }
 
-/// Writes down what Zoom said of its daily limit, so that a restart does not ask in vain.
+/// Stores the pause that Zoom's daily limit imposes, so that a restart does not send requests in vain.
 async fn remember_pauses(jobs: Arc<Jobs>) {
     let mut pauses = jobs.account.budget().pauses();
     while let Some(Ok(())) = jobs.stop.run_until_cancelled(pauses.changed()).await {

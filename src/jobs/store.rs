@@ -1,7 +1,7 @@
 //! The durable table of jobs: `state.db` in the data directory.
 //!
-//! Owns the only SQL about jobs. Every change of state is a compare-and-set on the state before, so that two callers
-//! cannot both win. What a job received is not here but in its capture.
+//! Owns the only SQL about jobs. Every change of state is a compare-and-set on the previous state, so that two callers cannot
+//! both win. A job's received data is in its capture, not here.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::sqlite;
 
 /// The table's file.
 pub const FILE_NAME: &str = "state.db";
-/// A page of jobs ends after so many bytes of their records.
+/// A page of jobs ends once its records exceed this many bytes.
 const MOST_LISTED: i64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -45,31 +45,31 @@ pub struct ListFilter {
 #[derive(Debug)]
 pub struct Listed {
     pub jobs: Vec<Job>,
-    /// The number after which there are more.
+    /// The value of `before` for the next page; `None` on the last page.
     pub next: Option<i64>,
 }
 
-/// What an idempotency key led to before.
+/// What an idempotency key was used for before.
 #[derive(Debug)]
 pub enum Known {
     /// The job of the same request.
     Same(Box<Job>),
-    /// It came with another request.
+    /// It was used with another request.
     Conflict,
 }
 
-/// What became of a new job.
+/// The outcome of inserting a job.
 #[derive(Debug)]
 pub enum Inserted {
     New,
-    /// It was not stored: its idempotency key led to this before.
+    /// Not stored: its idempotency key was used before.
     Known(Known),
 }
 
-/// A pause that Zoom has put upon an account.
+/// A pause that Zoom has imposed on an account.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AccountPause {
-    /// The account's mark.
+    /// A hash that identifies the account.
     pub account: String,
     pub waiting: Waiting,
 }
@@ -100,7 +100,7 @@ impl StoreError {
 }
 
 impl JobStore {
-    /// Opens a table that is there, if it is sound.
+    /// Opens an existing table, if it is intact.
     pub async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path).await?;
         let error = match sqlite::damage_to(&store.pool).await {
@@ -108,12 +108,12 @@ impl JobStore {
             Ok(Some(damage)) => StoreError::Damaged(damage),
             Err(error) => error.into(),
         };
-        // Before anybody renames the file: who closes the last connection removes the log by its name.
+        // Before anybody renames the file: closing the last connection removes the log by its name.
         store.close().await;
         Err(error)
     }
 
-    /// Opens a table, or makes one.
+    /// Opens a table, or creates it.
     pub async fn connect(path: &Path) -> Result<Self, StoreError> {
         sqlite::make_private(path)?;
         let options = SqliteConnectOptions::new()
@@ -172,14 +172,14 @@ impl JobStore {
             .await?;
             let is_taken = inserted.rows_affected() == 0;
             let Some(scope) = idempotency_scope.filter(|_| is_taken) else { return Ok(Inserted::New) };
-            // Somebody was faster with the same key. That job may be gone by now: then once more.
+            // The key was used already. If that job has been deleted meanwhile, try again.
             if let Some(known) = self.known(scope, &job.request).await? {
                 return Ok(Inserted::Known(known));
             }
         }
     }
 
-    /// What an idempotency scope led to before, if it was used.
+    /// What an idempotency scope was used for before, if anything.
     pub async fn known(&self, scope: &str, request: &ExtractRequest) -> Result<Option<Known>, StoreError> {
         let row = sqlx::query("SELECT job, request FROM jobs WHERE idempotency_scope = ?")
             .bind(scope)
@@ -209,10 +209,11 @@ impl JobStore {
         state.map(known).transpose()
     }
 
-    /// Newest first, and fewer than asked for where they are large. Records that cannot be read are left out, and hide no others.
+    /// Lists jobs newest first, fewer than asked for if their records are large. Unreadable records are skipped and hide no
+    /// others.
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, StoreError> {
         let (state, before) = (filter.state.map(JobState::as_str), filter.before.unwrap_or(i64::MAX));
-        // One more than asked for tells whether there are more.
+        // One row beyond the limit shows whether there are more.
         let sizes: Vec<(i64, i64)> = sqlx::query_as(
             "SELECT number, octet_length(job) FROM jobs WHERE (?1 IS NULL OR state = ?1) AND number < ?2
              ORDER BY number DESC LIMIT ?3",
@@ -260,7 +261,7 @@ impl JobStore {
         Ok(count as u64)
     }
 
-    /// The oldest jobs in a state, of those that can be read.
+    /// The oldest readable jobs in a state, at most `most`.
     pub async fn oldest(&self, state: JobState, most: usize) -> Result<Vec<Job>, StoreError> {
         let statement = "SELECT id, job FROM jobs WHERE state = ? ORDER BY number";
         let mut rows = sqlx::query(statement).bind(state.as_str()).fetch(&self.pool);
@@ -273,7 +274,7 @@ impl JobStore {
         Ok(jobs)
     }
 
-    /// Writes a job back if its state and its end are still those that were read. False when somebody else was faster.
+    /// Replaces a job if its stored state and end time are still those of `read`. False if somebody else was faster.
     pub async fn replace(&self, read: &Job, job: &Job) -> Result<bool, StoreError> {
         let before = read.state;
         assert!(before == job.state || before.may_become(job.state), "{before:?} -> {:?}", job.state);
@@ -290,7 +291,7 @@ impl JobStore {
         Ok(changed.rows_affected() == 1)
     }
 
-    /// A running job is to stop; whatever else is in its record stays. False if it does not run.
+    /// Requests the cancellation of a running job, and changes nothing else in its record. False if it is not running.
     pub async fn ask_to_stop(&self, id: JobId) -> Result<bool, StoreError> {
         let asked = sqlx::query(
             "UPDATE jobs SET job = json_set(job, '$.cancel_requested', json('true')) WHERE id = ? AND state = 'running'",
@@ -301,13 +302,13 @@ impl JobStore {
         Ok(asked.rows_affected() == 1)
     }
 
-    /// The pause that was in force when it was last written down; it may be over.
+    /// The pause that was last stored; it may be over.
     pub async fn pause(&self) -> Result<Option<AccountPause>, StoreError> {
         let text: Option<String> =
             sqlx::query_scalar("SELECT pause FROM account_pause").fetch_optional(&self.pool).await?;
         let read = |text: String| serde_json::from_str(&text);
         let pause = text.map(read).transpose();
-        // It would be known again after the next request.
+        // No loss: the next request to Zoom would reveal the pause again.
         Ok(pause.unwrap_or_else(|error| {
             tracing::error!(%error, "the account's pause cannot be read, and is passed over");
             None
@@ -352,12 +353,12 @@ pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Account
     let pause: Result<String, _> =
         sqlx::query_scalar("SELECT pause FROM account_pause").fetch_one(&mut connection).await;
     let pause = pause.ok().and_then(|text| serde_json::from_str(&text).ok());
-    // Before the file is renamed, as above.
+    // Before the file is renamed, as in `connect_checked`.
     let _ = connection.close().await;
     (records.into_values().collect(), pause)
 }
 
-/// One record that cannot be read (another version wrote it, perhaps) must not hide the others.
+/// Skips an unreadable record (another version wrote it, perhaps), so that it does not hide the others.
 fn readable(row: &SqliteRow) -> Option<Job> {
     let passed_over = |error: &StoreError| {
         let id: String = row.try_get("id").unwrap_or_default();

@@ -1,11 +1,11 @@
-//! What tests of jobs begin with.
+//! Fixtures for the tests of jobs.
 
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::model::{Job, JobId, JobState};
 
-/// A job that ended long ago, or is said to.
+/// A job in this state that ended long ago, or claims to have ended.
 pub(crate) fn job(state: JobState) -> Job {
     let request = json!({
         "from": "2026-05-01", "to": "2026-05-02", "label": null, "edits_by": "sent_time",

@@ -1,6 +1,6 @@
 //! The three endpoints: what they accept, what they refuse, what they answer.
 //!
-//! Rules from the vendor's description and the observed facts about it; random and scripted faults come from `faults`.
+//! The rules follow Zoom's API description and observed behaviour; random and scripted faults come from `faults`.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ use super::tokens::{self, AccessTokens};
 const LIST: &str = "/v2/report/chat/sessions";
 const CLASSIC_SCOPES: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 
-/// Counters of what arrived and was answered.
+/// Counts of requests received and answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counters {
     pub requests: u64,
@@ -40,7 +40,7 @@ pub(super) struct Counters {
     pub last: Option<std::time::Instant>,
 }
 
-/// What changes while the simulator runs.
+/// The mutable state of a running simulator.
 #[derive(Debug)]
 pub(super) struct Changing {
     pub tokens: AccessTokens,
@@ -49,7 +49,7 @@ pub(super) struct Changing {
     pub counters: Counters,
     pub qps: u32,
     pub daily_limit: u64,
-    /// Of the tokens that are issued now.
+    /// The scopes of newly issued tokens.
     pub scopes: Arc<[String]>,
     pub credentials_valid: bool,
     pub down: bool,
@@ -63,7 +63,7 @@ pub(super) struct Api {
     noise: Noise,
 }
 
-/// An answer before latency, with what may yet be done to it on the way out.
+/// An answer before latency is applied, and how it is to be delivered.
 pub(super) struct Answer {
     pub response: Response<Body>,
     pub delivery: Delivery,
@@ -158,7 +158,7 @@ impl Api {
             let opened = tokens::open(self.noise, &key, token, self.settings.page_token_ttl);
             opened.ok_or_else(|| error(400, 300, "The next page token is either invalid or has expired."))
         });
-        // What the token holds, as its text is another one each time.
+        // The key holds the token's cursor, because its text differs each time it is issued.
         let asked_key = format!("{key} {:?}", opened.as_ref().map(|opened| opened.as_ref().ok()));
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;
@@ -201,7 +201,7 @@ impl Api {
         Ok(Answer { response, delivery: Delivery::of(fault.as_ref()) })
     }
 
-    /// What such a fault answers, if it is no page of the data.
+    /// Returns the fault's answer if it replaces the real page.
     fn instead_of_page(
         &self,
         fault: &FaultAnswer,
@@ -254,7 +254,7 @@ impl Api {
         })
     }
 
-    /// Once encoded, or twice where the id begins with a slash or holds two.
+    /// Ids are encoded once, or twice where they begin with a slash or contain two in a row.
     fn find_session(&self, segment: &str) -> Result<u32, Refused> {
         let needs_two = |id: &str| id.starts_with('/') || id.contains("//");
         let once = percent_decode(segment, false).ok_or_else(no_such_session)?;
@@ -267,7 +267,7 @@ impl Api {
         self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
-    /// `turn` makes of the next page's token what the answer has; the session `moved` stands on another page.
+    /// `turn` maps the real next page token to the one sent; the session `moved` is left out, as if it were on another page.
     fn list_page(
         &self,
         query: &Query,

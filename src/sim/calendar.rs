@@ -69,7 +69,7 @@ pub(super) fn end_of_day_ms(date: Date) -> i64 {
     start_of_day_ms(date) + DAY_MS
 }
 
-/// Appends `2026-03-17T08:27:57Z`.
+/// Appends an instant in the form `2026-03-17T08:27:57Z`.
 pub(super) fn push_instant(out: &mut String, ms: i64) {
     let (year, month, day) = civil_of_day(ms.div_euclid(DAY_MS));
     let second = ms.rem_euclid(DAY_MS) / 1_000;

@@ -1,6 +1,6 @@
 //! The simulated account's content: sessions and their items, computed from the seed and never stored.
 //!
-//! What tests hold against the archive: [`Dataset::items`] is the exact text of everything a query serves, in order.
+//! Tests compare archives with it: [`Dataset::items`] is the exact text of everything a query serves, in order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,11 +50,11 @@ pub struct SimSession {
     pub id: String,
     pub name: String,
     pub group: bool,
-    /// Messages that were not deleted, over all days.
+    /// The number of messages not deleted, over all days.
     pub messages: u64,
 }
 
-/// What of a session its items' texts depend on.
+/// The properties of a session that its items' texts depend on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionShape {
     pub group: bool,
@@ -80,13 +80,13 @@ struct Inner {
     first_day: Date,
     last_day: Date,
     sizes: Vec<SessionSize>,
-    /// Ids that do not tell their session by themselves.
+    /// Hostile ids, which do not contain their session's index.
     special_ids: HashMap<String, u32>,
     faults: FaultLevel,
 }
 
 impl Dataset {
-    /// The account that a simulator with these settings plays on that day.
+    /// Returns the account that a simulator with these settings serves on that day.
     pub fn new(settings: &SimSettings, today: Date) -> Self {
         let account = Noise::new(settings.seed);
         let months = i64::from(settings.months.clamp(1, 6));
@@ -145,7 +145,7 @@ impl Dataset {
         if let Some(index) = self.0.special_ids.get(id) {
             return Some(*index);
         }
-        // Ordinary ids begin with their index, veiled.
+        // Ordinary ids begin with their index, XORed with a value derived from the seed.
         let veiled = u64::from_str_radix(id.get(..16)?, 16).ok()?;
         let index = u32::try_from(veiled ^ self.0.account.with(5).value()).ok()?;
         ((index as usize) < self.0.sizes.len() && self.0.id(index) == id).then_some(index)
@@ -186,7 +186,7 @@ impl Dataset {
         })
     }
 
-    /// How many requests it takes at least to list these days and to read every session listed, with full pages.
+    /// The least number of requests that it takes to list these days and to read every listed session with full pages.
     pub fn least_requests(&self, from: Date, to: Date, options: ItemOptions) -> u64 {
         let inner = &*self.0;
         let (mut listed, mut pages) = (0_u64, 0);
@@ -204,7 +204,7 @@ impl Dataset {
         listed.div_ceil(300).max(1) + pages
     }
 
-    /// One page: appends the texts to the three arrays and returns where the next page begins.
+    /// Appends one page's texts to the three arrays and returns where the next page begins.
     pub(super) fn page(
         &self,
         session: u32,
@@ -231,7 +231,7 @@ impl Dataset {
         feed.peek().map(|_| feed.cursor())
     }
 
-    /// The text of a session in a list answer.
+    /// The JSON text of a session in a list response.
     pub fn info_json(&self, index: u32) -> String {
         let inner = &*self.0;
         let (noise, shape) = (inner.session_noise(index), inner.shape(index));
@@ -255,7 +255,7 @@ impl Dataset {
             }
             out.push_str("\"]");
         }
-        // The description has it of groups alone.
+        // Zoom's API description has it for groups only.
         if shape.group {
             out.push_str(if noise.with(7).one_in(15) {
                 ",\"status\":\"deleted\""
@@ -290,7 +290,7 @@ impl Dataset {
         self.0.ordinary(1)
     }
 
-    /// In a nasty account: the days whose lists cannot be had.
+    /// In a nasty account: the days that cannot be listed.
     pub fn unlistable(&self) -> Option<(Date, Date)> {
         let inner = &*self.0;
         if inner.faults != FaultLevel::Nasty {
@@ -378,7 +378,7 @@ impl Inner {
         }
     }
 
-    /// The n-th session without a special id that has a fair number of messages over the whole time.
+    /// The n-th session, from 0, without a special id that has at least five messages and spans the whole period.
     fn ordinary(&self, nth: usize) -> Option<u32> {
         if self.faults != FaultLevel::Nasty {
             return None;

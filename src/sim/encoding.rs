@@ -46,7 +46,7 @@ fn base64_decode(text: &str, alphabet: &[u8; 64]) -> Option<Vec<u8>> {
             out.push(u8::try_from((word >> bits) & 0xff).ok()?);
         }
     }
-    // One encoding for each value: a token with changed spare bits is not the token that was given out.
+    // Only the canonical encoding is accepted: a token with changed spare bits is not the one that was issued.
     (bits < 6 && word & ((1 << bits) - 1) == 0).then_some(out)
 }
 

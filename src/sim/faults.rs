@@ -1,4 +1,4 @@
-//! What goes wrong: by chance at a level, or exactly as a test has scripted it.
+//! Faults: random ones at a set level, and exactly those that a test has scripted.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,27 +13,27 @@ use super::settings::FaultLevel;
 #[derive(Clone, Debug)]
 pub struct ScriptedFault {
     pub matches: Match,
-    /// Let that many matching requests pass first.
+    /// How many matching requests pass first.
     pub after: u32,
     /// How many matching requests it then hits; `u32::MAX` never ends.
     pub times: u32,
     pub answer: FaultAnswer,
 }
 
-/// Which requests a scripted fault is for.
+/// Which requests a scripted fault applies to.
 #[derive(Clone, Debug)]
 pub enum Match {
     Any,
     List,
     Messages,
-    /// A list whose range holds the day.
+    /// List requests whose range contains the day.
     ListTouching(Date),
-    /// Messages whose range holds the day.
+    /// Message requests whose range contains the day.
     MessagesTouching(Date),
-    /// Messages of the session with this index.
+    /// Message requests for the session with this index.
     Session(u32),
     WithPageToken,
-    /// The token endpoint; of answers it knows a status, a body, and how they are delivered.
+    /// The token endpoint; it supports `Status`, `ReplaceBody` and the answers that only affect delivery.
     Token,
 }
 
@@ -62,17 +62,17 @@ pub enum FaultAnswer {
     },
     /// Status 200 and a body that never ends.
     Endless,
-    /// A page without messages, or a list of the first session, with a page token nobody has seen before.
+    /// A page without messages, or a list of only the first session, with a page token that was never used before.
     EndlessPages,
-    /// 401, and the token really is no longer good.
+    /// 401, and the access token really is revoked.
     ExpiredToken,
-    /// The real page, but its next token is the one it was asked with (or `loop`).
+    /// The first page, whatever was asked for; its next page token is the one in the request (or `loop`).
     RepeatPageToken,
-    /// The real page; after the last one comes the first again.
+    /// The real page, but the last one leads back to the first.
     Circle,
-    /// The real page without so many of the first days, as it says itself.
+    /// The real page without this many of the first days; its own `from` says so.
     FewerDays(i32),
-    /// The real list page without this session, as if that had moved to another.
+    /// The real list page without this session, as if it had moved to another page.
     Without(u32),
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Faults {
     level: FaultLevel,
     noise: Noise,
     scripted: Vec<ScriptedFault>,
-    /// How often each request was asked; only kept while there are random faults.
+    /// How often each request has arrived; only kept while there are random faults.
     asked: HashMap<u64, u32>,
     pub(super) count: u64,
 }
@@ -107,7 +107,7 @@ impl Faults {
         self.scripted.clear();
     }
 
-    /// What goes wrong with this request, if anything.
+    /// Returns the fault that hits this request, if any.
     pub(super) fn strike(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         let answer = self
             .scripted_for(request)
@@ -159,7 +159,7 @@ impl Faults {
         let noise = self.noise.with_text(key);
         let asked = self.asked.entry(noise.value()).or_default();
         let noise = noise.with(u64::from(*asked));
-        // A request that has come three times is let through, so that a patient client always gets everything.
+        // After three attempts a request is let through, so that a client that keeps retrying always gets everything.
         let spared = *asked >= 3 && !matches!(request, Request::Token);
         *asked = asked.saturating_add(1);
         if spared || noise.with(0).below(1_000) >= per_mille {
@@ -174,7 +174,7 @@ impl Faults {
             (_, 4) => FaultAnswer::CutBody(noise.with(2).between(1, 900) as usize),
             (_, 5 | 6) => FaultAnswer::Delay(Duration::from_millis(300)),
             (_, 7) => FaultAnswer::ExpiredToken,
-            // Observed: refusals of a token that is still good.
+            // Observed: Zoom refuses tokens that are still valid.
             (_, 8) => json(401, "{\"code\":124,\"message\":\"Invalid access token.\"}"),
             (_, 9) => json(401, "{\"errorCode\":401,\"errorMessage\":\"Unauthorized\"}"),
             (_, 10) => json(400, "{\"code\":124,\"message\":\"Invalid access token.\"}"),

@@ -14,18 +14,18 @@ pub enum ItemKind {
     Deleted,
 }
 
-/// Modifications come after a delay that is fixed for a session and class, which makes the times of each class's
-/// actions as ordered as the messages themselves.
+/// A modification follows its message after a delay that is fixed for a session and class, so that each class's actions are in
+/// the same order as the messages.
 const CLASSES: usize = 4;
 const MINUTE: u64 = 60_000;
 const DAY: u64 = 1_440 * MINUTE;
 const DELAYS: [(u64, u64); CLASSES] =
     [(MINUTE, 60 * MINUTE), (60 * MINUTE, 2 * DAY), (2 * DAY, 15 * DAY), (15 * DAY, 35 * DAY)];
 
-/// One message in `EDITED_RARITY` that was not deleted was edited.
+/// One in `EDITED_RARITY` messages that were not deleted was edited.
 const EDITED_RARITY: u64 = 30;
 
-/// A session as seen by arithmetic.
+/// All that a session's slots are computed from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotPlan {
     pub noise: Noise,
@@ -105,7 +105,7 @@ impl SlotPlan {
         if action_ms < self.end_ms {
             return Some(Modification { kind, action_ms, class });
         }
-        // A slow one would lie in the future. A quick one always fits: nothing is sent in the last two hours.
+        // With a longer delay it would lie in the future. The shortest always fits: nothing is sent in the last two hours.
         Some(Modification { kind, action_ms: sent_ms.saturating_add_unsigned(self.delay_ms(0)), class: 0 })
     }
 
@@ -114,7 +114,7 @@ impl SlotPlan {
         self.noise.with(22).with(class as u64).between(low, high)
     }
 
-    /// Whether anything was sent, edited or deleted from `from_ms` until before `until_ms`.
+    /// Whether anything was sent, edited or deleted in `from_ms..until_ms`.
     pub(super) fn is_active(&self, from_ms: i64, until_ms: i64) -> bool {
         if self.size.slots == 0 {
             return false;
@@ -124,7 +124,7 @@ impl SlotPlan {
         }
         (0..CLASSES).any(|class| {
             let (mut slot, end) = self.slots_acted_on(class, from_ms, until_ms);
-            // Dense in modifications: this ends after a few dozen slots or the session is small.
+            // Modifications are frequent: this typically ends within a few hundred slots, or the session is small.
             loop {
                 if slot >= end {
                     break false;
@@ -137,7 +137,7 @@ impl SlotPlan {
         })
     }
 
-    /// The slots whose action of this class, if they have one, falls into the range.
+    /// The slots (first, end) whose action of this class, if they have one, falls within the time range.
     fn slots_acted_on(&self, class: usize, from_ms: i64, until_ms: i64) -> (u64, u64) {
         let delay = self.delay_ms(class);
         (
@@ -154,14 +154,14 @@ pub(super) struct FeedQuery {
     pub until_ms: i64,
     pub edited: bool,
     pub deleted: bool,
-    /// Modifications are chosen by their own time instead of the time at which their message was sent.
+    /// Selects modifications by their own time instead of the time at which their message was sent.
     pub by_action_time: bool,
-    /// From the last slot to the first; not by action time.
+    /// Serves the last slot first; has no effect with `by_action_time`.
     pub newest_first: bool,
 }
 
-/// How far a feed has got: the next slot to look at for messages, counted from the other end if the newest come first, and
-/// for each class of modifications.
+/// The position in a feed: the next slot to look at for messages (counted from the other end if newest first) and for each
+/// class of modifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub message_slot: u64,
@@ -174,7 +174,7 @@ pub(super) struct Step {
     pub slot: u64,
     pub message: bool,
     pub modification: Option<Modification>,
-    /// The class cursor to move on; `None` moves the message cursor.
+    /// The class whose cursor to advance; `None` advances the message cursor.
     source: Option<usize>,
 }
 
@@ -204,7 +204,7 @@ impl Feed {
         Self { plan, query, cursor, message_first, message_end, class_ends }
     }
 
-    /// Goes on where a page ended; a cursor that lies before the range's start is moved there.
+    /// Continues where a page ended; a cursor before the range's start is moved to it.
     pub(super) fn resume(mut self, cursor: Cursor) -> Self {
         self.cursor.message_slot = self.cursor.message_slot.max(cursor.message_slot);
         for (mine, theirs) in self.cursor.class_slots.iter_mut().zip(cursor.class_slots) {
@@ -287,7 +287,7 @@ impl Feed {
         None
     }
 
-    /// The steps of one page: up to `page_size` messages and the modifications of the stretch they cover.
+    /// Takes the steps of one page: up to `page_size` messages and the modifications among them, at most twice as many.
     pub(super) fn take_page(&mut self, page_size: u32, mut serve: impl FnMut(Step)) {
         let (mut messages, mut modifications) = (0, 0);
         while let Some(step) = self.peek() {

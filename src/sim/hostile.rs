@@ -1,8 +1,8 @@
 //! Session ids and names that break careless clients: path tricks, reserved file names, odd scripts and characters.
 //!
-//! Only the tables. Which index gets which is `dataset`'s affair.
+//! Only the tables; `dataset` decides which session gets which entry.
 
-/// Ids of sessions 1, 2, 3, ... when the account is hostile. `{}` stands for hexadecimal digits of the session.
+/// Ids of sessions 1, 2, 3, ... in a hostile account. `{}` stands for hexadecimal digits derived from the session.
 pub(super) const IDS: &[&str] = &[
     "a/b{}",
     "/begins-with-slash{}",
@@ -30,11 +30,11 @@ pub(super) const IDS: &[&str] = &[
     "semi;colon,comma:star*{}",
 ];
 
-/// Stands for an id of 300 characters, filled up with hexadecimal digits.
+/// Placeholder for an id of 300 hexadecimal digits.
 pub(super) const LONG_ID: &str = "long";
 pub(super) const LONG_ID_LENGTH: usize = 300;
 
-/// Names of sessions 1, 2, 3, ...; each is a group so that it has a name.
+/// Names of sessions 1, 2, 3, ...; these are all groups, as only groups have a name.
 pub(super) const NAMES: &[&str] = &[
     "../../x",
     "a/b\\c",
@@ -62,6 +62,6 @@ pub(super) const NAMES: &[&str] = &[
     "👩‍👩‍👧‍👦 family \u{200b}zero\u{feff} width",
 ];
 
-/// Stands for a name of 500 characters.
+/// Placeholder for a name of 500 characters.
 pub(super) const LONG_NAME: &str = "long name";
 pub(super) const LONG_NAME_LENGTH: usize = 500;

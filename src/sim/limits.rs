@@ -1,4 +1,4 @@
-//! The account's rate limits: a sliding second and a day.
+//! The account's rate limits: one for any second (sliding), one for a day.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub(super) enum Verdict {
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Limits {
-    /// Decides on an arrival; 0 is unlimited. Refused requests do not count against the limit.
+    /// Decides whether a request is admitted; a limit of 0 means unlimited. Refused requests do not count against the limit.
     pub(super) fn arrive(&mut self, now: Instant, day: i64, per_second: u32, per_day: u64) -> Verdict {
         for times in [&mut self.admitted, &mut self.arrivals] {
             while times.front().is_some_and(|at| now.duration_since(*at) >= SECOND) {

@@ -1,9 +1,9 @@
-//! A simulator of Zoom's HTTP as the report endpoints need it: for the demo, tests and measurements only.
+//! A simulator of the parts of Zoom's HTTP API that reports need: for the demo, tests and measurements only.
 //!
-//! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every
-//! test. Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten
-//! million messages needs no memory; `query` reads what is asked, `api` answers (in the words of
-//! `answers`), `limits` refuses, `faults` spoils, `server` owns the sockets.
+//! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every test.
+//! Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten million messages
+//! needs no memory; `query` parses requests, `api` answers them (worded by `answers`), `limits` refuses, `faults` injects
+//! errors, `server` owns the sockets.
 
 mod answers;
 mod api;
@@ -37,7 +37,7 @@ pub use faults::{FaultAnswer, Match, ScriptedFault};
 pub use feed::ItemKind;
 pub use settings::{FaultLevel, SimSettings};
 
-/// What has happened so far.
+/// Statistics of what has happened so far.
 #[derive(Clone, Debug)]
 pub struct SimStats {
     /// Report requests that arrived, refused ones included.
@@ -108,7 +108,7 @@ impl Simulator {
         })
     }
 
-    /// Adds a fault; faults are looked at in the order in which they were added.
+    /// Adds a fault; faults are tried in the order in which they were added.
     pub fn script(&self, fault: ScriptedFault) {
         self.api.with(|changing| changing.faults.script(fault));
     }
@@ -133,18 +133,18 @@ impl Simulator {
         self.api.with(|changing| changing.tokens.all.clone())
     }
 
-    /// Every access token issued so far is no longer good.
+    /// Revokes every access token issued so far.
     pub fn revoke_tokens(&self) {
         self.api.with(|changing| changing.tokens.revoke_all());
     }
 
-    /// What the app is allowed; tokens that were issued before keep what they allow.
+    /// Sets the app's scopes; tokens issued before keep theirs.
     pub fn set_scopes(&self, scopes: &[&str]) {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         self.api.with(|changing| changing.scopes = scopes);
     }
 
-    /// Whether the client's id and secret are accepted.
+    /// Sets whether the client's id and secret are accepted.
     pub fn set_credentials_valid(&self, valid: bool) {
         self.api.with(|changing| changing.credentials_valid = valid);
     }

@@ -1,4 +1,4 @@
-//! Numbers that look random and are a pure function of the seed and of what they are for.
+//! Numbers that look random but are a pure function of the seed and of what they are used for.
 //!
 //! Not a generator: there is no state, so any message can be computed without computing those before it.
 
@@ -18,7 +18,7 @@ impl Noise {
         Self(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)))
     }
 
-    /// An independent value for the part of the world called `part`.
+    /// Derives an independent value for the part numbered `part`.
     pub(super) const fn with(self, part: u64) -> Self {
         Self(mix(self.0.wrapping_add(part.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))))
     }

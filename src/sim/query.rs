@@ -13,7 +13,7 @@ use super::encoding::parse_pairs;
 
 pub(super) type Refused = Response<Body>;
 
-/// The two that there are.
+/// The two report endpoints.
 #[derive(Clone, Copy)]
 pub(super) enum Endpoint {
     List,
@@ -21,7 +21,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// Of the granular scopes the one it needs.
+    /// The granular scope that it needs.
     pub fn scope(self) -> &'static str {
         match self {
             Self::List => "report:read:list_chat_sessions:admin",
@@ -37,13 +37,13 @@ impl Endpoint {
     }
 }
 
-/// A query of either endpoint, validated as the vendor does.
+/// A query of either endpoint, validated as Zoom does.
 pub(super) struct Query {
     pub days: (Date, Date),
     pub page_size: u32,
     pub page_token: Option<String>,
     pub options: ItemOptions,
-    /// What a page token is bound to.
+    /// The parameters that a page token is bound to, as text.
     pub bound: String,
 }
 

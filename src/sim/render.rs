@@ -1,7 +1,7 @@
 //! The JSON text of one item, exactly as served.
 //!
-//! Written by hand instead of through types: the text itself is what tests compare byte for byte, with odd spacing,
-//! unusual escapes, numbers beyond 64 bits and members nobody documented among it.
+//! Written by hand instead of serialised from types: tests compare the text itself byte for byte, with odd spacing, unusual
+//! escapes, numbers beyond 64 bits and undocumented members.
 
 use super::calendar::push_instant;
 use super::dataset::{ItemOptions, SessionShape};
@@ -10,10 +10,10 @@ use super::feed::{ItemKind, SlotPlan};
 use super::noise::Noise;
 use super::words;
 
-/// Members of a session who write, at most.
+/// The most members of a session who write.
 const WRITERS: u64 = 40;
 
-/// Everything an item's text follows from.
+/// Everything that an item's text depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ItemOf<'a> {
     pub account: Noise,
@@ -27,7 +27,7 @@ pub(super) struct ItemOf<'a> {
     pub text_scale: u32,
 }
 
-/// A message id: the same for a message and its modifications.
+/// Appends a message id: the same for a message and its modifications.
 pub(super) fn push_message_id(out: &mut String, plan: &SlotPlan, slot: u64) {
     let noise = plan.slot_noise(slot).with(30);
     for (position, digits) in [8, 4, 4, 4, 12].into_iter().enumerate() {
@@ -42,7 +42,7 @@ pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: ItemOption
     let noise = item.plan.slot_noise(item.slot);
     let sent_ms = item.plan.sent_ms(item.slot);
     let sender = words::person_of(item.plan.noise, noise.with(31).below(item.shape.writers().min(WRITERS)));
-    // Legal, and easily lost by whoever parses and writes again.
+    // Legal, and easily lost by a client that parses and re-serialises.
     out.push_str(if noise.with(32).one_in(20) { "{ \"id\" : \"" } else { "{\"id\":\"" });
     push_message_id(out, &item.plan, item.slot);
     out.push_str("\",\"message\":\"");
@@ -132,7 +132,7 @@ fn push_attachments(out: &mut String, noise: Noise) {
 }
 
 fn push_extras(out: &mut String, item: &ItemOf<'_>, noise: Noise, options: ItemOptions) {
-    // The description has reactions on all but edited messages, and bot_message on messages alone.
+    // Zoom's API description has reactions on all but edited messages, and bot_message only on messages.
     let may_react = item.kind != ItemKind::Edited;
     if options.reactions && may_react && noise.with(50).one_in(4) {
         out.push_str(",\"reactions\":[");
@@ -181,7 +181,7 @@ fn push_reactors(out: &mut String, item: &ItemOf<'_>, noise: Noise) {
     out.push_str("\"]}");
 }
 
-/// Members the description lacks; a client must hand them on untouched.
+/// Members missing from Zoom's API description; a client must pass them on untouched.
 fn push_undocumented(out: &mut String, item: &ItemOf<'_>, noise: Noise) {
     match noise.with(70).below(40) {
         0 => out.push_str(",\"x_sim_number\":12345678901234567890123"),

@@ -18,9 +18,9 @@ use tokio_util::task::TaskTracker;
 use super::api::{Answer, Api, Delivery};
 use super::noise::Noise;
 
-/// The longest that "never" lasts.
+/// How long "never" lasts.
 const NEVER: Duration = Duration::from_secs(600);
-/// Token requests are small; nobody sends more.
+/// Plenty: only token requests have a body, and a small one.
 const MAX_BODY: usize = 64 << 10;
 
 pub(super) async fn accept(listener: TcpListener, api: Arc<Api>, stop: CancellationToken) {
@@ -30,7 +30,7 @@ pub(super) async fn accept(listener: TcpListener, api: Arc<Api>, stop: Cancellat
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        // Out of descriptors, most likely: the next one may do better.
+        // Most likely out of file descriptors: the next accept may succeed.
         let Ok((socket, _)) = accepted else {
             tokio::task::yield_now().await;
             continue;
@@ -45,7 +45,7 @@ pub(super) async fn accept(listener: TcpListener, api: Arc<Api>, stop: Cancellat
 async fn serve(socket: TcpStream, api: Arc<Api>) {
     let _ = socket.set_nodelay(true);
     let service = service_fn(move |request| respond(api.clone(), request));
-    // A connection that was reset on purpose ends in an error; there is nobody to tell.
+    // A connection that was reset on purpose ends in an error; nobody needs to know.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
 }
 
@@ -76,7 +76,7 @@ async fn sleep(duration: Duration) {
     }
 }
 
-/// Uniform around the set latency, the same for the same request number.
+/// Uniformly distributed around the configured latency, the same for the same request number.
 fn latency(api: &Api) -> Duration {
     let (middle, jitter) = (api.settings.latency, api.settings.latency_jitter);
     if jitter.is_zero() {
@@ -88,7 +88,7 @@ fn latency(api: &Api) -> Duration {
     (middle + Duration::from_micros(spread)).saturating_sub(jitter)
 }
 
-/// Says the full length and stops half-way.
+/// Declares the full length and sends only `after` bytes.
 async fn cut(response: Response<Body>, after: usize) -> Result<Response<Body>, io::Error> {
     let (mut head, body) = response.into_parts();
     let whole = axum::body::to_bytes(body, usize::MAX).await.map_err(io::Error::other)?;

@@ -1,4 +1,4 @@
-//! What a simulator can be told before it starts, and the levels of random misbehaviour.
+//! The settings of a simulator, and the levels of random faults.
 //!
 //! Values only: nothing here reads flags, environment or files, and nothing is validated beyond what the types say.
 
@@ -17,7 +17,7 @@ pub struct SimSettings {
     pub sessions: u32,
     /// How many messages the `messages` arrays hold over all sessions and days. Deleted ones come on top.
     pub messages: u64,
-    /// The messages lie between `months` calendar months before today and yesterday.
+    /// The messages lie in the days from `months` calendar months before today up to yesterday.
     pub months: u32,
     /// Report requests admitted in any one second; 0 is unlimited.
     pub qps: u32,
@@ -39,14 +39,14 @@ pub struct SimSettings {
     pub heaviest_share: f64,
     /// How many times longer than usual messages are.
     pub text_scale: u32,
-    /// Whether some sessions have ids and names that break careless clients, and some messages JSON that is legal
-    /// but that a strict reader refuses (a lone surrogate escape, a number beyond any float).
+    /// Whether some sessions have ids and names that break careless clients, and some messages contain JSON that is legal but
+    /// that a strict parser refuses (a lone surrogate escape, a number beyond any float).
     pub hostile: bool,
-    /// Whether days of a session without anything in them answer 404 instead of an empty page; which of the two Zoom does
-    /// is not documented.
+    /// Whether a request for days of a session without any items answers 404 instead of an empty page; Zoom does not document
+    /// which of the two it does.
     pub empty_is_not_found: bool,
-    /// Whether a session's messages are served newest first; in which order Zoom serves them is not documented either.
-    /// Modifications that are chosen by their own time keep the order of time.
+    /// Whether a session's messages are served newest first; Zoom does not document the order either. Queries that select
+    /// modifications by their own time stay in chronological order.
     pub newest_first: bool,
 }
 

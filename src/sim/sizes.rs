@@ -11,10 +11,10 @@ use super::noise::Noise;
 pub(super) const BLOCK: u64 = 50;
 pub(super) const LIVE_IN_BLOCK: u64 = BLOCK - 1;
 
-/// No message is sent this shortly before the end of the data, so that a quick edit always fits in.
+/// No message is sent in this last stretch of the data, so that a quick edit always fits.
 const QUIET_END_MS: i64 = 2 * 3_600_000;
 
-/// What is kept of a session; all else is computed from it. 40 bytes, so 100,000 sessions take 4 MB.
+/// All that is stored of a session; everything else is computed from it. 40 bytes, so 100,000 sessions take 4 MB.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionSize {
     /// Messages that were not deleted.
@@ -57,7 +57,7 @@ pub(super) fn plan(
         .collect()
 }
 
-/// The whole time, a part of it, or a week.
+/// Start and length: the whole period, a part of it, or a week.
 fn active_span(noise: Noise, whole: bool, start_ms: i64, end_ms: i64) -> (i64, u64) {
     let total = u64::try_from(end_ms - start_ms).unwrap_or(1).max(1);
     let length = match noise.with(0).below(10) {
@@ -71,7 +71,7 @@ fn active_span(noise: Noise, whole: bool, start_ms: i64, end_ms: i64) -> (i64, u
     (start_ms + i64::try_from(offset).expect("an offset inside a span of dates fits"), length)
 }
 
-/// Counts that add up to `messages` exactly.
+/// Message counts of all sessions, which add up to `messages` exactly.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -86,7 +86,7 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
     let heaviest = ((messages as f64 * heaviest_share).round() as u64).min(messages);
     let rest = messages - heaviest;
 
-    // Which rank of the distribution each session has, so that size does not follow from position.
+    // Shuffles which session has which rank of the distribution, so that size does not depend on position.
     let mut order: Vec<u32> = (1..sessions).collect();
     for position in (1..order.len()).rev() {
         order.swap(position, noise.with(10).with(position as u64).index_below(position + 1));
@@ -115,7 +115,7 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
         return counts;
     }
 
-    // The upper half shares what is left, falling with the rank; flattened at the top so that session 0 stays first.
+    // The upper half shares the rest, decreasing with rank; flattened at the top so that session 0 stays the largest.
     let large = order.len().div_ceil(2);
     let weight = |rank: usize| 1.0 / (rank as f64 + 6.0).powf(1.5);
     let weights: f64 = (0..large).map(weight).sum();

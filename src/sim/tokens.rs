@@ -1,7 +1,7 @@
 //! Access tokens and page tokens.
 //!
-//! Access tokens are remembered while they live. Page tokens are not: they carry their cursor, their time and a keyed
-//! check of the exact query they belong to, so that an account of any size needs no memory for them.
+//! Access tokens are stored while they are valid. Page tokens are not stored: they carry their cursor, their time of issue and
+//! a keyed checksum of the exact query they belong to, so that an account of any size needs no memory for them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::noise::Noise;
 pub(super) struct AccessTokens {
     noise: Noise,
     issued: u64,
-    /// Each with the instant it ends at, and what it allows.
+    /// Each with its expiry in milliseconds since 1970, and its scopes.
     live: HashMap<String, (i64, Arc<[String]>)>,
-    /// All that were ever issued, for tests that look for them where they must not be.
+    /// All that were ever issued, for tests that search for leaked tokens.
     pub(super) all: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ impl AccessTokens {
         token
     }
 
-    /// What a token allows that is good.
+    /// Returns the scopes of a valid token.
     pub(super) fn scopes_of(&self, token: &str) -> Option<Arc<[String]>> {
         self.live.get(token).filter(|(ends, _)| *ends > calendar::now_ms()).map(|(_, scopes)| scopes.clone())
     }
@@ -66,7 +66,7 @@ pub(super) fn seal(noise: Noise, query: &str, cursor: &[u64]) -> String {
     base64url_encode(&bytes)
 }
 
-/// The cursor of a token that belongs to `query` and is not too old.
+/// Returns the cursor of a token that belongs to `query` and has not expired.
 pub(super) fn open(noise: Noise, query: &str, token: &str, life: Duration) -> Option<Vec<u64>> {
     let bytes = base64url_decode(token)?;
     if bytes.len() % 8 != 0 {

@@ -1,11 +1,11 @@
 //! The people who write and the words they write with, in many scripts.
 //!
-//! Texts are appended already escaped for JSON, because most of a message is text and escaping twice costs.
+//! Texts are appended already escaped for JSON: most of a message is text, and a second pass to escape it would cost time.
 
 use super::encoding::{push_base64url, push_number};
 use super::noise::Noise;
 
-/// People of the whole account; sessions share them.
+/// The number of people in the account; sessions share them.
 const PEOPLE: u64 = 4_000;
 
 const FIRST_NAMES: &[&str] = &[
@@ -115,7 +115,7 @@ const CJK: &[&str] = &[
 const DEVANAGARI: &[&str] =
     &["कृपया", "रिपोर्ट", "देखें", "बैठक", "कल", "सुबह", "होगी", "धन्यवाद", "ग्राहक", "प्रतीक्षा", "कर", "रहा", "है"];
 const EMOJI: &[&str] = &["😀", "🎉", "👍🏽", "🚀", "👩‍💻", "🇧🇷", "❤️", "🙏", "🔥", "✅"];
-/// Text whose JSON form is not the shortest one; a client must keep it as it is.
+/// Escaped text, much of it not in the shortest JSON form; a client must keep it as it is.
 const ESCAPED: &[&str] = &[
     "caf\\u00e9",
     "https:\\/\\/example.com\\/a\\/b",
@@ -142,7 +142,7 @@ pub(super) fn push_display_name(out: &mut String, account: Noise, person: u64) {
     out.push_str(noise.with(1).pick(LAST_NAMES));
 }
 
-/// An address that is valid everywhere: ASCII, unique to the person.
+/// Appends an address that is valid everywhere: ASCII, unique to the person.
 pub(super) fn push_email(out: &mut String, account: Noise, person: u64) {
     let noise = account.with(902).with(person);
     out.push_str(noise.with(0).pick(&["a.user", "mail", "jane.doe", "sales", "first.last", "dev"]));
@@ -201,7 +201,7 @@ pub(super) fn push_message_text(out: &mut String, noise: Noise, account: Noise, 
         out.push(' ');
         out.push_str(noise.with(14).pick(EMOJI));
     }
-    // Legal as JSON text, but no Unicode text: what a message cut in the middle of an emoji looks like.
+    // Legal JSON, but not valid Unicode: what a message cut in the middle of an emoji looks like.
     if hostile && noise.with(15).one_in(1_200) {
         out.push_str("\\ud83d");
     }

@@ -1,8 +1,8 @@
-//! The access token: cached, renewed before it expires, asked for by one caller on behalf of all.
+//! The access token: cached, renewed before it expires, requested by one caller on behalf of all.
 //!
-//! Owns the credentials. Asks once for all callers that wait for a token, and after a failure at most once a second;
-//! repeating is the caller's affair, as with any other request. A token has a generation, so that many requests refused with the same old token lead to one
-//! new token and not to one each (asking for a second token can invalidate the first).
+//! Owns the credentials. One request serves all callers waiting for a token, and after a failure there is at most one a second;
+//! retrying is left to the caller, as with any other request. A token has a generation, so that many requests refused with the
+//! same old token lead to one new token and not to one each (asking for a second token can invalidate the first).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,16 +15,16 @@ use super::error::{Refusal, RequestError};
 use super::transport::collect;
 use crate::clock::SharedClock;
 
-/// A token is renewed this long before it ends, or at nine tenths of its life if that is later.
+/// A token is renewed this long before it expires, or at nine tenths of its life if that is later.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
 
-/// After a failure so long until the next question.
+/// The pause between a failed request for a token and the next.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A token that could not be renewed early is tried to be renewed again after so long.
+/// When renewing a token early has failed, it is tried again after this long.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
 /// The longest a token is trusted, whatever `expires_in` says; Zoom's last for an hour.
 const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
-/// A larger answer holds no token.
+/// No token response is larger than this.
 const MOST_BYTES: usize = 64 << 10;
 
 /// Server-to-server OAuth credentials of one account.
@@ -59,9 +59,9 @@ struct Cached {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The last token that was given, of use or not.
+    /// The last token granted, whether still usable or not.
     cached: Option<Cached>,
-    /// When and why none was given, the last time.
+    /// When and why the last request for a token failed, if it did.
     failed: Option<(Duration, RequestError)>,
 }
 
@@ -72,7 +72,7 @@ pub struct Tokens {
     credentials: Credentials,
     clock: SharedClock,
     state: Mutex<State>,
-    /// One renewal at a time: whoever holds it asks, the others find its answer.
+    /// One renewal at a time: whoever holds the permit asks, the others find the result.
     renewal: tokio::sync::Semaphore,
 }
 
@@ -101,7 +101,7 @@ impl Tokens {
         }
     }
 
-    /// The current token, or a new one; or why there is none, if somebody has just found out while this caller waited.
+    /// Returns the current token or a new one, or why there is none if another caller found out while this one waited.
     pub async fn get(&self, waits_since: Duration) -> Result<Token, RequestError> {
         if let Some(token) = self.current() {
             return Ok(token);
@@ -124,7 +124,7 @@ impl Tokens {
         }
     }
 
-    /// A token of this generation is of no use any more: it is not handed out again.
+    /// Discards the token of this generation: it is not handed out again.
     pub fn invalidate(&self, generation: u64) {
         self.with(|state| {
             if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
@@ -142,7 +142,7 @@ impl Tokens {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        // Every state between two statements is a valid one.
+        // Every intermediate state is valid, so a poisoned lock can still be used.
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -182,7 +182,7 @@ impl Tokens {
         token
     }
 
-    /// The token that is held does while it lasts, where no new one could be had.
+    /// Falls back to the cached token until it expires, unless the credentials were refused.
     fn use_cached(&self, error: RequestError) -> Result<Token, RequestError> {
         let now = self.clock.elapsed();
         self.with(|state| {
@@ -199,14 +199,15 @@ impl Tokens {
     }
 }
 
-/// The token endpoint speaks of credentials where the API would speak of requests. What is not in its own words is of the way to
-/// it, once a token was given; before, it is of a wrong ZOOM_OAUTH_BASE_URL, perhaps, which is told at once.
+/// A refusal that would concern the request at the API concerns the credentials here. One without a message comes from
+/// something on the way, once a token has been granted; before, perhaps from a wrong ZOOM_OAUTH_BASE_URL, so it is not waited
+/// out.
 fn of_the_token_endpoint(error: RequestError, was_given_one: bool) -> RequestError {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
-        // It says nothing about the pace of reports: it is waited out like a server that is busy.
+        // A 429 here says nothing about the pace of report requests: it is waited out like a busy server.
         408 | 425 | 429 | 500.. => false,
         400..500 if !refusal.message.is_empty() => true,
-        // A proxy's or a firewall's.
+        // From a proxy or a firewall.
         403 | 407 => false,
         400..500 => !was_given_one,
         _ => false,

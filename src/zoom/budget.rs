@@ -1,14 +1,14 @@
 //! The account's budget: how many requests a second Zoom still allows, handed out fairly and smoothly.
 //!
 //! Owns pacing, slowing down after a 429, recovery, and pauses until an instant. Jobs take turns because each job
-//! ([`Lane`](super::Lane)) lets one of its callers at a time stand in the account's queue, and both queues are
-//! first come, first served: rate limiters of the shelf let bursts pass, or some callers starve.
+//! ([`Lane`](super::Lane)) lets only one of its callers at a time into the account's queue, which is first come, first served.
+//! Off-the-shelf rate limiters let bursts through or starve some callers.
 //!
-//! Two numbers make the pace. The *window* is what is taken for Zoom's second: no more requests than the limit leave within
-//! it, evenly spaced. The *share* is the part of the limit in use. While no 429 is seen the window creeps down to
-//! `SHORTEST_WINDOW`. A 429 at the full pace, with none for `QUIET` before it, is taken for jitter: the window gets
-//! `TOO_SHORT` longer. Any other is taken for another app of the account: the share drops (`SLOW_DOWN`), nothing leaves
-//! for `HOLD`, and the share comes back, slowly at first (`RECOVERY`).
+//! Two numbers set the pace. The *window* is what we take to be Zoom's second: within it, no more requests are sent than the
+//! limit, evenly spaced. The *share* is the part of the limit in use. While no 429 is seen, the window creeps down to
+//! `SHORTEST_WINDOW`. A 429 at the full share, with none for `QUIET` before it, is put down to jitter: the window gets
+//! `TOO_SHORT` longer, unless it is at its longest. Any other 429 is put down to another app of the account: the share drops
+//! (`SLOW_DOWN`), nothing is sent for `HOLD`, and the share recovers, slowly at first (`RECOVERY`).
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -21,29 +21,29 @@ use tokio::sync::{Notify, watch};
 use super::retry::LONGEST_PAUSE;
 use crate::clock::SharedClock;
 
-/// The longest window: Zoom's one second and a little more, because jitter on the way bunches requests that left evenly
-/// spaced. It begins like this, and is like this again when another app shows.
+/// The longest window: Zoom's one second and a little more, because network jitter bunches requests that were sent evenly
+/// spaced. It applies at the start, and again when another app shows up.
 const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_002);
 /// How much shorter the window gets in a second without a 429.
 const CREEP: Duration = Duration::from_millis(1);
 /// The same when the window is hardly longer than one that was too short.
 const SLOW_CREEP: Duration = Duration::from_micros(30);
-/// A 429 stands alone if there was no other this long before it.
+/// A 429 is isolated if there was no other for this long before it.
 const QUIET: Duration = Duration::from_secs(5);
-/// A 429 that stands alone makes the window longer by this much.
+/// An isolated 429 makes the window longer by this much.
 const TOO_SHORT: Duration = Duration::from_millis(3);
-/// What each 429 within a window leaves of the share, in turn; further ones there do not count. One alone says that the pace is
-/// a little too high, several that it is far too high.
+/// The factors by which the first, second and third 429 within a window reduce the share; further ones do not count. A single
+/// 429 says that the pace is a little too high, several that it is far too high.
 const SLOW_DOWN: [f64; 3] = [0.92, 0.72, 0.72];
-/// Nothing leaves for so long after a 429 that lowers the share.
+/// Nothing is sent for this long after a 429, unless that one only made the window longer.
 const HOLD: Duration = Duration::from_millis(100);
-/// Each second without a 429 raises the share by so much more than the second before: slowly while what was refused may
-/// still be refused, fast when it is long ago.
+/// Each second without a 429 raises the share by this much more than the second before: slowly while the reason for the last
+/// refusal may persist, fast when that is long ago.
 const RECOVERY: f64 = 0.0015;
 /// The share never falls below this.
 const FLOOR: f64 = 0.05;
-/// Nothing but 429s for so long, and it is another limit than that of a second.
+/// After nothing but 429s for this long, the limit in force is not the per-second one.
 const HOPELESS: Duration = Duration::from_secs(60);
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
 const PAUSE_SLICE: Duration = Duration::from_secs(20);
@@ -56,7 +56,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// How long it lasts; `None` when it is over. One that is longer than any was made while the clock was wrong.
+    /// Returns the time left; `None` when it is over, or so long that it was set while the clock was wrong.
     fn left(&self, now: Timestamp) -> Option<Duration> {
         let left = Duration::try_from(self.until.duration_since(now)).ok()?;
         (!left.is_zero() && left <= LONGEST_PAUSE).then_some(left)
@@ -70,31 +70,31 @@ pub struct Budget {
     /// The account's queue. Held while its head waits for a slot: that is what makes it first come, first served.
     turn: tokio::sync::Mutex<()>,
     pace: Mutex<Pace>,
-    /// Wakes the head of the queue when rate or pause change.
+    /// Wakes the head of the queue when the rate or the pause changes.
     changed: Notify,
-    /// The last pause, for those who must remember it.
+    /// The last pause, for those who watch or persist it.
     paused: watch::Sender<Option<Waiting>>,
 }
 
 #[derive(Debug)]
 struct Pace {
-    /// Requests a second that were set; `None` asks without pacing.
+    /// The configured requests a second; `None` means no pacing.
     own: Option<f64>,
     /// The same, or fewer if Zoom names fewer.
     limit: Option<f64>,
     /// Share of the limit in use: 1 unless a 429 was seen lately.
     share: f64,
     window: Duration,
-    /// The last that was too short.
+    /// The last window that was too short.
     too_short: Duration,
     /// When the next request may leave.
     next: Duration,
-    /// When the last requests left, at most as many as the limit allows in one window.
+    /// When the last requests were sent; at most as many as the limit allows in one window.
     recent: VecDeque<Duration>,
     last_slow_down: Option<Duration>,
-    /// When the first of the 429s came since which nothing has been answered.
+    /// When the current run of 429s, with no other answer in between, began.
     refused_since: Option<Duration>,
-    /// Which of [`SLOW_DOWN`] the next 429 in the window since then costs.
+    /// The index into [`SLOW_DOWN`] for the next 429 in the window that began with `last_slow_down`.
     step: usize,
     last_change: Duration,
     waiting: Option<Waiting>,
@@ -149,12 +149,12 @@ impl Budget {
         }
     }
 
-    /// A per-second 429 was seen: slow down, and ask nothing for as long as it says. True when nothing else has come for a
-    /// while: it is no matter of pace.
+    /// Slows down after a per-second 429, and sends nothing for as long as it asks. Returns true when nothing but 429s has come
+    /// for so long that the pace cannot be the reason.
     pub fn slow_down(&self, asked: Duration) -> bool {
         let now = self.clock.elapsed();
         let refused_since = self.with_pace(|pace| {
-            // One of long ago may be the last that was asked.
+            // If the last 429 is long ago, perhaps nothing has been asked since.
             if pace.last_slow_down.is_none_or(|last| now.saturating_sub(last) > HOPELESS) {
                 pace.refused_since = None;
             }
@@ -165,12 +165,12 @@ impl Budget {
         now.saturating_sub(refused_since) >= HOPELESS
     }
 
-    /// Something else than a 429 was answered.
+    /// Notes an answer other than a 429.
     pub fn accepted(&self) {
         self.with_pace(|pace| pace.refused_since = None);
     }
 
-    /// Nothing is asked before the pause is over. A shorter pause than the one in force changes nothing.
+    /// Sends nothing until the pause is over. A pause that ends before the one in force changes nothing.
     pub fn pause(&self, pause: Waiting) {
         let longer = self.with_pace(|pace| {
             let longer = pace.waiting.as_ref().is_none_or(|waiting| waiting.until < pause.until);
@@ -185,12 +185,12 @@ impl Budget {
         }
     }
 
-    /// Follows pauses as they begin. They outlive the process: Zoom goes on counting when it is started again.
+    /// Watches pauses as they begin, so that they can outlive the process: Zoom's count goes on across our restart.
     pub fn pauses(&self) -> watch::Receiver<Option<Waiting>> {
         self.paused.subscribe()
     }
 
-    /// An answer named a limit: do not go above it until another names a higher one.
+    /// Follows a limit named in an answer: does not exceed it until another names a higher one.
     pub fn follow_reported_limit(&self, named: f64) {
         let named = whole(named);
         let (before, limit) = self.with_pace(|pace| {
@@ -215,12 +215,12 @@ impl Budget {
     }
 
     fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
-        // Every state between two statements of `Pace` is a valid one, so a panic elsewhere does not spoil it.
+        // Every intermediate state of `RunForecast` is valid, so a poisoned lock can still be used.
         act(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// No second has a part of a request: a limit of 6.6 is one of 6. Below 1 it says how many seconds a request takes.
+/// A second cannot hold part of a request: a limit of 6.6 becomes 6. Below 1 it stays, as one request every so many seconds.
 fn whole(limit: f64) -> f64 {
     if limit >= 1.0 { limit.floor() } else { limit }
 }
@@ -232,7 +232,7 @@ impl Pace {
                 return Slot::Wait(left.min(PAUSE_SLICE));
             }
             self.waiting = None;
-            // That nothing was refused meanwhile tells nothing: nothing was asked.
+            // The pause does not count towards recovery: nothing was refused only because nothing was asked.
             self.last_change = now;
             if self.refused_since.is_some() {
                 self.last_slow_down = Some(now);
@@ -268,7 +268,7 @@ impl Pace {
     fn slow_down(&mut self, now: Duration, asked: Duration) {
         self.next = self.next.max(now + asked);
         let since = self.last_slow_down.map(|last| now.saturating_sub(last));
-        // Requests already under way when the first 429s came will be refused too; they are one event.
+        // Requests already in flight when the first 429 came will be refused too; all of them are one event.
         if since.is_none_or(|since| since >= WINDOW) {
             self.last_slow_down = Some(now);
             self.step = 0;
@@ -394,13 +394,13 @@ mod tests {
         let all = grants(budget, clock, 1, 500).await;
         assert!((8..=9).contains(&after(&all, again, 0)), "{}", after(&all, again, 0));
         assert!((9..=10).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
-        // When the rise, which grows by the second, has made up for all of it.
+        // The seconds after which the recovery, which speeds up with time, has restored the whole share.
         let back = (2.0 * (1.0 - share) / RECOVERY).sqrt() as u64;
         assert!(after(&all, again, back) >= 19, "recovered after {back} s: {}", after(&all, again, back));
     }
 
-    /// What Zoom's second does with requests of ours and of another app, tenths of a millisecond at a time. Those of each leave
-    /// evenly spaced, and are up to ten milliseconds on their way. How many of ours were sent and refused, in each second.
+    /// Simulates Zoom's per-second limit for our requests and another app's, in steps of 0.1 ms. Each app's requests are sent
+    /// evenly spaced and take up to ten milliseconds to arrive. Returns how many of ours were sent and refused in each second.
     fn beside_another_app(limit: usize, others: impl Fn(u64) -> u64, seconds: u64) -> Vec<(u64, u64)> {
         const TICKS: u64 = 10_000;
         let latency = Duration::from_millis(150);
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn another_app_gets_its_half_and_little_is_refused() {
-        // With fewer requests a second, those of the first second weigh more.
+        // With fewer requests a second, the refusals of the first second weigh more.
         for (limit, most_refused) in [(20, 0.025), (60, 0.01)] {
             let others = |second| if (30..90).contains(&second) { limit / 2 } else { 0 };
             let told = beside_another_app(limit as usize, others, 120);

@@ -10,7 +10,7 @@ use super::readers::ReadResult;
 use super::wire::{MESSAGES, Page, SESSIONS};
 use crate::days::DateRange;
 
-/// What to ask for beside the messages. All true unless said otherwise.
+/// What to request besides the messages. All true by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Include {
     pub edited: bool,
@@ -32,7 +32,7 @@ impl Default for Include {
     }
 }
 
-/// Which items of a session.
+/// Which of a session's items to request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ItemChoice {
     pub include: Include,
@@ -47,21 +47,21 @@ pub enum Call {
     Messages { session_id: Arc<str>, days: DateRange, page_token: Option<String>, choice: ItemChoice },
 }
 
-/// Zoom's maxima (vendor's description): fewer requests are not possible.
+/// Zoom's maximum page sizes (vendor's description), for the fewest requests possible.
 const SESSIONS_A_PAGE: u32 = 300;
 const MESSAGES_A_PAGE: u32 = 100;
 
 /// Everything but RFC 3986's unreserved characters.
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What of the report API is asked: one may be down while the other answers.
+/// The endpoints of the report API: one may be down while the other answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Sessions,
     Messages,
 }
 
-/// Something of each.
+/// One value for each endpoint.
 #[derive(Debug, Default)]
 pub(super) struct OfEndpoints<T> {
     pub sessions: T,
@@ -89,7 +89,7 @@ impl Call {
         }
     }
 
-    /// What would be to blame if this failed and others of its endpoint did not: its session; lists have none.
+    /// What would be to blame if this call failed while others to its endpoint did not: its session; empty for lists.
     pub(super) fn subject(&self) -> &str {
         match self {
             Self::ListSessions { .. } => "",
@@ -111,7 +111,7 @@ impl Call {
         }
     }
 
-    /// Reads whatever is an answer to it, and keeps nothing.
+    /// Returns a reader that accepts any valid answer to this call and discards it.
     pub fn any_answer(&self) -> fn(Bytes) -> ReadResult<()> {
         match self {
             Self::ListSessions { .. } => |body| Page::read(&body, SESSIONS).map(drop),
@@ -119,7 +119,7 @@ impl Call {
         }
     }
 
-    /// Path and query without the page token: page tokens belong to exactly this.
+    /// Path and query without the page token: a page token is valid for exactly these.
     pub fn query(&self) -> String {
         let DateRange { from, to } = self.days();
         match self {
@@ -154,8 +154,8 @@ impl Call {
     }
 }
 
-/// An id as one path segment; twice encoded where the vendor's rule for ids with slashes asks for it. The segments
-/// `.` and `..` have a meaning of their own in URLs even when encoded once, so they are encoded twice as well.
+/// Encodes an id as one path segment, twice where the vendor's rule for ids with slashes requires it. The segments `.` and `..`
+/// have a special meaning in URLs even when encoded once, so they are encoded twice as well.
 fn path_segment(id: &str) -> String {
     let once = utf8_percent_encode(id, PATH_SEGMENT).to_string();
     if id.starts_with('/') || id.contains("//") {

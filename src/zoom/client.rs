@@ -1,6 +1,6 @@
-//! One account of Zoom: what all of its jobs share, and their ways to it ([`Lane`]).
+//! One Zoom account: what all of its jobs share, and the source of their [`Lane`]s.
 //!
-//! Owns the HTTP client, the tokens, the budget, and what is known of an outage. Asks nothing by itself.
+//! Owns the HTTP client, the tokens, the budget, and what is known of outages. Sends nothing by itself.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,21 +23,21 @@ use super::transport::{NoClient, http_client};
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 
-/// What an account needs to be talked to.
+/// Everything needed to talk to an account.
 #[derive(Debug, Clone)]
 pub struct ZoomSettings {
     pub api_base: String,
     pub oauth_base: String,
     pub credentials: Credentials,
-    /// Requests a second; `None` asks without pacing.
+    /// Requests a second; `None` means no pacing.
     pub limit: Option<f64>,
-    /// Of what Zoom names as the account's limit.
+    /// The share to use of a limit that Zoom names.
     pub rate_share: f64,
-    /// The most requests of a job that are under way at the same time.
+    /// The most requests a job may have in flight at the same time.
     pub in_flight: usize,
     pub connect_timeout: Duration,
     pub request_timeout: Duration,
-    /// No byte of a body for this long ends the request.
+    /// A request fails when no byte of its body arrives for this long.
     pub idle_timeout: Duration,
     pub max_answer_bytes: usize,
     /// How long to wait for Zoom to answer again before a job fails.
@@ -52,9 +52,9 @@ pub struct Account {
     pub(super) tokens: Tokens,
     pub(super) budget: Budget,
     pub(super) outages: OfEndpoints<Outage>,
-    /// What Zoom is asked to find out whether it answers.
+    /// Calls that Zoom has answered, to be used as probes.
     answered: Mutex<Answered>,
-    /// Jobs under way.
+    /// The number of [`Lane`]s in use.
     pub(super) lanes: AtomicUsize,
     pub(super) readers: Readers,
     pub(super) clock: SharedClock,
@@ -80,7 +80,7 @@ impl Account {
         Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
     }
 
-    /// Where it points and how fast it may ask, without secrets.
+    /// Describes the account's URLs and pace, without secrets.
     pub fn describe(&self) -> String {
         let pace = self
             .budget
@@ -89,7 +89,7 @@ impl Account {
         format!("API {}, tokens from {}, {pace}", self.settings.api_base, self.settings.oauth_base)
     }
 
-    /// Tells the account from others, without naming it.
+    /// Identifies the account without revealing its id.
     pub fn fingerprint(&self) -> String {
         hex::encode(&Sha256::digest(&self.settings.credentials.account_id)[..16])
     }
@@ -98,28 +98,28 @@ impl Account {
         &self.budget
     }
 
-    /// Whether a limit is what holds jobs up, and not the processors.
+    /// Whether the bottleneck is a limit and not the processors.
     pub fn is_paced(&self) -> bool {
         self.budget.limit().is_some()
     }
 
-    /// Whether the processors have time for more than must be: with a limit, as long as answers do not wait for them.
+    /// Whether there is processor time to spare: with a limit, as long as answers do not wait for a processor.
     pub fn processors_have_time(&self) -> bool {
         self.is_paced() && !self.readers.are_behind()
     }
 
-    /// Why nothing is being asked at the moment, or of one endpoint, if so.
+    /// Why nothing is being sent at the moment, or nothing to one endpoint, if so.
     pub fn waiting(&self) -> Option<Waiting> {
         self.budget.waiting().or_else(|| self.outages.all().into_iter().find_map(Outage::waiting))
     }
 
-    /// Whether this is what an outage of that endpoint looks like: a gateway's refusals only where Zoom was reached before, as
-    /// they would else be of a wrong address.
+    /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only where Zoom was
+    /// reached before: otherwise it may come from a wrong address.
     pub(super) fn looks_like_an_outage(&self, call: &Call, error: &RequestError) -> bool {
         error.looks_like_an_outage() || (error.came_from_gateway() && self.known().any_like(call))
     }
 
-    /// Whether the endpoint of this call answers.
+    /// The outage state of this call's endpoint.
     pub(super) fn outage(&self, call: &Call) -> &Outage {
         self.outages.of(call.endpoint())
     }
@@ -133,7 +133,7 @@ impl Account {
         self.remember(call);
     }
 
-    /// This was answered once, to another process perhaps.
+    /// Notes that this call was answered once, perhaps in an earlier process.
     pub fn remember(&self, call: &Call) {
         if call.page_token().is_none() {
             self.known().note(call);
@@ -144,10 +144,10 @@ impl Account {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What to ask to find out whether Zoom answers, when `call` was not answered. A request that always fails must not be taken
-    /// for an outage, so it is another one wherever possible.
+    /// Returns the call with which to find out whether Zoom answers, after `call` was not answered. A request that always fails
+    /// must not be taken for an outage, so the probe is a different one wherever possible.
     pub(super) fn probe_for(&self, call: &Call) -> Call {
-        // One that was answered before: of another session, or a list of other days.
+        // A call that was answered before: of another session, or a list of other days.
         if let Some(known) = self.known().probe_for(call) {
             return known;
         }
@@ -155,20 +155,20 @@ impl Account {
         if self.outage(call).failing() >= DIFFERENT {
             return call.clone();
         }
-        // Of a day that the list itself is not of.
+        // A list of one day, one that `call` does not cover if it is a list.
         let (today, days) = (DateRange::day(self.clock.today()), call.days());
         let day_before = || DateRange::day(days.from.saturating_sub(1.day()));
         let days = if is_a_list && days.covers(today) { day_before() } else { today };
         Call::ListSessions { days, page_token: None }
     }
 
-    /// A job's own queue at this account.
+    /// Returns a job's own queue at this account.
     pub fn lane(self: &Arc<Self>) -> Lane {
         Lane::new(self.clone())
     }
 }
 
-/// First pages that were answered: of a list, and of two different sessions, the latest first.
+/// Calls for first pages that were answered: of a list, and of two different sessions, the latest first.
 #[derive(Debug, Default)]
 struct Answered {
     list: Option<Call>,
@@ -188,7 +188,7 @@ impl Answered {
         self.messages.truncate(Self::SESSIONS);
     }
 
-    /// Whether Zoom has answered the like of it: any list, or messages of another session.
+    /// Whether Zoom has answered a call like this one: any list, or messages of another session.
     fn any_like(&self, call: &Call) -> bool {
         match call.endpoint() {
             Endpoint::Sessions => self.list.is_some(),
@@ -196,7 +196,7 @@ impl Answered {
         }
     }
 
-    /// What to ask when this is not answered: a list of none of its days, or messages of other sessions, in turns.
+    /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
         if call.endpoint() == Endpoint::Sessions {
             let is_of_others = |known: &&Call| !known.days().overlaps(call.days());

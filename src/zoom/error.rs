@@ -1,6 +1,6 @@
-//! What came of one request, as data, and the failures a caller is told of.
+//! How one request can go wrong, as data, and the failures that callers get.
 //!
-//! Reads Zoom's error bodies with all their observed variants; decides nothing (that is `retry`).
+//! Reads Zoom's error bodies in all their observed variants; decides nothing (`retry` does).
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub enum FailureKind {
     MissingScopes,
     /// The account's plan or role does not allow the report.
     NoPermission,
-    /// Zoom says that the thing does not exist; or, without a code of Zoom's, something on the way does.
+    /// Zoom says that the thing does not exist; or, where there is no Zoom code, something on the way says so.
     NotFound,
     /// Zoom does not know the path of the request.
     UnknownEndpoint,
@@ -77,7 +77,7 @@ impl FailureKind {
         )
     }
 
-    /// It says something of what was asked for: that there is none, or that it cannot be asked for.
+    /// True when the failure is about what was asked for: that it does not exist, or cannot be asked for.
     pub fn concerns_the_request(self) -> bool {
         matches!(self, Self::NotFound | Self::Rejected)
     }
@@ -98,17 +98,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Of a chain of pages in which every answer was fine by itself.
+    /// The failure of a chain of pages in which every single answer was fine.
     pub fn of_a_chain(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, status: Some(200), zoom_code: None, message: message.into(), attempts: 1 }
     }
 
-    /// Zoom's own word that it does not like what was asked for.
+    /// True when it is Zoom itself that rejects what was asked for.
     pub fn is_refused_by_zoom(&self) -> bool {
         self.kind == FailureKind::Rejected && self.zoom_code.is_some()
     }
 
-    /// Zoom's own word that what was asked for does not exist.
+    /// True when it is Zoom itself that says that what was asked for does not exist.
     pub fn is_not_found_by_zoom(&self) -> bool {
         self.kind == FailureKind::NotFound && self.zoom_code.is_some()
     }
@@ -135,7 +135,7 @@ impl RetryAfter {
         Timestamp::try_from(date).ok().map(Self::At)
     }
 
-    /// How long that is from `now`; nothing for an instant that has passed.
+    /// How long that is from `now`; zero for an instant that has passed.
     pub fn after(self, now: Timestamp) -> Duration {
         match self {
             Self::In(duration) => duration,
@@ -144,14 +144,14 @@ impl RetryAfter {
     }
 }
 
-/// Which limit a 429 speaks of.
+/// Which limit a 429 is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitKind {
     PerSecond,
     Daily,
 }
 
-/// An answer with a status other than 200, as far as it matters.
+/// The relevant parts of an answer with a status other than 200.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub status: u16,
@@ -159,11 +159,11 @@ pub struct Refusal {
     pub message: String,
     pub retry_after: Option<RetryAfter>,
     pub limit: LimitKind,
-    /// Whether the request carried a page token (a 300 then speaks of the token, else of the parameters).
+    /// Whether the request carried a page token (code 300 is then about the token, otherwise about the parameters).
     pub page_token_sent: bool,
 }
 
-/// What came of one request.
+/// How one request went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestError {
     Refused(Refusal),
@@ -177,7 +177,7 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// True when an outage looks like this. Any other answer is an answer.
+    /// True when this may be due to an outage. Anything else counts as an answer.
     pub fn looks_like_an_outage(&self) -> bool {
         match self {
             Self::NoAnswer(_) | Self::Unreadable(_) => true,
@@ -186,7 +186,7 @@ impl RequestError {
         }
     }
 
-    /// What happened, in a line.
+    /// What happened, in one line.
     pub fn describe(&self) -> String {
         let said = |refusal: &Refusal| {
             if refusal.message.is_empty() { "no message".to_owned() } else { refusal.message.clone() }
@@ -206,7 +206,7 @@ impl RequestError {
         }
     }
 
-    /// The failure it is when it is not repeated any more.
+    /// Converts this into the failure to report once there are no more retries.
     pub fn into_failure(self, kind: FailureKind, attempts: u32) -> Failure {
         let (status, zoom_code) = match &self {
             Self::Refused(refusal) | Self::NoToken(refusal) => (Some(refusal.status), refusal.zoom_code),
@@ -217,12 +217,12 @@ impl RequestError {
     }
 }
 
-/// What an error's number and its text are called.
+/// The names under which an error body carries its code and its text.
 pub(super) const CODES: [&str; 2] = ["code", "errorCode"];
 pub(super) const TEXTS: [&str; 3] = ["message", "errorMessage", "reason"];
 
 impl LimitKind {
-    /// The limit that an answer speaks of.
+    /// Returns the limit that an answer names.
     pub fn named_in(headers: &HeaderMap) -> Option<Self> {
         let named = headers.get("x-ratelimit-type")?.to_str().ok()?;
         match &named.to_ascii_lowercase()[..] {
@@ -238,14 +238,14 @@ impl Refusal {
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8], page_token_sent: bool) -> Self {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        // Under any of their names, several at once among them.
+        // Code and text may come under any of their names, and under several at once.
         let number = |name: &str| match body.get(name)? {
             Value::Number(number) => number.as_i64(),
             Value::String(text) => text.parse().ok(),
             _ => None,
         };
         let text = |name: &str| body.get(name)?.as_str();
-        // One that repeats the status is of whoever stands between, or says no more than the status.
+        // A code that repeats the status comes from something on the way, or says no more than the status.
         let zoom_code = CODES.into_iter().filter_map(number).find(|code| *code != i64::from(status));
         let message = TEXTS.into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);

@@ -1,7 +1,7 @@
-//! One job's way to Zoom: its callers queue, take the account's turns, and ask until they are answered.
+//! One job's way to Zoom: its callers queue, take their turn at the account's budget, and retry until they are answered.
 //!
-//! Owns the loop of turn, token, budget, send, classify, repeat. How much should be under way is told in `load`. Does not
-//! interpret pages: the caller passes a reader, and an answer the reader refuses counts as unreadable.
+//! Owns the loop of turn, token, budget, send, classify, retry. How much should be in flight is decided in `load`. Does not
+//! interpret pages: the caller passes a reader, and an answer that the reader rejects counts as unreadable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -27,9 +27,9 @@ use super::turns::{Rank, TurnQueue};
 /// How hard to try.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// Tries, the first included, if fewer than usual.
+    /// The maximum number of attempts, including the first, if fewer than usual.
     pub at_most: Option<u32>,
-    /// Wait for the end of an outage. A person who waits for an answer would rather know.
+    /// Whether to wait for the end of an outage. A person waiting for the result would rather be told.
     pub sits_out_outages: bool,
     pub urgency: Urgency,
 }
@@ -59,16 +59,16 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// How many bytes an answer has, on average.
+    /// The mean size of an answer in bytes.
     pub(super) fn mean_answer(&self) -> u64 {
         (self.bytes.load(Relaxed) / self.requests.load(Relaxed).max(1)).max(1)
     }
 }
 
-/// What a call ended with when it did not end with an answer.
+/// How a call ended, if not with an answer.
 #[derive(Debug)]
 pub enum FetchError {
-    /// The page token is no longer good. The caller may begin the chain again; if it will not, this is why it failed.
+    /// The page token is no longer valid. The caller may restart the chain; if it does not, this is why the chain failed.
     PageTokenExpired(Failure),
     Failed(Failure),
 }
@@ -86,7 +86,7 @@ struct FailedTry {
     generation: Option<u64>,
 }
 
-/// One of those that this counter counts.
+/// Adds one to the counter until dropped.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -102,8 +102,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget, and hold no
-/// more answers at the same time than they may.
+/// One job's way to Zoom. Its callers queue here first, so that jobs take turns at the account's budget and a job holds no more
+/// answers at the same time than it may.
 #[derive(Debug)]
 pub struct Lane {
     pub(super) account: Arc<Account>,
@@ -115,11 +115,11 @@ pub struct Lane {
     sitting_out: OfEndpoints<AtomicUsize>,
 }
 
-/// A longer wait after a 429 is a pause: people are told of it, and it outlives the process.
+/// A longer wait after a 429 is a pause: users are shown it, and it survives a restart.
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// More of a refusal is not read.
+/// A refusal's body is ignored if it is larger.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 
 impl Drop for Lane {
@@ -145,7 +145,7 @@ impl Lane {
         &self.account
     }
 
-    /// Sends `call` until it is answered or has failed for good; `read` of a large body runs on one of the threads for that.
+    /// Sends `call` until it is answered or has failed for good. On a large body, `read` runs on one of the reader threads.
     pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, FetchError>
     where
         T: Send + 'static,
@@ -214,7 +214,7 @@ impl Lane {
         }
     }
 
-    /// Waits until Zoom answers. True when there was an outage.
+    /// Waits until Zoom answers. Returns true when there was an outage.
     async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
         let _waits = Counted::among(self.sitting_out.of(call.endpoint()));
@@ -238,11 +238,11 @@ impl Lane {
             .await
     }
 
-    /// What an answer says to everybody, whoever asked: that there is a limit, or that the token is of no use.
+    /// Applies what an answer means for all callers: that a limit is reached, or that the token is no longer usable.
     fn heed(&self, decision: &Decision, generation: Option<u64>, now: Timestamp) {
         match (decision, generation) {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
-            // The next token will have scopes that are added meanwhile.
+            // The next token will have any scopes added in the meantime.
             (Decision::Renew { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
                 self.account.tokens.invalidate(generation);
             }
@@ -250,14 +250,14 @@ impl Lane {
         }
     }
 
-    /// Why this job asks nothing at the moment, or some of its callers do not, if so.
+    /// Why this job, or some of its callers, cannot send anything at the moment; `None` if they can.
     pub fn waiting(&self) -> Option<Waiting> {
         let outages = self.account.outages.all().into_iter().zip(self.sitting_out.all());
         let mut waited_for = outages.filter(|(_, callers)| callers.load(Relaxed) > 0);
         self.account.budget.waiting().or_else(|| waited_for.find_map(|(outage, _)| outage.waiting()))
     }
 
-    /// The permit is to be held until the answer is dealt with.
+    /// The permit must be held until the answer has been processed.
     async fn take_turn(
         &self,
         call: &Call,
@@ -272,7 +272,8 @@ impl Lane {
         let since = self.account.clock.elapsed();
         let _turn = self.turns.turn(rank).await;
         let under_way = self.under_way.acquire().await.expect("the semaphore is never closed");
-        // Only now, as one taken before queueing may have ended since; and before the budget, so that a renewal holds no slot.
+        // Only now, as a token taken before queueing may have expired since; and before the budget, so that no slot is held
+        // during a renewal.
         let token = self.account.tokens.get(since).await?;
         self.account.budget.take().await;
         Ok((token, under_way))
@@ -295,7 +296,7 @@ impl Lane {
         budget.pause(Waiting { until, reason: reason.to_owned() });
     }
 
-    /// One try.
+    /// Makes one attempt.
     async fn send<T, R>(&self, call: &Call, urgency: Urgency, read: R) -> Result<T, FailedTry>
     where
         T: Send + 'static,
@@ -331,12 +332,12 @@ impl Lane {
         let bytes = response.content_length().unwrap_or_else(|| self.traffic.mean_answer());
         let arrived = account.clock.elapsed();
         let _room = account.readers.room_for(bytes).await;
-        // What is spent waiting for room is no time of Zoom's: more requests under way would only wait longer.
+        // Time spent waiting for room is not Zoom's latency: more requests in flight would only wait longer.
         let waited = account.clock.elapsed().saturating_sub(arrived);
         let body = if status == 200 {
             collect(response, account.settings.max_answer_bytes).await?
         } else {
-            // What the status says holds without it as well.
+            // The status alone is enough if the body cannot be read.
             collect(response, MOST_OF_A_REFUSAL).await.unwrap_or_default()
         };
         self.latency.took(account.clock.elapsed().saturating_sub(sent).saturating_sub(waited));
@@ -354,7 +355,7 @@ impl Lane {
         account.readers.read(body, read).await.map_err(RequestError::Unreadable)
     }
 
-    /// Where a response names its per-second limit, the response is right and our table is old.
+    /// Where a response names its per-second limit, the response is right and our table is out of date.
     fn note_reported_limit(&self, headers: &HeaderMap) {
         let limit =
             headers.get("x-ratelimit-limit").and_then(|limit| limit.to_str().ok()?.parse::<f64>().ok());

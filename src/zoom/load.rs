@@ -1,4 +1,4 @@
-//! How much a job keeps under way: with a limit as much as fills that, without one as much as keeps the processors busy.
+//! How much a job keeps in flight: with a limit, enough to use it fully; without one, enough to keep the processors busy.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use super::lane::Lane;
 
-/// Without pacing the processors are the limit; this many pages a second is about what two of them read.
+/// Without pacing the processors are the limit; two of them read about this many pages a second.
 const UNPACED: f64 = 1_500.0;
-/// Without pacing, answers of about so many bytes must be under way for the processors to have something to do.
+/// Without pacing, about this many bytes of answers must be in flight to keep the processors busy.
 const UNPACED_BYTES: u64 = 768 << 10;
-/// Without pacing, so many chains are followed for each of those: while some wait for their commit others ask, and commits are
-/// the fuller. More would only hold memory.
+/// Without pacing, this many chains are followed for each request in flight: while some wait for their commit others send, and
+/// commits are larger. More would only take memory.
 const UNPACED_CHAINS: usize = 3;
-/// How many chains for each request a second: many, so that long ones are found early; but each must get its turn long
-/// before its page token is too old (15 minutes). At one turn in four (`turns`) it waits for 32 s at most.
+/// How many chains to follow for each request a second: many, so that long ones are found early; but each must get its turn
+/// long before its page token expires (15 minutes). With one turn in four (`turns`) it waits for 32 s at most.
 const CHAINS: f64 = 8.0;
 /// However high the limit is, no more chains than this.
 const MOST_CHAINS: f64 = 512.0;
-/// What an answer is taken to need before the first has come.
+/// The assumed latency before the first answer.
 const FIRST_GUESS: Duration = Duration::from_millis(100);
 
 /// How long an answer takes, smoothed, in microseconds.
@@ -38,14 +38,14 @@ impl Latency {
 
     pub(super) fn took(&self, elapsed: Duration) {
         let old = self.0.load(Relaxed);
-        // A lost update between two answers changes nothing that matters.
+        // It does not matter if one of two concurrent updates is lost.
         self.0.store((old * 15 + elapsed.as_micros() as u64) / 16, Relaxed);
     }
 }
 
 impl Lane {
-    /// How many requests under way it takes to use the budget fully: as many as an answer takes at the full rate, twice
-    /// over, since answers come unevenly. Without a limit as many as keep the processors busy.
+    /// How many requests in flight it takes to use the budget fully: the rate times the latency, doubled because answers come
+    /// unevenly. Without a limit, as many as keep the processors busy.
     pub fn target_in_flight(&self) -> usize {
         let useful = match self.account.budget.limit() {
             Some(limit) => (limit * self.latency.get().as_secs_f64() * 2.0).ceil() as usize + 2,
@@ -54,8 +54,8 @@ impl Lane {
         useful.min(self.account.settings.in_flight)
     }
 
-    /// How many chains of pages to follow at the same time. With a limit more than can be answered at once: whatever
-    /// chain is found to be long can then be preferred to the others. Without one as many as fill commits.
+    /// How many chains of pages to follow at the same time. With a limit, more than can be in flight at once, so that chains
+    /// found to be long can be preferred to the others. Without one, enough to fill commits.
     pub fn target_chains(&self) -> usize {
         match self.account.budget.limit() {
             Some(_) => {
@@ -77,14 +77,14 @@ impl Lane {
         self.account.budget.limit().unwrap_or(UNPACED)
     }
 
-    /// Whether the limit is what holds this job up, so that whoever has an answer may take so long before asking again:
-    /// others stand in line meanwhile.
+    /// Whether the limit is this job's bottleneck, so that a caller with an answer can wait for `pause` before its next request
+    /// at no cost: enough others are in line meanwhile.
     pub fn has_time_for(&self, pause: Duration) -> bool {
         let turns = |limit| limit * pause.as_secs_f64();
         self.account.budget.limit().is_some_and(|limit| self.turns.waiting() as f64 >= turns(limit) * 2.0)
     }
 
-    /// How long a chain of pages that goes on takes for each. Without a limit nothing prefers it to the others.
+    /// How long a chain in progress takes for each page. Without a limit, it takes turns with the others and is not preferred.
     pub fn time_of_a_page(&self) -> Duration {
         let in_turn = self.target_in_flight() as f64 / UNPACED;
         match self.account.budget.limit() {

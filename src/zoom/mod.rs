@@ -1,7 +1,8 @@
-//! All that knows Zoom's HTTP: how to get a token, how fast to ask, what to do with each answer, what pages look like.
+//! Everything that knows Zoom's HTTP API: how to get a token, how fast to ask, what to do with each answer, what pages look
+//! like.
 //!
-//! Owns the account's credentials and its budget. Knows nothing of jobs, windows or storage: it is given a call and
-//! gives back an answer that its caller could read, or a [`Failure`] that no further repetition would mend.
+//! Owns the account's credentials and its budget. Knows nothing of jobs, windows or storage: it is given a call and returns an
+//! answer that the caller could read, or a [`Failure`] that no further retry would fix.
 
 pub mod auth;
 pub mod budget;

@@ -1,8 +1,8 @@
-//! Whether one of Zoom's endpoints answers at all: tells an outage from a request that fails on its own account.
+//! Whether one of Zoom's endpoints answers at all: tells an outage from a request that fails for a reason of its own.
 //!
-//! Owns the suspicion, the one prober, and the pause. Whoever begins to ask during an outage waits, and nobody's attempts are
-//! spent; requests that stood in line before are still sent. One prober asks, with growing delay. Knows no HTTP: callers say
-//! what happened and how to probe.
+//! Owns the suspicion, the one prober, and the pause. Calls that begin during an outage wait, and no attempts are spent;
+//! requests queued before it are still sent. One prober asks, with growing delay. Knows no HTTP: callers say what happened and
+//! how to probe.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ use super::budget::Waiting;
 use super::error::{Failure, FailureKind};
 use crate::clock::SharedClock;
 
-/// So many different sessions failing in a row, without any answer in between, look like an outage.
+/// This many different sessions failing in a row, without any answer in between, look like an outage.
 pub(super) const DIFFERENT: usize = 5;
 /// The delay after the first probe; it doubles with each.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -88,7 +88,7 @@ impl Outage {
         self.with(|state| state.down.is_some())
     }
 
-    /// Zoom answered something, if only with a refusal.
+    /// Notes that Zoom answered, if only with a refusal.
     pub fn answered(&self) {
         let ended = self.with(|state| {
             state.answers += 1;
@@ -101,8 +101,8 @@ impl Outage {
         }
     }
 
-    /// A request failed in a way that may be an outage; `subject` is its session, if it is of one. True when it is
-    /// time to find out: many different ones fail, or this is about to be given up and nothing has been answered since
+    /// Notes a failure that may be due to an outage; `subject` is the request's session, if it has one. Returns true when it is
+    /// time to probe: many different subjects fail, or this request is about to be given up and nothing has been answered since
     /// it was sent.
     pub fn failed(&self, subject: &str, last_try: bool, sent: Mark) -> bool {
         self.with(|state| {
@@ -111,13 +111,13 @@ impl Outage {
         })
     }
 
-    /// How many different ones have failed since the last answer.
+    /// How many different subjects have failed since the last answer.
     pub fn failing(&self) -> usize {
         self.with(|state| state.failing.len())
     }
 
-    /// Probes until Zoom answers. `probe` tells why it got no answer. True when there was an outage, false when the
-    /// first probe was answered.
+    /// Probes until Zoom answers. The error of `probe` is why it got no answer. Returns true when there was an outage, false
+    /// when the first probe was answered.
     pub async fn sit_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
     where
         F: Future<Output = Result<(), String>>,
@@ -149,7 +149,7 @@ impl Outage {
         }
     }
 
-    /// What a job says while an outage is on.
+    /// What a job reports during an outage.
     pub fn waiting(&self) -> Option<Waiting> {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         self.with(|state| {
@@ -190,12 +190,12 @@ impl Outage {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        // Every state between two statements is a valid one.
+        // Every intermediate state is valid, so a poisoned lock can still be used.
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// A time as it is set: `12h`, `90s`.
+/// Formats a duration as it is configured: `12h`, `90s`.
 fn in_words(time: Duration) -> String {
     match time.as_secs() {
         seconds if seconds >= 3_600 && seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),

@@ -1,5 +1,5 @@
-//! From the first byte of an answer to the page that was read from it: how many bytes are held meanwhile, which threads
-//! read, and whether they keep up.
+//! From the first byte of an answer to the page read from it: how many bytes are held meanwhile, which threads read, and
+//! whether they keep up.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tokio::task::JoinError;
 
 use crate::clock::SharedClock;
 
-/// The answers of all jobs that are held at the same time have about so many KiB at most: one whose length is not known (it is
-/// compressed, perhaps) is taken for an average one. At 60 usual pages a second each may take two seconds to arrive.
+/// The answers of all jobs held at the same time have about this many KiB at most: one of unknown length (perhaps because it is
+/// compressed) counts as an average one. At 60 typical pages a second, each may take two seconds to arrive.
 const ROOM_KIB: u32 = 8 << 10;
 /// Pages up to this size are read where they arrive, in half a millisecond or less: moving them to another thread costs
 /// about as much. Larger ones would hold up the threads that serve sockets.
@@ -53,9 +53,9 @@ impl Drop for Threads {
 
 #[derive(Debug)]
 pub(super) struct Readers {
-    /// In KiB: what does not fit stays with the network.
+    /// In KiB: what does not fit is not yet read from the network.
     room: Semaphore,
-    /// Pages being parsed and compressed at the same time: as many as there are processors. More would only hold memory.
+    /// Pages being parsed and compressed at the same time: as many as there are processors. More would only take memory.
     reading: Semaphore,
     threads: Threads,
     waits: Waits,
@@ -74,9 +74,9 @@ impl Readers {
         }
     }
 
-    /// Waits until there is room for a body of about so many bytes. The permit is to be held until the body is read.
+    /// Waits until there is room for a body of about this many bytes. The permit must be held until the body has been read.
     pub(super) async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
-        // One that is too large for the room has it to itself.
+        // A body larger than the whole room takes all of it.
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(ROOM_KIB).min(ROOM_KIB);
         self.room.acquire_many(kib).await.expect("the semaphore is never closed")
     }
@@ -87,7 +87,7 @@ impl Readers {
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
         let arrived = self.clock.elapsed();
-        // Behind whatever else is due: that it takes long tells as much as a reader that is interrupted.
+        // Queue behind the tasks that are due: if that takes long, it shows overload just as an interrupted reader does.
         tokio::task::yield_now().await;
         let _reading = self.reading.acquire().await.expect("the semaphore is never closed");
         let (read, worked) = if body.len() <= READ_AT_ONCE {
@@ -100,8 +100,8 @@ impl Readers {
         read
     }
 
-    /// Whether answers wait for a processor, lately, for longer than it works at them: be it that this process has too much to
-    /// do, or others on the machine.
+    /// Whether answers have lately waited for a processor for longer than it worked on them, because this process, or others on
+    /// the machine, have too much to do.
     pub(super) fn are_behind(&self) -> bool {
         self.waits.are_long()
     }
@@ -114,19 +114,19 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (done, processor_time().saturating_sub(before))
 }
 
-/// Of this thread, so far.
+/// The processor time of this thread so far.
 fn processor_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-/// How long the last answers waited for a processor, and how long it worked at them, in seconds. Each counts a little less
-/// than the one that came after it. Waiting is 0.03 to 0.2 of working where there is little else to do, up to 0.6 with long
-/// messages, and 2 to 20 with twice as many services as the processors can bear.
+/// How long recent answers waited for a processor, and how long it worked on them, in seconds, as sums that decay with each
+/// answer. Waiting is 0.03 to 0.2 of working where there is little else to do, up to 0.6 with long messages, and 2 to 20 with
+/// twice as many services as the processors can bear.
 #[derive(Debug, Default)]
 struct Waits(Mutex<[f64; 2]>);
 
 impl Waits {
-    /// Share of the sums that is kept with each further answer: an average over about 32.
+    /// The share of the sums kept at each further answer: an average over about 32.
     const KEPT: f64 = 1.0 - 1.0 / 32.0;
 
     fn note(&self, waited: Duration, worked: Duration) {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
 
-    /// Takes a millisecond of a processor, and says how much it was.
+    /// Uses a millisecond of processor time, and returns how much it really was.
     fn work() -> Duration {
         let start = processor_time();
         loop {

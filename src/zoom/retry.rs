@@ -1,8 +1,8 @@
 //! The retry policy: a pure function from what happened to what to do next.
 //!
-//! Owns the classification of every answer Zoom may give. Sleeps nowhere, counts nothing, knows no HTTP client.
-//! Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS architecture blog), and whatever the
-//! answer itself asks for as a lower bound.
+//! Owns the classification of every answer Zoom may give, and how tries are counted. Never sleeps, knows no HTTP client.
+//! Exponential backoff with full jitter ("Exponential Backoff And Jitter", AWS architecture blog), with what the answer itself
+//! asks for as a lower bound.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::error::{FailureKind, LimitKind, Refusal, RequestError};
 
-/// How often and how slowly to repeat.
+/// How often and how slowly to retry.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
     /// Tries in all, the first one included.
@@ -27,40 +27,40 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Credentials that are refused so often are wrong.
+/// Credentials refused this many times are wrong.
 const TRIES_FOR_A_TOKEN: u32 = 3;
-/// The least pause at a daily limit, even if by our clock the instant named has passed: clocks differ.
+/// The shortest pause at a daily limit, even if by our clock the instant named has passed: clocks differ.
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
-/// A limit is asked about again after a day and a little, whatever instant was named.
+/// A limit is tested again after a little more than a day, whatever instant was named.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);
-/// After a server error longer than this is not waited, whatever was asked for: one chain's waiting shows nowhere.
+/// The longest wait after a server error, whatever the answer asks for: the wait of a single chain is shown nowhere.
 const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Repeat after a delay; this try counts against the maximum.
+    /// Retry after a delay; this try counts against the maximum.
     Again {
         after: Duration,
     },
-    /// The account is at a limit: slow down, or wait until the instant given; costs no attempt.
+    /// The account is at a limit: slow down, or wait for as long as given; costs no attempt.
     Limited {
         kind: LimitKind,
         after: Duration,
     },
-    /// Get a new token, then repeat at once (later with delay, if that did not help).
+    /// Get a new token, then retry: at once, or with a delay if that has not helped before.
     Renew {
         after: Duration,
     },
-    /// The page token is no longer good: begin this chain of pages again.
+    /// The page token is no longer valid: restart this chain of pages.
     Restart,
     Fail(FailureKind),
 }
 
 impl RetryPolicy {
-    /// Decides. `attempt` is the number of the try, as [`Tries`] counts; `roll` is a random number in `[0, 1)`.
-    pub fn decide(&self, error: &RequestError, attempt: u32, now: Timestamp, roll: f64) -> Decision {
-        let backoff = self.backoff(attempt, roll);
+    /// Decides what to do next. `attempt` is the number of the try, as [`Tries`] counts; `random` is a number in `[0, 1)`.
+    pub fn decide(&self, error: &RequestError, attempt: u32, now: Timestamp, random: f64) -> Decision {
+        let backoff = self.backoff(attempt, random);
         let again_or = |kind: FailureKind, at_least: Duration| {
             if attempt >= self.max_attempts {
                 Decision::Fail(kind)
@@ -103,14 +103,14 @@ impl RetryPolicy {
     }
 
     /// The delay before the try after `attempt`: a random share of `base * 2^(attempt-1)`, at most `cap`.
-    fn backoff(&self, attempt: u32, roll: f64) -> Duration {
+    fn backoff(&self, attempt: u32, random: f64) -> Duration {
         let ceiling = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.cap);
-        ceiling.mul_f64(roll.clamp(0.0, 1.0))
+        ceiling.mul_f64(random.clamp(0.0, 1.0))
     }
 }
 
-/// Tries that were not answered well. Refusals of tokens, and to give one, are counted by themselves, in a row: a server error
-/// followed by one says nothing about the credentials.
+/// Counts failed tries. Refusals of tokens, and refusals to grant one, are counted separately, and only those in a row: a
+/// server error followed by one of them says nothing about the credentials.
 #[derive(Debug, Default)]
 pub struct Tries {
     tokens_refused: u32,
@@ -119,7 +119,7 @@ pub struct Tries {
 }
 
 impl Tries {
-    /// Counts one more, and returns its number among those it is counted with.
+    /// Counts one more try, and returns its number among those of its kind.
     pub fn count(&mut self, error: &RequestError) -> u32 {
         let class = match error {
             RequestError::NoToken(_) => {
@@ -130,7 +130,7 @@ impl Tries {
             _ => None,
         };
         match class {
-            // There is nothing wrong with it.
+            // Not counted: there is nothing wrong with the request.
             Some(Class::Limited) => self.others + 1,
             Some(Class::Token) => {
                 (self.tokens_refused, self.not_given_one) = (self.tokens_refused + 1, 0);
@@ -145,7 +145,7 @@ impl Tries {
 }
 
 impl RequestError {
-    /// True when whoever stands between refused this, not Zoom in its own words.
+    /// True when a gateway on the way refused this, not Zoom in its own words.
     pub fn came_from_gateway(&self) -> bool {
         matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Passing(_)))
     }
@@ -166,18 +166,18 @@ impl Refusal {
             (429, _) => Class::Limited,
             // Code 124 is "invalid or expired access token", observed with 400 as well as 401.
             (401, _) | (400, Some(124)) => Class::Token,
-            // 300 speaks of the page token only when one was sent; otherwise our parameters are wrong for good.
+            // 300 is about the page token only when one was sent; otherwise our parameters are wrong for good.
             (400, Some(300)) if self.page_token_sent => Class::PageToken,
             (400 | 403, Some(104 | 4700 | 4711)) => Class::Final(FailureKind::MissingScopes),
             (400 | 403, Some(200)) => Class::Final(FailureKind::NoPermission),
-            // Observed when the path is wrong (zoom/rivet-javascript, issue 12): it says nothing of what was asked for.
+            // Observed when the path is wrong (zoom/rivet-javascript, issue 12): it says nothing about what was asked for.
             (404, Some(2300)) => Class::Final(FailureKind::UnknownEndpoint),
             (404, Some(_)) => Class::Final(FailureKind::NotFound),
             (408 | 425 | 500..=599, _) => Class::Passing(FailureKind::ServerError),
             // Without one of Zoom's codes these come from a proxy or firewall and are often gone in a moment.
             (403, None) => Class::Passing(FailureKind::NoPermission),
             (404, None) => Class::Passing(FailureKind::NotFound),
-            // Redirects, which are not followed on API calls, and any 2xx other than 200 among them.
+            // Includes redirects, which are not followed on API calls, and any 2xx other than 200.
             (_, None) => Class::Passing(FailureKind::Rejected),
             _ => Class::Final(FailureKind::Rejected),
         }

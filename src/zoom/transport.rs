@@ -1,5 +1,5 @@
-//! HTTP as every call to Zoom uses it: the client and what it takes from the environment, bodies of a bounded size, errors in
-//! words that tell no secrets.
+//! HTTP as every call to Zoom uses it: the client and what it takes from the environment, bodies of bounded size, error
+//! descriptions that reveal no secrets.
 
 use std::net::Ipv4Addr;
 
@@ -8,11 +8,11 @@ use bytes::{Bytes, BytesMut};
 use super::client::ZoomSettings;
 use super::error::RequestError;
 
-/// The one way to make an HTTP client: with timeouts, without following redirects, a connection for each answer.
+/// The one way to make an HTTP client: with timeouts, without following redirects, one answer at a time on each connection.
 pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, NoClient> {
     let builder = reqwest::Client::builder();
     let bases = [&settings.api_base, &settings.oauth_base];
-    // A simulator on this machine is not behind anybody's proxy.
+    // A simulator on this machine is not behind a proxy.
     let builder = if bases.into_iter().all(|base| is_local(base)) { builder.no_proxy() } else { builder };
     builder
         .user_agent(concat!("zoom-chat-reports/", env!("CARGO_PKG_VERSION")))
@@ -21,8 +21,8 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, No
         .read_timeout(settings.idle_timeout)
         // A redirect would carry the bearer token to a host that may not be Zoom's.
         .redirect(reqwest::redirect::Policy::none())
-        // HTTP/2 would put all answers on one connection and under one window, where those that wait until there is room for
-        // them hold up those that are being read (hyperium/hyper#2899), and a break ends all of them.
+        // HTTP/2 would put all answers on one connection with one flow-control window, where those waiting for room hold up
+        // those being read (hyperium/hyper#2899), and a broken connection ends all of them.
         .http1_only()
         .tcp_nodelay(true)
         .build()
@@ -38,7 +38,7 @@ pub fn is_http(url: &reqwest::Url) -> bool {
     ["http", "https"].contains(&url.scheme()) && url.has_host()
 }
 
-/// What is wrong with the settings that the client reads by itself, and would pass over.
+/// What is wrong with the environment variables that the client reads by itself and would ignore if they are invalid.
 pub fn wrong_environment() -> impl Iterator<Item = String> {
     let names =
         ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
@@ -66,7 +66,7 @@ fn trouble_with(name: &str, value: &str) -> Option<String> {
     (!is_proxy).then(|| "must be the http or https URL of a proxy".to_owned())
 }
 
-/// Whether requests to it can be read on their way.
+/// Whether requests to `base` would cross a network unencrypted.
 pub fn travels_in_the_open(base: &str) -> bool {
     !is_local(base) && reqwest::Url::parse(base).is_ok_and(|url| url.scheme() == "http")
 }
@@ -79,7 +79,7 @@ fn is_local(base: &str) -> bool {
     })
 }
 
-/// A body of at most so many bytes.
+/// Reads a body of at most `most` bytes.
 pub(super) async fn collect(mut response: reqwest::Response, most: usize) -> Result<Bytes, RequestError> {
     if response.content_length().is_some_and(|length| length > most as u64) {
         return Err(RequestError::TooLarge);
@@ -96,7 +96,7 @@ pub(super) async fn collect(mut response: reqwest::Response, most: usize) -> Res
     Ok(body.freeze())
 }
 
-/// What went wrong on the way, without the URL (it holds session ids) and without the client's own prefixes.
+/// What went wrong in transit, without the URL (it holds session ids) and without the client's own prefixes.
 pub(super) fn describe(error: &reqwest::Error) -> String {
     let what = if error.is_timeout() {
         "timed out"
@@ -110,7 +110,7 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
     with_cause(what, error)
 }
 
-/// A message, and the first cause of an error.
+/// A message, followed by the root cause of an error.
 fn with_cause(what: &str, error: &reqwest::Error) -> String {
     let mut source = std::error::Error::source(error);
     let mut deepest = None;

@@ -1,8 +1,8 @@
 //! The line in which a job's callers wait for their turn at the account's budget.
 //!
-//! Owns the order. Chains of pages are begun as early as may be, because only then is it known which are long; of those
-//! that the run would wait for, the longest goes first; and every fourth turn is for whoever has waited longest, so that
-//! nobody waits for ever.
+//! Owns the order. Chains of pages are begun as early as possible, because only then is it known which are long; of those that
+//! would delay the end of the run, the longest goes first; and every fourth turn is for whoever has waited longest, so that
+//! nobody starves.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 pub enum Rank {
     /// Begins a chain of pages.
     First,
-    /// Goes on with one.
+    /// Continues one.
     Further,
-    /// The run would wait for it and for so many that can only come after it.
+    /// The end of the run depends on it and on this many calls that can only follow it.
     Urgent(u32),
 }
 
-/// Who is preferred, turn by turn.
+/// Whom a turn prefers.
 #[derive(Debug, Clone, Copy)]
 enum Preferred {
     First,
@@ -43,7 +43,7 @@ struct State {
     waiting: Vec<(Rank, oneshot::Sender<Turn>)>,
 }
 
-/// Whoever holds it has the turn; the next gets it when it is dropped.
+/// Whoever holds this has the turn; dropping it passes the turn to the next caller.
 #[derive(Debug)]
 pub struct Turn(Arc<TurnQueue>);
 
@@ -95,7 +95,7 @@ impl Drop for Turn {
         match state.next() {
             Some(caller) => {
                 drop(state);
-                // A caller that is gone drops the turn it is given, and so hands it on.
+                // If the caller is gone, the turn sent to it is dropped, and so passed on.
                 drop(caller.send(Self(self.0.clone())));
             }
             None => state.taken = false,
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
-    /// Callers of these ranks, already standing in line, in the order in which they get their turns.
+    /// Puts callers of these ranks in line, and returns the order in which they get their turns.
     fn served(line: &Arc<TurnQueue>, ranks: &[Rank]) -> Vec<Rank> {
         let first = line.turn(Rank::First).now_or_never().expect("nobody is before it");
         let mut callers: Vec<_> = ranks.iter().map(|rank| (*rank, Box::pin(line.turn(*rank)))).collect();
@@ -159,7 +159,7 @@ mod tests {
         }
         drop(before);
         drop(first);
-        // It was given the turn, and never looks.
+        // It was given the turn, but never polls for it.
         drop(served);
         assert!(after.now_or_never().is_some());
         assert!(line.turn(Rank::Further).now_or_never().is_some());

@@ -1,4 +1,4 @@
-//! The shapes of Zoom's JSON, as little of them as is needed: arrays are found, their items stay raw text.
+//! The shapes of Zoom's JSON, as little of them as needed: arrays are found, their items stay raw text.
 //!
 //! Owns the reading of pages. Every item, known or not, is passed on byte for byte; numbers are never re-rendered.
 //! `sim` shares no type with this module, so that a misspelt field cannot pass every test.
@@ -21,9 +21,9 @@ pub struct Page<'a, const N: usize> {
     pub arrays: [Vec<&'a RawValue>; N],
     /// `None` on the last page.
     pub next_page_token: Option<String>,
-    /// The first and the last day that it says it is of.
+    /// The first and the last day that the page says it covers.
     days: [Option<Date>; 2],
-    /// Members of the response nobody told us of, verbatim.
+    /// Members of the response that we do not know, verbatim.
     pub unknown: Vec<(String, String)>,
 }
 
@@ -33,10 +33,10 @@ pub const SESSIONS: [&str; 1] = ["sessions"];
 pub const MESSAGES: [&str; 3] = ["messages", "edited_messages", "deleted_messages"];
 
 impl<'a, const N: usize> Page<'a, N> {
-    /// Reads a body with status 200. What is not such a page (an HTML page, an error in disguise, an array that is
-    /// no array) is an error, never an empty page.
+    /// Parses the body of an answer with status 200. Anything but such a page (HTML, an error in disguise, an array that is not
+    /// one) is an error, never an empty page.
     pub fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, String> {
-        // All at once: item by item it takes four times as long.
+        // Checking UTF-8 all at once: item by item it takes four times as long.
         let text = simdutf8::basic::from_utf8(body).map_err(|error| error.to_string())?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
@@ -44,7 +44,7 @@ impl<'a, const N: usize> Page<'a, N> {
         Ok(page)
     }
 
-    /// The failure it is when it is not of all the days that were asked for, as it says itself: nobody knows what is missing.
+    /// Returns a failure when the page says that it does not cover all the days asked for: nobody knows what is missing.
     pub fn leaves_out(&self, asked: DateRange) -> Option<Failure> {
         let [from, to] = self.days;
         let answered = DateRange { from: from.unwrap_or(asked.from), to: to.unwrap_or(asked.to) };
@@ -55,7 +55,7 @@ impl<'a, const N: usize> Page<'a, N> {
     }
 }
 
-/// A parse error without quotes from the body, which is chat content.
+/// A parse error without quoting the body, which is chat content.
 fn shape_of(error: &serde_json::Error) -> String {
     format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()).to_lowercase()
 }
@@ -72,7 +72,7 @@ impl<'de, const N: usize> DeserializeSeed<'de> for PageSeed<N> {
     }
 }
 
-/// Member names, with escapes resolved only where there are any.
+/// A member name, borrowed unless it has escapes to resolve.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -126,12 +126,12 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
     }
 }
 
-/// A day, also one with a time behind it.
+/// Reads a day, with or without a time after it.
 fn day_of(value: &RawValue) -> Option<Date> {
     text_of(value)?.get(..10)?.parse().ok()
 }
 
-/// When a message was sent, in milliseconds since 1970; `None` where it does not say so in the usual way.
+/// When a message was sent, in milliseconds since 1970; `None` if it does not say so in the usual form.
 pub fn sent_at(message: &RawValue) -> Option<i64> {
     #[derive(Deserialize)]
     struct Sent {
@@ -159,7 +159,7 @@ pub struct SessionHead {
 }
 
 impl SessionHead {
-    /// Reads the members that select and name a session. Only the id is indispensable.
+    /// Reads the members that select and name a session. Only the id is required.
     pub fn read(info: &RawValue) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Raw<'a> {
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Any JSON, also what a strict reader would refuse to turn into values.
+    /// Any JSON, including what a strict parser would refuse to turn into values.
     fn json_text() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             Just("null".to_owned()),

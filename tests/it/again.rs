@@ -1,5 +1,5 @@
-//! What is asked for again (a chain that begins again, a chat that is split, days that are not found): what was received before
-//! stays, each message once, and nothing is taken for empty at the first word.
+//! What is requested again (a chain that restarts, a chat that is split, days that are not found): what was received before is
+//! kept, each message once, and a first "not found" is not taken for empty.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ async fn of_a_loop_of_pages_all_are_kept_and_retry_doubles_none() {
     let world = World::new(SimSettings { sessions: 1, messages: 200, months: 1, ..account() }).await;
     let (body, day) = world.one_day();
     let mut id = None;
-    // Its second token comes again with the third page, also when it is tried again; then all is well.
+    // The third page repeats the token of the second, also on the first retry; on the second retry all is well.
     for (retry, after_the_third) in ["b", "b", ""].into_iter().enumerate() {
         for (hour, next) in ["a", "b", after_the_third].into_iter().enumerate() {
             let page = page_of_hour(day, hour as i64, next);
@@ -48,7 +48,7 @@ async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept()
     world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
     let id = world.submit(&world.everything()).await;
     let mut kept = None;
-    // Each retry begins its chains again, and nothing is there any more.
+    // Each retry restarts its chains, and finds nothing there any more.
     for retry in 0..3 {
         if retry > 0 {
             assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
@@ -83,8 +83,8 @@ async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_b
     assert_eq!(told, [(&json!("not-found"), &json!(100))]);
 }
 
-/// Session 0 is gone after its chain has begun again, or has been cut: what came before is kept all the same, each message
-/// once; should it come back a retry makes it whole.
+/// Session 0 is gone after its chain has restarted or it has been split: what came before is kept all the same, each message
+/// once; if the session comes back, a retry makes it whole.
 async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, came: usize) -> Vec<Value> {
     let world = World::new(sim).await;
     for fault in faults {
@@ -123,7 +123,7 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
     failures
 }
 
-/// Session 0 is answered with nothing after its chain has begun again, or has been cut.
+/// Session 0 is answered with empty pages after its chain has restarted or it has been split.
 async fn whatever_came_stays(sim: SimSettings, mut faults: Vec<ScriptedFault>, came: usize) {
     let world = World::new(sim).await;
     let empty = FaultAnswer::ReplaceBody(r#"{"messages":[],"next_page_token":""}"#.to_owned());
@@ -155,7 +155,7 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_its_parts_bring_les
     whatever_came_stays(SimSettings { latency: Duration::from_millis(100), ..sim }, Vec::new(), 100).await;
 }
 
-/// Each time its first page is all that comes before the chain has to begin again.
+/// Each time, the chain gets only its first page before it has to restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_changed_before_a_chain_began_again_is_there_once_and_as_it_is_now() {
     let world = World::new(SimSettings { sessions: 1, messages: 10, months: 1, ..account() }).await;
@@ -173,7 +173,7 @@ async fn what_was_changed_before_a_chain_began_again_is_there_once_and_as_it_is_
     last["edited_messages"] = messages(&[("d", "edited")]);
     last["deleted_messages"] = messages(&[("b", "b")]);
     last["next_page_token"] = json!("");
-    // Each page but the last is followed by a request with that token, which Zoom refuses.
+    // After each page but the last, the chain requests the next with that token, which Zoom refuses.
     for (nth, body) in (0..).step_by(2).zip(&readings) {
         world.sim.script(fault(Match::Session(0), nth, 1, FaultAnswer::ReplaceBody(body.to_string())));
     }
@@ -212,8 +212,8 @@ async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
     assert!(failures.len() > 1, "it was split: {failures:?}");
 }
 
-/// A 404 means "nothing there" as well. Of a part of a session's days it is not believed at once: some of it may have been
-/// received before, and a second look may find it.
+/// A 404 can also mean "nothing there". For a part of a session's days it is not trusted at once: some of it may have been
+/// received before, and a second request may find it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
     let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
@@ -235,7 +235,7 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
     }
 }
 
-/// The same when it is the first part that is answered, of a session that was split before it had shown anything.
+/// The same for the first part to be answered of a session that was split before any of its pages arrived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() {
     let sim = SimSettings { messages: 2_000, sessions: 1, months: 1, ..account() };
@@ -264,14 +264,14 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
 }
 
-/// A list that has told of sessions and is then read in parts: one that is not found is no empty one.
+/// A list that has returned sessions and is then read in parts: a part that is not found is not an empty one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
     let world = World::new(SimSettings { sessions: 700, messages: 2_000, months: 1, ..account() }).await;
     let data = world.sim.dataset().clone();
     let (body, (from, to)) = world.one_window();
     assert!(data.sessions_listed(from, to).count() > 300, "its list has more than a page");
-    // The whole list breaks off after its first page, for all of its tries; its second half is not found.
+    // The whole list breaks off after its first page, on every attempt; its second half is not found.
     world.sim.script(fault(Match::ListTouching(from), 1, 8, status(500, "")));
     let gone = status(404, r#"{"code":5301,"message":"nothing"}"#);
     world.sim.script(fault(Match::ListTouching(to), 9, u32::MAX, gone));
@@ -295,7 +295,7 @@ async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
     whole_despite(vec![fault(Match::List, 0, 1, status(404, r#"{"code":5301,"message":"nothing"}"#))]).await;
 }
 
-/// Else it would count as still to come until the end, and keep the archive waiting.
+/// Otherwise it would count as pending until the end, and keep the archive waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_chain_began_again_is_done_once_it_is_there() {
     let world = World::new(SimSettings { sessions: 2, messages: 2_000, months: 1, ..account() }).await;

@@ -1,4 +1,4 @@
-//! Each answer Zoom may give, and what becomes of it: the table of `docs/answers.md`, row by row.
+//! Each answer Zoom may give, and what the service makes of it: the table of `docs/answers.md`, row by row.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -13,34 +13,34 @@ use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, Sim
 
 use crate::harness::{Missing, World, assert_whole};
 
-/// What a job ends as.
+/// How a job ends.
 enum Ends {
     /// Completed, and everything is there.
     Whole,
-    /// Completed with failures of this code for the session that was answered so.
+    /// Completed with failures, all of this code.
     Failures(&'static str),
     /// The job itself failed with this code.
     Failed(&'static str),
     /// Completed; the session's items are these, byte for byte.
     Items(Vec<String>),
-    /// Completed; the session is there, with nothing in it. Of which id, if not the first; and whether Zoom was right to know none.
+    /// Completed; the session is there but empty. Its id, if it is not the first; and whether it is marked as not found.
     Empty { id: Option<String>, not_found: bool },
     /// Completed, without any session.
     Nothing,
 }
 
 struct Row {
-    /// As in the document.
+    /// As named in the document.
     name: &'static str,
     matches: Match,
-    /// How many requests are answered so; `ALWAYS` for every one.
+    /// How many requests get this answer; `ALWAYS` for every one.
     times: u32,
     answer: FaultAnswer,
     ends: Ends,
 }
 
 const ALWAYS: u32 = u32::MAX;
-/// Fewer than the tries for one request.
+/// Fewer than the attempts for one request.
 const SOME: u32 = 5;
 
 fn status(status: u16, body: &str) -> FaultAnswer {
@@ -56,7 +56,7 @@ fn page(messages: &str) -> FaultAnswer {
     FaultAnswer::ReplaceBody(format!("{{\"next_page_token\":\"\",\"messages\":[{messages}]}}"))
 }
 
-/// A message page of one message that is exactly this, in one of the two windows; the other is as it is.
+/// Session 0 is answered with a page of exactly this one message, which must be kept byte for byte.
 fn verbatim(name: &'static str, message: String) -> Row {
     Row {
         name,
@@ -307,7 +307,7 @@ fn rows() -> Vec<Row> {
             "a list that answers 404 without a code",
             List,
             ALWAYS,
-            // A code that repeats the status is none.
+            // A code that merely repeats the status counts as none.
             status(404, r#"{"code":404,"message":"Not found."}"#),
             Failures("not-found"),
         ),
@@ -392,7 +392,7 @@ async fn every_answer_leads_to_what_the_document_says() {
     }
 }
 
-/// Whatever an answer of fewer days holds is kept, and the days are named.
+/// What an answer for fewer days holds is kept, and the missing days are reported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_of_fewer_days_are_kept_and_told_of() {
     let sim =
@@ -415,7 +415,7 @@ async fn answers_of_fewer_days_are_kept_and_told_of() {
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &missing);
 }
 
-/// A session that is written in while the list is read may go from a page that comes to one that has been.
+/// A session that is written in while the list is read may move from a page not yet read to one already read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     let sim =
@@ -436,7 +436,7 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
     assert_eq!(world.sim.stats().list_requests, pages * 3, "until nothing new is found");
 
-    // Also when nothing of what was read is asked for.
+    // Also when none of the sessions found so far are selected.
     moves();
     let mut body = body;
     body["sessions"] = json!({ "ids": [data.session(moving).id] });
@@ -446,7 +446,7 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     assert_eq!(world.sim.stats().list_requests, pages * 6);
 }
 
-/// What a last page brings says that another pass is due, also to whoever takes the job up.
+/// What a last page brings decides whether another pass is due, also when the job is resumed there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_was_to_be_read_again_is_so_after_a_restart() {
     let sim =

@@ -123,7 +123,7 @@ async fn a_job_is_created_once_for_an_idempotency_key() {
     world.finished(first["id"].as_str().unwrap()).await;
 }
 
-/// The answer to a request shortly before midnight got lost.
+/// The answer to a request sent shortly before midnight was lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_request_gets_its_job_also_when_its_days_have_left_the_six_months() {
     let clock = ManualClock::starting_at("2026-11-24T23:59:58Z".parse().unwrap());
@@ -258,7 +258,7 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
     assert_eq!(ranged("\"old\"".to_owned()).await.unwrap().status(), 200);
 }
 
-/// Whatever is sent while an archive gives way to the next is what its ETag says.
+/// Whatever is sent while a new archive replaces the old one matches its ETag.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_is_its_own_also_while_a_retry_replaces_it() {
     let world = World::new(account()).await;

@@ -65,7 +65,7 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     let (code, _, err) = run(other).await;
     assert_eq!(code, 1);
     assert!(err.contains("with other options") && err.contains("choose another place"), "{err}");
-    // Without its mark nobody knows whose files these are.
+    // Without its capture nothing shows whose files these are.
     std::fs::remove_dir_all(directory.join(".capture")).unwrap();
     let (code, _, err) = run(extract(&sim, home.path())).await;
     assert_eq!((code, sim.stats().requests), (1, asked), "{err}");
@@ -115,7 +115,7 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
     }
 }
 
-/// What a damaged capture had brought may be out of Zoom's reach by now.
+/// What a damaged capture held may be out of Zoom's reach by now.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
     let sim = Simulator::start(account()).await.unwrap();
@@ -159,8 +159,8 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         assert!(code == 3 && out.contains("may hold more; it is kept as"), "{code} {out}{err}");
         assert!(std::fs::read(&kept).unwrap() == before);
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
-        // It is told of as long as it is there. What somebody has put in the place is kept as well, and replaced is only what the
-        // command has made itself.
+        // The kept copy is mentioned as long as it exists. What somebody has put in the output's place is kept as well: the
+        // command replaces only what it has made itself.
         let place = home.path().join(place);
         std::fs::rename(&place, home.path().join(format!("moved-{}", arguments.len()))).unwrap();
         let mine = if arguments.is_empty() { place.join("mine") } else { place };
@@ -176,7 +176,7 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         other.arg("--no-edited");
         let (code, _, err) = run(other).await;
         assert!(code == 1 && err.contains("with other options"), "{code} {err}");
-        // Nor does the same one when nothing tells any more what they were made of.
+        // The same command replaces nothing either when no record shows any more how the files were made.
         std::fs::write(capture.join("publishing"), "").unwrap();
         let before = std::fs::read(&made).unwrap();
         let (code, _, err) = run(command()).await;
@@ -205,7 +205,7 @@ async fn a_file_that_was_edited_in_its_place_is_kept() {
     }
 }
 
-/// Credentials and dates that were wrong at first are no extraction: with the right ones the same place serves.
+/// A run with wrong credentials or dates has extracted nothing: with the right ones it can use the same place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_starts_over_where_nothing_was_received() {
     let sim = Simulator::start(account()).await.unwrap();
@@ -221,7 +221,7 @@ async fn extract_starts_over_where_nothing_was_received() {
         old.args(["extract", "--from-date", "2016-01-01", "--to-date", &last]).args(output);
         let (code, _, err) = run(old).await;
         assert!(code == 2 && err.contains("older than the six months"), "{code} {err}");
-        // Also where one was killed before it had a plan.
+        // Also where a run was killed before it had a plan.
         let place = home.path().join(if output[0] == "--zip" { "out.zip.capture" } else { "out/.capture" });
         std::fs::create_dir_all(&place).unwrap();
         std::fs::write(place.join("lock"), "").unwrap();
@@ -238,7 +238,7 @@ async fn extract_starts_over_where_nothing_was_received() {
     }
 }
 
-/// Also what has the name of a capture is somebody's if it is none.
+/// Something that has a capture's name but is not one belongs to somebody else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_touches_no_directory_that_it_did_not_make() {
     let sim = Simulator::start(account()).await.unwrap();
@@ -260,7 +260,7 @@ async fn extract_touches_no_directory_that_it_did_not_make() {
     }
 }
 
-/// What is left of a run can be finished also when it may not be begun any more.
+/// An interrupted run can be finished even when its dates can no longer be requested anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
     let sim = Simulator::start(SimSettings { months: 6, ..account() }).await.unwrap();
@@ -333,7 +333,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(in_home(), ["out.zip"], "nothing says any more that it is incomplete");
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
     assert!(tested.status.success());
-    // Once it has been moved away the command makes it anew.
+    // Once the zip has been moved away, the command makes it anew.
     half_removed();
     std::fs::rename(home.path().join("out.zip"), home.path().join("moved.zip")).unwrap();
     let mut command = extract(&sim, home.path());
@@ -342,7 +342,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert!(code == 0, "{code} {out}{err}");
     std::fs::remove_file(home.path().join("moved.zip")).unwrap();
     assert_eq!(in_home(), ["out.zip"]);
-    // What has that name and is no capture is somebody's.
+    // Something with that name that is not a capture belongs to somebody else.
     std::fs::create_dir(home.path().join("out.zip.capture-removed")).unwrap();
     std::fs::write(home.path().join("out.zip.capture-removed/mine"), "mine").unwrap();
     let mut command = extract(&sim, home.path());
@@ -350,7 +350,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(run(command).await.0, 1);
     assert!(home.path().join("out.zip.capture-removed/mine").exists());
     std::fs::remove_dir_all(home.path().join("out.zip.capture-removed")).unwrap();
-    // A link is somebody's, also when it leads nowhere.
+    // A symlink belongs to somebody else, even a dangling one.
     std::fs::remove_file(home.path().join("out.zip")).unwrap();
     std::os::unix::fs::symlink("nowhere", home.path().join("out.zip")).unwrap();
     let mut command = extract(&sim, home.path());
@@ -360,7 +360,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(in_home(), ["out.zip"]);
 }
 
-/// It may hold what Zoom does not give any more.
+/// It may hold what Zoom no longer returns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_capture_stays_also_when_the_zip_is_whole() {
     let sim = Simulator::start(account()).await.unwrap();
@@ -458,7 +458,7 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     unset.arg("check").env("ZOOM_CLIENT_SECRET", " ");
     let (code, _, err) = run(unset).await;
     assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
-    // Somebody else's file, in a directory that others may write to.
+    // A `.env` in a parent directory is not read: it may be somebody else's, where others may write.
     std::fs::write(home.path().join(".env"), "ZOOM_PLAN=pro\nno setting\n").unwrap();
     std::fs::create_dir(home.path().join("own")).unwrap();
     let mut below = connected(&sim, &home.path().join("own"));
@@ -472,7 +472,7 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     help.arg("--help");
     let (code, out, _) = run(help).await;
     assert!(code == 0 && out.contains("extract"), "{out}");
-    // What it holds counts, but for what is set already.
+    // Its values count, except where a variable is already set.
     std::fs::write(home.path().join(".env"), "ZOOM_CLIENT_SECRET='sim-secret'\nZOOM_ACCOUNT_ID=wrong\n")
         .unwrap();
     let mut told = connected(&sim, home.path());
@@ -549,7 +549,7 @@ async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_ref
     let (code, _, err) = run(serve("0.0.0.0:0")).await;
     assert_eq!(code, 2);
     assert!(err.contains("API_KEYS"), "{err}");
-    // As from a variable that is not set.
+    // As when an unset shell variable is passed on.
     let mut without = serve("127.0.0.1:0");
     without.env("API_KEYS", " ");
     let (code, _, err) = run(without).await;
@@ -578,7 +578,7 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
     let home = TempDir::new().unwrap();
     let mut demo = binary();
     demo.current_dir(home.path()).arg("demo");
-    // Nobody's proxy leads to a simulator on this machine.
+    // A configured proxy must not be used for a simulator on this machine.
     demo.env("HTTP_PROXY", "http://127.0.0.1:9").env("TMPDIR", home.path());
     let (code, out, err) = run(demo).await;
     assert_eq!(code, 0, "{out}{err}");

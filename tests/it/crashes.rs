@@ -1,5 +1,5 @@
-//! Killed with SIGKILL in every phase of a job's life: archives are those of an undisturbed run, no job is stuck, no
-//! file is left behind. `KILLS=200 cargo test --test it crashes` makes an experiment of it.
+//! Killed with SIGKILL in every phase of a job's life: archives equal those of an undisturbed run, no job is stuck, no file is
+//! left behind. `KILLS=200 cargo test --test it crashes` kills 200 times instead of 20.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -64,7 +64,7 @@ struct Experiment {
 }
 
 impl Experiment {
-    /// Some milliseconds, spread unevenly over `most`.
+    /// A delay of up to `most` milliseconds, unevenly spread over the kills.
     fn somewhere(&self, most: u64) -> Duration {
         Duration::from_micros(self.turn * 7_919 % (most * 1_000))
     }
@@ -77,7 +77,7 @@ impl Experiment {
     async fn kill_in(&self, phase: Phase, service: Service) -> String {
         let wait = |most| service.clock.sleep(self.somewhere(most));
         if let Phase::Retrying = phase {
-            // Every request for the biggest chat fails after two; the retry has work to do.
+            // Every request for the biggest chat but the first two fails, so that the retry has work to do.
             let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
             self.sim.script(ScriptedFault { matches: Match::Session(0), after: 2, times: u32::MAX, answer });
         }
@@ -106,7 +106,7 @@ impl Experiment {
             }
             Phase::Assembling => {
                 drop(service);
-                // Without a limit nothing is assembled before everything is there.
+                // Without a rate limit, assembly begins only when everything has been fetched.
                 let service = self.setup.clone().with("ZOOM_RATE_LIMIT", "0").spawn();
                 let scratch = self.directory_of(&id).join("archive.zip.tmp");
                 self.appears(&service, || scratch.exists(), 60).await;
@@ -148,7 +148,7 @@ impl Experiment {
             Phase::Expiring => {
                 service.finished(&id).await;
                 drop(service);
-                // Expiry is looked at right at the start.
+                // Expiry is checked right at the start.
                 let short = self.setup.clone().with("RETENTION", "1ms");
                 let service = short.spawn();
                 service.clock.sleep(Duration::from_millis(20) + self.somewhere(60)).await;
@@ -171,7 +171,7 @@ impl Experiment {
         panic!("it does not appear");
     }
 
-    /// After the restart the job ends as it must, and nothing lies about.
+    /// Checks that the job ends as it must after the restart and that nothing is left behind.
     async fn settle(&self, phase: Phase, id: &str, service: &Service) {
         let label = format!("kill {} while {phase:?}", self.turn);
         self.sim.clear_script();
@@ -209,7 +209,7 @@ impl Experiment {
                 .collect();
             assert!(left.is_empty(), "{label}: {left:?}");
         }
-        // To keep the disk small and the next looks quick.
+        // Keeps disk usage low and later checks quick.
         service.client.delete(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
         assert!(!self.directory_of(id).exists(), "{label}: files after the deletion");
     }

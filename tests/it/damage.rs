@@ -1,4 +1,5 @@
-//! Files that a bad disk, a crash or somebody has torn, emptied, cut or taken away: what is sound stays, `retry` mends the rest.
+//! Files corrupted, emptied, truncated or removed by a bad disk, a crash or a person: intact data is kept, `retry` repairs the
+//! rest.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -22,7 +23,7 @@ fn spoil(file: &Path, from: u64, bytes: usize) {
     file.write_all(&vec![0x5a; bytes]).unwrap();
 }
 
-/// Brings what is still in its log into the file itself: whoever closes it last does that, but may do so a little later.
+/// Checkpoints the WAL into the database file: the last connection to close does that as well, but maybe a little later.
 async fn checkpoint(file: &Path) {
     let options = SqliteConnectOptions::new().filename(file);
     let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
@@ -35,7 +36,7 @@ async fn checkpoint(file: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
-    // Neither ends before it is stopped.
+    // Keeps both jobs from ending before the stop.
     let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
     world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     let (torn, sound) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
@@ -47,7 +48,7 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
     checkpoint(&capture).await;
     spoil(&capture, 8_192, 40_000);
-    // Something that looks like a job's directory and cannot be removed as one holds nothing up.
+    // A file that looks like a job's directory, but cannot be removed as one, holds nothing up.
     std::fs::write(world.settings.jobs.data_dir.join("jobs/018f2f5e-7c1a-7000-8000-000000000000"), "")
         .unwrap();
     world.restart().await;
@@ -67,7 +68,7 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
 }
 
-/// Captures of earlier builds hold pages that were set aside of chats that are whole.
+/// Captures of earlier builds may hold set-aside pages of chats that are complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_made() {
     let mut world = World::new(account()).await;
@@ -92,12 +93,12 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     assert_eq!(world.archive(&id).await.comparable(), archive.comparable());
 }
 
-/// The archives in a directory but for one.
+/// The archives in a directory, except `one`.
 fn others(directory: &Path, one: &Path) -> Vec<PathBuf> {
     archives_in(directory).into_iter().filter(|path| path != one).collect()
 }
 
-/// Whatever became of the index: the messages beside it may be all there is of some days.
+/// Whatever happened to the index, the messages beside it may be the only copy of some days.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
     for damage in ["removed", "without tables"] {
@@ -126,7 +127,7 @@ async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
     }
 }
 
-/// A crash or a full disk may come before the plan is written down.
+/// A crash or a full disk may come before the plan is stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
     let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
@@ -153,7 +154,7 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
     }
 }
 
-/// What the index says may be wrong without its being torn.
+/// The index may hold wrong values without being corrupt as a file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
     let of_a_page = |wrong| format!("UPDATE pages SET {wrong} WHERE range = 1 AND seq = 0 AND kind = 0");
@@ -227,7 +228,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
     assert!(again > 0 && again < whole / 2, "one chain of pages, not everything: {again} of {whole}");
 }
 
-/// What the disk has lost may be out of Zoom's reach by the time it is found: then an earlier archive has it.
+/// By the time a loss on disk is noticed, the data may be out of Zoom's reach: then only an earlier archive has it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let world = World::new(account()).await;
@@ -244,7 +245,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
         assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
         world.finished(id).await
     };
-    // Of a retry that loses nothing nothing is kept.
+    // When a retry loses nothing, the old archive is not kept.
     assert_eq!(retry().await["progress"]["messages"], job["progress"]["messages"]);
     let held_in = archive_in(&directory);
     let bytes = std::fs::read(&held_in).unwrap();
@@ -270,7 +271,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     std::fs::remove_file(fullest_in).unwrap();
     assert_eq!(retry().await["state"], "completed", "it can be made again");
     let fullest = std::fs::read(fullest_in).unwrap();
-    // Of a whole job only the loss of its archive is asked about, so it is said to have failed.
+    // A retry of a completed job only checks whether its archive is lost, so the job is marked as failed.
     std::fs::write(directory.join("capture.segments"), "").unwrap();
     let table = world.settings.jobs.data_dir.join("state.db");
     let options = SqliteConnectOptions::new().filename(table);
@@ -335,7 +336,7 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
     }
 }
 
-/// Removes the records of jobs with such ids.
+/// Removes the records of jobs whose ids are `like` this.
 async fn forget(table: &Path, like: &str) {
     let options = SqliteConnectOptions::new().filename(table);
     let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
@@ -343,7 +344,7 @@ async fn forget(table: &Path, like: &str) {
     table.close().await.unwrap();
 }
 
-/// A crash may come at any point of a deletion. What nobody deleted comes back.
+/// A crash may interrupt a deletion at any point. What nobody deleted comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_files_of_a_job_without_a_record_go_only_if_it_was_being_deleted() {
     let mut world = World::new(SimSettings { sessions: 5, messages: 100, ..account() }).await;
@@ -448,7 +449,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
     assert_eq!((deleted.status().as_u16(), its_files.exists()), (204, false));
 }
 
-/// What a user takes away can be made again without asking Zoom again.
+/// What a user downloads can be made again without asking Zoom again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_got_lost_or_damaged_is_made_again_by_a_retry() {
     let world = World::new(account()).await;
@@ -467,7 +468,7 @@ async fn an_archive_that_got_lost_or_damaged_is_made_again_by_a_retry() {
             "cut short" => File::options().write(true).open(&file).unwrap().set_len(1_000).unwrap(),
             _ => std::fs::remove_dir_all(&job_directory).unwrap(),
         }
-        // One that is as long as ever is not read through for each download: its hash tells.
+        // An archive of unchanged length is not read in full for each download: its hash shows the damage.
         if damage != "overwritten" {
             for answer in [world.client.head(world.url(&path)), world.client.get(world.url(&path))] {
                 assert_eq!(answer.send().await.unwrap().status(), 409, "{damage}");

@@ -1,4 +1,4 @@
-//! Disks that are full, read-only or pulled away: a clear state and message, nothing half-written, others go on.
+//! Disks that are full, read-only or removed: a clear state and message, nothing half-written, other jobs go on.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,8 +22,8 @@ pub fn account() -> SimSettings {
     }
 }
 
-/// To start the service in a mount namespace of its own, after these commands. `None` where the machine allows none, and
-/// whoever runs the tests has said that he knows.
+/// A setup that starts the service in its own mount namespace, after these commands. `None` where the machine allows none and
+/// whoever runs the tests has accepted that.
 fn with_mounts(setup: &Setup, commands: &str) -> Option<Setup> {
     let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
     let allowed = Command::new(namespace[0]).args(&namespace[1..]).arg("true").status();
@@ -43,7 +43,7 @@ fn with_mounts(setup: &Setup, commands: &str) -> Option<Setup> {
 /// A disk of its own for the service: a small tmpfs in a mount namespace. `None` where the machine allows none.
 struct SmallDisk {
     service: Service,
-    /// The disk as seen from here.
+    /// The disk as seen from outside the namespace.
     path: PathBuf,
 }
 
@@ -78,7 +78,7 @@ impl SmallDisk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
-    // Room for a part of the capture; then for the capture and not for the archive.
+    // Room for a part of the capture; then for the capture but not for the archive.
     for (leave, within) in [(6, "capture"), (14, "archive")] {
         let sim = Simulator::start(account()).await.unwrap();
         let directory = TempDir::new().unwrap();
@@ -96,10 +96,10 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         assert!(job["error"]["help"].as_str().unwrap().contains("make room"));
         let own = disk.path.join("jobs").join(&id);
         assert!(archives_in(&own).is_empty() && !own.join("archive.zip.tmp").exists(), "{within}");
-        // The service itself is well, and says what is wrong when it cannot take more.
+        // The service itself is healthy.
         assert_eq!(service.client.get(service.url("/healthz")).send().await.unwrap().status(), 200);
         assert_eq!(service.client.get(service.url("/v1/jobs")).send().await.unwrap().status(), 200);
-        // What is left is for its own records: the failure is written down, another try is taken, another job is deleted.
+        // The remaining room is for its own records: the failure is recorded, a retry is accepted, another job is deleted.
         let retry = format!("/v1/jobs/{id}/retry");
         let other = service.submit(&everything(&sim)).await;
         assert_eq!(service.finished(&other).await["error"]["code"], "disk-full");
@@ -110,7 +110,7 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         let ready =
             async || service.client.get(service.url("/readyz")).send().await.unwrap().status().as_u16();
         assert_eq!(ready().await, 200, "it takes jobs");
-        // And when somebody else takes the rest:
+        // And when something else uses up the rest, it says that it takes no more:
         disk.fill(0);
         assert_eq!(ready().await, 503);
         disk.make_room();
@@ -131,7 +131,7 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
 /// As in a container with a read-only root.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_that_is_written_goes_to_the_data_directory() {
-    // Full list pages: SQLite puts more aside for those than it keeps in memory by itself.
+    // Full list pages: SQLite needs more temporary space for those than it keeps in memory by default.
     let account = SimSettings { sessions: 3_000, messages: 9_000, ..SimSettings::default() };
     let sim = Simulator::start(account).await.unwrap();
     let directory = TempDir::new().unwrap();
@@ -179,7 +179,7 @@ async fn a_job_whose_files_are_removed_under_its_feet_fails_and_others_go_on() {
     assert_eq!(job["state"], "failed", "{job:#}");
     assert!(job["error"]["help"].is_string(), "{job:#}");
     assert_eq!(service.finished(&other).await["state"], "completed");
-    // The same job, from nothing.
+    // The same job, from scratch.
     assert_eq!(service.post(&format!("/v1/jobs/{lost}/retry"), &Value::Null).await.status(), 202);
     assert_eq!(service.finished(&lost).await["state"], "completed");
     assert_eq!(service.archive(&lost).await.comparable(), service.archive(&other).await.comparable());
@@ -202,5 +202,5 @@ async fn without_its_data_directory_the_service_says_so_and_promises_nothing() {
     let job = service.finished(&id).await;
     assert_eq!(job["state"], "failed", "{job:#}");
     assert_eq!(service.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 503);
-    assert!(!setup.data.join("jobs").exists(), "it does not come back half");
+    assert!(!setup.data.join("jobs").exists(), "it is not half re-created");
 }

@@ -1,4 +1,4 @@
-//! What goes wrong on Zoom's side, and what a job says of it.
+//! Faults on Zoom's side, and how a job reports them.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ async fn a_page_token_that_repeats_is_a_failure_and_no_endless_loop() {
     assert!(failures.iter().any(|failure| failure["code"] == "page-token-loop"), "{failures:?}");
 }
 
-/// A page that can never be had costs the day that it is of, not the rest of the month.
+/// A page that can never be fetched costs the day it belongs to, not the rest of the month.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_that_always_breaks_at_the_same_page_loses_that_day_only() {
     let world =
@@ -133,7 +133,7 @@ async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     }
 }
 
-/// What a page repeats is recognised also when one without messages came between.
+/// Items that a page repeats are recognised even when a page without messages came in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_page_does_not_hide_that_the_next_repeats_the_one_before() {
     let world = World::new(account()).await;
@@ -153,7 +153,7 @@ async fn an_empty_page_does_not_hide_that_the_next_repeats_the_one_before() {
     assert_eq!(archive.json("_metadata/extraction_summary.json")["repeated_items_dropped"], 1);
 }
 
-/// A chat that is selected by the name it has in one month is whole, whatever it is called in another.
+/// A chat selected by the name it has in one month is whole, whatever it is called in another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chat_that_was_renamed_is_selected_in_all_months() {
     let world = World::new(SimSettings { hostile: false, ..account() }).await;
@@ -189,7 +189,7 @@ async fn an_answer_larger_than_the_limit_is_refused() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "answer-too-large"));
 }
 
-/// Parts of a month that could not be listed get fewer tries, but not before a whole job is given up.
+/// Parts of a month that could not be listed get fewer attempts, but not where giving up would end the whole job.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_refused_while_a_part_of_a_month_is_listed_does_not_end_the_job() {
     let world = World::new(SimSettings { months: 1, ..account() }).await;
@@ -242,7 +242,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert!(job["error"]["detail"].as_str().unwrap().contains("report:read:list_chat_sessions:admin"));
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["steps"].as_array().unwrap().last().unwrap()["name"], "scopes");
-    // The scopes are added: not only tokens of an hour later have them.
+    // The scopes are added: they apply at once, not only to the tokens of an hour later.
     world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["ok"], true, "{check:#}");
@@ -296,7 +296,7 @@ async fn two_jobs_at_the_limit_are_both_whole_and_hardly_ever_refused() {
     }
 }
 
-/// A job that has many chains under way leaves one that comes later as much of the limit as it keeps.
+/// A job with many chains under way leaves a later one as much of the rate limit as it keeps itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_share_the_limit_whoever_came_first() {
     let sim = SimSettings { qps: 60, messages: 9_000, ..account() };
@@ -325,7 +325,7 @@ async fn a_limit_lower_than_believed_is_followed_and_loses_nothing() {
     assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
 }
 
-/// Once, the eighth try of a request that had met server errors before met a 401, and the whole job was given up.
+/// Regression: the eighth attempt of a request, after server errors, met a 401, and the whole job was given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     let world = World::new(account()).await;
@@ -343,7 +343,7 @@ async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
 }
 
-/// Once, a token that was refused once, at the third try of a list, ended the whole job as one of wrong credentials.
+/// Regression: a token refused once, at the third attempt of a list, ended the whole job as if its credentials were wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_token_once_after_server_errors_does_not_end_the_job() {
     let world = World::new(account()).await;

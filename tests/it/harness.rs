@@ -184,19 +184,19 @@ impl World {
         }
     }
 
-    /// The whole of the simulator's days.
+    /// A request for all of the simulator's days.
     pub fn everything(&self) -> Value {
         everything(&self.sim)
     }
 
-    /// The last three weeks: one window, whatever day it is.
+    /// A request for the last three weeks (one window, whatever day it is), and these days.
     pub fn one_window(&self) -> (Value, (Date, Date)) {
         let to = self.sim.dataset().last_day();
         let from = to.checked_sub(20.days()).unwrap();
         (json!({ "from": from.to_string(), "to": to.to_string() }), (from, to))
     }
 
-    /// The last day.
+    /// A request for the last day, and that day.
     pub fn one_day(&self) -> (Value, Date) {
         let day = self.sim.dataset().last_day();
         (json!({ "from": day.to_string(), "to": day.to_string() }), day)
@@ -217,7 +217,7 @@ pub fn archives_in(directory: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "zip")).collect()
 }
 
-/// The only one.
+/// The only archive in a job's directory.
 pub fn archive_in(directory: &Path) -> PathBuf {
     let [archive] = &archives_in(directory)[..] else { panic!("one archive in {}", directory.display()) };
     archive.clone()
@@ -229,7 +229,7 @@ pub fn everything(sim: &Simulator) -> Value {
     json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() })
 }
 
-/// Waits until `path` is gone: a job is called expired first, its files go right after.
+/// Waits until `path` is gone: a job is marked as expired first, its files are removed right after.
 pub async fn removed(path: &Path) {
     for _ in 0..500 {
         if !path.exists() {
@@ -274,13 +274,13 @@ impl Archive {
         serde_json::from_slice(&self.files[name]).unwrap()
     }
 
-    /// The line of a session in the summary of sessions.
+    /// The entry of a session in the summary of sessions.
     pub fn line_of(&self, id: &str) -> Option<Value> {
         let summary = self.json("_metadata/sessions_summary.json");
         summary.as_array().unwrap().iter().find(|line| line["id"] == id).cloned()
     }
 
-    /// The messages of a session that the summary of sessions has in this line.
+    /// The messages of the session that has this entry in the summary of sessions.
     pub fn messages_of(&self, line: &Value) -> Vec<String> {
         let own = format!("messages/{}_messages.json", line["key"].as_str().unwrap());
         self.files.get(&own).map_or(Vec::new(), |file| raw_items(serde_json::from_slice(file).unwrap()))
@@ -306,7 +306,7 @@ impl Archive {
         files
     }
 
-    /// The archive agrees with its own sums, its names are safe and sorted.
+    /// Checks that the archive matches its own checksums and that its names are safe and sorted.
     pub fn check_form(&self) {
         let sums = String::from_utf8(self.files["_metadata/SHA256SUMS"].clone()).unwrap();
         let mut summed = BTreeSet::new();
@@ -339,7 +339,8 @@ fn members(text: &[u8]) -> BTreeMap<String, Box<RawValue>> {
     serde_json::from_slice(text).unwrap()
 }
 
-/// A page with two messages of an hour of a day, and the same edited one as every other. Of a day alone nothing is split.
+/// A page with two messages from one hour of a day, and an edited one that is the same on every page. A single day is never
+/// split.
 pub fn page_of_hour(day: Date, hour: i64, next: &str) -> FaultAnswer {
     let begin = day.to_zoned(TimeZone::UTC).unwrap().timestamp().as_millisecond();
     let item = |minute: i64| format!(r#"{{"timestamp":{}}}"#, begin + minute * 60_000);
@@ -355,13 +356,14 @@ pub fn page_of_hour(day: Date, hour: i64, next: &str) -> FaultAnswer {
 pub struct Missing {
     /// Sessions that are there but empty.
     pub empty: BTreeSet<u32>,
-    /// Sessions that nobody could list.
+    /// Sessions that could not be listed.
     pub unlisted: BTreeSet<u32>,
-    /// Days of which nothing can be had.
+    /// Days of which nothing could be fetched.
     pub lost_days: Option<(Date, Date)>,
 }
 
-/// Every item of the account's truth is in the archive exactly once, byte for byte and in order, and nothing else is.
+/// Asserts that every item of the dataset that is not `missing` is in the archive exactly once, byte for byte and in order, and
+/// nothing else is.
 pub fn assert_whole(
     archive: &Archive,
     data: &Dataset,

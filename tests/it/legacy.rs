@@ -1,4 +1,4 @@
-//! What the script this service replaces wrote is still there, under the same keys and with the same values.
+//! All that the script replaced by this service wrote is still there, under the same keys and with the same values.
 
 use serde_json::{Value, json};
 use zoom_chat_reports::sim::{ItemKind, ItemOptions, SimSettings};

@@ -1,4 +1,4 @@
-//! Zoom away, the account at its daily limit, credentials withdrawn, clocks set wrong: jobs wait, say so, and go on.
+//! Zoom down, the account at its daily limit, credentials withdrawn, clocks changed: jobs wait, say so, and go on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ async fn assert_completed(world: &World, id: &str) {
     assert_whole(&world.archive(id).await, &data, days, ItemOptions::default(), &Missing::default());
 }
 
-/// Lets minutes pass, one at a time, each seen by the prober.
+/// Advances the clock by minutes, one at a time, each noticed by the prober.
 async fn minutes(count: u32, world: &World, clock: &ManualClock, id: &str) {
     for _ in 0..count {
         let job = world.wait_until(id, is_waiting).await;
@@ -64,12 +64,12 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     world.sim.set_down(true);
-    // The token endpoint is down as well, and needed when it comes back.
+    // The token endpoint is down as well, and a new token is needed when Zoom comes back.
     world.sim.revoke_tokens();
     let before = world.sim.stats().requests;
     minutes(10, &world, &clock, &id).await;
     let asked = world.sim.stats().requests - before;
-    // Those under way, those that stood in line, and a prober with a delay that grows to a minute.
+    // Requests in flight, queued ones, and those of a prober whose delay grows to a minute.
     assert!((10..300).contains(&asked), "{asked}");
     world.sim.set_down(false);
     clock.advance(Duration::from_secs(60));
@@ -79,14 +79,14 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
     assert!(job["progress"]["retries"].as_u64().unwrap() < 100, "nobody hammers: {job:#}");
 }
 
-/// One endpoint is down for some minutes while the other answers: no list is cut and no session fails for it.
+/// One endpoint is down for some minutes while the other answers: no list is cut and no session fails because of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
     let answers = |status| FaultAnswer::Status { status, headers: Vec::new(), body: String::new() };
     for (matches, after, down) in [
         (Match::List, 1, answers(503)),
         (Match::Messages, 3, answers(503)),
-        // Of a gateway, where Zoom has been reached before.
+        // Answers of a gateway, after Zoom itself has been reached.
         (Match::List, 1, answers(404)),
         (Match::Messages, 3, answers(302)),
         (Match::Messages, 3, answers(403)),
@@ -103,7 +103,7 @@ async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
     }
 }
 
-/// A list that always fails is no outage, also if its first page has been answered last.
+/// A list that always fails is not an outage, even if its first page was the last one to be answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
     let sim = SimSettings { sessions: 700, messages: 3_000, months: 1, hostile: false, ..account() };
@@ -123,7 +123,7 @@ async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
 }
 
-/// A page of a gateway that happens to be JSON is no answer.
+/// A gateway's page that happens to be JSON is not an answer of Zoom.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_that_speaks_json_is_one_as_well() {
     let clock = clock();
@@ -161,7 +161,7 @@ async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
     }
 }
 
-/// A proxy's page in its place says nothing of credentials that were good before.
+/// A proxy's page in place of the token endpoint's answer says nothing about credentials that worked before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_stormed() {
     let clock = clock();
@@ -173,7 +173,7 @@ async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_sto
     let expired = status(401, r#"{"code":124,"message":"Invalid access token."}"#);
     world.sim.script(fault(Match::Any, 0, u32::MAX, expired));
     minutes(5, &world, &clock, &id).await;
-    // Before the outage is found, and then by one prober with growing delay.
+    // Those before the outage is detected, then those of one prober with growing delay.
     let asked = world.sim.stats().token_requests;
     assert!(asked < 40, "{asked}");
     world.sim.clear_script();
@@ -225,7 +225,7 @@ async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
     assert!(world.sim.stats().requests - before < 200, "what was there is not asked for again");
 }
 
-/// One chat fails for good while everything else is answered: that is no outage, however often it fails.
+/// One chat fails for good while everything else is answered: that is not an outage, however often it fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
     let world = World::with_clock(SimSettings { sessions: 1, ..account() }, clock(), |_| {}).await;
@@ -238,8 +238,8 @@ async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
 }
 
-/// Once, a chat that was split and then failed in all its parts, after everything else had ended, was taken for an
-/// outage: Zoom was probed with a page of that very chat.
+/// Regression: a chat that was split and then failed in all its parts, after everything else had ended, was taken for an
+/// outage, because Zoom was probed with a page of that very chat.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage() {
     let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
@@ -257,7 +257,7 @@ async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage(
     );
 }
 
-/// Chats that always fail, asked for again by a process that has asked for nothing else: Zoom is probed with others.
+/// Chats that always fail, retried by a process that has asked for nothing else: Zoom is probed with other chats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_for_an_outage() {
     let sim = SimSettings { months: 1, ..account() };
@@ -280,7 +280,7 @@ async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_fo
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
 }
 
-/// That Zoom was reached before is known from what is there.
+/// What has been captured shows that Zoom was reached before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
     let clock = clock();
@@ -319,7 +319,7 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
     assert_completed(&world, &two).await;
 }
 
-/// A limit that names neither itself nor its end: the job says that it waits, a check does not.
+/// 429s that name neither the limit nor its end: the job says that it waits; a check does not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_everything_for_a_minute_are_a_pause() {
     let clock = clock();
@@ -378,13 +378,13 @@ async fn a_clock_set_an_hour_forward_or_back_stops_nothing_and_expires_nothing()
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
         clock.set_wall(SignedDuration::from_hours(hours));
         assert_completed(&world, &id).await;
-        // Retention looks once a minute.
+        // Retention runs once a minute.
         clock.advance(Duration::from_secs(120));
         let third = world.submit(&world.everything()).await;
         world.finished(&third).await;
         let job: Value = world.get(&format!("/v1/jobs/{done}")).await.json().await.unwrap();
         assert_eq!(job["state"], "completed", "set by {hours} h: half an hour has not passed");
-        // By both clocks.
+        // Now it has passed by both clocks.
         clock.advance(Duration::from_secs(2 * 3_600));
         world.wait_until(&done, |job| job["state"] == "expired").await;
     }

@@ -16,7 +16,7 @@ use crate::harness::Archive;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_zoom-chat-reports");
 
-/// Not among those that the system gives away, nor one that another process of this kind takes.
+/// A free port below the ephemeral range, from a block of 100 chosen by process id so that test processes do not collide.
 pub fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     let first = 10_000 + (std::process::id() % 200) as u16 * 100;
@@ -24,7 +24,7 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
-/// Without settings of whoever runs the tests.
+/// A command that does not inherit the settings of whoever runs the tests.
 fn command(program: &str) -> Command {
     let of_the_system = ["PATH", "HOME", "TMPDIR"].into_iter();
     let mut command = Command::new(program);
@@ -37,7 +37,7 @@ pub fn binary() -> Command {
     command(BINARY)
 }
 
-/// What lets it use a simulator, at this rate.
+/// The settings for using a simulator, at this rate.
 fn account(sim: &Simulator, rate_limit: &str) -> [(&'static str, String); 7] {
     let defaults = SimSettings::default();
     [
@@ -51,28 +51,28 @@ fn account(sim: &Simulator, rate_limit: &str) -> [(&'static str, String); 7] {
     ]
 }
 
-/// Set up to use a simulator.
+/// The binary, set up to use a simulator without a rate limit.
 pub fn connected(sim: &Simulator, directory: &Path) -> Command {
     let mut command = binary();
     command.current_dir(directory).envs(account(sim, "0"));
     command
 }
 
-/// Its exit code, and what it printed.
+/// Runs the command; returns its exit code, stdout and stderr.
 pub async fn run(mut command: Command) -> (i32, String, String) {
     let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// How to start it.
+/// How to start the service.
 #[derive(Clone)]
 pub struct Setup {
     pub data: PathBuf,
     pub log: PathBuf,
     pub port: u16,
     pub env: Vec<(String, String)>,
-    /// What stands before the binary on the command line.
+    /// The words that precede the binary on the command line.
     pub wrapper: Vec<String>,
     pub client: reqwest::Client,
 }
@@ -94,7 +94,7 @@ impl Setup {
         self
     }
 
-    /// Starts it and does not wait.
+    /// Starts the service without waiting until it is ready.
     pub fn spawn(&self) -> Service {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         self.spawn_logging_to(log.into())
@@ -105,7 +105,7 @@ impl Setup {
         words.extend([BINARY, "serve"]);
         let child = command(words[0])
             .args(&words[1..])
-            // Not where the repository's `.env` may be.
+            // A directory without the repository's `.env`.
             .current_dir(self.data.parent().unwrap())
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env("DATA_DIR", &self.data)
@@ -168,7 +168,7 @@ impl Service {
 
     /// Asks for an orderly stop and waits for it.
     pub async fn terminate(mut self) -> ExitStatus {
-        // Twice, as from `timeout`, which tells a process and its group.
+        // Twice, like `timeout`, which signals both the process and its group.
         for _ in 0..2 {
             kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         }
@@ -195,7 +195,7 @@ impl Service {
         self.client.get(self.url(&format!("/v1/jobs/{id}"))).send().await.unwrap().json().await.unwrap()
     }
 
-    /// Looks every few milliseconds until `done`; half a minute at most.
+    /// Polls every few milliseconds until `done`, for half a minute at most.
     pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
         let mut job = Value::Null;
         for _ in 0..6_000 {

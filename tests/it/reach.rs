@@ -1,4 +1,4 @@
-//! Days that Zoom does not answer for any more, before or while they are fetched: only they are lost.
+//! Days that leave Zoom's reach before or while they are fetched: only those days are lost.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettin
 use crate::failures::{account, fault, status};
 use crate::harness::{Missing, World, assert_whole, sent};
 
-/// What is missing without these first days; sessions of them alone cannot be known.
+/// What is missing when these first days are lost; sessions active only then cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
     let known: BTreeSet<u32> = data.sessions_listed(last.tomorrow().unwrap(), data.last_day()).collect();
     let all = data.sessions_listed(first, data.last_day());
@@ -98,7 +98,8 @@ async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach()
     assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
 }
 
-/// What Zoom then answers to a request is not known: the day may be left out without a word, or all of it not found.
+/// How Zoom answers such a request is not known: it may silently leave the day out, or answer "not found" for the whole
+/// request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of() {
     let lost = jiff::civil::date(2026, 5, 24);
@@ -141,7 +142,7 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         for index in data.sessions_listed(lost, lost).filter(|_| !is_of_a_list) {
             assert!(is_told_of(&data.session(index).id), "{case}: session {index}");
         }
-        // What was answered of that day is kept.
+        // What was answered for that day is kept.
         let missing = match (is_of_a_list, is_not_found) {
             (false, false) => Missing::default(),
             (true, true) => without(data, lost, lost),
@@ -152,7 +153,7 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
     }
 }
 
-/// Where a chat has another name, nobody looked at it before all months were listed.
+/// For a month in which a chat has another name, it is not selected until all months are listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_told_of() {
     let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());

@@ -1,4 +1,4 @@
-//! Stopped at any moment, a job goes on and ends in the archive an undisturbed one would have made.
+//! A job stopped at any moment goes on and ends in the same archive as an undisturbed one.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ async fn a_page_token_that_grew_old_begins_the_chain_again_without_loss_or_doubl
 async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     let expected = undisturbed(account(0)).await;
     let world = World::new(account(5)).await;
-    // It does not end by itself.
+    // Keeps the job from ending by itself.
     let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
     world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     let id = world.submit(&world.everything()).await;
@@ -87,18 +87,18 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     assert!(rest < all * 3 / 4, "not everything was asked again: {rest} of {all}");
 }
 
-/// Nothing of a chain is asked for twice if it can go on with its page token.
+/// No page of a chain is requested twice if the chain can go on with its page token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
     for life in [Duration::from_secs(600), Duration::ZERO] {
         let sim = SimSettings { sessions: 1, messages: 600, months: 1, ..account(0) };
         let mut world = World::with(sim, |settings| settings.jobs.extract.page_token_life = life).await;
         let (body, (from, to)) = world.one_window();
-        // The list is one of them.
+        // One of these requests is the list.
         let least = world.sim.dataset().least_requests(from, to, ItemOptions::default());
         let pages = least - 1;
         assert!(pages > 2, "{pages}");
-        // All but the last are answered.
+        // All pages but the last are answered.
         let (matches, answer) = (Match::WithPageToken, FaultAnswer::Hang);
         world.sim.script(ScriptedFault { matches, after: pages as u32 - 2, times: u32::MAX, answer });
         let id = world.submit(&body).await;
@@ -118,7 +118,7 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     let mut world = World::with(account(20), |settings| settings.jobs.max_running = 2).await;
-    // Neither ends by itself.
+    // Keeps both jobs from ending by themselves.
     let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
     world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
     let first = world.submit(&world.everything()).await;
@@ -145,7 +145,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     }
 }
 
-/// Chats of two organisations never meet in one archive.
+/// Chats of two organisations never end up in the same archive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     let mut world = World::new(account(20)).await;
@@ -167,7 +167,7 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     assert_eq!(world.finished(&id).await["state"], "completed");
 }
 
-/// "There is nothing" is an answer of an account as well.
+/// "There is nothing" is also the answer of a particular account.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
     let mut world = World::new(SimSettings { months: 2, ..account(20) }).await;
@@ -192,7 +192,7 @@ async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
 async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one() {
     let world = World::new(account(0)).await;
     let data = world.sim.dataset().clone();
-    // Its biggest chat fails in mid-chain, and in all that its days are cut into.
+    // The account's biggest chat fails in mid-chain, and so do all parts into which its days are cut.
     let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
     world.sim.script(ScriptedFault { matches: Match::Session(0), after: 3, times: u32::MAX, answer });
     let id = world.submit(&world.everything()).await;

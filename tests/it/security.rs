@@ -1,4 +1,4 @@
-//! Who may do what, what is written down of it, what never leaves, and what one caller cannot do to the others.
+//! Who may do what, what is recorded of it, what never leaks, and what one caller cannot do to the others.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -36,7 +36,7 @@ async fn guarded() -> World {
     .await
 }
 
-/// Waits for the end of a job with a key that may look.
+/// Waits until a job completes, with the read-only key.
 async fn completed(world: &World, id: &str) {
     let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
     for _ in 0..1_000 {
@@ -53,7 +53,7 @@ async fn completed(world: &World, id: &str) {
 fn raw(address: SocketAddr, request: &[u8], patience: Duration) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(patience)).unwrap();
-    // The other side may have had enough before all of it is out.
+    // The other side may close before all of it is sent.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
@@ -110,13 +110,13 @@ async fn without_keys_a_web_page_cannot_reach_the_service() {
     let world = World::new(account()).await;
     let with =
         |name: &'static str, value: &str| world.client.get(world.url("/v1/jobs")).header(name, value).send();
-    // A name that its owner has pointed at 127.0.0.1.
+    // DNS rebinding: a name that its owner has pointed at 127.0.0.1.
     let rebound = with("host", "rebound.example:8080").await.unwrap();
     assert_eq!(rebound.status(), 403);
     assert_eq!(rebound.json::<Value>().await.unwrap()["code"], "not-this-machine");
     assert_eq!(with("origin", "https://page.example").await.unwrap().status(), 403);
     assert_eq!(with("accept", "*/*").await.unwrap().status(), 200);
-    // Nor fill its disk with what it was refused.
+    // Nor can it fill the disk with refused requests.
     let path = format!("/v1/jobs/{}/cancel", "x".repeat(20_000));
     for _ in 0..50 {
         let refused =
@@ -151,7 +151,7 @@ async fn no_page_may_call_unless_its_origin_is_configured() {
             .send()
             .await
             .unwrap();
-        assert_eq!(preflight.status(), if configured { 200 } else { 405 }, "nobody takes OPTIONS else");
+        assert_eq!(preflight.status(), if configured { 200 } else { 405 }, "nothing else takes OPTIONS");
         let allowed =
             preflight.headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap());
         assert_eq!(allowed, configured.then_some(origin));
@@ -273,7 +273,7 @@ async fn a_body_that_never_ends_is_given_up() {
     stream.write_all(head.as_bytes()).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut answer = Vec::new();
-    // A space now and then, each in time.
+    // A space every five seconds, each within the body timeout.
     for _ in 0..50 {
         stream.write_all(b" ").unwrap();
         clock.advance(Duration::from_secs(5));
@@ -362,7 +362,7 @@ async fn streams_have_their_limit_and_give_their_places_back() {
     assert_eq!(again.status(), 200, "places come back when streams end");
 }
 
-/// Whoever waits for a change holds a connection: some are left for those who do not wait.
+/// Each long poll holds a connection: some are left for callers that do not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_polls_have_their_limit_and_more_of_them_are_answered_at_once() {
     let world = World::with(account(), |settings| {
@@ -373,11 +373,11 @@ async fn long_polls_have_their_limit_and_more_of_them_are_answered_at_once() {
     world.sim.script(fault(Match::List, 0, u32::MAX, FaultAnswer::Hang));
     let running = world.submit(&world.everything()).await;
     world.wait_until(&running, |job| job["state"] == "running").await;
-    // Nothing of it changes: it is queued behind the other.
+    // It does not change: it is queued behind the other.
     let id = world.submit(&world.everything()).await;
     let url = world.url(&format!("/v1/jobs/{id}?wait=60s"));
     let poll = || tokio::spawn(world.client.get(&url).send());
-    // A quarter of the connections may wait so.
+    // Up to a quarter of the connections may be long polls.
     let (answered, _, waiting) = futures_util::future::select_all((0..5).map(|_| poll())).await;
     assert_eq!(answered.unwrap().unwrap().status(), 200);
     world.clock.sleep(Duration::from_millis(200)).await;
@@ -390,7 +390,7 @@ async fn downloads_have_their_limit_and_give_their_places_back() {
     let world = World::with(sim, |settings| settings.http.max_downloads = 2).await;
     let (job, _) = world.run(&world.everything()).await;
     let url = format!("/v1/jobs/{}/archive", job["id"].as_str().unwrap());
-    // More than sockets hold: they are not read, so the answers are not out.
+    // More than socket buffers hold: as the clients do not read, the responses stay in progress.
     assert!(job["archive"]["size"].as_u64().unwrap() > 8 << 20, "{}", job["archive"]);
     let mut slow: Vec<_> = (0..2).map(|_| TcpStream::connect(world.address()).unwrap()).collect();
     for caller in &mut slow {
@@ -426,7 +426,7 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
         send(reqwest::Method::GET, format!("/v1/jobs/{id}"), VIEWER).await.unwrap();
     }
     send(reqwest::Method::HEAD, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
-    // However the job is named.
+    // However the id is spelt.
     let escaped = format!("%{:02x}{}", id.as_bytes()[0], &id[1..]);
     for name in [id.clone(), escaped, id.to_uppercase()] {
         let answer = send(reqwest::Method::GET, format!("/v1/jobs/{name}/archive"), VIEWER).await.unwrap();
@@ -461,7 +461,7 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
         ("ops", "cancel", 409),
         ("ops", "delete", 204),
     ];
-    assert_eq!(told, expected, "polling is one look a minute; a wrong key is in the log");
+    assert_eq!(told, expected, "polling is one read a minute; a wrong key is only logged");
     assert_eq!(mode_of(&world.settings.jobs.data_dir.join("audit.jsonl")), 0o600);
 }
 
@@ -476,7 +476,7 @@ async fn what_is_made_is_for_its_owner_only() {
     world.finished(&id).await;
     let data = &world.settings.jobs.data_dir;
     assert_eq!(mode_of(data), 0o700);
-    // Also by itself, should the data directory have been there with wider rights.
+    // On its own as well, in case the data directory existed before with wider permissions.
     let job = data.join("jobs").join(&id);
     assert_eq!(mode_of(&job), 0o700);
     let of_the_job = [archive_in(&job), job.join("capture.db"), job.join("capture.segments")];
@@ -485,7 +485,7 @@ async fn what_is_made_is_for_its_owner_only() {
     }
 }
 
-/// Everything that a nasty run leaves behind but capture and archive, whose content it is, is searched.
+/// Searches everything that a nasty run leaves behind, except capture and archive, which are meant to hold chats.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     let sim =
@@ -547,7 +547,7 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     }
     let mut secrets: BTreeSet<String> = tokens.into_iter().collect();
     let SimSettings { client_id, client_secret, .. } = SimSettings::default();
-    // Also as it travels.
+    // Also in the form in which it is sent.
     let basic = BASE64_STANDARD.encode(format!("{client_id}:{client_secret}"));
     secrets.extend([KEY.to_owned(), client_secret, basic]);
     for index in data.sessions_listed(data.first_day(), data.last_day()).take(30) {
@@ -560,7 +560,7 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
             secrets.extend(message["sender"].as_str().map(str::to_owned));
         }
     }
-    // Also as it stands in JSON.
+    // Also as escaped in JSON.
     let escaped: Vec<_> = secrets.iter().map(|secret| Value::from(&secret[..]).to_string()).collect();
     secrets.extend(escaped.iter().map(|secret| secret.trim_matches('"').to_owned()));
     assert!(secrets.len() > 50, "there is something to look for: {}", secrets.len());
@@ -572,7 +572,8 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     }
 }
 
-/// Whoever hangs up before his answer comes: what he asked for is done all the same, or not begun, and the trail knows.
+/// When a caller hangs up before the answer comes, the request is still carried out in full, or never begun, and the trail
+/// shows which.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_caller_began_and_did_not_wait_for_is_done_to_its_end() {
     const CALLS: usize = 40;

@@ -1,4 +1,4 @@
-//! Told to stop, it stops soon, in every phase; what was under way ends, or goes on after the restart.
+//! Shutdown is prompt in every phase; what was under way finishes, or goes on after the restart.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,7 +22,7 @@ fn account() -> SimSettings {
     }
 }
 
-/// Stops the service and tells how long that took.
+/// Stops the service and returns how long that took.
 async fn stopped(service: Service) -> Duration {
     let clock = SystemClock::new();
     let status = service.terminate().await;
@@ -58,13 +58,13 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 id
             }
             "assembling" => {
-                // Without a limit nothing is assembled before everything is there.
+                // Without a rate limit, assembly begins only when everything has been fetched.
                 assert!(running.terminate().await.success());
                 running = setup.clone().with("ZOOM_RATE_LIMIT", "0").start().await;
                 let id = running.submit(&everything(&sim)).await;
                 let directory = setup.data.join("jobs").join(&id);
                 let scratch = directory.join("archive.zip.tmp");
-                // It may be there for less than a moment.
+                // It may exist only very briefly.
                 while !scratch.exists() && archives_in(&directory).is_empty() {
                     running.clock.sleep(Duration::from_millis(1)).await;
                 }
@@ -101,7 +101,7 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
         sim.set_daily_limit(0);
         sim.clear_script();
         if phase == "at the daily limit" {
-            // It waits for midnight, and would after the restart.
+            // The job waits for midnight, and would go on waiting after the restart.
             break;
         }
         let again = setup.start().await;
@@ -125,13 +125,13 @@ fn begin_download(service: &Service, id: &str) -> (TcpStream, Vec<u8>) {
     (stream, first)
 }
 
-/// What has come of the body so far.
+/// The part of the body received so far.
 fn body_of(answer: &[u8]) -> &[u8] {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
     &answer[end + 4..]
 }
 
-/// Whoever reads the log may go away.
+/// The process that reads the log may go away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_cannot_be_written_holds_nothing_up() {
     let sim = Simulator::start(account()).await.unwrap();

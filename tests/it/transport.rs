@@ -1,4 +1,4 @@
-//! The way to Zoom: TLS with certificates of the system's store, HTTP/1.1 whatever is offered, a proxy where one is
+//! The connection to Zoom: TLS with the system's certificate store, HTTP/1.1 whatever is offered, a proxy where one is
 //! configured.
 
 use std::process::Command;
@@ -33,12 +33,12 @@ where
     port
 }
 
-/// TLS in front of a simulator, which offers HTTP/2 first.
+/// A TLS server in front of a simulator that offers HTTP/2 first.
 struct Front {
     sim: Simulator,
     port: u16,
     home: TempDir,
-    /// What was agreed upon for each connection.
+    /// The protocol negotiated on each connection.
     spoken: Told,
 }
 
@@ -76,7 +76,7 @@ impl Front {
         Self { sim, port, home, spoken }
     }
 
-    /// `check`, that calls it by this name and trusts its certificate.
+    /// A `check` command that calls it at this origin and trusts its certificate.
     fn check(&self, origin: &str) -> Command {
         let mut check = connected(&self.sim, self.home.path());
         check
@@ -88,7 +88,7 @@ impl Front {
     }
 }
 
-/// A proxy that takes every call to `port`, and tells whom it was for.
+/// Starts a proxy that forwards every connection to `port`; returns its URL and the requests it got.
 async fn proxy(port: u16) -> (String, Told) {
     let asked = Told::default();
     let told = asked.clone();

@@ -1,4 +1,4 @@
-//! Nothing lost, nothing doubled, nothing altered, nothing outside the range.
+//! Nothing lost, nothing duplicated, nothing altered, nothing outside the range.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -63,7 +63,8 @@ async fn a_session_that_holds_half_of_all_messages_is_split_and_whole_and_costs_
     assert_eq!(job["progress"]["units_done"], job["progress"]["units_total"]);
 }
 
-/// In which order Zoom serves messages is not documented. In either a session that was split comes out as if it had not been.
+/// Zoom does not document in which order it serves messages. In either order a split session comes out as if it had not been
+/// split.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_split_keeps_the_order_of_its_messages_also_when_the_newest_come_first() {
     let sim = SimSettings {
@@ -83,10 +84,10 @@ async fn a_session_that_is_split_keeps_the_order_of_its_messages_also_when_the_n
     assert!(sent > least, "it was split: {sent} of {least}");
 }
 
-/// Zoom may say "not found" where there is nothing: also in some of the parts of a session that was split.
+/// Zoom may answer "not found" where there is nothing, also for some parts of a split session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn days_without_messages_may_be_told_as_not_found() {
-    // The newest first, so that nobody knows on which day a session begins.
+    // Newest first, so that a first page does not show on which day a session begins.
     let sim = SimSettings {
         empty_is_not_found: true,
         newest_first: true,
@@ -107,7 +108,7 @@ async fn days_without_messages_may_be_told_as_not_found() {
     assert!(not_found > empty, "parts of sessions as well: {not_found}, {empty}");
 }
 
-/// With a limit pages are committed together, and files are hashed while others are still being fetched.
+/// With a rate limit, pages are committed in groups, and files are hashed while others are still being fetched.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paced_run_that_lasts_for_seconds_comes_out_whole() {
     let sim = SimSettings { latency: Duration::from_millis(20), ..account(200, 60_000, FaultLevel::None) };
@@ -161,7 +162,7 @@ async fn a_nasty_account_ends_with_exactly_the_failures_it_must_have() {
     }
     assert!(failures.iter().any(|line| line["what"] == "session"));
 
-    // Sessions active in the bad month alone cannot be known; all others are whole, also for the bad month's days.
+    // Sessions active only in the bad month cannot be known; all others are whole, even for the bad month's days.
     let known: BTreeSet<u32> = data
         .sessions_listed(from, bad_from.yesterday().unwrap())
         .chain(data.sessions_listed(bad_to.tomorrow().unwrap(), to))
