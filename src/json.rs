@@ -85,7 +85,7 @@ impl Visitor<'_> for PlaceOf<'_> {
 
 /// The names of members that occur more than once in an object, or in its members named in `nested` (as in `sessions.ids`). In
 /// malformed JSON, those found before the error.
-pub fn repeated_members(text: &[u8], nested: &[&str]) -> Vec<String> {
+pub fn duplicate_members(text: &[u8], nested: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let seed = Repeated { prefix: "", nested, found: &mut found };
     let _ = seed.deserialize(&mut serde_json::Deserializer::from_slice(text));
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn members_that_come_twice_are_told_once_as_deep_as_is_asked_for() {
-        let repeated = |text: &str| repeated_members(text.as_bytes(), &["in"]);
+        let repeated = |text: &str| duplicate_members(text.as_bytes(), &["in"]);
         assert_eq!(repeated(r#"{"a":1,"b":{"c":1,"c":2},"a":2,"a":[3]}"#), ["a"]);
         assert_eq!(repeated(r#"{"in":{"a":null,"in":{"b":1,"b":2},"a":true},"in":{}}"#), ["in.a", "in"]);
         assert_eq!(repeated(r#"[{"a":1,"a":2}]"#), [""; 0]);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    leave_few_gaps_in_memory();
+    limit_heap_fragmentation();
     zoom_chat_reports::cli::main()
 }
 
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
 /// and fragment them. Setting the threshold prevents this; two arenas, instead of one for nearly every thread, fragment less.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "glibc's allocator has no other settings that a program can make for itself")]
-fn leave_few_gaps_in_memory() {
+fn limit_heap_fragmentation() {
     const LARGE: libc::c_int = 128 << 10;
     const HEAPS: libc::c_int = 2;
     for (setting, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_ARENA_MAX, HEAPS)] {

@@ -175,10 +175,10 @@ impl OneJob {
             remove(&directory.with_extension(REMOVED))?;
         }
         // Before anything is created, and again once the lock keeps other processes out.
-        spare_others(&output, &directory)?;
+        refuse_foreign_files(&output, &directory)?;
         let lock = lock(&directory, output.setting())?;
-        spare_others(&output, &directory)?;
-        let continues = output.is_begun() && goes_on(&request, &account.fingerprint(), &output).await?;
+        refuse_foreign_files(&output, &directory)?;
+        let continues = output.is_begun() && can_resume(&request, &account.fingerprint(), &output).await?;
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
 
@@ -223,7 +223,7 @@ impl OneJob {
         report(&last);
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
-        spare_others(&self.output, &self.directory)?;
+        refuse_foreign_files(&self.output, &self.directory)?;
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
         let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
@@ -272,7 +272,7 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
 
 /// Existing output is ours only if our mark is there, and a directory with our working directory's name only if it has our lock
 /// file. A finished zip no longer has a mark, so it always counts as somebody else's.
-fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
+fn refuse_foreign_files(output: &Output, directory: &Path) -> Result<(), OneJobError> {
     let is_anything = directory.is_dir() && at(directory, has_entry(directory, |_| true))?;
     if is_anything && !is_there(&directory.join(LOCK)) {
         return Err(OneJobError::Exists { path: directory.to_owned() });
@@ -286,7 +286,7 @@ fn spare_others(output: &Output, directory: &Path) -> Result<(), OneJobError> {
 
 /// Whether there is something of this request to resume. A capture that received nothing is removed; one of another request is
 /// an error.
-async fn goes_on(request: &ExtractRequest, account: &str, output: &Output) -> Result<bool, OneJobError> {
+async fn can_resume(request: &ExtractRequest, account: &str, output: &Output) -> Result<bool, OneJobError> {
     let (directory, setting) = (&output.working_directory(), output.setting());
     let location = Location::in_directory(directory);
     let published = at(&Published::path(directory), Published::read(directory))?;

@@ -12,15 +12,15 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::Begun;
-use super::files::WholeSession;
+use super::files::ArchivedSession;
 use super::hash::{self, Hashing, Sha256Digest};
-use super::lines::{Lines, made_beside};
+use super::lines::{Lines, write_pipelined};
 use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Form, Sink, Text};
 use super::zip::Located;
-use super::{ArchiveError, check, copy, joined, layout};
-use crate::capture::{Location, Place, RangeId, Reader, SEPARATOR, Stored, WindowTotals};
+use super::{ArchiveError, check, copy, join, layout};
+use crate::capture::{Location, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR, WindowTotals};
 use crate::files::{blocking, free_space};
 
 /// The number of sessions read from the database at a time.
@@ -184,7 +184,7 @@ impl Assembly {
                 });
                 let putting = scope.spawn(|| put_away(std::mem::take(&mut made), scratch));
                 let after = read(last);
-                (joined(copying), joined(hashing), joined(putting), after)
+                (join(copying), join(hashing), join(putting), after)
             });
             put?;
             let (located, hashes) = match (copied, hashed) {
@@ -192,7 +192,7 @@ impl Assembly {
                 (copied, hashed) => (copied?, hashed?),
             };
             self.totals.add(&totals);
-            self.copied += sessions.iter().map(WholeSession::packed_len).sum::<u64>();
+            self.copied += sessions.iter().map(ArchivedSession::packed_len).sum::<u64>();
             let results = sessions.into_iter().zip(located).zip(hashes);
             made = results.map(|((session, located), hashes)| Made { session, located, hashes }).collect();
             (self.last, next) = (last, after?);
@@ -232,7 +232,7 @@ impl Assembly {
         })?;
         runtime.block_on(reader.close());
         let located = sink.entry(layout::SUMS, &mut |entry| {
-            made_beside(entry, |put| {
+            write_pipelined(entry, |put| {
                 let mut lines = Lines::new(put, b"", b"\n");
                 scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
                 lines.finish(b"\n")
@@ -251,7 +251,7 @@ fn add_lines(
 ) -> Result<(), ArchiveError> {
     let mut sorted = scratch.sorted_lines()?;
     add_hashed(scratch, sink, layout::SESSIONS, &mut |entry| {
-        made_beside(entry, |put| {
+        write_pipelined(entry, |put| {
             let mut lines = Lines::new(put, b"[\n", SEPARATOR.as_bytes());
             while let Some(line) = sorted.next()? {
                 check(cancel)?;
@@ -298,7 +298,7 @@ fn add_array(
 
 /// A session whose files are in the archive.
 struct Made {
-    session: WholeSession,
+    session: ArchivedSession,
     /// Where its files are, and what they hash to.
     located: Vec<Located>,
     hashes: Vec<Sha256Digest>,
@@ -318,8 +318,8 @@ fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> 
 struct Round {
     /// The place of the last of them.
     last: Place,
-    sessions: Vec<WholeSession>,
-    stored: Stored,
+    sessions: Vec<ArchivedSession>,
+    stored: PrefetchedSegments,
     totals: WindowTotals,
 }
 
@@ -339,6 +339,6 @@ async fn sessions_after(
     let (pages, totals) = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
     let stored = reader.segments().read_ahead(pages.iter().flatten());
     let sessions = sessions.into_iter().zip(pages);
-    let sessions = sessions.map(|(session, pages)| WholeSession::new(session.row, pages, facts, keys));
+    let sessions = sessions.map(|(session, pages)| ArchivedSession::new(session.row, pages, facts, keys));
     Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))
 }

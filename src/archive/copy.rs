@@ -2,16 +2,16 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::files::{Part, SessionFile, WholeSession};
+use super::files::{ArchivedSession, Part, SessionFile};
 use super::sink::{Entry, Sink};
 use super::zip::Located;
 use super::{ArchiveError, check};
-use crate::capture::Stored;
+use crate::capture::PrefetchedSegments;
 
 /// Writes the files of these sessions, one after the other. Returns what the sink returned for each.
 pub fn sessions(
-    sessions: &[WholeSession],
-    stored: &Stored,
+    sessions: &[ArchivedSession],
+    stored: &PrefetchedSegments,
     cancel: &CancellationToken,
     sink: &mut dyn Sink,
 ) -> Result<Vec<Vec<Located>>, ArchiveError> {
@@ -23,7 +23,7 @@ pub fn sessions(
             entry.piece(stored.packed(page, &mut packed)?, page.raw_len, page.crc32)
         }
     };
-    let mut file = |session: &WholeSession, file: &SessionFile| {
+    let mut file = |session: &ArchivedSession, file: &SessionFile| {
         let mut fill =
             |entry: &mut dyn Entry| session.parts(file.holds).try_for_each(|part| write(part, entry));
         sink.entry(&file.name, &mut fill)

@@ -9,7 +9,7 @@ use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
 /// A session for which nothing more will be fetched.
 #[derive(Debug)]
-pub struct WholeSession {
+pub struct ArchivedSession {
     zoom_id: String,
     state: SessionState,
     info: SessionInfo,
@@ -55,7 +55,7 @@ impl Holds {
     }
 }
 
-impl WholeSession {
+impl ArchivedSession {
     pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, keys: &Keys) -> Self {
         let frame = SessionFrame::new(&row.info, &row.zoom_id, facts, totals(&pages));
         let (info, key) = (SessionInfo::read(&row.info), keys.of(&row));

@@ -8,10 +8,10 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::files::{Holds, Part, Parts, SessionFile, WholeSession};
+use super::files::{ArchivedSession, Holds, Part, Parts, SessionFile};
 use super::sink::{Entry, Text};
-use super::{ArchiveError, check, joined};
-use crate::capture::{CaptureError, PageRef, Stored};
+use super::{ArchiveError, check, join};
+use crate::capture::{CaptureError, PageRef, PrefetchedSegments};
 
 /// Pages go from one thread to another in batches of up to this many bytes: handing over each by itself would cost more than
 /// some are worth.
@@ -136,15 +136,15 @@ type Inflated = Result<Batch, CaptureError>;
 
 /// Hashes the files of these sessions, a share of them on each thread.
 pub fn sessions(
-    sessions: &[WholeSession],
-    stored: &Stored,
+    sessions: &[ArchivedSession],
+    stored: &PrefetchedSegments,
     cancel: &CancellationToken,
     threads: usize,
 ) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let size = sessions.len().div_ceil(threads).max(1);
     // Inflating threads per share, so that there are about `threads` in all.
     let each = (threads / sessions.len().div_ceil(size).max(1)).max(1);
-    let share = move |of: &[WholeSession]| {
+    let share = move |of: &[ArchivedSession]| {
         if raw_len(of) > SMALL {
             inflating_ahead(of, stored, cancel, each)
         } else {
@@ -156,25 +156,25 @@ pub fn sessions(
         let shares: Vec<_> = shares.collect();
         let mut hashed = Vec::with_capacity(sessions.len());
         for share in shares {
-            hashed.extend(joined(share)?);
+            hashed.extend(join(share)?);
         }
         Ok(hashed)
     })
 }
 
-fn raw_len(sessions: &[WholeSession]) -> u64 {
+fn raw_len(sessions: &[ArchivedSession]) -> u64 {
     let pages = sessions.iter().flat_map(|session| &session.pages);
     pages.fold(0, |sum, page| sum.saturating_add(page.raw_len))
 }
 
 /// Inflates each segment once, for the hashes of both files that contain it.
 fn in_turns(
-    sessions: &[WholeSession],
-    stored: &Stored,
+    sessions: &[ArchivedSession],
+    stored: &PrefetchedSegments,
     cancel: &CancellationToken,
 ) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
     let (mut packed, mut raw) = (Vec::new(), Vec::new());
-    let hash = |each: &WholeSession| {
+    let hash = |each: &ArchivedSession| {
         session(each, cancel, |page, take| {
             raw.clear();
             page.inflate_to(stored.packed(page, &mut packed)?, &mut raw)?;
@@ -188,8 +188,8 @@ fn in_turns(
 /// The same, with the segments inflated on `inflaters` other threads, a little ahead of this one. These take turns at batches
 /// of pages, so that even a giant session, alone in its round, keeps all of them busy.
 fn inflating_ahead(
-    sessions: &[WholeSession],
-    stored: &Stored,
+    sessions: &[ArchivedSession],
+    stored: &PrefetchedSegments,
     cancel: &CancellationToken,
     inflaters: usize,
 ) -> Result<Vec<Vec<Sha256Digest>>, ArchiveError> {
@@ -208,7 +208,7 @@ fn inflating_ahead(
             (inflated, hashed)
         });
         let mut pages = Pages { inflating: inflating.collect(), turn: 0, batch: Batch::default(), passed: 0 };
-        let hash = |each: &WholeSession| {
+        let hash = |each: &ArchivedSession| {
             session(each, cancel, |_, take| {
                 take(pages.next()?);
                 Ok(())
@@ -221,7 +221,7 @@ fn inflating_ahead(
 /// Ends early when nobody receives any more: a page could not be read, or the job was cancelled.
 fn inflate_all<'a>(
     batches: impl Iterator<Item = &'a [&'a PageRef]>,
-    stored: &Stored,
+    stored: &PrefetchedSegments,
     empty: &Receiver<Batch>,
     full: &Sender<Inflated>,
 ) {
@@ -287,7 +287,7 @@ fn in_batches<'a>(mut pages: &'a [&'a PageRef]) -> Vec<&'a [&'a PageRef]> {
 
 /// Returns the hashes of a session's files. `inflated` is called for each page in order and passes on its raw bytes.
 fn session(
-    session: &WholeSession,
+    session: &ArchivedSession,
     cancel: &CancellationToken,
     mut inflated: impl FnMut(&PageRef, &mut dyn FnMut(&[u8])) -> Result<(), ArchiveError>,
 ) -> Result<Vec<Sha256Digest>, ArchiveError> {

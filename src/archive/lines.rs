@@ -4,10 +4,10 @@ use std::io;
 use std::sync::mpsc;
 
 use super::sink::Text;
-use super::{ArchiveError, joined};
+use super::{ArchiveError, join};
 
 /// Writes blocks of text that are made on a thread of their own while earlier ones are compressed.
-pub fn made_beside(
+pub fn write_pipelined(
     entry: &mut (impl Text + ?Sized),
     make: impl FnOnce(&mut Put<'_>) -> Result<(), ArchiveError> + Send,
 ) -> Result<(), ArchiveError> {
@@ -17,7 +17,7 @@ pub fn made_beside(
             scope.spawn(move || make(&mut |block| Ok(made.send(block).map_err(io::Error::other)?)));
         // A failed write drops the receiver, which stops the maker.
         let written = blocks.into_iter().try_for_each(|block| entry.text(&block));
-        let made = joined(making);
+        let made = join(making);
         written.and(made)
     })
 }

@@ -67,7 +67,7 @@ fn check(cancel: &CancellationToken) -> Result<(), ArchiveError> {
 }
 
 /// Joins a thread and returns its result; a panic becomes an error.
-fn joined<T>(thread: ScopedJoinHandle<'_, Result<T, ArchiveError>>) -> Result<T, ArchiveError> {
+fn join<T>(thread: ScopedJoinHandle<'_, Result<T, ArchiveError>>) -> Result<T, ArchiveError> {
     thread.join().map_err(|_| std::io::Error::other("a thread panicked"))?
 }
 

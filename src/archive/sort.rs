@@ -80,15 +80,15 @@ impl Sorter {
     /// Returns all records so far, in key order.
     pub fn merged(&mut self) -> io::Result<Merged> {
         self.spill()?;
-        let mut stretches = BinaryHeap::with_capacity(self.sorted.len());
+        let mut runs = BinaryHeap::with_capacity(self.sorted.len());
         for place in &self.sorted {
             let (spill, rest) = (self.spill.clone(), place.clone());
-            let mut stretch = Stretch { spill, rest, block: Vec::new(), first: Record::default() };
+            let mut stretch = SortedRun { spill, rest, block: Vec::new(), first: Record::default() };
             if stretch.advance()? {
-                stretches.push(stretch);
+                runs.push(stretch);
             }
         }
-        Ok(Merged { stretches, begun: false })
+        Ok(Merged { runs, begun: false })
     }
 
     fn spill(&mut self) -> io::Result<()> {
@@ -137,7 +137,7 @@ fn numbers<const N: usize>(bytes: &[u8]) -> [u32; N] {
 
 /// A cursor over a sorted stretch; `first` is its first record that has not been consumed yet.
 #[derive(Debug)]
-struct Stretch {
+struct SortedRun {
     spill: Arc<Spill>,
     /// Blocks that are still to be read.
     rest: Range<u64>,
@@ -145,7 +145,7 @@ struct Stretch {
     first: Record,
 }
 
-impl Stretch {
+impl SortedRun {
     fn key(&self) -> &[u8] {
         &self.block[self.first.key..self.first.value]
     }
@@ -183,30 +183,30 @@ impl Stretch {
 }
 
 /// Reversed, so that the greatest of a heap is the one with the least key.
-impl Ord for Stretch {
+impl Ord for SortedRun {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         other.key().cmp(self.key())
     }
 }
 
-impl PartialOrd for Stretch {
+impl PartialOrd for SortedRun {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Stretch {
+impl PartialEq for SortedRun {
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
 }
 
-impl Eq for Stretch {}
+impl Eq for SortedRun {}
 
 /// Reads records in the order of their keys.
 #[derive(Debug)]
 pub struct Merged {
-    stretches: BinaryHeap<Stretch>,
+    runs: BinaryHeap<SortedRun>,
     /// Whether the record at the top of the heap has been returned already.
     begun: bool,
 }
@@ -215,12 +215,12 @@ impl Merged {
     /// The next record's key and value.
     pub fn next(&mut self) -> io::Result<Option<(&[u8], &[u8])>> {
         if std::mem::replace(&mut self.begun, true)
-            && let Some(mut read) = self.stretches.peek_mut()
+            && let Some(mut read) = self.runs.peek_mut()
             && !read.advance()?
         {
             PeekMut::pop(read);
         }
-        Ok(self.stretches.peek().map(|stretch| (stretch.key(), stretch.value())))
+        Ok(self.runs.peek().map(|stretch| (stretch.key(), stretch.value())))
     }
 }
 

@@ -13,7 +13,7 @@ use super::sink::{BackupPath, Publish};
 use crate::files::is_there;
 
 /// A sync starts whenever this many more bytes have been written.
-const STRETCH: usize = 32 << 20;
+const SYNC_EVERY: usize = 32 << 20;
 
 #[derive(Debug)]
 pub struct WriteBehind {
@@ -96,7 +96,7 @@ impl Write for WriteBehind {
         let written = (&*self.file).write(buffer)?;
         self.unsynced += written;
         // One sync may be running and one waiting; if both are, a later write asks again.
-        if self.unsynced >= STRETCH && self.wake.try_send(()).is_ok() {
+        if self.unsynced >= SYNC_EVERY && self.wake.try_send(()).is_ok() {
             self.unsynced = 0;
         }
         Ok(written)

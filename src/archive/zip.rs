@@ -34,7 +34,7 @@ const ZIP32_MAX: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor would first clear 128 kB.
-const GLUE_MOST: usize = 1 << 10;
+const STORED_MAX: usize = 1 << 10;
 /// The compression level. Longer text is mostly hashes and ids, of which a higher level saves little.
 const LEVEL: u32 = 2;
 
@@ -228,7 +228,7 @@ impl<W: Write> ZipEntry<'_, W> {
 
 impl<W: Write> Text for ZipEntry<'_, W> {
     fn text(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        if raw.len() <= GLUE_MOST {
+        if raw.len() <= STORED_MAX {
             self.glue(raw)
         } else {
             self.piece(&pack(raw, LEVEL), raw.len() as u64, crc32fast::hash(raw))

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 
 use super::ids::RowId;
-use super::set_aside::{begin_again, restore};
+use super::set_aside::{reset_range, restore};
 use super::settled::settle;
 use super::statements::{json, run_with_id};
 use super::writer::{Change, Effect, Items, MessagesPage};
@@ -94,7 +94,7 @@ pub(super) async fn apply<'a>(
                 "UPDATE units SET state = 'pending' WHERE id = (SELECT unit FROM ranges WHERE id = ?)",
             ];
             for range in ranges {
-                effect.items = effect.items + begin_again(tx, *range).await?;
+                effect.items = effect.items + reset_range(tx, *range).await?;
                 run_with_id(tx, &statements, *range).await?;
             }
         }
@@ -129,7 +129,7 @@ async fn cut_range(
     .bind(range)
     .execute(&mut **tx)
     .await?;
-    let items = begin_again(tx, range).await?;
+    let items = reset_range(tx, range).await?;
     sqlx::query("UPDATE ranges SET first_day = ? WHERE id = ?")
         .bind(&oldest)
         .bind(range)
@@ -147,7 +147,7 @@ async fn split_range(
 ) -> Result<Effect, CaptureError> {
     let mut effect = Effect::default();
     let (first, others) = parts.split_first().expect("a split has parts");
-    effect.items = begin_again(tx, range).await?;
+    effect.items = reset_range(tx, range).await?;
     sqlx::query(
         "UPDATE units SET expected_pages = max(expected_pages, ?)
          WHERE id = (SELECT unit FROM ranges WHERE id = ?)",

@@ -33,7 +33,7 @@ pub use ids::{ListId, RangeId, UnitId, WindowId};
 pub use location::{FILE_NAME, Location, is_damaged_copy};
 pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
-pub use segments::{SegmentReader, Stored};
+pub use segments::{PrefetchedSegments, SegmentReader};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
 pub use settled::Settled;
 pub use totals::{Counts, FailureRow, NotFoundRow};

@@ -35,7 +35,7 @@ impl PageRef {
 
 /// The same as read from the index, not yet validated.
 #[derive(Debug, Deserialize)]
-pub(super) struct ToldPage {
+pub(super) struct UncheckedPage {
     kind: i64,
     items: i64,
     raw_len: i64,
@@ -44,10 +44,10 @@ pub(super) struct ToldPage {
     length: i64,
 }
 
-impl TryFrom<ToldPage> for PageRef {
+impl TryFrom<UncheckedPage> for PageRef {
     type Error = CaptureError;
 
-    fn try_from(told: ToldPage) -> Result<Self, CaptureError> {
+    fn try_from(told: UncheckedPage) -> Result<Self, CaptureError> {
         let number = |name, value| {
             u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is below zero")))
         };
@@ -145,7 +145,7 @@ impl Reader {
 
     /// Another session and the days of a window, ending on `oldest` or later, in which it has a unit; a unit that is done if
     /// there is one, else a pending one.
-    pub async fn another_session(
+    pub async fn comparable_session(
         &mut self,
         zoom_id: &str,
         oldest: Date,
@@ -194,7 +194,7 @@ impl Reader {
     /// Days of a range's window for which its session has returned pages: those of another range that has some and ends on
     /// `oldest` or later, or the whole window if the pages are only remembered or are the range's own. `None` if there are no
     /// such pages.
-    pub async fn shown_in(
+    pub async fn days_with_pages(
         &mut self,
         range: RangeId,
         oldest: Date,
@@ -465,7 +465,7 @@ fn chain<'r, Id: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow) -> Resul
 }
 
 fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
-    let told = ToldPage {
+    let told = UncheckedPage {
         kind: row.try_get("kind")?,
         items: row.try_get("items")?,
         raw_len: row.try_get("raw_len")?,

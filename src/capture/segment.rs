@@ -11,7 +11,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use super::{CaptureError, Kind, PageRef};
 
 /// Deflate expands to at most 1,032 times its size.
-const MOST_INFLATED: u64 = 1_100;
+const MAX_INFLATE_RATIO: u64 = 1_100;
 
 /// Separates items, both within a segment and between segments.
 pub const SEPARATOR: &str = ",\n";
@@ -99,7 +99,7 @@ pub fn inflate(data: &[u8], raw_len: u64, crc32: u32) -> Result<Vec<u8>, Capture
 
 /// Inflates what was packed, appends it to `raw` and verifies its length and CRC-32.
 pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> Result<(), CaptureError> {
-    if raw_len / MOST_INFLATED > data.len() as u64 {
+    if raw_len / MAX_INFLATE_RATIO > data.len() as u64 {
         return Err(CaptureError::Damaged("a segment cannot be as long as the index says".to_owned()));
     }
     let before = raw.len();

@@ -16,10 +16,10 @@ use crate::files::{blocking, free_space, is_unreadable};
 /// Bytes kept free: even on a nearly full disk the service must be able to record how a job ended, or that one was deleted.
 const KEEP_FREE: u64 = 4 << 20;
 /// The size of the write buffer: smaller segments are written together.
-const AT_A_TIME: usize = 64 << 10;
+const WRITE_BUFFER: usize = 64 << 10;
 
 /// Segments of at most this many bytes in total are read ahead.
-const READ_AT_ONCE: u64 = 2 << 20;
+const READ_AHEAD_MAX: u64 = 2 << 20;
 /// A gap between two of them is read as well if it is no longer than this, nor than the second: a system call costs as much.
 const GAP: u64 = 2 << 10;
 
@@ -57,7 +57,7 @@ impl Appender {
         let write = move || {
             let mut file = &*file;
             file.seek(SeekFrom::Start(from))?;
-            let mut out = BufWriter::with_capacity(AT_A_TIME, file);
+            let mut out = BufWriter::with_capacity(WRITE_BUFFER, file);
             segments.iter().try_for_each(|segment| out.write_all(segment))?;
             out.flush()?;
             file.sync_data()
@@ -74,7 +74,7 @@ impl Appender {
 
 /// A segment that is longer than this according to the index is checked against the file's size before a buffer is allocated:
 /// the index may be damaged.
-const UNCHECKED_LENGTH: u64 = 4 << 20;
+const MAX_UNCHECKED_LEN: u64 = 4 << 20;
 
 /// A reader's side of the file.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl SegmentReader {
         let file = self.file.as_ref().ok_or_else(|| damaged("the file of segments is gone"))?;
         let end = page.offset.checked_add(page.length).filter(|end| i64::try_from(*end).is_ok());
         let end = end.ok_or_else(|| damaged("a segment cannot be where the index says"))?;
-        if page.length > UNCHECKED_LENGTH && end > self.size()? {
+        if page.length > MAX_UNCHECKED_LEN && end > self.size()? {
             return Err(damaged("a segment cannot be as long as the index says"));
         }
         buffer.resize(page.length as usize, 0);
@@ -126,12 +126,12 @@ impl SegmentReader {
 
     /// Returns the segments of these pages, some of which will be needed more than once. If they are small in total, reads them
     /// right away.
-    pub fn read_ahead<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> Stored {
+    pub fn read_ahead<'a>(self: &Arc<Self>, pages: impl Iterator<Item = &'a PageRef>) -> PrefetchedSegments {
         let mut places: Vec<Range<u64>> =
             pages.map(|page| page.offset..page.offset.saturating_add(page.length)).collect();
         let bytes = places.iter().fold(0_u64, |sum, place| sum.saturating_add(place.end - place.start));
-        if bytes > READ_AT_ONCE {
-            return Stored { segments: self.clone(), stretches: Vec::new() };
+        if bytes > READ_AHEAD_MAX {
+            return PrefetchedSegments { segments: self.clone(), stretches: Vec::new() };
         }
         places.sort_unstable_by_key(|place| place.start);
         let mut stretches: Vec<Range<u64>> = Vec::new();
@@ -149,19 +149,22 @@ impl SegmentReader {
             self.file.as_ref()?.read_exact_at(&mut bytes, start).ok()?;
             Some((start, bytes))
         };
-        Stored { segments: self.clone(), stretches: stretches.into_iter().filter_map(read).collect() }
+        PrefetchedSegments {
+            segments: self.clone(),
+            stretches: stretches.into_iter().filter_map(read).collect(),
+        }
     }
 }
 
 /// The segments of some pages.
 #[derive(Debug)]
-pub struct Stored {
+pub struct PrefetchedSegments {
     segments: Arc<SegmentReader>,
     /// The stretches already read, each with its offset.
     stretches: Vec<(u64, Vec<u8>)>,
 }
 
-impl Stored {
+impl PrefetchedSegments {
     /// Returns one segment, compressed as stored; uses the buffer only if it was not read ahead.
     pub fn packed<'a>(&'a self, page: &PageRef, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], CaptureError> {
         let after = self.stretches.partition_point(|(start, _)| *start <= page.offset);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::reader::{PageRef, Reader, ToldPage};
+use super::reader::{PageRef, Reader, UncheckedPage};
 use super::statements::json;
 use super::{CaptureError, RangeId, WindowId};
 
@@ -245,7 +245,7 @@ impl Reader {
             .bind(json(&places.keys().collect::<Vec<_>>()))
             .fetch_one(&mut self.connection)
             .await?;
-            for (range, seq, page) in of_json::<Vec<(RangeId, i64, ToldPage)>>(&pages)? {
+            for (range, seq, page) in of_json::<Vec<(RangeId, i64, UncheckedPage)>>(&pages)? {
                 let page = PageRef::try_from(page)?;
                 let gone =
                     || CaptureError::Damaged("a page is of another range than was asked for".to_owned());

@@ -7,7 +7,7 @@ use super::{CaptureError, Kind, RangeId, Tx};
 
 /// Sets aside the pages of a range, which is to be fetched again from its beginning; its unit remembers how many there were.
 /// Returns the (negative) change in items.
-pub(super) async fn begin_again(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
+pub(super) async fn reset_range(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
     let items = set_aside(tx, &[range]).await?;
     let statements = [
         "UPDATE units SET expected_pages = max(expected_pages, r.pages)

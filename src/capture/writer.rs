@@ -285,7 +285,7 @@ async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Requ
     let mut store = Some(store);
     let mut group = Vec::with_capacity(GROUP);
     while receiver.recv_many(&mut group, GROUP).await > 0 {
-        gather(&mut receiver, &mut group).await;
+        fill_group(&mut receiver, &mut group).await;
         match commit(&location, &mut store, &group).await {
             Ok(effects) => {
                 for ((_, reply), effect) in group.drain(..).zip(effects) {
@@ -330,7 +330,7 @@ async fn commit(
 }
 
 /// Lets every task that is ready send its change before the commit, which costs about as much for many changes as for one.
-async fn gather(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>) {
+async fn fill_group(receiver: &mut mpsc::Receiver<Request>, group: &mut Vec<Request>) {
     let mut before = 0;
     while before < group.len() && group.len() < GROUP {
         before = group.len();

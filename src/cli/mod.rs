@@ -74,7 +74,7 @@ impl Command {
 
     /// Warns about settings that are probably not intended, and about unknown `ZOOM_…` variables: a misspelt one would be
     /// silently ignored.
-    fn tell_of_doubtful_settings(&self) {
+    fn warn_about_settings(&self) {
         let to_a_person: fn(String) = |doubt| remark(format_args!("warning: {doubt}"));
         let (zoom, tell): (_, fn(String)) = match self {
             Self::Serve(args) => (&args.zoom, |doubt| tracing::warn!("{doubt}")),
@@ -82,13 +82,13 @@ impl Command {
             Self::Check(args) => (&args.zoom, to_a_person),
             Self::Demo(_) | Self::Simulate(_) | Self::Openapi | Self::Health(_) => return,
         };
-        let (command, mut doubts) = (Cli::command(), zoom.doubts());
+        let (command, mut warnings) = (Cli::command(), zoom.warnings());
         let known = settings_of(&command);
         let unknown = std::env::vars_os().map(|(name, _)| name).filter(|name| !known.contains(&name[..]));
         let unknown = unknown.filter_map(|name| name.into_string().ok());
         let unknown = unknown.filter(|name| name.starts_with("ZOOM_"));
-        doubts.extend(unknown.map(|name| format!("{name} is not a known setting and is ignored")));
-        doubts.into_iter().for_each(tell);
+        warnings.extend(unknown.map(|name| format!("{name} is not a known setting and is ignored")));
+        warnings.into_iter().for_each(tell);
     }
 }
 
@@ -126,7 +126,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = telemetry::init(cli.logs.log_format, cli.command.log_level()) {
         return complain(&WrongUse(error).into());
     }
-    cli.command.tell_of_doubtful_settings();
+    cli.command.warn_about_settings();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::from(error)),

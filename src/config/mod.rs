@@ -19,7 +19,7 @@ use crate::jobs::JobSettings;
 use crate::telemetry::LogFormat;
 use crate::zoom::auth::Credentials;
 use crate::zoom::retry::RetryPolicy;
-use crate::zoom::{ZoomSettings, travels_in_the_open, wrong_environment};
+use crate::zoom::{ZoomSettings, is_cleartext, wrong_environment};
 pub use dotenv::load_dotenv;
 pub use values::address;
 use values::{base_url, duration, origin_of, secret};
@@ -253,12 +253,12 @@ impl ZoomArgs {
     }
 
     /// Warns about settings that work but are probably not intended.
-    pub fn doubts(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let urls = [
             ("ZOOM_API_BASE_URL", &self.zoom_api_base_url),
             ("ZOOM_OAUTH_BASE_URL", &self.zoom_oauth_base_url),
         ];
-        let open = urls.into_iter().filter(|(_, url)| travels_in_the_open(url));
+        let open = urls.into_iter().filter(|(_, url)| is_cleartext(url));
         open.map(|(name, _)| format!("{name} is not https: secrets and messages travel unencrypted"))
             .collect()
     }

@@ -20,7 +20,7 @@ const CLASSIC: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 const GRANULAR: [&str; 2] = ["report:read:list_chat_sessions:admin", "report:read:chat_session:admin"];
 /// Few, as a person is waiting for the check.
 const TRIES: u32 = 2;
-const EFFORT: Effort = Effort { at_most: Some(TRIES), sits_out_outages: false, urgency: Urgency::Usual };
+const EFFORT: Effort = Effort { at_most: Some(TRIES), waits_out_outages: false, urgency: Urgency::Usual };
 
 /// One step of the check.
 #[derive(Debug, Clone, Serialize)]

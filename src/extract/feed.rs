@@ -10,7 +10,7 @@ use crate::capture::{CaptureError, PendingRange, RangeId, Reader, WindowId};
 pub(super) struct Feed {
     queue: VecDeque<PendingRange>,
     /// The last range queued from each window.
-    handed_out: HashMap<WindowId, RangeId>,
+    queued_up_to: HashMap<WindowId, RangeId>,
     /// Ranges queued before their turn.
     early: HashSet<RangeId>,
 }
@@ -22,7 +22,7 @@ impl Feed {
     /// range; the others are new, and may have been found in the capture before the split was reported.
     pub fn put_first(&mut self, parts: Vec<PendingRange>) {
         for (index, part) in parts.into_iter().enumerate().rev() {
-            let found = self.handed_out.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
+            let found = self.queued_up_to.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);
             if index == 0 || !found {
                 self.early.insert(part.chain.id);
                 self.queue.push_front(part);
@@ -34,10 +34,10 @@ impl Feed {
         while self.queue.is_empty() {
             let mut found = Vec::new();
             for (window, _) in reader.windows().await? {
-                let after = self.handed_out.get(&window).copied().unwrap_or_default();
+                let after = self.queued_up_to.get(&window).copied().unwrap_or_default();
                 found = reader.pending_ranges(window, after, Self::AT_A_TIME).await?;
                 if let Some(last) = found.last() {
-                    self.handed_out.insert(window, last.chain.id);
+                    self.queued_up_to.insert(window, last.chain.id);
                     break;
                 }
             }

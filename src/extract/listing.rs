@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::shared::{BEAT, ExtractError, Shared, run_effort};
+use super::shared::{COMMIT_INTERVAL, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
     CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
@@ -24,7 +24,7 @@ use crate::zoom::{Call, Failure, FailureKind};
 const ATTEMPTS_FOR_A_PART: u32 = 3;
 /// A list of several pages may shift while it is read: a session with a new message moves to another place. It is reread until
 /// that brings nothing new, in at most this many passes.
-const MOST_PASSES: u32 = 5;
+const MAX_PASSES: u32 = 5;
 /// The number of sessions asked, in one change, for days that could not be listed; bounded, as pages wait for its commit.
 const PROBED_AT_A_TIME: i64 = 10_000;
 
@@ -125,7 +125,7 @@ struct Pass {
     /// The ids of the sessions on the previous page.
     previous: HashSet<String>,
     /// It repeats an earlier pass and has brought nothing new so far.
-    is_quiet: bool,
+    found_nothing_new: bool,
 }
 
 impl Pass {
@@ -136,7 +136,7 @@ impl Pass {
 
     /// Whether no further pass is needed after its last page.
     fn suffices(&self, passes: u32) -> bool {
-        self.seq == 0 || self.is_quiet || passes == MOST_PASSES
+        self.seq == 0 || self.found_nothing_new || passes == MAX_PASSES
     }
 }
 
@@ -149,7 +149,7 @@ async fn follow(
 ) -> Result<Result<(), Failure>, ExtractError> {
     let context = &shared.context;
     let days = list.days;
-    let mut pass = Pass::from(shared.still_good(list), list.pages);
+    let mut pass = Pass::from(shared.resumable_token(list), list.pages);
     let (mut passes, mut has_shown, mut was_not_found) = (1, list.pages > 0, false);
     // The digests of pages read: one that comes again unchanged need not be stored again.
     let mut read = HashSet::new();
@@ -163,7 +163,7 @@ async fn follow(
                 return Ok(Ok(()));
             }
             Err(FetchError::PageTokenExpired(_)) if pass.paging.may_begin_again(pass.seq) => {
-                pass = Pass { paging: pass.paging, is_quiet: passes > 1, ..Pass::default() };
+                pass = Pass { paging: pass.paging, found_nothing_new: passes > 1, ..Pass::default() };
                 continue;
             }
             // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
@@ -192,12 +192,12 @@ async fn follow(
         pass.token.clone_from(&page.next);
         // A page that was read before brings nothing new.
         if is_new || passes == 1 {
-            shared.wait_for_beat(BEAT).await;
+            shared.wait_for_commit_tick(COMMIT_INTERVAL).await;
             let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
             let then = next.unwrap_or(Then::Unfinished);
             let position = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, position, page.sessions).await?;
-            pass.is_quiet &= brought == 0;
+            pass.found_nothing_new &= brought == 0;
         }
         has_shown = true;
         if let Some(trouble) = trouble {
@@ -212,7 +212,7 @@ async fn follow(
             break;
         } else {
             tracing::debug!(%days, passes, "read again: it may have moved meanwhile");
-            (pass, passes) = (Pass { is_quiet: true, ..Pass::default() }, passes + 1);
+            (pass, passes) = (Pass { found_nothing_new: true, ..Pass::default() }, passes + 1);
         }
     }
     shared.commit(Change::EndList { list: list.id }).await?;

@@ -48,7 +48,7 @@ impl Paging {
         } else {
             return None;
         };
-        Some(Failure::of_a_chain(kind, message))
+        Some(Failure::in_chain(kind, message))
     }
 }
 

@@ -13,7 +13,7 @@ use super::paging::Paging;
 use super::progress::Outlook;
 use super::reconcile;
 use super::refused::{Verdict, verdict};
-use super::shared::{BEAT, ExtractError, LONG_BEAT, Shared, run_effort};
+use super::shared::{COMMIT_INTERVAL, ExtractError, LONG_COMMIT_INTERVAL, Shared, run_effort};
 use super::split::{self, RunForecast, Seen};
 use crate::capture::{
     Chain, Change, Effect, Failed, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
@@ -84,7 +84,7 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
         fail(shared, &range, shared.out_of_reach()).await?;
         return Ok(Vec::new());
     };
-    let mut following = Following::take_up(shared, range).await?;
+    let mut following = Following::resume(shared, range).await?;
     if following.token.is_none() && rest != following.range.chain.days {
         following.drop_lost_days(rest).await?;
     }
@@ -153,7 +153,7 @@ struct Following<'a> {
 
 impl<'a> Following<'a> {
     /// Resumes with the stored token if it is still young and belongs to the same query; otherwise starts again.
-    async fn take_up(shared: &'a Shared, range: PendingRange) -> Result<Self, ExtractError> {
+    async fn resume(shared: &'a Shared, range: PendingRange) -> Result<Self, ExtractError> {
         let mut following = Self {
             shared,
             range,
@@ -170,7 +170,7 @@ impl<'a> Following<'a> {
             return Ok(following);
         }
         let same_query = range.query.as_deref() == Some(following.call().query().as_str());
-        let resume = shared.still_good(&range.chain).filter(|_| same_query).cloned();
+        let resume = shared.resumable_token(&range.chain).filter(|_| same_query).cloned();
         if let Some(PageToken { token, .. }) = resume {
             let id = range.chain.id;
             let last_items = shared.with_reader(async move |stored| stored.last_items(id).await).await?;
@@ -259,7 +259,7 @@ impl<'a> Following<'a> {
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
         let forecast = shared.splitter.forecast();
-        self.urgency = if forecast.is_tight_for(to_come) {
+        self.urgency = if forecast.would_delay_run(to_come) {
             Urgency::EndOfJob { calls_to_follow: to_come as u32 }
         } else {
             Urgency::Usual
@@ -285,7 +285,13 @@ impl<'a> Following<'a> {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
         if self.urgency == Urgency::Usual {
-            shared.wait_for_beat(if page.next.is_none() { LONG_BEAT } else { BEAT }).await;
+            shared
+                .wait_for_commit_tick(if page.next.is_none() {
+                    LONG_COMMIT_INTERVAL
+                } else {
+                    COMMIT_INTERVAL
+                })
+                .await;
         }
         let direction = split::direction(page.ends);
         let page_of_range =

@@ -46,7 +46,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let compare = async move |stored: &mut Reader| {
         let as_of = stored.settled_in(unit).await?;
-        let restored = lacking(stored, unit, by_modification_time, &stop).await?;
+        let restored = missing_items(stored, unit, by_modification_time, &stop).await?;
         Ok::<_, ExtractError>(Change::Compared { unit, as_of, restored })
     };
     let compared = shared.with_reader(compare).await?;
@@ -69,7 +69,7 @@ pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
 }
 
 /// The items set aside from a unit that its ranges lack, each with the range to add it to.
-async fn lacking(
+async fn missing_items(
     stored: &mut Reader,
     unit: UnitId,
     by_modification_time: bool,
@@ -100,7 +100,7 @@ async fn lacking(
                 let array = array_of(&read(&segments, page)?);
                 let mut items = items_of(&array);
                 items.retain(|item| lacking.remove(&identity(page.kind, item)));
-                known.extend(items.iter().flat_map(|item| made_known_by(page.kind, item)));
+                known.extend(items.iter().flat_map(|item| identities_covered_by(page.kind, item)));
                 chosen.extend(in_ranges(&ranges, page, &items, by_modification_time));
             }
         }
@@ -129,13 +129,14 @@ async fn look_for(
         let pages = stored.range_pages(range.id).await?;
         let (before, after) = pages.split_at(pages.len().min(place));
         for page in after.iter().chain(before.iter().rev()) {
-            go_on(stop)?;
+            ensure_not_cancelled(stop)?;
             if lacking.is_empty() {
                 break;
             }
             // Fails on a damaged page, which does not prove that an item is lacking: its range is to be refetched.
             let array = array_of(&segments.inflated(page)?);
-            for known in items_of(&array).into_iter().flat_map(|item| made_known_by(page.kind, item)) {
+            for known in items_of(&array).into_iter().flat_map(|item| identities_covered_by(page.kind, item))
+            {
                 lacking.remove(&known);
             }
         }
@@ -144,7 +145,7 @@ async fn look_for(
 }
 
 /// Returns an error once the run is to stop.
-fn go_on(stop: &CancellationToken) -> Result<(), ExtractError> {
+fn ensure_not_cancelled(stop: &CancellationToken) -> Result<(), ExtractError> {
     if stop.is_cancelled() { Err(ExtractError::Cancelled) } else { Ok(()) }
 }
 
@@ -171,7 +172,7 @@ fn identity(kind: Kind, item: &RawValue) -> Identity {
 }
 
 /// What need not be kept if this item is present: itself and, if it is a deletion, the message it deletes.
-fn made_known_by(kind: Kind, item: &RawValue) -> impl Iterator<Item = Identity> {
+fn identities_covered_by(kind: Kind, item: &RawValue) -> impl Iterator<Item = Identity> {
     let deleted = (kind == Kind::Deleted).then(|| (Kind::Messages, id_of(item)));
     std::iter::once(identity(kind, item)).chain(deleted)
 }
@@ -230,7 +231,7 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
     let has_shown = async move |stored: &mut Reader| {
         let set_aside = stored.set_aside(unit).await?;
         for (asked, page) in set_aside.into_iter().filter(|(asked, _)| asked.overlaps(days)) {
-            go_on(&stop)?;
+            ensure_not_cancelled(&stop)?;
             let array = array_of(&read(stored.segments(), &page)?);
             let mut of =
                 items_of(&array).into_iter().map(|item| day_of(page.kind, item, by_modification_time));
@@ -302,7 +303,7 @@ mod tests {
         page(pages, Then::End).await.unwrap();
         let stop = CancellationToken::new();
         let look = async |stored: &mut Reader| {
-            let restored = lacking(stored, UnitId(1), false, &stop).await?;
+            let restored = missing_items(stored, UnitId(1), false, &stop).await?;
             let own = restored.iter().map(|(range, restored)| match restored {
                 Restored::Page(page) => (*range, read(stored.segments(), page).unwrap()),
                 Restored::Items(..) => panic!("a part of a page of one item"),
@@ -340,7 +341,7 @@ mod tests {
             writer.commit(change).await.unwrap();
         }
         let stop = CancellationToken::new();
-        let look = async |stored: &mut Reader| lacking(stored, UnitId(1), false, &stop).await;
+        let look = async |stored: &mut Reader| missing_items(stored, UnitId(1), false, &stop).await;
         let kept = location.with_reader(look).await.unwrap();
         assert!(matches!(&kept[..], [(_, Restored::Page(page))] if page.kind == Kind::Deleted), "{kept:?}");
     }

@@ -47,7 +47,7 @@ pub(super) async fn verdict(
     if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
         return Ok(Verdict::BeginAgain);
     }
-    if failure.kind.concerns_the_account() && !is_alone(shared, range, failure).await? {
+    if failure.kind.concerns_the_account() && !only_this_session_is_refused(shared, range, failure).await? {
         return Ok(Verdict::WholeRun);
     }
     Ok(Verdict::Failed)
@@ -84,13 +84,18 @@ fn is_answer(asked: &Result<(), FetchError>) -> bool {
 }
 
 /// Whether only this session is refused, perhaps by a firewall: another one is answered.
-async fn is_alone(shared: &Shared, range: &PendingRange, failure: &Failure) -> Result<bool, ExtractError> {
+async fn only_this_session_is_refused(
+    shared: &Shared,
+    range: &PendingRange,
+    failure: &Failure,
+) -> Result<bool, ExtractError> {
     if failure.kind == FailureKind::Unreachable {
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
     let but = range.session_id.clone();
-    let another = shared.with_reader(async move |stored| stored.another_session(&but, oldest).await).await?;
+    let another =
+        shared.with_reader(async move |stored| stored.comparable_session(&but, oldest).await).await?;
     let reachable = another.and_then(|(session_id, days)| Some((session_id, days.since(oldest)?)));
     let Some((session_id, days)) = reachable else { return Ok(false) };
     Ok(is_answer(&first_page(shared, &session_id, days).await))
@@ -114,20 +119,20 @@ async fn holds_nothing(
     let oldest = shared.reach.oldest();
     let (id, window) = (range.chain.id, range.chain.window);
     let look = shared.with_reader(async move |stored: &mut Reader| {
-        Ok::<_, CaptureError>((stored.shown_in(id, oldest).await?, stored.window(window).await?))
+        Ok::<_, CaptureError>((stored.days_with_pages(id, oldest).await?, stored.window(window).await?))
     });
-    let (shown_in, window) = look.await?;
+    let (days_with_pages, window) = look.await?;
     let own = range.chain.days;
-    let Some(days) = shown_in.unwrap_or(window).since(oldest) else { return Ok(false) };
+    let Some(days) = days_with_pages.unwrap_or(window).since(oldest) else { return Ok(false) };
     if own == days {
-        return Ok(shown_in.is_none());
+        return Ok(days_with_pages.is_none());
     }
     let again = first_page(shared, &range.session_id, own).await;
     if !again.is_err_and(|ended| ended.is_not_found_by_zoom()) {
         return Ok(false);
     }
     let others = first_page(shared, &range.session_id, days).await;
-    Ok(others.map_or_else(|ended| shown_in.is_none() && ended.is_not_found_by_zoom(), |()| true))
+    Ok(others.map_or_else(|ended| days_with_pages.is_none() && ended.is_not_found_by_zoom(), |()| true))
 }
 
 /// Whether a single page of the range, or something on it, may be at fault: the session has yielded others in its window. The
@@ -147,8 +152,9 @@ async fn may_be_one_page(
         return Ok(false);
     }
     let id = range.chain.id;
-    let shown_in = shared.with_reader(async move |stored| stored.shown_in(id, Date::MIN).await).await?;
-    Ok(shown_in.is_some())
+    let days_with_pages =
+        shared.with_reader(async move |stored| stored.days_with_pages(id, Date::MIN).await).await?;
+    Ok(days_with_pages.is_some())
 }
 
 /// Asks for the first page of a session in these days.

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::earlier::{self, check_earlier};
 use super::feed::Feed;
-use super::shared::{ExtractError, LONG_BEAT, RunContext, Shared};
+use super::shared::{ExtractError, LONG_COMMIT_INTERVAL, RunContext, Shared};
 use super::{listing, ranges, reconcile, windows};
 use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, RangeId, Reader};
 
@@ -62,7 +62,7 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     let shared = Arc::new(Shared::new(context, location, writer));
     let result = shared.clone().work(&mut reader, damaged).await;
     // Stored even when the run failed or was cancelled: a later run adds to them.
-    let left = shared.leave_totals().await;
+    let left = shared.store_totals().await;
     let summary = summary(&mut reader).await;
     if let Ok(RunSummary { counts, .. }) = &summary {
         shared.context.progress.set_to(counts);
@@ -87,7 +87,7 @@ impl Shared {
         self.prepare(reader, damaged).await?;
         // Even if one half of the work panics, the bookkeeping must not go on for ever.
         let _stopped = self.stop.clone().drop_guard();
-        let bookkeeping = tokio::spawn(self.clone().keep_books().in_current_span());
+        let bookkeeping = tokio::spawn(self.clone().store_totals_periodically().in_current_span());
         let listing = async {
             let listed = self.stop.run_until_cancelled(listing::list_all(&self)).await;
             let listed = listed.unwrap_or(Err(ExtractError::Cancelled));
@@ -161,7 +161,7 @@ impl Shared {
             self.stop.cancel();
         }
         while chains.join_next().await.is_some() {}
-        self.have_looked().await;
+        self.wait_for_reads().await;
         fetched
     }
 
@@ -217,13 +217,13 @@ impl Shared {
     }
 
     /// Stores, every two seconds or so, the traffic so far, which only this process knows.
-    async fn keep_books(self: Arc<Self>) {
+    async fn store_totals_periodically(self: Arc<Self>) {
         let pause = async || {
             self.context.clock.sleep(Duration::from_secs(2)).await;
-            self.wait_for_beat(LONG_BEAT).await;
+            self.wait_for_commit_tick(LONG_COMMIT_INTERVAL).await;
         };
         while self.stop.run_until_cancelled(pause()).await.is_some() {
-            if let Err(error) = self.leave_totals().await {
+            if let Err(error) = self.store_totals().await {
                 tracing::warn!(%error, "figures could not be written down");
             }
         }

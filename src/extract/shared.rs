@@ -26,9 +26,9 @@ use crate::zoom::{Failure, FailureKind, Lane};
 
 /// The interval at which pages are committed, if there is time to wait: a commit writes about as much for a few pages as for
 /// one.
-pub(super) const BEAT: Duration = Duration::from_millis(100);
+pub(super) const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 /// The same for commits that nothing waits for, such as the last page of a chain: every twentieth beat.
-pub(super) const LONG_BEAT: Duration = BEAT.saturating_mul(20);
+pub(super) const LONG_COMMIT_INTERVAL: Duration = COMMIT_INTERVAL.saturating_mul(20);
 
 /// The maximum number of concurrent reads of the capture.
 const READERS: usize = 4;
@@ -130,15 +130,15 @@ impl Shared {
     }
 
     /// Waits until all reads have finished, including those of chains that were dropped.
-    pub async fn have_looked(&self) {
+    pub async fn wait_for_reads(&self) {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// Waits for the next beat of length `longest`, or else of [`BEAT`], unless that would hold things up: changes between two
+    /// Waits for the next beat of length `longest`, or else of [`COMMIT_INTERVAL`], unless that would hold things up: changes between two
     /// beats are committed together.
-    pub async fn wait_for_beat(&self, longest: Duration) {
+    pub async fn wait_for_commit_tick(&self, longest: Duration) {
         let RunContext { lane, clock, .. } = &self.context;
-        if let Some(beat) = [longest, BEAT].into_iter().find(|beat| lane.has_time_for(*beat)) {
+        if let Some(beat) = [longest, COMMIT_INTERVAL].into_iter().find(|beat| lane.has_time_for(*beat)) {
             let since_the_last = clock.elapsed().as_nanos() % beat.as_nanos();
             clock.sleep(beat - Duration::from_nanos(since_the_last as u64)).await;
         }
@@ -151,7 +151,7 @@ impl Shared {
         Ok(effect)
     }
 
-    pub async fn leave_totals(&self) -> Result<(), ExtractError> {
+    pub async fn store_totals(&self) -> Result<(), ExtractError> {
         let totals = self.context.progress.totals(&self.context.lane.traffic);
         let text = serde_json::to_string(&totals).expect("totals are numbers");
         self.commit(Change::SetMeta(vec![(Meta::Traffic, text)])).await?;
@@ -159,7 +159,7 @@ impl Shared {
     }
 
     /// The page token to resume a chain with, unless it is too old.
-    pub fn still_good<'a, Id>(&self, chain: &'a Chain<Id>) -> Option<&'a PageToken> {
+    pub fn resumable_token<'a, Id>(&self, chain: &'a Chain<Id>) -> Option<&'a PageToken> {
         let life = self.context.settings.page_token_life;
         chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
     }
@@ -203,5 +203,5 @@ impl Shared {
 
 /// A run makes the usual number of attempts and sits out outages.
 pub(super) fn run_effort(urgency: Urgency) -> Effort {
-    Effort { at_most: None, sits_out_outages: true, urgency }
+    Effort { at_most: None, waits_out_outages: true, urgency }
 }

@@ -13,24 +13,24 @@ use jiff::{Timestamp, ToSpan};
 use crate::days::{DateRange, begins, day_of};
 
 /// Chains of fewer expected pages are cut only when callers are idle.
-const LONG: f64 = 72.0;
+const MIN_PAGES_TO_SPLIT: f64 = 72.0;
 /// The largest share of the expected pages that cutting may drop.
-const MAY_DROP: f64 = 1.0 / 12.0;
+const MAX_DROPPED_SHARE: f64 = 1.0 / 12.0;
 /// When nothing else is left to do, parts are planned to take this long, clamped to between these numbers of pages.
 const IDLE_PART: Duration = Duration::from_millis(1_200);
 const IDLE_PART_PAGES: (f64, f64) = (2.0, 32.0);
 /// The fewest pages planned for a part, unless callers are idle.
 const PART_PAGES: f64 = 16.0;
 /// A chain is assumed to have at most this many times the pages it has shown still to come: one busy hour is no busy month.
-const TRUSTED: f64 = 24.0;
+const MAX_EXTRAPOLATION: f64 = 24.0;
 /// Higher without a rate limit: the run is then estimated to be longer, so more may be spent on splitting early, and with more
 /// chains running until its end, more pages are committed together. With a limit, long chains would be cut too late.
-const TRUSTED_UNPACED: f64 = 400.0;
+const MAX_EXTRAPOLATION_UNPACED: f64 = 400.0;
 /// A chain that would take more than this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
 
 /// A chain is not judged before it has shown this many pages, unless callers are idle.
-const SHOWN: u32 = 6;
+const MIN_PAGES_SHOWN: u32 = 6;
 /// Splitter may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (64.0, 0.015);
 
@@ -48,7 +48,7 @@ impl RunForecast {
     }
 
     /// Whether the run would end up waiting for a chain of `pages` pages if that had to wait for others first.
-    pub fn is_tight_for(&self, pages: f64) -> bool {
+    pub fn would_delay_run(&self, pages: f64) -> bool {
         self.share_of_the_run(pages) > TIGHT
     }
 
@@ -174,7 +174,7 @@ impl Seen {
 
     /// The maximum number of further pages that the pages seen are trusted to predict, in a run with a rate limit or without.
     pub fn trusted(&self, paced: bool) -> f64 {
-        f64::from(self.pages) * if paced { TRUSTED } else { TRUSTED_UNPACED }
+        f64::from(self.pages) * if paced { MAX_EXTRAPOLATION } else { MAX_EXTRAPOLATION_UNPACED }
     }
 }
 
@@ -183,7 +183,10 @@ impl Seen {
 pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
-    if seen.pages < SHOWN || f64::from(seen.pages) > expected * MAY_DROP || expected < LONG {
+    if seen.pages < MIN_PAGES_SHOWN
+        || f64::from(seen.pages) > expected * MAX_DROPPED_SHARE
+        || expected < MIN_PAGES_TO_SPLIT
+    {
         return None;
     }
     let worth = forecast.worth_of_cutting(to_come)?;
@@ -209,7 +212,7 @@ pub fn for_idle(days: &Days, seen: &Seen, forecast: RunForecast, mean: f64, idle
 pub fn before_start(days: &Days, pages_elsewhere: i64, forecast: RunForecast) -> Option<Split> {
     let month = 30.0;
     let expected = pages_elsewhere as f64 * (f64::from(days.range.days()) / month).min(1.0);
-    if expected < LONG {
+    if expected < MIN_PAGES_TO_SPLIT {
         return None;
     }
     let worth = forecast.worth_of_cutting(expected)?;
@@ -295,7 +298,7 @@ mod tests {
         assert_eq!(parts(90, 50), None, "85 s are left of it");
         assert_eq!(parts(80, 50), Some(3));
         let forecast = RunForecast { rest_of_run: Duration::from_secs(90), ..FORECAST };
-        assert!(!forecast.is_tight_for(290.0) && forecast.is_tight_for(310.0), "43 s, 46 s");
+        assert!(!forecast.would_delay_run(290.0) && forecast.would_delay_run(310.0), "43 s, 46 s");
     }
 
     #[test]

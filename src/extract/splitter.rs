@@ -48,7 +48,7 @@ impl Splitter {
     /// How to split a chain that has shown nothing yet, judging by the pages its session has in another window.
     pub fn before_start(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
         let split = split::before_start(days, pages_elsewhere, self.forecast())?;
-        self.pay_for(&split, &Seen::default()).then_some(split)
+        self.try_charge(&split, &Seen::default()).then_some(split)
     }
 
     /// How to split a chain that, judging by what it has shown, turns out too long.
@@ -59,7 +59,7 @@ impl Splitter {
             let (mean, idle) = (self.requests_to_come()? / chains as f64, idle.div_ceil(chains));
             split::for_idle(days, seen, forecast, mean, idle)
         })?;
-        if !self.pay_for(&split, seen) {
+        if !self.try_charge(&split, seen) {
             return None;
         }
         self.idle.store(idle.saturating_sub(split.parts.len() - 1), Relaxed);
@@ -67,7 +67,7 @@ impl Splitter {
     }
 
     /// Charges the cost of a split to what may be spent on splitting; false if that is not enough.
-    fn pay_for(&self, split: &Split, seen: &Seen) -> bool {
+    fn try_charge(&self, split: &Split, seen: &Seen) -> bool {
         let to_come = self.requests_to_come().unwrap_or_default();
         let requests = self.lane.traffic.requests.load(Relaxed) + to_come as u64;
         let costs = split.costs(seen);

@@ -87,23 +87,23 @@ impl Audit {
 /// The kind of action that a request performs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Looks,
-    Takes,
-    Changes,
+    Read,
+    Export,
+    Write,
 }
 
 fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
     Some(match (method.as_str(), path) {
-        ("POST", "/v1/jobs") => ("create", Kind::Changes),
-        ("GET" | "HEAD", "/v1/jobs") => ("list", Kind::Looks),
-        ("GET" | "HEAD", "/v1/jobs/{id}") | ("HEAD", "/v1/jobs/{id}/archive") => ("read", Kind::Looks),
-        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", Kind::Looks),
-        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", Kind::Looks),
-        ("GET", "/v1/jobs/{id}/archive") => ("download", Kind::Takes),
-        ("DELETE", "/v1/jobs/{id}") => ("delete", Kind::Changes),
-        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Kind::Changes),
-        ("POST", "/v1/jobs/{id}/retry") => ("retry", Kind::Changes),
-        ("POST", "/v1/check") => ("check", Kind::Takes),
+        ("POST", "/v1/jobs") => ("create", Kind::Write),
+        ("GET" | "HEAD", "/v1/jobs") => ("list", Kind::Read),
+        ("GET" | "HEAD", "/v1/jobs/{id}") | ("HEAD", "/v1/jobs/{id}/archive") => ("read", Kind::Read),
+        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", Kind::Read),
+        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", Kind::Read),
+        ("GET", "/v1/jobs/{id}/archive") => ("download", Kind::Export),
+        ("DELETE", "/v1/jobs/{id}") => ("delete", Kind::Write),
+        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Kind::Write),
+        ("POST", "/v1/jobs/{id}/retry") => ("retry", Kind::Write),
+        ("POST", "/v1/check") => ("check", Kind::Export),
         _ => return None,
     })
 }
@@ -116,12 +116,12 @@ pub async fn record(State(state): State<AppState>, request: Request, next: Next)
     let Some((action, kind)) = action else {
         return next.run(request).await;
     };
-    if kind != Kind::Changes {
+    if kind != Kind::Write {
         return run_recorded(state, action, kind, request, next).await;
     }
     let jobs = state.jobs.clone();
     let work = run_recorded(state, action, kind, request, next).in_current_span();
-    match jobs.run_to_its_end(work).await {
+    match jobs.run_to_completion(work).await {
         Ok(response) => response,
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -150,7 +150,7 @@ async fn run_recorded(
     let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));
     let name = caller.name.as_deref();
-    if kind == Kind::Looks {
+    if kind == Kind::Read {
         let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
         if state.audit.seen_lately(look) {
             return response;

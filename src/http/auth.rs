@@ -162,7 +162,7 @@ fn network(address: IpAddr) -> IpAddr {
 /// Admits a request with a valid key or, when there are no keys, one that is addressed to this machine.
 pub async fn require_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let caller = if state.api_keys.is_empty() {
-        match means_this_machine(request.uri(), request.headers()) {
+        match check_local_request(request.uri(), request.headers()) {
             Ok(()) => Caller::default(),
             Err(problem) => return problem.into_response(),
         }
@@ -227,7 +227,7 @@ fn refuse(attempts: &FailedAttempts, guesser: Option<SocketAddr>) -> Response {
 
 /// Without keys, whoever reaches loopback may do everything. A browser reaches it on behalf of any web page, so the `Host` must
 /// name this machine (else it is the page's own domain, made to resolve here) and an `Origin` must be our own.
-fn means_this_machine(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+fn check_local_request(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let host = uri.authority().map(axum::http::uri::Authority::as_str).or_else(|| text(header::HOST));
     let is_local = |authority: &str| {
@@ -307,7 +307,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(header::ORIGIN, origin.parse().unwrap());
             }
-            means_this_machine(&Uri::from_static("/v1/jobs"), &headers).is_ok()
+            check_local_request(&Uri::from_static("/v1/jobs"), &headers).is_ok()
         };
         for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "LOCALHOST:1"] {
             assert!(check(host, None), "{host}");

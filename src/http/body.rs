@@ -9,7 +9,7 @@ use super::problem::{FieldError, Problem};
 use crate::extract::request::KNOWN_TYPES;
 use crate::extract::windows::{RangeError, oldest_reachable, parse_day, validate};
 use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
-use crate::json::repeated_members;
+use crate::json::duplicate_members;
 
 /// What a job is asked to extract.
 #[derive(Debug, ToSchema)]
@@ -119,7 +119,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
     })?;
     let mut reader = Reader { errors: Vec::new(), is_out_of_reach: false };
     let request = reader.request(value, today);
-    for member in repeated_members(body, &["include", "sessions"]).into_iter().take(MAX_UNKNOWN) {
+    for member in duplicate_members(body, &["include", "sessions"]).into_iter().take(MAX_UNKNOWN) {
         reader.wrong(&member, "is there more than once");
     }
     let Reader { errors, is_out_of_reach } = reader;

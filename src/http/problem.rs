@@ -157,7 +157,7 @@ impl From<JobsError> for Problem {
             JobsError::WrongState { .. } => {
                 Self::new(StatusCode::CONFLICT, "wrong-state", "The job's state does not allow this", detail)
             }
-            JobsError::EndNotWritten => Self {
+            JobsError::EndNotRecorded => Self {
                 retry_after: Some(Duration::from_secs(5)),
                 ..Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,

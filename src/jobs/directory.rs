@@ -107,7 +107,7 @@ pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()
 }
 
 /// Whether an open file is this archive, byte for byte; hashing a large one takes a while. An unreadable file is not.
-pub async fn is_it(
+pub async fn matches_archive(
     file: File,
     archive: ArchiveFile,
     cancel: CancellationToken,
@@ -125,6 +125,6 @@ pub async fn is_it(
 }
 
 /// Whether the directory holds an archive or the set-aside files of a damaged capture.
-pub fn holds_something(directory: &Path) -> io::Result<bool> {
+pub fn has_recoverable_files(directory: &Path) -> io::Result<bool> {
     Ok(!archives(directory)?.is_empty() || has_entry(directory, is_damaged_copy)?)
 }

@@ -18,7 +18,7 @@ pub enum JobsError {
     #[error(
         "the job has ended, and that cannot be written down at the moment; it is tried every few seconds"
     )]
-    EndNotWritten,
+    EndNotRecorded,
     #[error("the archive is not ready")]
     ArchiveNotReady { state: JobState },
     #[error("another archive is being compared with its hash; try again later")]

@@ -1,17 +1,17 @@
 //! Jobs: extraction requests and their life cycle. Stored before they are acknowledged, run in the background, kept until they
 //! expire.
 //!
-//! `model` defines jobs and their state transitions, `store` persists them (SQLite), `mending` opens its file and repairs a
-//! damaged one, `recovery` rebuilds lost records, `registry` holds live state, `runner` runs jobs, `trouble` explains what
+//! `model` defines jobs and their state transitions, `store` persists them (SQLite), `repair` opens its file and repairs a
+//! damaged one, `recovery` rebuilds lost records, `registry` holds live state, `runner` runs jobs, `failure` explains what
 //! stopped them, `service` is the interface for callers, `retention` expires old jobs; `directory` manages a job's files.
 
 mod directory;
 mod error;
 mod failure;
-mod mending;
 pub mod model;
 mod recovery;
 mod registry;
+mod repair;
 mod retention;
 mod runner;
 mod service;

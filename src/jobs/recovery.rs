@@ -5,17 +5,17 @@ use std::path::Path;
 
 use super::directory::{self, DELETED};
 use super::error::JobsError;
-use super::mending::{self, Opened};
 use super::model::{Job, JobFailure, JobId, JobState};
+use super::repair::{self, Opened};
 use super::store::JobStore;
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
 use crate::extract::{self, Captured};
 use crate::files::{free_name, unless_absent};
 
-/// Opens the table, mending it if it is damaged, and rebuilds what it has lost.
+/// Opens the table, repairing it if it is damaged, and rebuilds what it has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
-    let store = match mending::open(data_dir, clock.now()).await? {
+    let store = match repair::open(data_dir, clock.now()).await? {
         Opened::Sound(store) => store,
         Opened::Replaced { store, salvaged, set_aside } => {
             tracing::error!(
@@ -31,7 +31,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         let in_order = if known.contains(&id.to_string()) {
             remove_leftovers(&directory).map(|()| false)
         } else {
-            bring_back_or_remove(&store, id, &directory, clock).await
+            rebuild_or_remove(&store, id, &directory, clock).await
         };
         match in_order {
             Ok(was_rebuilt) => rebuilt += u32::from(was_rebuilt),
@@ -57,7 +57,7 @@ fn remove_leftovers(directory: &Path) -> Result<(), JobsError> {
 }
 
 /// Handles a directory that belongs to no known job with files. True if its job was rebuilt.
-async fn bring_back_or_remove(
+async fn rebuild_or_remove(
     store: &JobStore,
     id: JobId,
     directory: &Path,
@@ -70,7 +70,7 @@ async fn bring_back_or_remove(
                 store.insert(&job, None).await?;
                 return Ok(true);
             }
-            Ok(None) => directory::holds_something(directory)?.then(|| "it has no capture".to_owned()),
+            Ok(None) => directory::has_recoverable_files(directory)?.then(|| "it has no capture".to_owned()),
             Err(error) if error.is_damaged_capture() => Some(error.to_string()),
             Err(error) => return Err(error.into()),
         };
@@ -92,7 +92,7 @@ async fn bring_back_or_remove(
 
 /// Updates a job's figures from its capture: the record of an interrupted job dates from when its run began. An unreadable
 /// capture is detected when the job resumes.
-pub(super) async fn recall(job: &mut Job, directory: &Path) {
+pub(super) async fn refresh_figures(job: &mut Job, directory: &Path) {
     if let Ok(Some((progress, failures))) = extract::figures_in(directory).await {
         (job.progress, job.failures_total) = (progress, failures);
     }
@@ -109,7 +109,7 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
     job.started_at = Some(started_at);
     // These archives may hold what the capture does not.
     job.earlier_archives = directory::archives(directory)?;
-    recall(&mut job, directory).await;
+    refresh_figures(&mut job, directory).await;
     if !complete {
         job.state = JobState::Failed;
         // It gets no expiry time: it is kept until somebody has looked at it.

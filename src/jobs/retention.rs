@@ -14,10 +14,10 @@ use super::store::ListFilter;
 const EVERY: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
-    let mut steady = Steady::at(jobs.clock.elapsed(), jobs.clock.now());
+    let mut steady = TrustedClock::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
-        for left_behind in jobs.take_left_behind(|_| true) {
-            remove_files(&jobs, left_behind).await;
+        for pending_removals in jobs.take_pending_removals(|_| true) {
+            remove_files(&jobs, pending_removals).await;
         }
         if let Err(error) = expire(&jobs, steady.time(jobs.clock.elapsed(), jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
@@ -31,17 +31,17 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
 /// A clock for removing files. As the wall clock may be set forward by mistake, it is believed only if it agrees with an
 /// earlier reading plus the monotonic time since then, or has been ahead of that by the same amount for a day, as after the
 /// machine has slept.
-struct Steady {
+struct TrustedClock {
     since: Duration,
     at: Timestamp,
     /// Since when the wall clock has been ahead, and by how much.
     ahead: Option<(Duration, SignedDuration)>,
 }
 
-impl Steady {
-    const BELIEVED_AFTER: Duration = Duration::from_secs(86_400);
+impl TrustedClock {
+    const TRUSTED_AFTER: Duration = Duration::from_secs(86_400);
     /// Smaller differences between the clocks are normal.
-    const A_LITTLE: SignedDuration = SignedDuration::from_mins(1);
+    const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
     fn at(elapsed: Duration, wall: Timestamp) -> Self {
         Self { since: elapsed, at: wall, ahead: None }
@@ -51,16 +51,16 @@ impl Steady {
         let passed = SignedDuration::try_from(elapsed.saturating_sub(self.since));
         let steady = self.at.checked_add(passed.unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX);
         let by = wall.duration_since(steady);
-        if by <= Self::A_LITTLE {
+        if by <= Self::TOLERANCE {
             self.ahead = None;
             return steady.min(wall);
         }
         let since = match self.ahead {
-            Some((since, before)) if (by - before).abs() <= Self::A_LITTLE => since,
+            Some((since, before)) if (by - before).abs() <= Self::TOLERANCE => since,
             _ => elapsed,
         };
         self.ahead = Some((since, by));
-        if elapsed.saturating_sub(since) < Self::BELIEVED_AFTER {
+        if elapsed.saturating_sub(since) < Self::TRUSTED_AFTER {
             return steady;
         }
         *self = Self::at(elapsed, wall);
@@ -112,7 +112,7 @@ mod tests {
     fn a_clock_that_is_set_forward_is_believed_after_a_day() {
         let minutes =
             |count: i64| Timestamp::UNIX_EPOCH.checked_add(SignedDuration::from_mins(count)).unwrap();
-        let mut steady = Steady::at(Duration::ZERO, minutes(0));
+        let mut steady = TrustedClock::at(Duration::ZERO, minutes(0));
         let mut time = |passed: u64, shown: i64| steady.time(Duration::from_mins(passed), minutes(shown));
         assert_eq!(time(10, 10), minutes(10));
         assert_eq!(time(20, 5), minutes(5), "set back");

@@ -84,7 +84,7 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
 
 async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _entered: Entered) {
     let started = jobs.clock.elapsed();
-    if is_called_off(&jobs, &job).await {
+    if is_cancelled(&jobs, &job).await {
         cancel.cancel();
     }
     let lane = Arc::new(jobs.account.lane());
@@ -130,8 +130,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
         tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
     } else {
-        settle(&jobs, &mut job, end, &directory).await;
-        if write_down(&jobs, &claimed, &job).await {
+        record_outcome(&jobs, &mut job, end, &directory).await;
+        if record_end(&jobs, &claimed, &job).await {
             count_end(&job);
             log_end(&job, elapsed_ms);
             if job.archive.is_some()
@@ -144,7 +144,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
 }
 
 /// Whether a claimed job was cancelled, perhaps before it entered the registry, when it could not be signalled.
-async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
+async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
     loop {
         match jobs.store.get(claimed.id).await {
             Ok(stored) => return stored.as_ref().unwrap_or(claimed).cancel_requested,
@@ -161,7 +161,7 @@ async fn is_called_off(jobs: &Jobs, claimed: &Job) -> bool {
 }
 
 /// Fills in what is to be recorded of a job that has ended.
-async fn settle(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
+async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
             job.failures_total = counts.failures();
@@ -213,7 +213,7 @@ fn log_end(job: &Job, elapsed_ms: u64) {
 
 /// Records how a job ended. False if its record is gone or changed, or if the service stopped first, in which case the job
 /// resumes at the next start.
-async fn write_down(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
+async fn record_end(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
     loop {
         match jobs.store.replace(claimed, job).await {
             Ok(true) => return true,

@@ -51,7 +51,7 @@ pub struct Jobs {
     /// Jobs that an earlier process left running and that wait to be resumed.
     pub(super) interrupted: Mutex<VecDeque<Job>>,
     /// Deleted or expired jobs whose files could not be removed.
-    left_behind: Mutex<Vec<JobId>>,
+    pending_removals: Mutex<Vec<JobId>>,
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
@@ -76,7 +76,7 @@ impl Jobs {
         let mut interrupted = store.oldest(JobState::Running, usize::MAX).await?;
         for job in &mut interrupted {
             let read = job.clone();
-            recovery::recall(job, &directory::path_of(&settings.data_dir, job.id)).await;
+            recovery::refresh_figures(job, &directory::path_of(&settings.data_dir, job.id)).await;
             if let Err(error) = store.replace(&read, job).await {
                 tracing::error!(%error, job.id = %job.id, "the figures of an interrupted job could not be written down");
             }
@@ -88,7 +88,7 @@ impl Jobs {
             account,
             clock,
             interrupted: Mutex::new(interrupted.into()),
-            left_behind: Mutex::default(),
+            pending_removals: Mutex::default(),
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
             hashing: Semaphore::new(1),
@@ -124,7 +124,7 @@ impl Jobs {
 
     /// Runs `work` to completion, whether or not anybody awaits it. Anything that changes a job must run this way: dropped
     /// half-way, it might leave a job that nobody starts, or one that waits for ever.
-    pub fn run_to_its_end<T: Send + 'static>(
+    pub fn run_to_completion<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
@@ -219,7 +219,9 @@ impl Jobs {
             let is_written = match read.state {
                 JobState::Queued => self.end_at_once(&read).await?,
                 JobState::Running => match self.take_interrupted(|job| job.id == id) {
-                    Some(waiting) => self.end_at_once(&read).await.inspect_err(|_| self.wait_on(waiting))?,
+                    Some(waiting) => {
+                        self.end_at_once(&read).await.inspect_err(|_| self.requeue_interrupted(waiting))?
+                    }
                     None => self.ask_to_stop(id).await?,
                 },
                 JobState::Cancelled => return Ok(read),
@@ -292,7 +294,7 @@ impl Jobs {
         loop {
             let Some(state) = self.store.state(id).await? else {
                 // Perhaps an earlier call could not remove its files.
-                let left = self.take_left_behind(|left| *left == id);
+                let left = self.take_pending_removals(|left| *left == id);
                 return if left.is_empty() {
                     Err(JobsError::NotFound)
                 } else {
@@ -324,7 +326,7 @@ impl Jobs {
     async fn end_must_be_written(&self, id: JobId) -> Result<(), JobsError> {
         let has_ended = self.registry.latest(id).is_some_and(|live| live.state.is_final());
         if has_ended && self.store.state(id).await? == Some(JobState::Running) {
-            return Err(JobsError::EndNotWritten);
+            return Err(JobsError::EndNotRecorded);
         }
         Ok(())
     }
@@ -332,13 +334,13 @@ impl Jobs {
     /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
     pub(super) async fn remove_files(&self, id: JobId) -> std::io::Result<()> {
         directory::remove(self.directory(id)).await.inspect_err(|_| {
-            self.left_behind.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            self.pending_removals.lock().unwrap_or_else(PoisonError::into_inner).push(id);
         })
     }
 
     /// Takes the wanted jobs out of those whose files could not be removed.
-    pub(super) fn take_left_behind(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
-        let mut left = self.left_behind.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn take_pending_removals(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
+        let mut left = self.pending_removals.lock().unwrap_or_else(PoisonError::into_inner);
         left.extract_if(.., |id| is_wanted(id)).collect()
     }
 
@@ -364,7 +366,7 @@ impl Jobs {
         let directory = self.directory(id);
         let one_of_few = self.reading.clone().acquire_owned().await.expect("the semaphore is never closed");
         // Runs to completion even if the caller hangs up, so that the capture is closed then, not some time later.
-        let page = self.run_to_its_end(async move {
+        let page = self.run_to_completion(async move {
             let page = failures_page(&directory, after, most).await;
             drop(one_of_few);
             page
@@ -427,7 +429,7 @@ impl Jobs {
         match self.archive(id).await {
             Ok((_, archive, file)) => {
                 let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
-                Ok(directory::is_it(file, archive, self.stop.clone()).await?)
+                Ok(directory::matches_archive(file, archive, self.stop.clone()).await?)
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // The archive may exist all the same.
@@ -460,7 +462,7 @@ impl Jobs {
     }
 
     /// Puts an interrupted job back among those that wait to be resumed.
-    fn wait_on(&self, job: Job) {
+    fn requeue_interrupted(&self, job: Job) {
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         self.wake_runner.notify_one();
     }

@@ -42,7 +42,7 @@ pub(super) struct Counters {
 
 /// The mutable state of a running simulator.
 #[derive(Debug)]
-pub(super) struct Changing {
+pub(super) struct State {
     pub tokens: AccessTokens,
     pub limits: Limits,
     pub faults: Faults,
@@ -59,7 +59,7 @@ pub(super) struct Changing {
 pub(super) struct Api {
     pub settings: SimSettings,
     pub data: Dataset,
-    pub changing: Mutex<Changing>,
+    pub changing: Mutex<State>,
     noise: Noise,
 }
 
@@ -94,7 +94,7 @@ impl Api {
     pub(super) fn new(settings: SimSettings) -> Arc<Self> {
         let noise = Noise::new(settings.seed);
         let data = Dataset::new(&settings, settings.today.unwrap_or_else(calendar::system_today));
-        let changing = Changing {
+        let changing = State {
             tokens: AccessTokens::new(noise.with(100)),
             limits: Limits::default(),
             faults: Faults::new(settings.faults, noise.with(101)),
@@ -108,7 +108,7 @@ impl Api {
         Arc::new(Self { settings, data, changing: Mutex::new(changing), noise })
     }
 
-    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Changing) -> T) -> T {
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.changing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -166,7 +166,7 @@ impl Api {
             Some(session) => Request::Messages { key: &asked_key, session, from, to, has_page_token },
             None => Request::List { key: &asked_key, from, to, has_page_token },
         };
-        let fault = self.with(|changing| changing.faults.strike(&request, &self.data));
+        let fault = self.with(|changing| changing.faults.next_for(&request, &self.data));
         if let Some(answer) = fault.as_ref().and_then(|fault| self.instead_of_page(fault, session, &token)) {
             return answer.map(plain);
         }
@@ -356,7 +356,7 @@ impl Api {
     fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
         let (fault, valid) = self.with(|changing| {
             changing.counters.token_requests += 1;
-            (changing.faults.strike(&Request::Token, &self.data), changing.credentials_valid)
+            (changing.faults.next_for(&Request::Token, &self.data), changing.credentials_valid)
         });
         match &fault {
             Some(FaultAnswer::Status { status, headers, body }) => {

@@ -281,7 +281,7 @@ impl Dataset {
     }
 
     /// In a nasty account: the session whose messages can never be read.
-    pub fn always_failing(&self) -> Option<u32> {
+    pub fn always_failing_session(&self) -> Option<u32> {
         self.0.ordinary(0)
     }
 
@@ -291,7 +291,7 @@ impl Dataset {
     }
 
     /// In a nasty account: the days that cannot be listed.
-    pub fn unlistable(&self) -> Option<(Date, Date)> {
+    pub fn unlistable_days(&self) -> Option<(Date, Date)> {
         let inner = &*self.0;
         if inner.faults != FaultLevel::Nasty {
             return None;

@@ -108,7 +108,7 @@ impl Faults {
     }
 
     /// Returns the fault that hits this request, if any.
-    pub(super) fn strike(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
+    pub(super) fn next_for(&mut self, request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         let answer = self
             .scripted_for(request)
             .or_else(|| Self::permanent(request, data))
@@ -134,11 +134,11 @@ impl Faults {
     fn permanent(request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         match request {
             Request::List { from, to, .. } => {
-                let (first, last) = data.unlistable()?;
+                let (first, last) = data.unlistable_days()?;
                 (*from <= last && *to >= first)
                     .then(|| json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
             }
-            Request::Messages { session, .. } if data.always_failing() == Some(*session) => {
+            Request::Messages { session, .. } if data.always_failing_session() == Some(*session) => {
                 Some(json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
             }
             Request::Messages { session, .. } if data.gone() == Some(*session) => {

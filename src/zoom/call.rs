@@ -63,12 +63,12 @@ pub(super) enum Endpoint {
 
 /// One value for each endpoint.
 #[derive(Debug, Default)]
-pub(super) struct OfEndpoints<T> {
+pub(super) struct PerEndpoint<T> {
     pub sessions: T,
     pub messages: T,
 }
 
-impl<T> OfEndpoints<T> {
+impl<T> PerEndpoint<T> {
     pub fn of(&self, endpoint: Endpoint) -> &T {
         match endpoint {
             Endpoint::Sessions => &self.sessions,

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
-use super::call::{Call, Endpoint, OfEndpoints};
+use super::call::{Call, Endpoint, PerEndpoint};
 use super::error::RequestError;
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
@@ -51,7 +51,7 @@ pub struct Account {
     pub(super) settings: ZoomSettings,
     pub(super) tokens: Tokens,
     pub(super) budget: Budget,
-    pub(super) outages: OfEndpoints<Outage>,
+    pub(super) outages: PerEndpoint<Outage>,
     /// Calls that Zoom has answered, to be used as probes.
     answered: Mutex<Answered>,
     /// The number of [`Lane`]s in use.
@@ -74,7 +74,7 @@ impl Account {
         let budget = Budget::new(settings.limit, clock.clone());
         let readers = Readers::new(clock.clone());
         let outage = |of| Outage::new(of, settings.max_outage, clock.clone());
-        let outages = OfEndpoints { sessions: outage("the list of sessions"), messages: outage("messages") };
+        let outages = PerEndpoint { sessions: outage("the list of sessions"), messages: outage("messages") };
         let answered = Mutex::default();
         let lanes = AtomicUsize::new(0);
         Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
@@ -116,7 +116,7 @@ impl Account {
     /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only where Zoom was
     /// reached before: otherwise it may come from a wrong address.
     pub(super) fn looks_like_an_outage(&self, call: &Call, error: &RequestError) -> bool {
-        error.looks_like_an_outage() || (error.came_from_gateway() && self.known().any_like(call))
+        error.looks_like_an_outage() || (error.came_from_gateway() && self.known().has_similar(call))
     }
 
     /// The outage state of this call's endpoint.
@@ -189,7 +189,7 @@ impl Answered {
     }
 
     /// Whether Zoom has answered a call like this one: any list, or messages of another session.
-    fn any_like(&self, call: &Call) -> bool {
+    fn has_similar(&self, call: &Call) -> bool {
         match call.endpoint() {
             Endpoint::Sessions => self.list.is_some(),
             Endpoint::Messages => self.other_session(call).is_some(),

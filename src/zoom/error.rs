@@ -99,7 +99,7 @@ pub struct Failure {
 
 impl Failure {
     /// The failure of a chain of pages in which every single answer was fine.
-    pub fn of_a_chain(kind: FailureKind, message: impl Into<String>) -> Self {
+    pub fn in_chain(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, status: Some(200), zoom_code: None, message: message.into(), attempts: 1 }
     }
 

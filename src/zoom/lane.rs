@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::auth::Token;
 use super::budget::Waiting;
-use super::call::{Call, OfEndpoints};
+use super::call::{Call, PerEndpoint};
 use super::client::Account;
 use super::error::{Failure, FailureKind, LimitKind, Refusal, RequestError};
 use super::load::Latency;
@@ -30,7 +30,7 @@ pub struct Effort {
     /// The maximum number of attempts, including the first, if fewer than usual.
     pub at_most: Option<u32>,
     /// Whether to wait for the end of an outage. A person waiting for the result would rather be told.
-    pub sits_out_outages: bool,
+    pub waits_out_outages: bool,
     pub urgency: Urgency,
 }
 
@@ -112,7 +112,7 @@ pub struct Lane {
     pub traffic: Traffic,
     pub(super) latency: Latency,
     /// Callers that wait until an endpoint answers again.
-    sitting_out: OfEndpoints<AtomicUsize>,
+    waiting_out: PerEndpoint<AtomicUsize>,
 }
 
 /// A longer wait after a 429 is a pause: users are shown it, and it survives a restart.
@@ -137,7 +137,7 @@ impl Lane {
             account,
             traffic: Traffic::default(),
             latency: Latency::default(),
-            sitting_out: OfEndpoints::default(),
+            waiting_out: PerEndpoint::default(),
         }
     }
 
@@ -156,8 +156,8 @@ impl Lane {
         let outage = account.outage(call);
         let mut sent = outage.mark();
         loop {
-            if effort.sits_out_outages && outage.is_on() {
-                self.sit_out(call).await.map_err(FetchError::Failed)?;
+            if effort.waits_out_outages && outage.is_on() {
+                self.wait_out(call).await.map_err(FetchError::Failed)?;
             }
             let before = std::mem::replace(&mut sent, outage.mark());
             if sent.saw_outage_since(before) {
@@ -176,9 +176,9 @@ impl Lane {
             tracing::debug!(attempt, what = error.describe(), ?decision, "a request was not answered well");
             if !account.looks_like_an_outage(call, &error) {
                 outage.answered();
-            } else if effort.sits_out_outages
+            } else if effort.waits_out_outages
                 && outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
-                && self.sit_out(call).await.map_err(FetchError::Failed)?
+                && self.wait_out(call).await.map_err(FetchError::Failed)?
             {
                 continue;
             }
@@ -191,7 +191,7 @@ impl Lane {
                     ));
                 }
                 Decision::Limited { .. } => {}
-                Decision::Renew { after } | Decision::Again { after } => {
+                Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);
                     account.clock.sleep(after).await;
@@ -207,7 +207,7 @@ impl Lane {
         let random = account.clock.random();
         match (RetryPolicy { max_attempts, ..usual }).decide(error, attempt, now, random) {
             // Fewer tries may fail one call, but not a whole run.
-            Decision::Fail(kind) if effort.sits_out_outages && kind.concerns_the_account() => {
+            Decision::Fail(kind) if effort.waits_out_outages && kind.concerns_the_account() => {
                 usual.decide(error, attempt, now, random)
             }
             decision => decision,
@@ -215,12 +215,12 @@ impl Lane {
     }
 
     /// Waits until Zoom answers. Returns true when there was an outage.
-    async fn sit_out(&self, call: &Call) -> Result<bool, Failure> {
+    async fn wait_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
-        let _waits = Counted::among(self.sitting_out.of(call.endpoint()));
+        let _waits = Counted::among(self.waiting_out.of(call.endpoint()));
         account
             .outage(call)
-            .sit_out(async || {
+            .wait_out(async || {
                 let probe = account.probe_for(call);
                 match self.send(&probe, Urgency::Everything, probe.any_answer()).await {
                     Ok(()) => Ok(()),
@@ -243,7 +243,7 @@ impl Lane {
         match (decision, generation) {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
             // The next token will have any scopes added in the meantime.
-            (Decision::Renew { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
+            (Decision::RenewToken { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
                 self.account.tokens.invalidate(generation);
             }
             _ => {}
@@ -252,7 +252,7 @@ impl Lane {
 
     /// Why this job, or some of its callers, cannot send anything at the moment; `None` if they can.
     pub fn waiting(&self) -> Option<Waiting> {
-        let outages = self.account.outages.all().into_iter().zip(self.sitting_out.all());
+        let outages = self.account.outages.all().into_iter().zip(self.waiting_out.all());
         let mut waited_for = outages.filter(|(_, callers)| callers.load(Relaxed) > 0);
         self.account.budget.waiting().or_else(|| waited_for.find_map(|(outage, _)| outage.waiting()))
     }

@@ -23,4 +23,4 @@ pub use call::{Call, Include, ItemChoice};
 pub use client::{Account, ZoomSettings};
 pub use error::{Failure, FailureKind};
 pub use lane::{Lane, Traffic};
-pub use transport::{NoClient, is_http, travels_in_the_open, wrong_environment};
+pub use transport::{NoClient, is_cleartext, is_http, wrong_environment};

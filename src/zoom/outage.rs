@@ -118,7 +118,7 @@ impl Outage {
 
     /// Probes until Zoom answers. The error of `probe` is why it got no answer. Returns true when there was an outage, false
     /// when the first probe was answered.
-    pub async fn sit_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
+    pub async fn wait_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
     where
         F: Future<Output = Result<(), String>>,
     {
@@ -240,7 +240,7 @@ mod tests {
         let clock = clock();
         let outage = outage(&clock);
         outage.failed("1", true, outage.mark());
-        assert!(!outage.sit_out(|| async { Ok(()) }).await.unwrap());
+        assert!(!outage.wait_out(|| async { Ok(()) }).await.unwrap());
         assert_eq!(clock.elapsed(), Duration::ZERO);
     }
 
@@ -258,7 +258,7 @@ mod tests {
                         let number = probes.fetch_add(1, Relaxed);
                         if number < 12 { Err("could not connect".to_owned()) } else { Ok(()) }
                     };
-                    outage.sit_out(probe).await
+                    outage.wait_out(probe).await
                 })
             })
             .collect();
@@ -285,7 +285,7 @@ mod tests {
         outage.failed("1", true, outage.mark());
         let spawn = || {
             let outage = outage.clone();
-            tokio::spawn(async move { outage.sit_out(|| async { Err("503".to_owned()) }).await })
+            tokio::spawn(async move { outage.wait_out(|| async { Err("503".to_owned()) }).await })
         };
         let (first, second) = (spawn(), spawn());
         clock.sleep(Duration::from_secs(100)).await;
@@ -301,7 +301,7 @@ mod tests {
         let clock = clock();
         let outage = outage(&clock);
         outage.failed("1", true, outage.mark());
-        let failure = outage.sit_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
+        let failure = outage.wait_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
         assert_eq!(failure.message, "Zoom did not answer for 1h: 503");
         assert!((3_600..3_700).contains(&clock.elapsed().as_secs()));

@@ -40,7 +40,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Retry after a delay; this try counts against the maximum.
-    Again {
+    Retry {
         after: Duration,
     },
     /// The account is at a limit: slow down, or wait for as long as given; costs no attempt.
@@ -49,7 +49,7 @@ pub enum Decision {
         after: Duration,
     },
     /// Get a new token, then retry: at once, or with a delay if that has not helped before.
-    Renew {
+    RenewToken {
         after: Duration,
     },
     /// The page token is no longer valid: restart this chain of pages.
@@ -65,7 +65,7 @@ impl RetryPolicy {
             if attempt >= self.max_attempts {
                 Decision::Fail(kind)
             } else {
-                Decision::Again { after: backoff.max(at_least) }
+                Decision::Retry { after: backoff.max(at_least) }
             }
         };
         match error {
@@ -92,11 +92,11 @@ impl RetryPolicy {
                     // is given time (observed: a short-lived 401 on a token that is still valid).
                     Class::Token if attempt >= self.max_attempts => Decision::Fail(FailureKind::Credentials),
                     Class::Token => {
-                        Decision::Renew { after: if attempt == 1 { Duration::ZERO } else { backoff } }
+                        Decision::RenewToken { after: if attempt == 1 { Duration::ZERO } else { backoff } }
                     }
                     Class::PageToken => Decision::Restart,
-                    Class::Passing(kind) => again_or(kind, asked.min(LONGEST_DELAY)),
-                    Class::Final(kind) => Decision::Fail(kind),
+                    Class::Transient(kind) => again_or(kind, asked.min(LONGEST_DELAY)),
+                    Class::Permanent(kind) => Decision::Fail(kind),
                 }
             }
         }
@@ -114,7 +114,7 @@ impl RetryPolicy {
 #[derive(Debug, Default)]
 pub struct Tries {
     tokens_refused: u32,
-    not_given_one: u32,
+    grants_refused: u32,
     others: u32,
 }
 
@@ -123,8 +123,8 @@ impl Tries {
     pub fn count(&mut self, error: &RequestError) -> u32 {
         let class = match error {
             RequestError::NoToken(_) => {
-                self.not_given_one += 1;
-                return self.not_given_one;
+                self.grants_refused += 1;
+                return self.grants_refused;
             }
             RequestError::Refused(refusal) => Some(refusal.class()),
             _ => None,
@@ -133,7 +133,7 @@ impl Tries {
             // Not counted: there is nothing wrong with the request.
             Some(Class::Limited) => self.others + 1,
             Some(Class::Token) => {
-                (self.tokens_refused, self.not_given_one) = (self.tokens_refused + 1, 0);
+                (self.tokens_refused, self.grants_refused) = (self.tokens_refused + 1, 0);
                 self.tokens_refused
             }
             _ => {
@@ -147,7 +147,7 @@ impl Tries {
 impl RequestError {
     /// True when a gateway on the way refused this, not Zoom in its own words.
     pub fn came_from_gateway(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Passing(_)))
+        matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Transient(_)))
     }
 }
 
@@ -155,8 +155,8 @@ enum Class {
     Limited,
     Token,
     PageToken,
-    Passing(FailureKind),
-    Final(FailureKind),
+    Transient(FailureKind),
+    Permanent(FailureKind),
 }
 
 impl Refusal {
@@ -168,18 +168,18 @@ impl Refusal {
             (401, _) | (400, Some(124)) => Class::Token,
             // 300 is about the page token only when one was sent; otherwise our parameters are wrong for good.
             (400, Some(300)) if self.page_token_sent => Class::PageToken,
-            (400 | 403, Some(104 | 4700 | 4711)) => Class::Final(FailureKind::MissingScopes),
-            (400 | 403, Some(200)) => Class::Final(FailureKind::NoPermission),
+            (400 | 403, Some(104 | 4700 | 4711)) => Class::Permanent(FailureKind::MissingScopes),
+            (400 | 403, Some(200)) => Class::Permanent(FailureKind::NoPermission),
             // Observed when the path is wrong (zoom/rivet-javascript, issue 12): it says nothing about what was asked for.
-            (404, Some(2300)) => Class::Final(FailureKind::UnknownEndpoint),
-            (404, Some(_)) => Class::Final(FailureKind::NotFound),
-            (408 | 425 | 500..=599, _) => Class::Passing(FailureKind::ServerError),
+            (404, Some(2300)) => Class::Permanent(FailureKind::UnknownEndpoint),
+            (404, Some(_)) => Class::Permanent(FailureKind::NotFound),
+            (408 | 425 | 500..=599, _) => Class::Transient(FailureKind::ServerError),
             // Without one of Zoom's codes these come from a proxy or firewall and are often gone in a moment.
-            (403, None) => Class::Passing(FailureKind::NoPermission),
-            (404, None) => Class::Passing(FailureKind::NotFound),
+            (403, None) => Class::Transient(FailureKind::NoPermission),
+            (404, None) => Class::Transient(FailureKind::NotFound),
             // Includes redirects, which are not followed on API calls, and any 2xx other than 200.
-            (_, None) => Class::Passing(FailureKind::Rejected),
-            _ => Class::Final(FailureKind::Rejected),
+            (_, None) => Class::Transient(FailureKind::Rejected),
+            _ => Class::Permanent(FailureKind::Rejected),
         }
     }
 }
@@ -276,10 +276,10 @@ mod tests {
             let policy = RetryPolicy::default();
             let error = refusal(status, code, sent);
             match policy.decide(&error, attempt, now(), roll) {
-                Decision::Again { after } => {
+                Decision::Retry { after } => {
                     prop_assert!(after <= policy.cap && attempt < policy.max_attempts);
                 }
-                Decision::Renew { after } => prop_assert!(after <= policy.cap && attempt < policy.max_attempts),
+                Decision::RenewToken { after } => prop_assert!(after <= policy.cap && attempt < policy.max_attempts),
                 Decision::Restart => prop_assert!(sent && code == Some(300)),
                 Decision::Limited { .. } => prop_assert_eq!(status, 429),
                 Decision::Fail(_) => {}
@@ -293,7 +293,7 @@ mod tests {
                 retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
                 limit: LimitKind::PerSecond, page_token_sent: false,
             });
-            let Decision::Again { after } = RetryPolicy::default().decide(&error, 1, now(), roll) else {
+            let Decision::Retry { after } = RetryPolicy::default().decide(&error, 1, now(), roll) else {
                 panic!("a 503 is repeated");
             };
             prop_assert!(after >= Duration::from_secs(seconds).min(LONGEST_DELAY));

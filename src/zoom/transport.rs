@@ -67,7 +67,7 @@ fn trouble_with(name: &str, value: &str) -> Option<String> {
 }
 
 /// Whether requests to `base` would cross a network unencrypted.
-pub fn travels_in_the_open(base: &str) -> bool {
+pub fn is_cleartext(base: &str) -> bool {
     !is_local(base) && reqwest::Url::parse(base).is_ok_and(|url| url.scheme() == "http")
 }
 
@@ -134,7 +134,7 @@ mod tests {
             ("http://127.0.0.2:9090", false),
             ("http://127.0.0.1.example", true),
         ] {
-            assert_eq!(travels_in_the_open(base), is_open, "{base}");
+            assert_eq!(is_cleartext(base), is_open, "{base}");
         }
     }
 

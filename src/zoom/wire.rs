@@ -50,7 +50,7 @@ impl<'a, const N: usize> Page<'a, N> {
         let answered = DateRange { from: from.unwrap_or(asked.from), to: to.unwrap_or(asked.to) };
         (!answered.covers(asked)).then(|| {
             let message = format!("Zoom answered for {answered} when it was asked for {asked}");
-            Failure::of_a_chain(FailureKind::DaysLeftOut, message)
+            Failure::in_chain(FailureKind::DaysLeftOut, message)
         })
     }
 }

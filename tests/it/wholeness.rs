@@ -139,8 +139,8 @@ async fn a_nasty_account_ends_with_exactly_the_failures_it_must_have() {
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
-    let (failing, gone) = (data.always_failing().unwrap(), data.gone().unwrap());
-    let (bad_from, bad_to) = data.unlistable().unwrap();
+    let (failing, gone) = (data.always_failing_session().unwrap(), data.gone().unwrap());
+    let (bad_from, bad_to) = data.unlistable_days().unwrap();
     let failures = world.failures(&id).await;
     assert_eq!(failures.len() as u64, job["failures_total"].as_u64().unwrap());
 

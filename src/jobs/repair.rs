@@ -9,7 +9,7 @@ use crate::files::unless_absent;
 use crate::sqlite::files_of;
 
 /// Holds what could be read of a damaged table until it takes that table's place.
-const MENDED: &str = "state.db.mended";
+const REPAIRED: &str = "state.db.mended";
 
 /// The outcome of opening the table.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) enum Opened {
 /// Opens the table in a directory, or creates it.
 pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
     let path = directory.join(FILE_NAME);
-    let mended = directory.join(MENDED);
+    let mended = directory.join(REPAIRED);
     if !path.exists() {
         if mended.exists() {
             // A crash came after the damaged table was moved, perhaps before its log was.
@@ -93,7 +93,7 @@ mod tests {
         let queued = job(JobState::Queued);
         store.insert(&queued, Some("key")).await.unwrap();
         store.close().await;
-        move_all(&directory.path().join(FILE_NAME), &directory.path().join(MENDED)).unwrap();
+        move_all(&directory.path().join(FILE_NAME), &directory.path().join(REPAIRED)).unwrap();
         let Opened::Sound(store) = open(directory.path()).await else { panic!("it is mended") };
         let known = store.known("key", &queued.request).await.unwrap();
         assert!(matches!(known, Some(Known::Same(job)) if *job == queued));
