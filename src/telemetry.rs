@@ -16,10 +16,15 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// For a service: whoever reads its log, unless it is a terminal, is a machine.
+    pub fn of_a_service() -> Self {
+        if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
+    }
+}
+
 /// Starts logging. `RUST_LOG` overrides the level; if it is invalid, the error says why. A second call changes nothing.
-pub fn init(format: Option<LogFormat>, default_level: &str) -> Result<(), String> {
-    let format =
-        format.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json });
+pub fn init(format: LogFormat, default_level: &str) -> Result<(), String> {
     let wanted = std::env::var_os("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
         // The verifier logs every failed handshake; our own error reports them once.

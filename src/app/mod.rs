@@ -50,9 +50,9 @@ pub struct AppSettings {
 pub enum AppError {
     #[error("{setting} {} cannot be used: {error}", path.display())]
     Directory { setting: &'static str, path: PathBuf, error: io::Error },
-    #[error("{setting} {} is in use by another process", path.display())]
+    #[error("{setting} {} is in use by another process; wait for its end, or choose another place", path.display())]
     Locked { setting: &'static str, path: PathBuf },
-    #[error("{setting} {address} cannot be used: {error}")]
+    #[error("{setting} {address} cannot be used: {error}; choose another address or port")]
     Listen { setting: &'static str, address: SocketAddr, error: io::Error },
     #[error(transparent)]
     Client(#[from] NoClient),
@@ -169,7 +169,10 @@ fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     loop {
         // Private whatever the umask: chats are stored there.
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(|error| unusable(setting, directory, error))?;
+        made.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => unusable(setting, directory, io::ErrorKind::NotADirectory.into()),
+            _ => unusable(setting, directory, error),
+        })?;
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(of_lock)?;
         match file.try_lock() {
             Ok(()) if is_at(&file, &path).map_err(of_lock)? => return Ok(file),

@@ -13,16 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::published::{Published, put_in_place};
 use super::{AppError, LOCK, lock};
+pub use crate::archive::FailureLine;
 use crate::archive::{
-    ArchiveError, ArchiveFile, AssembleInput, FOLDERS, FailureLine, Form, alongside, assemble, failures_page,
+    ArchiveError, ArchiveFile, AssembleInput, FOLDERS, Form, alongside, assemble, failures_page,
 };
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, RunSummary,
-    Snapshot,
+    self, Account, Captured, Damage, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext,
+    RunSummary, Snapshot,
 };
-use crate::files::{free_name, has_entry, is_there, numbered, remove_all_but, remove_but_last, suffixed};
+use crate::files::{
+    free_name, has_entry, is_full, is_there, numbered, remove_all_but, remove_but_last, suffixed,
+};
 use crate::zoom::ZoomSettings;
 
 /// Where the files go.
@@ -118,6 +121,15 @@ pub enum OneJobError {
 
 impl OneJobError {
     /// Whether the run was cancelled.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Archive(error) => error.is_disk_full(),
+            Self::Extract(ExtractError::Capture(error)) | Self::Capture(error) => error.is_disk_full(),
+            Self::File { error, .. } => is_full(error),
+            _ => false,
+        }
+    }
+
     pub fn is_cancellation(&self) -> bool {
         matches!(self, Self::Extract(ExtractError::Cancelled) | Self::Archive(ArchiveError::Cancelled))
     }
@@ -137,6 +149,9 @@ pub struct Report {
     /// Earlier output and damaged captures that may hold what the new files do not: some of it may have left Zoom's reach by
     /// now.
     pub kept: Vec<PathBuf>,
+    /// How many of these, the first, were there before this run.
+    pub kept_earlier: usize,
+    pub damage: Damage,
     /// Why the capture could not be removed; everything in it is in the zip.
     pub left: Option<OneJobError>,
 }
@@ -159,7 +174,7 @@ const REMOVED: &str = "capture-removed";
 /// How often figures are handed to the reporter.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// The most failures that a report lists; the rest are in `failures.json`.
-const FAILURES_SHOWN: usize = 10;
+const MOST_FAILURES: usize = 1_000;
 
 impl OneJob {
     pub async fn prepare(
@@ -188,9 +203,10 @@ impl OneJob {
         cancel: CancellationToken,
         mut report: impl FnMut(&Snapshot),
     ) -> Result<Report, OneJobError> {
+        let kept_earlier = self.output.kept().len();
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
-        let figures = || progress.snapshot(&lane.traffic, lane.waiting(), self.clock.elapsed());
+        let figures = || progress.snapshot(&lane.traffic, lane.stalled(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
             facts: vec![(Meta::Version, env!("CARGO_PKG_VERSION").to_owned())],
@@ -226,7 +242,7 @@ impl OneJob {
         refuse_foreign_files(&self.output, &self.directory)?;
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
-        let (failures, _) = failures_page(&self.directory, None, FAILURES_SHOWN).await?;
+        let (failures, _) = failures_page(&self.directory, None, MOST_FAILURES).await?;
         let mut kept = self.output.kept();
         let mut left = None;
         if matches!(self.output, Output::Zip(_)) && summary.counts.failures() == 0 {
@@ -237,7 +253,8 @@ impl OneJob {
             }
         }
         let asked = lane.traffic.requests.load(Relaxed);
-        Ok(Report { summary, archive, last, asked, failures, kept, left })
+        let damage = summary.damage;
+        Ok(Report { summary, archive, last, asked, failures, kept, kept_earlier, damage, left })
     }
 }
 

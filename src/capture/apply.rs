@@ -52,6 +52,7 @@ pub(super) async fn apply<'a>(
         Change::FailList { list, failed } => {
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *list, failed).await?;
+            effect.failures = 1;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::Compared { unit, as_of, restored } => {
@@ -76,10 +77,11 @@ pub(super) async fn apply<'a>(
         Change::FailRange { range, failed } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, *range, failed).await?;
-            effect = settle(tx, commit, &[*range]).await?;
+            effect = Effect { failures: 1, ..settle(tx, commit, &[*range]).await? };
         }
         Change::CutRange { range, oldest, failed } => {
             effect.items = cut_range(tx, *range, *oldest, failed).await?;
+            effect.failures = 1;
         }
         Change::SplitRange { range, parts, expected_pages } => {
             effect = split_range(tx, *range, parts, *expected_pages).await?;

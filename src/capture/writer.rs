@@ -209,6 +209,8 @@ pub struct Effect {
     /// Units that have been fetched completely and are to be compared with what was set aside from them.
     pub to_compare: Vec<UnitId>,
     pub settled: Settled,
+    /// Ranges and lists that failed for good.
+    pub failures: u64,
     /// Items stored minus items set aside.
     pub items: Items,
 }

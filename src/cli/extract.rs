@@ -1,7 +1,7 @@
 //! `extract`: one date range into a directory or a zip, with progress for a person or for a log.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
@@ -9,13 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::civil::Date;
 
 use super::{WHOLE, WITH_FAILURES, WrongUse, grouped, remark, say};
-use crate::app::one_job::{OneJob, OneJobError, Output, Report};
+use crate::app::one_job::{FailureLine, OneJob, OneJobError, Output, Report};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::ZoomArgs;
 use crate::days::DateRange;
 use crate::extract::check::help_for;
 use crate::extract::windows::{oldest_reachable, parse_day, validate};
-use crate::extract::{EditsBy, ExtractError, ExtractRequest, Include, RunSummary, SessionFilter, Snapshot};
+use crate::extract::{
+    Damage, EditsBy, ExtractError, ExtractRequest, Include, RunSummary, SessionFilter, Snapshot,
+};
 use crate::files::is_there;
 use crate::shutdown;
 
@@ -52,6 +54,9 @@ pub(super) struct ExtractArgs {
     #[command(flatten)]
     pub(super) zoom: ZoomArgs,
 }
+
+/// The most lines about what is missing; all of it is in `failures.json`.
+const MISSING_SHOWN: usize = 20;
 
 pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let clock = SystemClock::shared();
@@ -110,6 +115,9 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
         Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
             .then_some("must name a directory, and what is there is none"),
     };
+    let is_within = |path: &Path| path.parent().is_some_and(|parent| is_there(parent) && !parent.is_dir());
+    let is_wrong =
+        is_wrong.or(is_within(path).then_some("must be in a directory, and what it would be in is none"));
     let is_wrong = is_wrong.or(path.to_str().is_none().then_some("must be UTF-8"));
     is_wrong.map_or(Ok(()), |is_wrong| Err(WrongUse(format!("{setting} {is_wrong}: {}", path.display()))))
 }
@@ -142,6 +150,7 @@ fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::
         OneJobError::Extract(ExtractError::Account(failure)) => {
             anyhow::anyhow!("{failure}\n{}", help_for(failure.kind))
         }
+        full if full.is_disk_full() => anyhow::anyhow!("{full}\nmake room first; {go_on}"),
         _ => anyhow::anyhow!("{error}\n{go_on}"),
     }
 }
@@ -168,8 +177,19 @@ fn tell(report: &Report, output: &Output) {
     if report.asked == 0 {
         say("nothing was left to ask Zoom for");
     }
-    for kept in &report.kept {
+    match report.damage {
+        Damage::None => {}
+        Damage::Parts => say("part of what had been received was damaged, and has been fetched again"),
+        Damage::All => {
+            say("the index of what had been received was damaged; everything has been fetched again");
+        }
+    }
+    let (earlier, new) = report.kept.split_at(report.kept_earlier);
+    for kept in new {
         say(format_args!("what was there before may hold more; it is kept as {}", kept.display()));
+    }
+    for kept in earlier {
+        say(format_args!("{} is still there from an earlier run, and may hold more", kept.display()));
     }
     if let Some(error) = &report.left {
         remark(format_args!("{error}; all of it is in {}: remove it", output.path().display()));
@@ -182,20 +202,47 @@ fn tell(report: &Report, output: &Output) {
     let failures = counts.failures();
     if failures > 0 {
         say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));
-        for failure in &report.failures {
-            let what =
-                failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));
-            say(format_args!(
-                "  {what}, {} to {}: {}: {}",
-                failure.from, failure.to, failure.code, failure.message
-            ));
+        let missing = of_adjoining_days(&report.failures);
+        let mut shown = 0;
+        for Missing { what, from, to, why, parts } in missing.iter().take(MISSING_SHOWN) {
+            say(format_args!("  {what}, {from} to {to}: {why}"));
+            shown += parts;
         }
-        let more = failures.saturating_sub(report.failures.len() as u64);
-        if more > 0 {
-            say(format_args!("  and {more} more"));
+        if failures > shown {
+            say(format_args!("  and {} more", counted(failures - shown, "part")));
         }
         say("the same command tries them again");
     }
+}
+
+/// Adjoining days that are missing for the same reason.
+#[derive(Debug, PartialEq)]
+struct Missing {
+    what: String,
+    from: Date,
+    to: Date,
+    why: String,
+    parts: u64,
+}
+
+/// Puts failures of adjoining days into one: a month that could not be listed is one for each day.
+fn of_adjoining_days(failures: &[FailureLine]) -> Vec<Missing> {
+    let read = |failure: &FailureLine| {
+        let what = failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));
+        let (from, to) = (failure.from.parse().ok()?, failure.to.parse().ok()?);
+        Some(Missing { what, from, to, why: format!("{}: {}", failure.code, failure.message), parts: 1 })
+    };
+    let mut all: Vec<Missing> = failures.iter().filter_map(read).collect();
+    all.sort_by(|one, other| (&one.what, &one.why, one.from).cmp(&(&other.what, &other.why, other.from)));
+    all.dedup_by(|next, last| {
+        let adjoins = last.to.tomorrow().is_ok_and(|day| day == next.from);
+        let is_one = adjoins && last.what == next.what && last.why == next.why;
+        if is_one {
+            (last.to, last.parts) = (next.to, last.parts + next.parts);
+        }
+        is_one
+    });
+    all
 }
 
 fn counted(number: u64, what: &str) -> String {
@@ -259,11 +306,13 @@ fn line(snapshot: &Snapshot) -> String {
     );
     if let Some(waiting) = &snapshot.waiting {
         text.push_str(&format!("  waiting until {:.0}: {}", waiting.until, waiting.reason));
+    } else if snapshot.retrying > 0 {
+        text.push_str(&format!("  {} to be retried", counted(snapshot.retrying, "request")));
     } else if let Some(seconds) = snapshot.eta_seconds {
         text.push_str(&format!("  about {} left", clock_face(seconds)));
     }
-    if snapshot.units_failed > 0 {
-        text.push_str(&format!("  {} failed", snapshot.units_failed));
+    if snapshot.failures > 0 {
+        text.push_str(&format!("  {} missing", counted(snapshot.failures, "part")));
     }
     text
 }
@@ -273,5 +322,50 @@ fn clock_face(seconds: u64) -> String {
         (0, 0, seconds) => format!("{seconds}s"),
         (0, minutes, seconds) => format!("{minutes}m{seconds:02}s"),
         (hours, minutes, _) => format!("{hours}h{minutes:02}m"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_adjoining_days_are_one_line() {
+        let failure = |session: Option<&str>, from: &str, to: &str, code: &str| FailureLine {
+            what: "listing",
+            session_id: session.map(str::to_owned),
+            window_from: from.to_owned(),
+            window_to: to.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            code: code.to_owned(),
+            status: None,
+            zoom_code: None,
+            message: String::new(),
+            attempts: 3,
+            failed_at: String::new(),
+            messages_captured: 0,
+        };
+        let failures = [
+            failure(None, "2026-07-31", "2026-07-31", "a"),
+            failure(None, "2026-07-30", "2026-07-30", "a"),
+            failure(Some("s"), "2026-07-01", "2026-07-31", "a"),
+            failure(None, "2026-08-01", "2026-08-01", "b"),
+            failure(Some("s"), "2026-08-01", "2026-08-31", "a"),
+            failure(Some("s"), "2026-09-02", "2026-09-30", "a"),
+        ];
+        let lines: Vec<_> = of_adjoining_days(&failures)
+            .into_iter()
+            .map(|missing| format!("{} {} {} {}", missing.what, missing.from, missing.to, missing.parts))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "listing 2026-07-30 2026-07-31 2",
+                "listing 2026-08-01 2026-08-01 1",
+                "session \"s\" 2026-07-01 2026-08-31 2",
+                "session \"s\" 2026-09-02 2026-09-30 1",
+            ]
+        );
     }
 }

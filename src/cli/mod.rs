@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, LogArgs};
-use crate::telemetry;
+use crate::telemetry::{self, LogFormat};
 
 /// Everything is there (also when there was nothing to extract).
 const WHOLE: u8 = 0;
@@ -64,11 +64,13 @@ enum Command {
 }
 
 impl Command {
-    /// Commands whose output is for a person log errors only.
-    fn log_level(&self) -> &'static str {
+    /// Level and form of the log: commands whose output is for a person log errors only, among that output.
+    fn log(&self) -> (&'static str, LogFormat) {
         match self {
-            Self::Serve(_) | Self::Simulate(_) => "info",
-            Self::Extract(_) | Self::Check(_) | Self::Demo(_) | Self::Openapi | Self::Health(_) => "error",
+            Self::Serve(_) | Self::Simulate(_) => ("info", LogFormat::of_a_service()),
+            Self::Extract(_) | Self::Check(_) | Self::Demo(_) | Self::Openapi | Self::Health(_) => {
+                ("error", LogFormat::Text)
+            }
         }
     }
 
@@ -123,7 +125,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    if let Err(error) = telemetry::init(cli.logs.log_format, cli.command.log_level()) {
+    let (level, format) = cli.command.log();
+    if let Err(error) = telemetry::init(cli.logs.log_format.unwrap_or(format), level) {
         return complain(&WrongUse(error).into());
     }
     cli.command.warn_about_settings();

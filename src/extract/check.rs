@@ -230,7 +230,8 @@ pub fn help_for(kind: FailureKind) -> &'static str {
              report_chat:read:admin and imchat:read:admin) to the app and activate it again"
         }
         FailureKind::NoPermission => {
-            "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports"
+            "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports; where Zoom \
+             gives no code, see whether a proxy or a firewall refuses the request"
         }
         FailureKind::UnknownEndpoint => "check ZOOM_API_BASE_URL; it ends in /v2",
         FailureKind::NotFound | FailureKind::Rejected => {

@@ -8,20 +8,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::{Progress, Snapshot, TrafficTotals};
 use super::request::ExtractRequest;
+use super::run::Damage;
 use super::shared::ExtractError;
 use crate::capture::{CaptureError, Location, Meta, RangeId, Reader};
 use crate::zoom::lane::Traffic;
-use crate::zoom::{Call, ItemChoice};
+use crate::zoom::{Call, ItemChoice, Stalled};
 
 /// Checks that what an earlier run left is sound. A retry goes ahead even if it is not: a damaged index is set aside and
-/// everything refetched; ranges with damaged messages are returned, to be refetched.
+/// everything refetched; the ranges with damaged messages are returned, to be refetched.
 pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
     cancel: &CancellationToken,
-) -> Result<Vec<RangeId>, CaptureError> {
+) -> Result<(Damage, Vec<RangeId>), CaptureError> {
     if cancel.is_cancelled() {
-        return Ok(Vec::new());
+        return Ok((Damage::None, Vec::new()));
     }
     let damaged = async {
         location.check(cancel).await?;
@@ -29,20 +30,18 @@ pub(super) async fn check_earlier(
     };
     match damaged.await {
         // After a cancellation nobody needs the result; the capture stays as it is.
-        Err(_) if cancel.is_cancelled() => Ok(Vec::new()),
+        Err(_) if cancel.is_cancelled() => Ok((Damage::None, Vec::new())),
         Err(error) if error.is_damaged() && retrying => {
-            tracing::error!(%error, "the capture is set aside, everything is fetched again");
+            tracing::warn!(%error, "the capture is set aside, everything is fetched again");
             location.move_damaged_away()?;
-            Ok(Vec::new())
+            Ok((Damage::All, Vec::new()))
         }
-        damaged => damaged.inspect(|damaged| {
-            if !damaged.is_empty() {
-                tracing::warn!(
-                    ranges = damaged.len(),
-                    "messages of these ranges are damaged and fetched again"
-                );
-            }
-        }),
+        Ok(ranges) if ranges.is_empty() => Ok((Damage::None, ranges)),
+        Ok(ranges) => {
+            tracing::warn!(ranges = ranges.len(), "messages of these ranges are damaged and fetched again");
+            Ok((Damage::Parts, ranges))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -67,8 +66,8 @@ pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
     Ok(failures.await?.unwrap_or(0))
 }
 
-/// The figures of the capture in `directory`, as a job reports them, and its number of failures.
-pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, ExtractError> {
+/// The figures of the capture in `directory`, as a job reports them.
+pub async fn figures_in(directory: &Path) -> Result<Option<Snapshot>, ExtractError> {
     let location = Location::in_directory(directory);
     let held = location.with_planned_reader(async |reader| {
         Ok::<_, CaptureError>((reader.counts().await?, traffic_in(reader).await?))
@@ -77,7 +76,7 @@ pub async fn figures_in(directory: &Path) -> Result<Option<(Snapshot, u64)>, Ext
         let progress = Progress::default();
         progress.set_to(&counts);
         progress.resume_from(traffic);
-        (progress.snapshot(&Traffic::default(), None, Duration::ZERO), counts.failures())
+        progress.snapshot(&Traffic::default(), Stalled::default(), Duration::ZERO)
     }))
 }
 

@@ -26,5 +26,5 @@ pub use crate::zoom::{Account, Include, Waiting};
 pub use earlier::{Captured, captured, failures_in, figures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, SessionFilter};
-pub use run::{Extent, RunSummary, run};
+pub use run::{Damage, Extent, RunSummary, run};
 pub use shared::{ExtractError, ExtractSettings, RunContext};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::{Counts, Effect};
-use crate::zoom::{Traffic, Waiting};
+use crate::zoom::{Stalled, Traffic, Waiting};
 
 /// A counter updated by many tasks. A subtraction may overtake the addition it belongs to: a value below zero reads as zero.
 #[derive(Debug, Default)]
@@ -47,6 +47,8 @@ pub struct Progress {
     pub units_total: Figure,
     pub units_done: Figure,
     pub units_failed: Figure,
+    /// Ranges and lists that failed for good.
+    pub failures: Figure,
     pub messages: Figure,
     pub edited_messages: Figure,
     pub deleted_messages: Figure,
@@ -85,6 +87,8 @@ pub struct Snapshot {
     pub units_total: u64,
     pub units_done: u64,
     pub units_failed: u64,
+    #[serde(default)]
+    pub failures: u64,
     pub messages: u64,
     pub edited_messages: u64,
     pub deleted_messages: u64,
@@ -95,6 +99,9 @@ pub struct Snapshot {
     pub percent: Option<f64>,
     pub eta_seconds: Option<u64>,
     pub waiting: Option<Waiting>,
+    /// Requests that wait for their next attempt, where little else is left to do.
+    #[serde(default)]
+    pub retrying: u64,
 }
 
 impl Progress {
@@ -109,6 +116,7 @@ impl Progress {
             (&self.units_total, counts.units_total),
             (&self.units_done, counts.units_done),
             (&self.units_failed, counts.units_failed),
+            (&self.failures, counts.failures()),
             (&self.messages, messages),
             (&self.edited_messages, edited),
             (&self.deleted_messages, deleted),
@@ -124,6 +132,7 @@ impl Progress {
         self.sessions_done.change(effect.settled.sessions_done);
         self.units_done.change(effect.settled.units_done);
         self.units_failed.change(effect.settled.units_failed);
+        self.failures.add(effect.failures);
         let figures = [&self.messages, &self.edited_messages, &self.deleted_messages];
         figures.into_iter().zip(effect.items.0).for_each(|(figure, items)| figure.change(items));
     }
@@ -176,7 +185,8 @@ impl Progress {
     }
 
     /// Takes the figures; `now` is monotonic and feeds the rate.
-    pub fn snapshot(&self, traffic: &Traffic, waiting: Option<Waiting>, now: Duration) -> Snapshot {
+    pub fn snapshot(&self, traffic: &Traffic, stalled: Stalled, now: Duration) -> Snapshot {
+        let Stalled { waiting, retrying } = stalled;
         let totals = self.totals(traffic);
         let sent = traffic.requests.load(Relaxed);
         let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
@@ -185,8 +195,8 @@ impl Progress {
         let share =
             expected_units.map(|expected| if expected < 1.0 { 1.0 } else { (settled / expected).min(1.0) });
         let eta_seconds = match (self.requests_to_come(traffic), requests_per_second) {
-            // Nobody knows how fast it will be after a pause.
-            (Some(to_come), Some(rate)) if rate > 0.01 && waiting.is_none() => {
+            // Nobody knows how fast it will be after a pause, or how long a request must be retried.
+            (Some(to_come), Some(rate)) if rate > 0.01 && waiting.is_none() && retrying == 0 => {
                 Some((to_come / rate).ceil() as u64)
             }
             _ => None,
@@ -199,6 +209,7 @@ impl Progress {
             units_total: self.units_total.get(),
             units_done: self.units_done.get(),
             units_failed: self.units_failed.get(),
+            failures: self.failures.get(),
             messages: self.messages.get(),
             edited_messages: self.edited_messages.get(),
             deleted_messages: self.deleted_messages.get(),
@@ -207,6 +218,7 @@ impl Progress {
             percent: share.map(|share| (share * 1000.0).floor() / 10.0),
             eta_seconds,
             waiting,
+            retrying,
         }
     }
 }

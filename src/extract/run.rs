@@ -25,6 +25,18 @@ pub struct RunSummary {
     pub extent: Extent,
     /// When the capture was begun, if its last day was not over then.
     pub captured_until: Option<Timestamp>,
+    /// What this run found damaged, and fetched again.
+    pub damage: Damage,
+}
+
+/// How much of an earlier run's capture is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    None,
+    /// Messages of some ranges.
+    Parts,
+    /// The index: without it nothing can be used.
+    All,
 }
 
 /// How much a capture holds and since when it has been sound, for comparison with the one an archive was made from.
@@ -47,7 +59,7 @@ impl Extent {
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     let location = Location::in_directory(&context.directory);
-    let damaged = check_earlier(&location, context.retry_failed, &context.cancel).await?;
+    let (damage, damaged) = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
     }
@@ -63,7 +75,7 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     let result = shared.clone().work(&mut reader, damaged).await;
     // Stored even when the run failed or was cancelled: a later run adds to them.
     let left = shared.store_totals().await;
-    let summary = summary(&mut reader).await;
+    let summary = summary(&mut reader, damage).await;
     if let Ok(RunSummary { counts, .. }) = &summary {
         shared.context.progress.set_to(counts);
     }
@@ -74,12 +86,12 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     Ok(summary?)
 }
 
-async fn summary(reader: &mut Reader) -> Result<RunSummary, CaptureError> {
+async fn summary(reader: &mut Reader, damage: Damage) -> Result<RunSummary, CaptureError> {
     let counts = reader.counts().await?;
     let (started_at, damaged_at) = (reader.time(Meta::StartedAt).await?, reader.time(Meta::DamagedAt).await?);
     let extent = Extent { sound_since: damaged_at.or(started_at), items: counts.items.iter().sum() };
     let captured_until = reader.time(Meta::CapturedUntil).await?;
-    Ok(RunSummary { counts, extent, captured_until })
+    Ok(RunSummary { counts, extent, captured_until, damage })
 }
 
 impl Shared {

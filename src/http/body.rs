@@ -246,6 +246,8 @@ impl Reader {
         let text = self.text(value, field);
         if text.as_deref().is_some_and(is_too_long) {
             self.wrong(field, format!("must have at most {MAX_CHARACTERS} characters"));
+        } else if text.as_deref().is_some_and(has_control_characters) {
+            self.wrong(field, "must have no control characters");
         }
         text
     }
@@ -273,6 +275,8 @@ impl Reader {
             self.wrong(field, "must not hold an empty string");
         } else if texts.iter().any(|text| is_too_long(text)) {
             self.wrong(field, format!("must hold strings of at most {MAX_CHARACTERS} characters"));
+        } else if texts.iter().any(|text| has_control_characters(text)) {
+            self.wrong(field, "must hold strings without control characters");
         }
         texts
     }
@@ -308,6 +312,10 @@ fn is_too_long(text: &str) -> bool {
     text.chars().count() > MAX_CHARACTERS
 }
 
+fn has_control_characters(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -333,12 +341,13 @@ mod tests {
         let of_many = errors(&format!("{{{days},{unknown}}}"));
         assert_eq!(of_many.len(), MAX_UNKNOWN + 1);
         assert_eq!(of_many[MAX_UNKNOWN], ("body".to_owned(), "has 900 more unknown fields".to_owned()));
-        let long = "x".repeat(MAX_CHARACTERS + 1);
-        let of_long = errors(&format!(
-            r#"{{{days},"label":"{long}","sessions":{{"name_contains":"{long}","ids":["{long}"]}}}}"#
-        ));
-        let fields: Vec<_> = of_long.iter().map(|(field, _)| &field[..]).collect();
-        assert_eq!(fields, ["sessions.ids", "sessions.name_contains", "label"]);
+        for wrong in [&"x".repeat(MAX_CHARACTERS + 1), r"a\u0000", r"a\n"] {
+            let errors = errors(&format!(
+                r#"{{{days},"label":"{wrong}","sessions":{{"name_contains":"{wrong}","ids":["{wrong}"]}}}}"#
+            ));
+            let fields: Vec<_> = errors.iter().map(|(field, _)| &field[..]).collect();
+            assert_eq!(fields, ["sessions.ids", "sessions.name_contains", "label"]);
+        }
     }
 
     #[test]

@@ -85,8 +85,12 @@ pub(super) fn page_size(limit: Option<&str>) -> Result<usize, Problem> {
     let Some(limit) = limit else {
         return Ok(DEFAULT_PAGE);
     };
-    let number: i64 =
-        limit.parse().map_err(|_| bad_parameter("limit", "must be a whole number, 1 to 200"))?;
+    let (sign, digits) = limit.strip_prefix('-').map_or((1, limit), |digits| (-1, digits));
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad_parameter("limit", "must be a whole number, 1 to 200"));
+    }
+    // One of more digits than fit is clamped like any other.
+    let number = digits.parse().unwrap_or(i64::MAX) * sign;
     Ok(number.clamp(1, MAX_PAGE as i64) as usize)
 }
 
@@ -104,7 +108,7 @@ pub(super) fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i6
 }
 
 pub(super) fn parse_wait(text: &str) -> Result<Duration, Problem> {
-    let bad = || bad_parameter("wait", "must be a time such as 30s, 500ms or 1m");
+    let bad = || bad_parameter("wait", "must be a time of at most a minute such as 30s, 500ms or 1m");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| bad())?;
     let wait = match &text[digits..] {
@@ -163,7 +167,7 @@ mod tests {
         assert_eq!(parse_wait("9m").unwrap(), MAX_WAIT);
         assert_eq!(page_size(Some("0")).unwrap(), 1);
         assert_eq!(page_size(Some("-5")).unwrap(), 1);
-        assert!(page_size(Some("99999999999999999999")).is_err());
-        assert!(page_size(Some("many")).is_err());
+        assert_eq!(page_size(Some("99999999999999999999")).unwrap(), MAX_PAGE);
+        assert!(["many", "", "-", "1.5"].iter().all(|limit| page_size(Some(limit)).is_err()));
     }
 }

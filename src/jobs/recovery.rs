@@ -93,8 +93,9 @@ async fn rebuild_or_remove(
 /// Updates a job's figures from its capture: the record of an interrupted job dates from when its run began. An unreadable
 /// capture is detected when the job resumes.
 pub(super) async fn refresh_figures(job: &mut Job, directory: &Path) {
-    if let Ok(Some((progress, failures))) = extract::figures_in(directory).await {
-        (job.progress, job.failures_total) = (progress, failures);
+    if let Ok(Some(progress)) = extract::figures_in(directory).await {
+        job.failures_total = progress.failures;
+        job.progress = progress;
     }
 }
 

@@ -91,7 +91,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     let progress = Arc::new(Progress::default());
     let claimed = job.clone();
     let figures = || {
-        let now = progress.snapshot(&lane.traffic, lane.waiting(), jobs.clock.elapsed());
+        let now = progress.snapshot(&lane.traffic, lane.stalled(), jobs.clock.elapsed());
         // Until the capture has been read, the figures of an earlier run are the best known.
         if now.windows_total == 0 {
             Snapshot { waiting: now.waiting, ..claimed.progress.clone() }
@@ -120,7 +120,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
             tokio::select! {
                 end = &mut work => break end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
-                    jobs.registry.publish(Job { progress: figures(), ..job.clone() });
+                    let progress = figures();
+                    jobs.registry.publish(Job { failures_total: progress.failures, progress, ..job.clone() });
                 }
             }
         }
@@ -189,7 +190,7 @@ async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, d
     // Reset only now: after a crash before this line the job retries once more, which loses nothing.
     (job.retry_failed, job.cancel_requested) = (false, false);
     (job.progress.requests_per_second, job.progress.eta_seconds) = (None, None);
-    job.progress.waiting = None;
+    (job.progress.waiting, job.progress.retrying) = (None, 0);
     jobs.finish(job);
 }
 

@@ -159,6 +159,8 @@ pub struct Refusal {
     pub message: String,
     pub retry_after: Option<RetryAfter>,
     pub limit: LimitKind,
+    /// Whether the body is HTML, as of something on the way.
+    pub is_html: bool,
     /// Whether the request carried a page token (code 300 is then about the token, otherwise about the parameters).
     pub page_token_sent: bool,
 }
@@ -188,8 +190,10 @@ impl RequestError {
 
     /// What happened, in one line.
     pub fn describe(&self) -> String {
-        let said = |refusal: &Refusal| {
-            if refusal.message.is_empty() { "no message".to_owned() } else { refusal.message.clone() }
+        let said = |refusal: &Refusal| match (&refusal.message[..], refusal.is_html) {
+            ("", true) => "an HTML page; a proxy or a firewall answers in Zoom's place, perhaps".to_owned(),
+            ("", false) => "no message".to_owned(),
+            (message, _) => message.to_owned(),
         };
         match self {
             Self::Refused(refusal) => {
@@ -237,6 +241,7 @@ impl Refusal {
     /// Reads an error answer; the body may be JSON in one of several shapes, HTML, or nothing.
     pub fn read(status: u16, headers: &HeaderMap, body: &[u8], page_token_sent: bool) -> Self {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let is_html = looks_like_html(body);
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         // Code and text may come under any of their names, and under several at once.
         let number = |name: &str| match body.get(name)? {
@@ -257,9 +262,15 @@ impl Refusal {
             message: sanitised(message),
             retry_after,
             limit: if says_daily { LimitKind::Daily } else { LimitKind::PerSecond },
+            is_html,
             page_token_sent,
         }
     }
+}
+
+/// As of a proxy, a firewall or a login page, which answer in Zoom's place.
+pub(super) fn looks_like_html(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 /// A message from outside, fit for a log line or an error: one line, bounded.

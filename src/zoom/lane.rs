@@ -113,6 +113,17 @@ pub struct Lane {
     pub(super) latency: Latency,
     /// Callers that wait until an endpoint answers again.
     waiting_out: PerEndpoint<AtomicUsize>,
+    /// Callers that wait before they send a request again.
+    backing_off: AtomicUsize,
+}
+
+/// What holds a job up.
+#[derive(Debug, Clone, Default)]
+pub struct Stalled {
+    /// Why the job, or some of its callers, cannot send anything at the moment.
+    pub waiting: Option<Waiting>,
+    /// The requests that wait for their next attempt, if those are most of what is left to do; else 0.
+    pub retrying: u64,
 }
 
 /// A longer wait after a 429 is a pause: users are shown it, and it survives a restart.
@@ -138,6 +149,7 @@ impl Lane {
             traffic: Traffic::default(),
             latency: Latency::default(),
             waiting_out: PerEndpoint::default(),
+            backing_off: AtomicUsize::default(),
         }
     }
 
@@ -194,6 +206,7 @@ impl Lane {
                 Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);
+                    let _backs_off = Counted::among(&self.backing_off);
                     account.clock.sleep(after).await;
                 }
             }
@@ -250,8 +263,14 @@ impl Lane {
         }
     }
 
-    /// Why this job, or some of its callers, cannot send anything at the moment; `None` if they can.
-    pub fn waiting(&self) -> Option<Waiting> {
+    pub fn stalled(&self) -> Stalled {
+        let retrying = self.backing_off.load(Relaxed);
+        let in_flight = self.account.settings.in_flight - self.under_way.available_permits();
+        let others = in_flight + self.turns.waiting();
+        Stalled { waiting: self.waiting(), retrying: if retrying > others { retrying as u64 } else { 0 } }
+    }
+
+    fn waiting(&self) -> Option<Waiting> {
         let outages = self.account.outages.all().into_iter().zip(self.waiting_out.all());
         let mut waited_for = outages.filter(|(_, callers)| callers.load(Relaxed) > 0);
         self.account.budget.waiting().or_else(|| waited_for.find_map(|(outage, _)| outage.waiting()))

@@ -22,5 +22,5 @@ pub use budget::{Budget, Waiting};
 pub use call::{Call, Include, ItemChoice};
 pub use client::{Account, ZoomSettings};
 pub use error::{Failure, FailureKind};
-pub use lane::{Lane, Traffic};
+pub use lane::{Lane, Stalled, Traffic};
 pub use transport::{NoClient, is_cleartext, is_http, wrong_environment};

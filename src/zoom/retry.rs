@@ -204,6 +204,7 @@ mod tests {
             message: String::new(),
             retry_after: None,
             limit: LimitKind::PerSecond,
+            is_html: false,
             page_token_sent,
         })
     }
@@ -255,6 +256,7 @@ mod tests {
                 message: String::new(),
                 retry_after,
                 limit: LimitKind::Daily,
+                is_html: false,
                 page_token_sent: false,
             })
         };
@@ -291,6 +293,7 @@ mod tests {
             let error = RequestError::Refused(Refusal {
                 status: 503, zoom_code: None, message: String::new(),
                 retry_after: Some(RetryAfter::In(Duration::from_secs(seconds))),
+                is_html: false,
                 limit: LimitKind::PerSecond, page_token_sent: false,
             });
             let Decision::Retry { after } = RetryPolicy::default().decide(&error, 1, now(), roll) else {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::error::{CODES, Failure, FailureKind, TEXTS};
+use super::error::{CODES, Failure, FailureKind, TEXTS, looks_like_html};
 use crate::days::DateRange;
 use crate::json::text_of;
 
@@ -39,7 +39,9 @@ impl<'a, const N: usize> Page<'a, N> {
         // Checking UTF-8 all at once: item by item it takes four times as long.
         let text = simdutf8::basic::from_utf8(body).map_err(|error| error.to_string())?;
         let mut deserializer = serde_json::Deserializer::from_str(text);
-        let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| shape_of(&error))?;
+        let page = PageSeed { names }.deserialize(&mut deserializer).map_err(|error| {
+            if looks_like_html(body) { "it is an HTML page".to_owned() } else { shape_of(&error) }
+        })?;
         deserializer.end().map_err(|error| shape_of(&error))?;
         Ok(page)
     }

@@ -157,18 +157,20 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         std::fs::write(capture.join("capture.segments"), "").unwrap();
         let (code, out, err) = run(command()).await;
         assert!(code == 3 && out.contains("may hold more; it is kept as"), "{code} {out}{err}");
+        assert!(out.contains("part of what had been received was damaged"), "{out}");
         assert!(std::fs::read(&kept).unwrap() == before);
         assert!(std::fs::read(&made).unwrap() != before, "what there is now");
-        // The kept copy is mentioned as long as it exists. What somebody has put in the output's place is kept as well: the
+        // A kept copy is mentioned as long as it exists. What somebody has put in the output's place is kept as well: the
         // command replaces only what it has made itself.
         let place = home.path().join(place);
         std::fs::rename(&place, home.path().join(format!("moved-{}", arguments.len()))).unwrap();
         let mine = if arguments.is_empty() { place.join("mine") } else { place };
         std::fs::create_dir_all(mine.parent().unwrap()).unwrap();
         std::fs::write(&mine, "mine").unwrap();
-        for _ in 0..2 {
+        for new in [1, 0] {
             let (code, out, _) = run(command()).await;
-            assert!(code == 3 && out.matches("may hold more; it is kept as").count() == 2, "{out}");
+            let told = ["may hold more; it is kept as", "is still there from an earlier run"];
+            assert_eq!((code, told.map(|told| out.matches(told).count())), (3, [new, 2 - new]), "{out}");
             assert_eq!(std::fs::read(home.path().join(kept_too)).unwrap(), b"mine");
         }
         std::fs::write(capture.join("capture.db"), "").unwrap();
@@ -195,14 +197,18 @@ async fn a_file_that_was_edited_in_its_place_is_kept() {
     let folder = home.path().join("zoom_chat_reports");
     let file = std::fs::read_dir(folder.join("messages")).unwrap().next().unwrap().unwrap().path();
     std::fs::File::options().append(true).open(&file).unwrap().write_all(b"a note").unwrap();
-    for _ in 0..2 {
+    for told in ["kept as ./zoom_chat_reports/before", "./zoom_chat_reports/before is still there"] {
         let (code, out, _) = run(extract(&sim, home.path())).await;
-        assert!(code == 0 && out.contains("kept as ./zoom_chat_reports/before"), "{code} {out}");
+        assert!(code == 0 && out.contains(told), "{code} {out}");
         assert!(!std::fs::read(&file).unwrap().ends_with(b"a note"), "made anew");
         let kept = folder.join("before/messages").join(file.file_name().unwrap());
         assert!(std::fs::read(kept).unwrap().ends_with(b"a note"));
         assert!(!folder.join("before/sessions").exists() && !folder.join("before-2").exists());
     }
+    std::fs::write(folder.join(".capture/capture.db"), "no database").unwrap();
+    let (code, out, err) = run(extract(&sim, home.path())).await;
+    assert!(code == 0 && out.contains("the index of what had been received was damaged"), "{code} {out}{err}");
+    assert!(!err.contains('{'), "what a person reads is no JSON: {err}");
 }
 
 /// A run with wrong credentials or dates has extracted nothing: with the right ones it can use the same place.
