@@ -4,6 +4,7 @@
 //! are reported, and sessions known from other windows are asked for them anyway.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -109,10 +110,18 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
         return Ok(());
     }
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
-    match follow(shared, list, whole, Effort { at_most, ..run_effort(Urgency::Everything) }).await? {
-        Ok(()) => Ok(()),
-        Err(failure) if failure.kind.concerns_the_account() => Err(ExtractError::Account(failure)),
-        Err(failure) => give_up(shared, list, days, &failure).await,
+    let effort = Effort { at_most, ..run_effort(Urgency::Everything) };
+    match ListReader::new(shared, list, whole, effort).read().await? {
+        // What has left Zoom's reach meanwhile is cut off when the list is begun again.
+        ListEnd::LeftReach => Ok(()),
+        ListEnd::Complete => {
+            shared.commit(Change::EndList { list: list.id }).await?;
+            Ok(())
+        }
+        ListEnd::Failed(failure) if failure.kind.concerns_the_account() => {
+            Err(ExtractError::Account(failure))
+        }
+        ListEnd::Failed(failure) => give_up(shared, list, days, &failure).await,
     }
 }
 
@@ -131,7 +140,12 @@ struct Pass {
 impl Pass {
     fn from(resume: Option<&PageToken>, pages: i64) -> Self {
         let Some(PageToken { token, .. }) = resume else { return Self::default() };
-        Self { token: Some(token.clone()), seq: pages, paging: Paging::taken_up(token), ..Self::default() }
+        Self {
+            token: Some(token.clone()),
+            seq: pages,
+            paging: Paging::resumed_with(token),
+            ..Self::default()
+        }
     }
 
     /// Whether no further pass is needed after its last page.
@@ -140,99 +154,137 @@ impl Pass {
     }
 }
 
-/// Follows the chain of list pages to its end, and again until a pass brings nothing new.
-async fn follow(
-    shared: &Shared,
-    list: &Chain<ListId>,
+/// How the reading of a list ended.
+enum ListEnd {
+    Complete,
+    /// Its first days left Zoom's reach while it was read.
+    LeftReach,
+    Failed(Failure),
+}
+
+/// Reads a list: follows the chain of its pages to the end, and again until a pass brings nothing new.
+struct ListReader<'a> {
+    shared: &'a Shared,
+    list: &'a Chain<ListId>,
+    /// The window that the list is of, or is part of.
     whole: DateRange,
     effort: Effort,
-) -> Result<Result<(), Failure>, ExtractError> {
-    let context = &shared.context;
-    let days = list.days;
-    let mut pass = Pass::from(shared.resumable_token(list), list.pages);
-    let (mut passes, mut has_shown, mut was_not_found) = (1, list.pages > 0, false);
-    // The digests of pages read: one that comes again unchanged need not be stored again.
-    let mut read = HashSet::new();
-    loop {
-        let call = Call::ListSessions { days, page_token: pass.token.clone() };
-        let page = match context.lane.fetch(&call, effort, move |body| read_page(&body, days)).await {
-            Ok(page) => page,
-            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure))
-                if failure.kind.concerns_the_request() && shared.has_lost_days_of(days) =>
-            {
-                return Ok(Ok(()));
+    pass: Pass,
+    passes: u32,
+    /// Whether any page of it has been answered.
+    has_shown: bool,
+    was_not_found: bool,
+    /// The digests of pages read: one that comes again unchanged need not be stored again.
+    read: HashSet<u128>,
+}
+
+impl<'a> ListReader<'a> {
+    fn new(shared: &'a Shared, list: &'a Chain<ListId>, whole: DateRange, effort: Effort) -> Self {
+        Self {
+            shared,
+            list,
+            whole,
+            effort,
+            pass: Pass::from(shared.resumable_token(list), list.pages),
+            passes: 1,
+            has_shown: list.pages > 0,
+            was_not_found: false,
+            read: HashSet::new(),
+        }
+    }
+
+    async fn read(mut self) -> Result<ListEnd, ExtractError> {
+        let days = self.list.days;
+        loop {
+            let call = Call::ListSessions { days, page_token: self.pass.token.clone() };
+            let lane = &self.shared.context.lane;
+            let next = match lane.fetch(&call, self.effort, move |body| read_page(&body, days)).await {
+                Ok(page) => self.take(page).await?,
+                Err(error) => self.after(error).await?,
+            };
+            if let ControlFlow::Break(end) = next {
+                return Ok(end);
             }
-            Err(FetchError::PageTokenExpired(_)) if pass.paging.may_begin_again(pass.seq) => {
-                pass = Pass { paging: pass.paging, found_nothing_new: passes > 1, ..Pass::default() };
-                continue;
-            }
-            // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
-            Err(FetchError::Failed(failure)) if failure.is_not_found_by_zoom() && !has_shown => {
-                if !std::mem::replace(&mut was_not_found, true) {
-                    continue;
-                }
-                if !lists_nothing(shared, list, whole, effort).await? {
-                    return Ok(Err(failure));
-                }
-                break;
-            }
-            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) => {
-                return Ok(Err(failure));
-            }
-        };
-        let is_new =
-            read.insert(digest(&page.sessions.iter().map(|(_, info)| &info[..]).collect::<String>()));
+        }
+    }
+
+    /// Stores a page.
+    async fn take(&mut self, page: ListPage) -> Result<ControlFlow<ListEnd>, ExtractError> {
+        let (shared, pass) = (self.shared, &mut self.pass);
+        let infos: String = page.sessions.iter().map(|(_, info)| &info[..]).collect();
+        let is_new = self.read.insert(digest(&infos));
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
         let first = page.sessions.first().filter(|_| !ids.is_subset(&pass.previous));
         let trouble =
             pass.paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
-        let trouble = trouble.or(page.leaves_out.clone());
-        let left_reach = pass.token.is_none() && shared.has_lost_days_of(days);
+        let trouble = trouble.or(page.leaves_out);
+        let left_reach = pass.token.is_none() && shared.has_lost_days_of(self.list.days);
         pass.previous = ids;
         pass.token.clone_from(&page.next);
         // A page that was read before brings nothing new.
-        if is_new || passes == 1 {
+        if is_new || self.passes == 1 {
             shared.wait_for_commit_tick(COMMIT_INTERVAL).await;
             let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
             let then = next.unwrap_or(Then::Unfinished);
-            let position = PagePosition { chain: list.id, seq: pass.seq, then, unknown: page.unknown };
+            let position = PagePosition { chain: self.list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, position, page.sessions).await?;
             pass.found_nothing_new &= brought == 0;
         }
-        has_shown = true;
+        self.has_shown = true;
         if let Some(trouble) = trouble {
-            return Ok(Err(trouble));
+            return Ok(ControlFlow::Break(ListEnd::Failed(trouble)));
         }
         if left_reach {
-            return Ok(Ok(()));
+            return Ok(ControlFlow::Break(ListEnd::LeftReach));
         }
         if pass.token.is_some() {
             pass.seq += 1;
-        } else if pass.suffices(passes) {
-            break;
+        } else if pass.suffices(self.passes) {
+            return Ok(ControlFlow::Break(ListEnd::Complete));
         } else {
-            tracing::debug!(%days, passes, "read again: it may have moved meanwhile");
-            (pass, passes) = (Pass { found_nothing_new: true, ..Pass::default() }, passes + 1);
+            tracing::debug!(days = %self.list.days, self.passes, "read again: it may have moved meanwhile");
+            self.pass = Pass { found_nothing_new: true, ..Pass::default() };
+            self.passes += 1;
         }
+        Ok(ControlFlow::Continue(()))
     }
-    shared.commit(Change::EndList { list: list.id }).await?;
-    Ok(Ok(()))
-}
 
-/// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if the
-/// whole window is still answered.
-async fn lists_nothing(
-    shared: &Shared,
-    list: &Chain<ListId>,
-    whole: DateRange,
-    effort: Effort,
-) -> Result<bool, ExtractError> {
-    let window = list.window;
-    if list.days == whole || !shared.with_reader(async move |reader| reader.has_listed(window).await).await? {
-        return Ok(true);
+    /// Decides what an answer means that brought no page.
+    async fn after(&mut self, error: FetchError) -> Result<ControlFlow<ListEnd>, ExtractError> {
+        let token_expired = matches!(error, FetchError::PageTokenExpired(_));
+        let (FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) = error;
+        if failure.kind.concerns_the_request() && self.shared.has_lost_days_of(self.list.days) {
+            return Ok(ControlFlow::Break(ListEnd::LeftReach));
+        }
+        if token_expired && self.pass.paging.may_begin_again(self.pass.seq) {
+            let paging = std::mem::take(&mut self.pass.paging);
+            self.pass = Pass { paging, found_nothing_new: self.passes > 1, ..Pass::default() };
+            return Ok(ControlFlow::Continue(()));
+        }
+        // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
+        if failure.is_not_found_by_zoom() && !self.has_shown {
+            if !std::mem::replace(&mut self.was_not_found, true) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            if self.has_nothing().await? {
+                return Ok(ControlFlow::Break(ListEnd::Complete));
+            }
+        }
+        Ok(ControlFlow::Break(ListEnd::Failed(failure)))
     }
-    let call = Call::ListSessions { days: whole, page_token: None };
-    Ok(shared.context.lane.fetch(&call, effort, call.any_answer()).await.is_ok())
+
+    /// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if
+    /// the whole window is still answered.
+    async fn has_nothing(&self) -> Result<bool, ExtractError> {
+        let (shared, whole, window) = (self.shared, self.whole, self.list.window);
+        if self.list.days == whole
+            || !shared.with_reader(async move |reader| reader.has_listed(window).await).await?
+        {
+            return Ok(true);
+        }
+        let call = Call::ListSessions { days: whole, page_token: None };
+        Ok(shared.context.lane.fetch(&call, self.effort, call.any_answer()).await.is_ok())
+    }
 }
 
 /// Commits a list page and returns how many sessions were new to its window.

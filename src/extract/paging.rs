@@ -23,7 +23,7 @@ pub(super) struct Paging {
 
 impl Paging {
     /// Watches a chain that resumes with this token.
-    pub fn taken_up(token: &str) -> Self {
+    pub fn resumed_with(token: &str) -> Self {
         Self { tokens: HashSet::from([token.to_owned()]), ..Self::default() }
     }
 
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_token_comes_once_unless_the_chain_begins_again() {
-        let mut paging = Paging::taken_up("a");
+        let mut paging = Paging::resumed_with("a");
         assert!(paging.trouble_after(Some("b"), Some(1)).is_none());
         assert_eq!(paging.trouble_after(Some("a"), Some(2)).unwrap().kind, FailureKind::PageTokenLoop);
         assert!(paging.may_begin_again(2));

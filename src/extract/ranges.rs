@@ -141,7 +141,7 @@ struct Following<'a> {
     range: PendingRange,
     token: Option<String>,
     seq: i64,
-    /// Set if the run would end up waiting for the rest of the chain: about how many pages that is.
+    /// Whether the run would end up waiting for the rest of the chain.
     urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
@@ -177,7 +177,7 @@ impl<'a> Following<'a> {
             following.seq = range.chain.pages;
             following.previous = Arc::new(last_items.map(|items| reconcile::digests_of(&items)));
             following.observed = None;
-            following.paging = Paging::taken_up(&token);
+            following.paging = Paging::resumed_with(&token);
             following.token = Some(token);
         }
         Ok(following)
@@ -285,13 +285,8 @@ impl<'a> Following<'a> {
             tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
         }
         if self.urgency == Urgency::Usual {
-            shared
-                .wait_for_commit_tick(if page.next.is_none() {
-                    LONG_COMMIT_INTERVAL
-                } else {
-                    COMMIT_INTERVAL
-                })
-                .await;
+            let longest = if page.next.is_none() { LONG_COMMIT_INTERVAL } else { COMMIT_INTERVAL };
+            shared.wait_for_commit_tick(longest).await;
         }
         let direction = split::direction(page.ends);
         let page_of_range =

@@ -46,7 +46,7 @@ pub struct JobView {
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// Parts that had failed when the job last ended. `/v1/jobs/{id}/failures` lists them, also while the job runs.
+    /// Parts that have failed for good so far; `/v1/jobs/{id}/failures` lists them.
     pub failures_total: u64,
     /// Why the job failed; null otherwise.
     pub error: Option<ErrorView>,

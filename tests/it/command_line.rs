@@ -207,7 +207,10 @@ async fn a_file_that_was_edited_in_its_place_is_kept() {
     }
     std::fs::write(folder.join(".capture/capture.db"), "no database").unwrap();
     let (code, out, err) = run(extract(&sim, home.path())).await;
-    assert!(code == 0 && out.contains("the index of what had been received was damaged"), "{code} {out}{err}");
+    assert!(
+        code == 0 && out.contains("the index of what had been received was damaged"),
+        "{code} {out}{err}"
+    );
     assert!(!err.contains('{'), "what a person reads is no JSON: {err}");
 }
 
