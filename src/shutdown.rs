@@ -28,7 +28,7 @@ pub fn on_signal(clock: SharedClock) -> std::io::Result<CancellationToken> {
             match first {
                 None => {
                     first = Some(now);
-                    tracing::info!("stopping; a second signal ends it at once");
+                    tracing::info!("stopping; a second signal ends the process at once");
                     cancelled.cancel();
                 }
                 Some(first) if now - first <= ECHO => {}

@@ -50,7 +50,7 @@ fn filter(wanted: &str) -> Result<EnvFilter, String> {
     let is_a_word = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let words = wanted.split(',').map(str::trim).filter(is_a_word);
     match words.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
-        Some(word) => Err(format!("{word} is no level")),
+        Some(word) => Err(format!("{word} is not a level")),
         None => EnvFilter::try_new(wanted).map_err(|error| error.to_string()),
     }
 }
@@ -71,15 +71,18 @@ pub fn metrics() -> &'static PrometheusHandle {
 /// Describes every metric of this service.
 fn describe() {
     use metrics::{describe_counter, describe_gauge};
-    describe_gauge!("zcr_jobs_running", "Jobs that run");
-    describe_gauge!("zcr_jobs_queued", "Jobs that wait for their turn");
-    describe_counter!("zcr_jobs_ended_total", "Jobs that ended, by the state they ended in");
-    describe_gauge!("zcr_waiting", "1 while nothing is asked of Zoom: a daily limit, an outage");
-    describe_counter!("zcr_http_responses_total", "Answers of this service, by status");
+    describe_gauge!("zcr_jobs_running", "Running jobs");
+    describe_gauge!("zcr_jobs_queued", "Queued jobs");
+    describe_counter!("zcr_jobs_ended_total", "Ended jobs, by final state");
+    describe_gauge!(
+        "zcr_waiting",
+        "1 while some or all requests to Zoom are on hold (rate limit, outage), else 0"
+    );
+    describe_counter!("zcr_http_responses_total", "Responses of this service, by status");
     for (counter, what) in [
         ("zcr_zoom_requests_total", "Requests sent to Zoom"),
-        ("zcr_zoom_rate_limited_total", "Answers of Zoom with status 429"),
-        ("zcr_audit_failures_total", "Lines that the audit trail could not take"),
+        ("zcr_zoom_rate_limited_total", "Responses from Zoom with status 429"),
+        ("zcr_audit_failures_total", "Lines that could not be written to the audit trail"),
     ] {
         describe_counter!(counter, what);
         // Exported from the start: an alert on the first increase needs to have seen zero.

@@ -50,7 +50,7 @@ pub struct AppSettings {
 pub enum AppError {
     #[error("{setting} {} cannot be used: {error}", path.display())]
     Directory { setting: &'static str, path: PathBuf, error: io::Error },
-    #[error("{setting} {} is in use by another process; wait for its end, or choose another place", path.display())]
+    #[error("{setting} {} is in use by another process; wait until it ends, or choose another place", path.display())]
     Locked { setting: &'static str, path: PathBuf },
     #[error("{setting} {address} cannot be used: {error}; choose another address or port")]
     Listen { setting: &'static str, address: SocketAddr, error: io::Error },
@@ -101,14 +101,14 @@ impl App {
             tracing::warn!(
                 most,
                 descriptors,
-                "fewer connections than MAX_CONNECTIONS: this process may open no more files"
+                "accepting fewer connections than MAX_CONNECTIONS: the limit of open files is too low"
             );
         }
         if descriptors < max_running * DESCRIPTORS_OF_A_JOB + OTHER_DESCRIPTORS {
             tracing::warn!(
                 descriptors,
                 max_running,
-                "so many jobs may need more open files than this process may have"
+                "MAX_RUNNING_JOBS jobs may need more open files than this process may have"
             );
         }
         let state = AppState::new(jobs.clone(), account, audit, offer, most, clock.clone(), stopping.clone());
@@ -118,7 +118,7 @@ impl App {
         let metrics_address = metrics.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = metrics {
             servers.spawn(serve(listener, http::metrics_router(state.clone()), METRICS_CONNECTIONS));
-            tracing::info!(%address, "metrics");
+            tracing::info!(%address, "serving metrics");
         }
         servers.spawn(serve(listener, http::router(state, offer), most));
         servers.close();

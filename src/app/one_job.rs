@@ -268,12 +268,13 @@ fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, OneJobError> {
 fn remove_capture(directory: &Path) -> Result<Option<PathBuf>, OneJobError> {
     if at(directory, has_entry(directory, is_damaged_copy))? {
         let damaged = free_name(|suffix| directory.with_extension(format!("damaged{suffix}")));
-        at(&damaged, std::fs::rename(directory, &damaged))?;
-        at(&damaged, remove_all_but(&damaged, is_damaged_copy))?;
+        at(directory, std::fs::rename(directory, &damaged))?;
+        // Best effort: the rest only takes space.
+        let _ = remove_all_but(&damaged, is_damaged_copy);
         return Ok(Some(damaged));
     }
     let removed = directory.with_extension(REMOVED);
-    at(&removed, std::fs::rename(directory, &removed))?;
+    at(directory, std::fs::rename(directory, &removed))?;
     remove(&removed).map(|()| None)
 }
 

@@ -47,7 +47,7 @@ impl Facts {
         Ok(Self {
             from: day("from"),
             to: day("to"),
-            started_at: reader.meta(Meta::StartedAt).await?.ok_or_else(missing("when it was started"))?,
+            started_at: reader.meta(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
             captured_until: reader.meta(Meta::CapturedUntil).await?,
             version: reader.meta(Meta::Version).await?,
             requester: reader.meta(Meta::Requester).await?,

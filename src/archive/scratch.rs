@@ -140,7 +140,7 @@ impl Scratch {
         if added == sessions {
             return Ok(());
         }
-        Err(CaptureError::Damaged(format!("it named {sessions} sessions and holds {added}")))
+        Err(CaptureError::Damaged(format!("it listed {sessions} sessions but holds {added}")))
     }
 
     /// Adds a line to the list of what was not found; the list is sorted by first day and session.

@@ -8,7 +8,9 @@ use crate::sqlite;
 pub enum CaptureError {
     #[error("the disk is full")]
     DiskFull,
-    #[error("the capture was written by another version (schema {found}, this one is {SCHEMA_VERSION})")]
+    #[error(
+        "the capture was written by another version (its schema is {found}, this version uses {SCHEMA_VERSION})"
+    )]
     OtherVersion { found: i64 },
     #[error("the capture could not be used: {0}")]
     Database(#[source] sqlx::Error),

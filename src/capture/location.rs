@@ -133,7 +133,7 @@ impl Location {
     ) -> Result<Option<T>, CaptureError> {
         match self.with_planned_reader(at).await? {
             None if self.has_messages() => {
-                Err(CaptureError::Damaged("there are messages and no index of them".to_owned()))
+                Err(CaptureError::Damaged("there are messages but no index of them".to_owned()))
             }
             seen => Ok(seen),
         }
@@ -233,7 +233,7 @@ async fn damage_to(connection: &mut SqliteConnection) -> Result<Option<String>, 
     }
     let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_optional(&mut *connection).await?;
     let table = dangling.map(|row| row.try_get::<String, _>(0)).transpose()?;
-    Ok(table.map(|table| format!("a row of {table} belongs to nothing")))
+    Ok(table.map(|table| format!("a row of {table} refers to a row that is missing")))
 }
 
 #[cfg(test)]

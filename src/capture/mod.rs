@@ -59,7 +59,7 @@ impl TryFrom<i64> for Kind {
 
     fn try_from(number: i64) -> Result<Self, CaptureError> {
         let kind = usize::try_from(number).ok().and_then(|index| Self::ALL.get(index));
-        kind.copied().ok_or_else(|| CaptureError::Damaged("a page of no known kind".to_owned()))
+        kind.copied().ok_or_else(|| CaptureError::Damaged("a page of unknown kind".to_owned()))
     }
 }
 

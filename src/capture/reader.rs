@@ -49,7 +49,7 @@ impl TryFrom<UncheckedPage> for PageRef {
 
     fn try_from(told: UncheckedPage) -> Result<Self, CaptureError> {
         let number = |name, value| {
-            u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is below zero")))
+            u64::try_from(value).map_err(|_| CaptureError::Damaged(format!("{name} is negative")))
         };
         let (items, raw_len) = (number("items", told.items)?, number("raw_len", told.raw_len)?);
         if items > raw_len {
@@ -60,7 +60,7 @@ impl TryFrom<UncheckedPage> for PageRef {
             kind: told.kind.try_into()?,
             items,
             raw_len,
-            crc32: crc32.map_err(|_| CaptureError::Damaged("crc32 is no number of 32 bits".to_owned()))?,
+            crc32: crc32.map_err(|_| CaptureError::Damaged("crc32 is not a 32-bit number".to_owned()))?,
             offset: number("offset", told.offset)?,
             length: number("length", told.length)?,
         })
@@ -380,7 +380,7 @@ impl Reader {
             return Ok(damaged);
         }
         if self.meta(Meta::StartedAt).await?.is_none() {
-            return Err(CaptureError::Damaged("when it was begun is missing".to_owned()));
+            return Err(CaptureError::Damaged("the start time is missing".to_owned()));
         }
         let misplaced = sqlx::query_scalar(
             "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",
@@ -433,12 +433,12 @@ impl Reader {
 /// A number that must not be negative; 0 if it is NULL.
 pub(super) fn number(row: &SqliteRow, column: &str) -> Result<u64, CaptureError> {
     let number = row.try_get::<Option<i64>, _>(column)?.unwrap_or(0);
-    u64::try_from(number).map_err(|_| CaptureError::Damaged(format!("{column} is below zero")))
+    u64::try_from(number).map_err(|_| CaptureError::Damaged(format!("{column} is negative")))
 }
 
 pub(super) fn date(row: &SqliteRow, column: &str) -> Result<Date, CaptureError> {
     let text: String = row.try_get(column)?;
-    text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is no date")))
+    text.parse().map_err(|_| CaptureError::Damaged(format!("{column} is not a date")))
 }
 
 pub(super) fn days(row: &SqliteRow) -> Result<DateRange, CaptureError> {

@@ -112,7 +112,7 @@ pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> R
     let read = read.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
     let inflated = &raw[before..];
     if read != data.len() as u64 || inflated.len() as u64 != raw_len || crc32fast::hash(inflated) != crc32 {
-        return Err(CaptureError::Damaged("a segment is not what was stored".to_owned()));
+        return Err(CaptureError::Damaged("a segment differs from what was stored".to_owned()));
     }
     Ok(())
 }

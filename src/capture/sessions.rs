@@ -148,7 +148,7 @@ impl Reader {
                 some = self.incomplete_after(after, AT_A_TIME, i64::MAX).await?;
             }
             let Some(last) = some.last() else {
-                let lost = CaptureError::Damaged(format!("of {sessions} sessions {read} can be found"));
+                let lost = CaptureError::Damaged(format!("{read} of {sessions} sessions can be found"));
                 return if read == sessions { Ok(()) } else { Err(lost) };
             };
             after = last.place;
@@ -248,7 +248,7 @@ impl Reader {
             for (range, seq, page) in of_json::<Vec<(RangeId, i64, UncheckedPage)>>(&pages)? {
                 let page = PageRef::try_from(page)?;
                 let gone =
-                    || CaptureError::Damaged("a page is of another range than was asked for".to_owned());
+                    || CaptureError::Damaged("a page belongs to another range than requested".to_owned());
                 let (nth, order, window) = *places.get(&range).ok_or_else(gone)?;
                 totals.count(window, &page);
                 found[nth].push((order, seq, page));

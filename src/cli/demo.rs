@@ -38,13 +38,13 @@ const MOST: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Leave the service and the simulator up until Ctrl-C
+    /// Keep the service and the simulator running until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// Where the service listens; port 0 picks a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = config::address)]
     listen_addr: SocketAddr,
-    /// Where the archive is left; nothing may be there but the archive of an earlier demo, by its usual name
+    /// Where to save the archive; an existing file is replaced only if it is an earlier demo's, under the default name
     #[arg(long, value_name = "FILE", default_value = ARCHIVE)]
     archive: PathBuf,
 }
@@ -59,9 +59,10 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     let is_usual = args.archive.strip_prefix(".").unwrap_or(&args.archive) == Path::new(ARCHIVE);
     if is_there(&args.archive) && !(is_usual && is_of_a_demo(&args.archive)) {
         let there = args.archive.display();
-        return Err(
-            WrongUse(format!("--archive: {there} exists already; name another, or move it away")).into()
-        );
+        return Err(WrongUse(format!(
+            "--archive: {there} already exists; choose another file, or move this one away"
+        ))
+        .into());
     }
     let clock = SystemClock::shared();
     let mut unfinished = Unfinished::create(&args.archive, &clock)?;
@@ -110,7 +111,7 @@ async fn serve(
         () = stop.cancelled() => Err(anyhow::anyhow!("stopped")),
     };
     if shown.is_ok() && args.keep {
-        say("\nthe service stays up; press Ctrl-C to end it");
+        say("\nthe service keeps running; press Ctrl-C to stop it");
         stop.cancelled().await;
     }
     app.shut_down().await;
@@ -172,7 +173,7 @@ async fn show(
         bail!("the job ended as {}: {}", job["state"], job["error"]["detail"]);
     }
     let hash = unfinished.download(&client, &format!("{base}/v1/jobs/{id}/archive")).await?;
-    ensure!(job["archive"]["sha256"] == hash.as_str(), "the download's hash is not the job's");
+    ensure!(job["archive"]["sha256"] == hash.as_str(), "the download's hash differs from the job's");
     let truth = items_of(data, (from, to));
     let figure = |name: &str| job["progress"][name].as_u64().unwrap_or(0);
     let got = [figure("messages"), figure("edited_messages"), figure("deleted_messages")];
@@ -192,7 +193,7 @@ async fn show(
         say(format_args!("  {base}/docs/"));
         say(format_args!("  curl {base}/v1/jobs/{id}"));
     } else {
-        say("  zoom-chat-reports demo --keep     leaves the service up, with Swagger UI");
+        say("  zoom-chat-reports demo --keep     keeps the service running, with Swagger UI");
     }
     Ok(())
 }

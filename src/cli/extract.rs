@@ -24,19 +24,19 @@ use crate::shutdown;
 #[derive(Debug, Args)]
 #[command(override_usage = "zoom-chat-reports extract [OPTIONS] --from-date <DATE> --to-date <DATE>")]
 #[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
-#[command(after_help = "The same command resumes an interrupted run and retries what failed.\n\
-    Exit codes: 0 whole (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
+#[command(after_help = "Run the same command again to resume an interrupted run and retry what failed.\n\
+    Exit codes: 0 complete (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
 pub(super) struct ExtractArgs {
     /// First day, UTC, yyyy-mm-dd; at most six months back
     #[arg(long, value_name = "DATE")]
     from_date: String,
-    /// Last day, included, UTC
+    /// Last day (inclusive), UTC
     #[arg(long, value_name = "DATE")]
     to_date: String,
-    /// Directory for the files
+    /// Directory to write the files to
     #[arg(long, value_name = "DIR", default_value = "./zoom_chat_reports")]
     output_dir: PathBuf,
-    /// One zip instead of a directory
+    /// Write one zip instead of a directory
     #[arg(long, value_name = "FILE")]
     zip: Option<PathBuf>,
     /// Leave out earlier versions of edited messages
@@ -82,7 +82,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     };
     let job = OneJob::prepare(args.zoom.settings()?, request, output.clone(), clock.clone()).await?;
     if job.continues {
-        remark(format_args!("resuming from what {} holds already", output.working_directory().display()));
+        remark(format_args!("resuming from what {} already holds", output.working_directory().display()));
     } else {
         // What was begun there had received nothing, so the usual limit applies.
         range(&args.from_date, &args.to_date, oldest_reachable(today), today)?;
@@ -113,11 +113,10 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
                 .or(is_stream.then_some("must name a file of its own, not a stream or a device"))
         }
         Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
-            .then_some("must name a directory, and what is there is none"),
+            .then_some("must name a directory; what is there is not one"),
     };
     let is_within = |path: &Path| path.parent().is_some_and(|parent| is_there(parent) && !parent.is_dir());
-    let is_wrong =
-        is_wrong.or(is_within(path).then_some("must be in a directory, and what it would be in is none"));
+    let is_wrong = is_wrong.or(is_within(path).then_some("must be in a directory; its parent is not one"));
     let is_wrong = is_wrong.or(path.to_str().is_none().then_some("must be UTF-8"));
     is_wrong.map_or(Ok(()), |is_wrong| Err(WrongUse(format!("{setting} {is_wrong}: {}", path.display()))))
 }
@@ -141,7 +140,7 @@ fn range(from: &str, to: &str, oldest: Date, today: Date) -> Result<DateRange, W
 
 fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::Error {
     let kept_in = output.working_directory();
-    let go_on = format!("what was received is kept in {}; run the same command to resume", kept_in.display());
+    let go_on = format!("received data is kept in {}; run the same command to resume", kept_in.display());
     match error {
         stopped if stopped.is_cancellation() => anyhow::anyhow!("stopped; {go_on}"),
         OneJobError::Extract(ExtractError::Account(failure)) if has_received => {
@@ -162,7 +161,7 @@ fn tell(report: &Report, output: &Output) {
         say("there were no sessions in this range");
     }
     say(format_args!(
-        "{}, {}, {} edited, {} deleted; {} in all, {} repeated -> {}",
+        "{}, {}, {} edited, {} deleted; {} in total, {} retried -> {}",
         counted(counts.sessions_total, "session"),
         counted(messages, "message"),
         grouped(edited),
@@ -175,33 +174,39 @@ fn tell(report: &Report, output: &Output) {
         say(format_args!("sha256 {}, {}", archive.sha256, counted(archive.size, "byte")));
     }
     if report.asked == 0 {
-        say("nothing was left to ask Zoom for");
+        say("nothing was left to request from Zoom");
     }
     match report.damage {
         Damage::None => {}
-        Damage::Parts => say("part of what had been received was damaged, and has been fetched again"),
+        Damage::Parts => say("part of the received data was damaged and has been fetched again"),
         Damage::All => {
-            say("the index of what had been received was damaged; everything has been fetched again");
+            say("the index of the received data was damaged; everything has been fetched again");
         }
     }
     let (earlier, new) = report.kept.split_at(report.kept_earlier);
     for kept in new {
-        say(format_args!("what was there before may hold more; it is kept as {}", kept.display()));
+        say(format_args!("earlier data that the new output may lack is kept as {}", kept.display()));
     }
     for kept in earlier {
-        say(format_args!("{} is still there from an earlier run, and may hold more", kept.display()));
+        say(format_args!(
+            "{} is still there from an earlier run, and may hold data that the output lacks",
+            kept.display()
+        ));
     }
     if let Some(error) = &report.left {
-        remark(format_args!("{error}; all of it is in {}: remove it", output.path().display()));
+        remark(format_args!(
+            "{error}; remove this leftover capture: all of it is in {}",
+            output.path().display()
+        ));
     }
     if let Some(until) = captured_until {
         say(format_args!(
-            "the last day is complete only until {until:.0}; extract it again later, into another place"
+            "the last day is complete only until {until:.0}; extract it again later to another place"
         ));
     }
     let failures = counts.failures();
     if failures > 0 {
-        say(format_args!("missing: {} (all in _metadata/failures.json)", counted(failures, "part")));
+        say(format_args!("missing: {} (all listed in _metadata/failures.json)", counted(failures, "part")));
         let missing = of_adjoining_days(&report.failures);
         let mut shown = 0;
         for Missing { what, from, to, why, parts } in missing.iter().take(MISSING_SHOWN) {
@@ -211,7 +216,7 @@ fn tell(report: &Report, output: &Output) {
         if failures > shown {
             say(format_args!("  and {} more", counted(failures - shown, "part")));
         }
-        say("the same command tries them again");
+        say("run the same command to retry them");
     }
 }
 

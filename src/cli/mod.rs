@@ -25,7 +25,7 @@ const WRONG_USE: u8 = 2;
 /// Finished, but parts are missing; they are listed.
 const WITH_FAILURES: u8 = 3;
 
-/// Extracts every Team Chat message of a Zoom account: whole, fast and unattended.
+/// Extracts every Team Chat message of a Zoom account completely, fast and unattended.
 ///
 /// Run `zoom-chat-reports demo` to watch a complete extraction from a simulated account, without any credentials.
 /// To connect your own account, put the credentials of a Server-to-Server OAuth app into `.env` (see `.env.example`)
@@ -55,7 +55,7 @@ enum Command {
     Check(Box<check::CheckArgs>),
     /// Watch a complete extraction from a simulated account; needs no credentials
     Demo(demo::DemoArgs),
-    /// Run the simulator of Zoom's API alone
+    /// Run only the simulator of Zoom's API
     Simulate(simulate::SimulateArgs),
     /// Print the OpenAPI document
     Openapi,
@@ -112,12 +112,12 @@ pub fn main() -> ExitCode {
             let _ = error.print();
             if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
                 for name in not_utf8() {
-                    remark(format_args!("\n{name}, in the environment, is not UTF-8."));
+                    remark(format_args!("\nThe environment variable {name} is not valid UTF-8."));
                 }
             }
             if let Some(setting) = setting {
                 let is_empty = std::env::var_os(&setting).is_some_and(|value| value.is_empty());
-                let hint = if is_empty { " It is set but empty: leave it out for the default." } else { "" };
+                let hint = if is_empty { " It is set but empty: unset it to use the default." } else { "" };
                 remark(format_args!(
                     "\nThe value comes from {setting}, in the environment or in .env.{hint}"
                 ));

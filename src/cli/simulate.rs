@@ -18,25 +18,25 @@ pub(super) struct SimulateArgs {
     /// Port; 0 picks a free one
     #[arg(long, default_value_t = 9090)]
     port: u16,
-    /// Chats in the account
+    /// Number of chats in the account
     #[arg(long, default_value_t = 500)]
     sessions: u32,
-    /// Messages in all
+    /// Total number of messages
     #[arg(long, default_value_t = 200_000)]
     messages: u64,
-    /// How many months back they reach (1 to 6)
+    /// How many months back the messages go (1 to 6)
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=6))]
     months: u32,
-    /// Requests a second before a 429; 0 is unlimited
+    /// Requests allowed per second before a 429; 0 is unlimited
     #[arg(long, default_value_t = 20)]
     qps: u32,
-    /// Requests a day before a 429; 0 is unlimited
+    /// Requests allowed per day before a 429; 0 is unlimited
     #[arg(long, default_value_t = 0)]
     daily_limit: u64,
-    /// Milliseconds before each answer
+    /// Delay before each answer, in milliseconds
     #[arg(long, default_value_t = 150)]
     latency_ms: u64,
-    /// Milliseconds by which that varies
+    /// How much that delay varies in either direction, in milliseconds
     #[arg(long, default_value_t = 0)]
     jitter_ms: u64,
     /// Level of random faults
@@ -48,13 +48,13 @@ pub(super) struct SimulateArgs {
     /// Lifetime of an access token in seconds
     #[arg(long, default_value_t = 3_600)]
     token_ttl: u64,
-    /// Share of all messages that the largest chat holds
+    /// Share of all messages that are in the largest chat
     #[arg(long, default_value_t = 0.15, value_parser = share)]
     heaviest_share: f64,
-    /// How many times longer than usual messages are
+    /// Factor by which messages are longer than usual
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     text_scale: u32,
-    /// Answer 404, not an empty page, for days of a chat without messages
+    /// Answer 404, not an empty page, when a chat has no messages in the days requested
     #[arg(long)]
     empty_not_found: bool,
     /// Serve the messages of a chat newest first
@@ -92,7 +92,7 @@ pub(super) async fn run(args: &SimulateArgs) -> anyhow::Result<u8> {
     let simulator = Simulator::start(settings).await;
     let simulator = simulator.map_err(|error| anyhow::anyhow!("{address} cannot be used: {error}"))?;
     let [account, client, secret] = credentials;
-    say("# a simulated Zoom account is up; to use it:");
+    say("# a simulated Zoom account is running; to use it:");
     say(format_args!("export ZOOM_API_BASE_URL={}", simulator.api_base_url()));
     say(format_args!("export ZOOM_OAUTH_BASE_URL={}", simulator.oauth_base_url()));
     say(format_args!("export ZOOM_ACCOUNT_ID={account} ZOOM_CLIENT_ID={client} ZOOM_CLIENT_SECRET={secret}"));

@@ -25,7 +25,7 @@ fn malformed(line: &str) -> String {
     let text = std::fs::read_to_string(".env").unwrap_or_default();
     // What is malformed may be told from where its value begins.
     let number = text.lines().position(|own| !first.is_empty() && own.trim().ends_with(first));
-    let which = number.map_or("a line of it".to_owned(), |before| format!("line {}", before + 1));
+    let which = number.map_or("a line".to_owned(), |before| format!("line {}", before + 1));
     format!(
         "{which} is malformed: it must be NAME=value, and a value with spaces, quotes, # or $ needs single quotes"
     )

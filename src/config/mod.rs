@@ -58,7 +58,7 @@ pub struct ZoomArgs {
     /// Client ID of the app
     #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID")]
     pub zoom_client_id: Option<String>,
-    /// Client secret of the app; use the environment: other users can see flags
+    /// Client secret of the app; set it in the environment, as other users can see flags
     #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
     pub zoom_client_secret: Option<SecretString>,
     /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
@@ -76,10 +76,10 @@ pub struct ZoomArgs {
     /// Base URL for OAuth tokens
     #[arg(long, env = "ZOOM_OAUTH_BASE_URL", value_name = "URL", default_value = OAUTH_BASE_URL)]
     pub zoom_oauth_base_url: String,
-    /// The longest a request may take
+    /// Time limit for a whole request
     #[arg(long, env = "REQUEST_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub request_timeout: Duration,
-    /// The longest to wait for a connection
+    /// Time limit for connecting
     #[arg(long, env = "CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
     /// The longest time without data during an answer
@@ -88,7 +88,7 @@ pub struct ZoomArgs {
     /// The largest answer to accept, in bytes
     #[arg(long, env = "MAX_ANSWER_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     pub max_answer_bytes: usize,
-    /// Tries for one request, including the first (at least 8 against the real API)
+    /// Attempts per request, including the first (use at least 8 with the real API)
     #[arg(long, env = "RETRY_ATTEMPTS", value_name = "N", default_value_t = 8)]
     pub retry_attempts: u32,
     /// First delay before a retry; it doubles, up to 60 times this
@@ -97,7 +97,7 @@ pub struct ZoomArgs {
     /// How long to wait for Zoom to answer again before a job fails (it can be retried)
     #[arg(long, env = "MAX_OUTAGE", value_name = "TIME", default_value = "12h", value_parser = duration)]
     pub max_outage: Duration,
-    /// Concurrent requests, for each job
+    /// Concurrent requests per job
     #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64)]
     pub in_flight: usize,
 }
@@ -106,43 +106,43 @@ pub struct ZoomArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Service")]
 pub struct ServiceArgs {
-    /// Where to listen; any address but loopback needs API_KEYS
+    /// Where to listen; any address but loopback needs API keys
     #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen_addr: SocketAddr,
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
     #[arg(long, env = "API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub api_keys: Option<SecretString>,
-    /// Read-only keys: they may look and download; in the same form
+    /// Read-only keys, in the same form: they may view jobs and download archives
     #[arg(long, env = "READ_ONLY_API_KEYS", value_name = "KEYS", hide_env_values = true, value_parser = secret)]
     pub read_only_api_keys: Option<SecretString>,
     /// File with more keys, one per line (`key` or `name:key`); prefix a line with `read-only ` for a read-only key
     #[arg(long, env = "API_KEYS_FILE", value_name = "FILE")]
     pub api_keys_file: Option<PathBuf>,
-    /// Where to offer /metrics, without a key, instead of at LISTEN_ADDR
+    /// Where to serve /metrics, without a key, instead of at LISTEN_ADDR
     #[arg(long, env = "METRICS_ADDR", value_name = "ADDR", value_parser = address)]
     pub metrics_addr: Option<SocketAddr>,
-    /// Origins whose pages may call from a browser, comma-separated; none by default
+    /// Origins whose pages may call the API from a browser, comma-separated; none by default
     #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
-    /// Connections at the same time
+    /// Maximum number of concurrent connections
     #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::MAX_CONNECTIONS)]
     pub max_connections: usize,
-    /// Event streams at the same time
+    /// Maximum number of concurrent event streams
     #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::MAX_EVENT_STREAMS)]
     pub max_event_streams: usize,
-    /// Downloads at the same time
+    /// Maximum number of concurrent downloads
     #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS)]
     pub max_downloads: usize,
-    /// Time for running downloads to finish when the service is told to stop
+    /// Time for requests and downloads under way to finish when the service is told to stop
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
     pub shutdown_grace: Duration,
     /// Where jobs and archives are kept
     #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "./data")]
     pub data_dir: PathBuf,
-    /// Jobs that run at the same time
+    /// Maximum number of running jobs
     #[arg(long, env = "MAX_RUNNING_JOBS", value_name = "N", default_value_t = 4)]
     pub max_running_jobs: usize,
-    /// Jobs that may wait
+    /// Maximum number of queued jobs
     #[arg(long, env = "MAX_QUEUED_JOBS", value_name = "N", default_value_t = 100)]
     pub max_queued_jobs: usize,
     /// How long a finished job keeps its files (30m, 12h, 7d)
@@ -154,7 +154,7 @@ pub struct ServiceArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogArgs {
-    /// Log format; by default text on a terminal and JSON elsewhere
+    /// Log format; by default JSON for `serve` and `simulate` unless standard error is a terminal, otherwise text
     #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", global = true)]
     pub log_format: Option<LogFormat>,
 }
@@ -291,7 +291,7 @@ impl ServiceArgs {
         ] {
             match source {
                 // Whoever sets this wants keys to be required.
-                Some(Ok(more)) if more.is_empty() => errors.push(format!("{name} holds no key")),
+                Some(Ok(more)) if more.is_empty() => errors.push(format!("{name} contains no key")),
                 Some(read) => {
                     if let Err(error) = read.and_then(|more| keys.add(more)) {
                         errors.push(format!("{name}: {error}"));
@@ -342,7 +342,7 @@ impl ServiceArgs {
             .collect();
         if !cors_origins.is_empty() && is_open_to_all {
             errors.push(
-                "CORS_ORIGINS needs API_KEYS: without keys no web page may call, wherever it comes from"
+                "CORS_ORIGINS needs API_KEYS: without keys no web page may call the API, whatever its origin"
                     .to_owned(),
             );
         }
@@ -433,10 +433,10 @@ mod tests {
             ("--api-keys short", "API_KEYS"),
             ("--api-keys ,", "API_KEYS"),
             ("--api-keys '0123456789abcdef'", "without spaces and quotes"),
-            ("--api-keys a:0123456789abcdef,b:0123456789abcdef", "API_KEYS: a key is named twice"),
+            ("--api-keys a:0123456789abcdef,b:0123456789abcdef", "API_KEYS: a key is listed twice"),
             (
                 "--api-keys 0123456789abcdef --read-only-api-keys b:0123456789abcdef",
-                "READ_ONLY_API_KEYS: a key is named twice",
+                "READ_ONLY_API_KEYS: a key is listed twice",
             ),
             ("--metrics-addr 127.0.0.1:8080", "METRICS_ADDR"),
             ("--api-keys-file /dev/null", "API_KEYS_FILE"),

@@ -14,7 +14,7 @@ pub(super) fn base_url(text: &str, usual: &str) -> Result<String, String> {
     let text = text.trim();
     match reqwest::Url::parse(text) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            Err("must not hold a user name or password".to_owned())
+            Err("must not contain a user name or password".to_owned())
         }
         Ok(url) if url.query().is_some() || url.fragment().is_some() => {
             Err("must not have a query or fragment".to_owned())

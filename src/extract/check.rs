@@ -88,7 +88,7 @@ impl Checking<'_> {
             };
             failed("token", elapsed, &error.into_failure(kind, TRIES))
         };
-        Ok((fine("token", elapsed, "Zoom gave an access token"), token.map_err(failure)?))
+        Ok((fine("token", elapsed, "Zoom issued an access token"), token.map_err(failure)?))
     }
 
     /// Also returns the id of the first session listed.
@@ -126,7 +126,7 @@ impl Checking<'_> {
                 Ok(fine("messages", elapsed, format!("{count} messages on the first page of one session")))
             }
             Err(nothing) if nothing.is_not_found() => {
-                Ok(fine("messages", elapsed, "Zoom has no messages of one session"))
+                Ok(fine("messages", elapsed, "Zoom has no messages of the first session listed"))
             }
             Err(ended) => Err(ended.step("messages", elapsed)),
         }
@@ -192,8 +192,8 @@ impl Unfit {
                 name,
                 ok: false,
                 elapsed_ms: elapsed.as_millis() as u64,
-                detail: format!("{reason}; nothing is asked before {until}"),
-                help: Some("check again after that; jobs wait for it and go on by themselves".to_owned()),
+                detail: format!("{reason}; no request is sent before {until}"),
+                help: Some("check again after that; jobs wait and then continue by themselves".to_owned()),
             },
         }
     }
@@ -223,17 +223,17 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         FailureKind::Credentials => {
             "check ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID and ZOOM_CLIENT_SECRET against the app's page \"App Credentials\" in \
              the Zoom App Marketplace; the app must be of type Server-to-Server OAuth and activated; ZOOM_OAUTH_BASE_URL, if \
-             it is set, must be where Zoom gives tokens"
+             it is set, must be where Zoom issues tokens"
         }
         FailureKind::MissingScopes => {
             "add the scopes report:read:list_chat_sessions:admin and report:read:chat_session:admin (or the classic pair \
              report_chat:read:admin and imchat:read:admin) to the app and activate it again"
         }
         FailureKind::NoPermission => {
-            "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports; where Zoom \
-             gives no code, see whether a proxy or a firewall refuses the request"
+            "the chat reports need a Pro plan or higher, and the app's owner a role that may see reports; if \
+             there is no Zoom code, check whether a proxy or a firewall refuses the request"
         }
-        FailureKind::UnknownEndpoint => "check ZOOM_API_BASE_URL; it ends in /v2",
+        FailureKind::UnknownEndpoint => "check ZOOM_API_BASE_URL; it should end in /v2",
         FailureKind::NotFound | FailureKind::Rejected => {
             "Zoom refused the request; check ZOOM_API_BASE_URL and the dates (at most six months back)"
         }
@@ -241,14 +241,14 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         | FailureKind::UnreadableAnswer
         | FailureKind::AnswerTooLarge
         | FailureKind::DaysLeftOut => {
-            "Zoom's side does not answer as it should; try again later and see status.zoom.us"
+            "Zoom does not answer as it should; try again later and see status.zoom.us"
         }
         FailureKind::Connection => {
             "Zoom could not be reached; check the network, a proxy (HTTPS_PROXY), certificates, and ZOOM_API_BASE_URL \
              and ZOOM_OAUTH_BASE_URL"
         }
         FailureKind::Unreachable => {
-            "Zoom, or the way to it, was down; try again when it answers: what was received is kept"
+            "Zoom, or the network to it, was down; try again when it answers: received data is kept"
         }
         FailureKind::PageTokenLoop | FailureKind::EndlessPages => {
             "Zoom's paging is at fault; try again later"

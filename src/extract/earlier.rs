@@ -32,13 +32,13 @@ pub(super) async fn check_earlier(
         // After a cancellation nobody needs the result; the capture stays as it is.
         Err(_) if cancel.is_cancelled() => Ok((Damage::None, Vec::new())),
         Err(error) if error.is_damaged() && retrying => {
-            tracing::warn!(%error, "the capture is set aside, everything is fetched again");
+            tracing::warn!(%error, "the capture is damaged and set aside; everything is fetched again");
             location.move_damaged_away()?;
             Ok((Damage::All, Vec::new()))
         }
         Ok(ranges) if ranges.is_empty() => Ok((Damage::None, ranges)),
         Ok(ranges) => {
-            tracing::warn!(ranges = ranges.len(), "messages of these ranges are damaged and fetched again");
+            tracing::warn!(ranges = ranges.len(), "some ranges have damaged messages and are fetched again");
             Ok((Damage::Parts, ranges))
         }
         Err(error) => Err(error),

@@ -242,7 +242,7 @@ impl<'a> ListReader<'a> {
         } else if pass.suffices(self.passes) {
             return Ok(ControlFlow::Break(ListEnd::Complete));
         } else {
-            tracing::debug!(days = %self.list.days, self.passes, "read again: it may have moved meanwhile");
+            tracing::debug!(days = %self.list.days, self.passes, "listing again: sessions may have moved meanwhile");
             self.pass = Pass { found_nothing_new: true, ..Pass::default() };
             self.passes += 1;
         }
@@ -314,10 +314,10 @@ async fn give_up(
     // After "not found", the parts would seem to be empty.
     let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
     let change = if let Some(parts) = parts {
-        tracing::warn!(%days, code = %failure.kind.code(), "could not be listed whole, cutting");
+        tracing::warn!(%days, code = %failure.kind.code(), "these days could not be listed as a whole, splitting them");
         Change::CutList { list: list.id, parts }
     } else {
-        tracing::warn!(%days, code = %failure.kind.code(), "could not be listed");
+        tracing::warn!(%days, code = %failure.kind.code(), "these days could not be listed");
         Change::FailList { list: list.id, failed: shared.failed(failure) }
     };
     shared.commit(change).await?;

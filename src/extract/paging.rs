@@ -44,7 +44,7 @@ impl Paging {
         let (kind, message) = if !self.tokens.insert(next.to_owned()) {
             (FailureKind::PageTokenLoop, "Zoom gave the same page token twice in one chain of pages")
         } else if self.barren > MAX_BARREN_PAGES {
-            (FailureKind::EndlessPages, "Zoom gave page after page with nothing new in them")
+            (FailureKind::EndlessPages, "Zoom gave page after page with nothing new")
         } else {
             return None;
         };

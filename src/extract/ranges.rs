@@ -282,7 +282,7 @@ impl<'a> Following<'a> {
         let position =
             PagePosition { chain: self.range.chain.id, seq: self.seq, then, unknown: page.unknown };
         if page.repeats > 0 {
-            tracing::info!(repeats = page.repeats, "dropped items that the page before held already");
+            tracing::info!(repeats = page.repeats, "dropped items that the previous page already held");
         }
         if self.urgency == Urgency::Usual {
             let longest = if page.next.is_none() { LONG_COMMIT_INTERVAL } else { COMMIT_INTERVAL };
@@ -311,7 +311,7 @@ impl<'a> Following<'a> {
         match verdict(shared, range, self.seq == 0, failure).await? {
             Verdict::Cut(parts) => {
                 tracing::warn!(days = %range.chain.days, code = %failure.kind.code(),
-                    "a session's days could not be fetched whole, cutting");
+                    "a session's days could not be fetched as a whole, splitting them");
                 return self.split(parts, 0).await;
             }
             Verdict::BeginAgain => return Ok(self.once_more()),
@@ -336,7 +336,7 @@ impl<'a> Following<'a> {
         expected_pages: i64,
     ) -> Result<Vec<PendingRange>, ExtractError> {
         let Self { shared, range, .. } = self;
-        tracing::debug!(days = %range.chain.days, parts = parts.len(), "a range is cut");
+        tracing::debug!(days = %range.chain.days, parts = parts.len(), "splitting a range");
         let split = Change::SplitRange { range: range.chain.id, parts: parts.clone(), expected_pages };
         let Effect { new_ranges, .. } = shared.commit(split).await?;
         let numbers = std::iter::once(range.chain.id).chain(new_ranges);

@@ -54,7 +54,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     if items > 0 {
         tracing::warn!(
             items,
-            "a session's days were read again and lack items that they had: those are kept"
+            "a session's days were fetched again and lack items received before; those are kept"
         );
     }
     Ok(())

@@ -69,7 +69,7 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
         match listed {
             Err(FetchError::Failed(refused)) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
-                tracing::warn!(%day, "Zoom's reach begins later than six months ago");
+                tracing::warn!(%day, "Zoom's reports begin later than six months ago");
                 learning.is(day);
                 return true;
             }

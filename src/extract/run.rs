@@ -236,7 +236,7 @@ impl Shared {
         };
         while self.stop.run_until_cancelled(pause()).await.is_some() {
             if let Err(error) = self.store_totals().await {
-                tracing::warn!(%error, "figures could not be written down");
+                tracing::warn!(%error, "progress figures could not be saved");
             }
         }
     }

@@ -53,7 +53,7 @@ pub enum ExtractError {
     /// Every further call would fail the same way.
     #[error("{0}")]
     Account(Failure),
-    #[error("what was captured so far is of another Zoom account")]
+    #[error("the data captured so far is of another Zoom account")]
     OtherAccount,
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -189,7 +189,7 @@ impl Shared {
             status: None,
             zoom_code: None,
             message: format!(
-                "these days left the six months Zoom reports on before they were fetched (now from {oldest})"
+                "these days passed out of the six months Zoom reports on before they were fetched (it now reports from {oldest})"
             ),
             attempts: 0,
         };

@@ -26,7 +26,7 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
     if !is_plain {
         return Err("must be a date as yyyy-mm-dd".to_owned());
     }
-    text.parse().map_err(|_| format!("{text} is not a date of the calendar"))
+    text.parse().map_err(|_| format!("{text} is not a date in the calendar"))
 }
 
 /// What is wrong with a range of days.

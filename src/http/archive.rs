@@ -32,20 +32,20 @@ pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>
     get, path = "/v1/jobs/{id}/archive", tag = "archive", operation_id = "download_archive",
     params(("id" = uuid::Uuid, Path, description = "The job's id"),
         ("Range" = Option<String>, Header, description = "One range of bytes"),
-        ("If-Range" = Option<String>, Header, description = "Use the range only if the ETag is still this"),
+        ("If-Range" = Option<String>, Header, description = "Apply the range only if the ETag is still this one"),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of a copy you have"),
-        ("If-Match" = Option<String>, Header, description = "Answer only if the ETag is still this")),
+        ("If-Match" = Option<String>, Header, description = "Send the archive only if the ETag is still this one")),
     responses(
         (status = 200, description = "The archive", body = Zip, content_type = "application/zip", headers(
             ("ETag" = String, description = "The archive's SHA-256"), ("Repr-Digest" = String, description = "RFC 9530"),
             ("Content-Disposition" = String, description = "A file name"), ("Accept-Ranges" = String, description = "bytes"))),
-        (status = 206, description = "The range asked for", body = Zip, content_type = "application/zip", headers(
+        (status = 206, description = "The requested range", body = Zip, content_type = "application/zip", headers(
             ("ETag" = String, description = "The archive's SHA-256"),
-            ("Content-Range" = String, description = "Which bytes these are, and of how many"))),
+            ("Content-Range" = String, description = "Which bytes these are, and the total size"))),
         (status = 304, description = "Your copy is the same", headers(("ETag" = String, description = "The archive's SHA-256"))),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The archive is not ready, or got lost; the detail says what to do", body = Problem, content_type = "application/problem+json"),
-        (status = 410, description = "The job has expired, the archive is gone", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The archive is not ready or is lost; the detail says what to do", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The job has expired and its archive is gone", body = Problem, content_type = "application/problem+json"),
         (status = 412, description = "The archive does not match `If-Match`", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "Too many downloads at once; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 416, description = "The range lies outside the archive", body = Problem, content_type = "application/problem+json"),
@@ -64,7 +64,7 @@ pub(super) async fn download(
             StatusCode::PRECONDITION_FAILED,
             "precondition-failed",
             "The archive has changed",
-            format!("its ETag is {}", etag.to_str().unwrap_or_default()),
+            format!("its ETag is now {}", etag.to_str().unwrap_or_default()),
         ));
     }
     if is_known(&headers, &etag) {
@@ -84,7 +84,8 @@ pub(super) async fn download(
     } else {
         let place = state.downloads.clone().try_acquire_owned();
         let place = place.map_err(|_| Problem::too_many("downloads", "MAX_DOWNLOADS"))?;
-        let log = move |error: &std::io::Error| tracing::error!(%error, job.id = %id, "a download broke off");
+        let log =
+            move |error: &std::io::Error| tracing::error!(%error, job.id = %id, "a download was aborted");
         Body::from_stream(file::stream(file, from, length, place).inspect_err(log))
     };
     let request = &job.request;

@@ -81,7 +81,7 @@ impl ApiKeys {
     pub fn add(&mut self, more: Self) -> Result<(), String> {
         for key in more.0 {
             if self.0.iter().any(|known| known.digest == key.digest) {
-                return Err("a key is named twice".to_owned());
+                return Err("a key is listed twice".to_owned());
             }
             self.0.push(key);
         }
@@ -183,7 +183,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
             StatusCode::FORBIDDEN,
             "read-only-key",
             "This key may only read",
-            "use a key that may change something; this one was given as read-only",
+            "use a key with full rights; this one is configured as read-only",
         )
         .into_response()
     };
@@ -209,7 +209,7 @@ fn refuse(attempts: &FailedAttempts, guesser: Option<SocketAddr>) -> Response {
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-attempts",
                 "Too many wrong keys",
-                "this address has sent too many wrong keys; a right one is accepted at any time",
+                "this address has sent too many wrong keys; a valid key is accepted at any time",
             )
         };
         return problem.into_response();
@@ -249,7 +249,7 @@ fn check_local_request(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         StatusCode::FORBIDDEN,
         "not-this-machine",
         "Without API keys only this machine may call",
-        "call it as localhost or 127.0.0.1, not from a web page; or set API_KEYS",
+        "call the service as localhost or 127.0.0.1, not from a web page; or set API_KEYS",
     ))
 }
 

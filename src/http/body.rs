@@ -11,7 +11,7 @@ use crate::extract::windows::{RangeError, oldest_reachable, parse_day, validate}
 use crate::extract::{EditsBy, ExtractRequest, Include, SessionFilter};
 use crate::json::duplicate_members;
 
-/// What a job is asked to extract.
+/// What a job extracts.
 #[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "it only describes")]
@@ -20,7 +20,7 @@ pub struct JobRequest {
     /// First day, UTC, `yyyy-mm-dd`; at most six months back.
     #[schema(value_type = String, format = Date, example = "2026-09-15")]
     pub from: String,
-    /// Last day, included, UTC; not after today.
+    /// Last day, inclusive, UTC; not after today.
     #[schema(value_type = String, format = Date, example = "2026-10-14")]
     pub to: String,
     pub include: Option<IncludeRequest>,
@@ -78,7 +78,7 @@ pub struct SessionsRequest {
     pub name_contains: Option<String>,
 }
 
-/// An id as Zoom gives it.
+/// An id as Zoom reports it.
 #[derive(Debug, ToSchema)]
 #[schema(min_length = 1, max_length = 200)]
 #[expect(dead_code, reason = "it only describes")]
@@ -120,7 +120,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
     let mut reader = Reader { errors: Vec::new(), is_out_of_reach: false };
     let request = reader.request(value, today);
     for member in duplicate_members(body, &["include", "sessions"]).into_iter().take(MAX_UNKNOWN) {
-        reader.wrong(&member, "is there more than once");
+        reader.wrong(&member, "occurs more than once");
     }
     let Reader { errors, is_out_of_reach } = reader;
     // Nothing else becomes wrong because time passes.
@@ -285,7 +285,7 @@ impl Reader {
         let known = known.join(", ");
         for name in rest.keys().take(MAX_UNKNOWN) {
             let name = if name.is_empty() { "\"\"" } else { name };
-            self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known are {known}"));
+            self.wrong(&format!("{prefix}{name}"), format!("is not a known field; known fields: {known}"));
         }
         if rest.len() > MAX_UNKNOWN {
             let more = rest.len() - MAX_UNKNOWN;
@@ -354,7 +354,7 @@ mod tests {
     fn what_is_said_twice_or_says_nothing_is_named() {
         let body = r#"{"from":"2026-10-01","to":"2026-10-31","from":"2026-10-02","label":null,"label":"x",
             "sessions":{"ids":["a",""],"types":[],"types":["1:1"]}}"#;
-        let twice = |field: &str| (field.to_owned(), "is there more than once".to_owned());
+        let twice = |field: &str| (field.to_owned(), "occurs more than once".to_owned());
         let empty = ("sessions.ids".to_owned(), "must not hold an empty string".to_owned());
         assert_eq!(errors(body), [empty, twice("from"), twice("label"), twice("sessions.types")]);
     }

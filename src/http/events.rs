@@ -94,7 +94,7 @@ impl Feed {
                 // It was deleted.
                 Err(JobsError::NotFound) => return None,
                 Err(error) => {
-                    tracing::error!(%error, job.id = %self.id, "a stream of events ends early");
+                    tracing::error!(%error, job.id = %self.id, "an event stream ends early");
                     return None;
                 }
             };

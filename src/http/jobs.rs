@@ -40,10 +40,10 @@ fn accepted(job: &Job) -> Response {
 #[utoipa::path(
     post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$",
-        description = "Any text of yours, 1 to 255 printable ASCII characters; the same key and body give the same job")),
+        description = "Any text you choose, 1 to 255 printable ASCII characters; repeating the same key and body returns the same job")),
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
-        (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
+        (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "URL of the job"))),
         (status = 400, description = "The body cannot be read as JSON, or a header or parameter is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The idempotency key was used with another request", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
@@ -64,7 +64,7 @@ pub(super) async fn create(
     let key = idempotency_key(request.headers())?;
     let body = tokio::select! {
         body = Bytes::from_request(request, &state) => body.map_err(|rejection| refused_body(&rejection))?,
-        () = state.clock.sleep(LONGEST_BODY) => return Err(broken_body("the body took too long")),
+        () = state.clock.sleep(LONGEST_BODY) => return Err(broken_body("the body took too long to arrive")),
     };
     let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
     if let Some(problem) = out_of_reach {
@@ -100,7 +100,7 @@ fn refused_body(rejection: &BytesRejection) -> Problem {
             "a body may have at most 1 MiB",
         );
     }
-    broken_body("the body broke off")
+    broken_body("the body was cut off")
 }
 
 fn broken_body(detail: &str) -> Problem {
@@ -114,10 +114,10 @@ pub(super) struct ListQuery {
     /// Only jobs in this state.
     #[param(value_type = Option<JobStateView>)]
     state: Option<String>,
-    /// 1 to 200, clamped; 50 by default.
+    /// Page size, 1 to 200; other numbers are clamped. 50 by default.
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^j(0|[1-9a-f][0-9a-f]{0,15})$")]
     cursor: Option<String>,
 }
@@ -131,7 +131,7 @@ pub(super) struct JobPage {
 
 /// List jobs
 ///
-/// Newest first, a page at a time. A page may hold fewer than asked for, or none: only a null `next_cursor` is the end.
+/// Newest first, a page at a time. A page may hold fewer than asked for, or none: only a null `next_cursor` marks the end.
 #[utoipa::path(
     get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs", params(ListQuery),
     responses(
@@ -162,14 +162,14 @@ pub(super) async fn list(
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
     /// Wait up to this long (at most 60s) for the job to change, for example `30s`. With `If-None-Match`: answers at once if it
-    /// has changed already, and 304 if it has not changed by the end. Without: answers at once if the job has ended.
+    /// has changed already, and with 304 if it has not changed by then. Without: answers at once if the job has ended.
     #[param(pattern = "^[0-9]{1,19}(ms|s|m)?$")]
     wait: Option<String>,
 }
 
-/// Look at a job
+/// Get a job
 ///
-/// The job with its progress. With `wait` the answer comes at the next change (long polling).
+/// Returns the job with its progress. With `wait`, answers when the job changes (long polling).
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "get_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id"), WaitQuery,
@@ -241,11 +241,11 @@ impl Shown {
     post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 202, description = "The job stops, or was cancelled before", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
-        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
+        (status = 202, description = "The job is cancelled, or will be within moments", body = JobView, headers(("Location" = String, description = "URL of the job"))),
+        (status = 400, description = "This operation takes no parameters", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job has ended in another way", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The job has ended, and that cannot be written down yet; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has already ended in another way", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The job has ended, but this cannot be recorded yet; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -266,12 +266,12 @@ pub(super) async fn cancel(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "Where to follow it"))),
-        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
+        (status = 202, description = "The job is queued again", body = JobView, headers(("Location" = String, description = "URL of the job"))),
+        (status = 400, description = "This operation takes no parameters", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is active, has expired, or is completed with an intact archive", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The service's data directory is gone, or the job has ended and that cannot be written down", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "Another archive is being compared with its hash; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone, or the job has ended but this cannot be recorded yet", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Another archive is being checked against its hash; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -290,12 +290,12 @@ pub(super) async fn retry(
     delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "delete_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
     responses(
-        (status = 204, description = "The job is gone"),
-        (status = 400, description = "There are no parameters here", body = Problem, content_type = "application/problem+json"),
+        (status = 204, description = "The job is deleted"),
+        (status = 400, description = "This operation takes no parameters", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job is running; cancel it first", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "The job is gone, and some of its files could not be removed (`files-left`)", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The service's data directory is gone, or the job has ended and that cannot be written down", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "The job is deleted, but some of its files could not be removed (`files-left`)", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The service's data directory is gone, or the job has ended but this cannot be recorded yet", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
@@ -312,10 +312,10 @@ pub(super) async fn delete(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct FailuresQuery {
-    /// 1 to 200, clamped; 50 by default.
+    /// Page size, 1 to 200; other numbers are clamped. 50 by default.
     #[param(value_type = Option<i64>)]
     limit: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     #[param(pattern = "^f(0|[1-9a-f][0-9a-f]{0,15})$")]
     cursor: Option<String>,
 }
@@ -355,14 +355,14 @@ pub(super) struct FailureView {
     attempts: u32,
     #[schema(value_type = String, format = DateTime)]
     failed_at: String,
-    /// Messages of these days that were received before it failed; they are in the archive.
+    /// Messages of these days received before the failure; they are in the archive.
     messages_captured: u64,
 }
 
-/// What is missing
+/// List failures
 ///
-/// Every part that failed, with Zoom's answer; a page at a time. Empty when a completed job lacks nothing. Of a job that stopped
-/// before it was through, what it had not come to is missing as well: `progress` tells how much that is.
+/// Every part that failed, with Zoom's answer, a page at a time. Empty when a completed job lacks nothing. If a job stopped
+/// early, the parts it had not reached are missing as well, but not listed: `progress` shows how much that is.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/failures", tag = "jobs", operation_id = "list_failures",
     params(("id" = uuid::Uuid, Path, description = "The job's id"), FailuresQuery),

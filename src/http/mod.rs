@@ -232,7 +232,7 @@ fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) 
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",
-                "This path does not take this method",
+                "This path does not support this method",
                 "see the Allow header, or /docs",
             )
         })
@@ -244,7 +244,12 @@ fn finished(router: Router<AppState>, state: AppState, cors: Option<CorsLayer>) 
 }
 
 fn nothing_here() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", "see /docs for what there is")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "not-found",
+        "There is nothing here",
+        "see /docs for the paths that exist",
+    )
 }
 
 /// `None` without origins: the layer would answer every OPTIONS request, which should get a 405 then.

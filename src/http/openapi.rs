@@ -8,7 +8,7 @@ use utoipa::openapi::{
     ContentBuilder, Info, License, OpenApi, Ref, RefOr, ResponseBuilder, Schema, ServerBuilder, Tag,
 };
 
-const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. Submit a job with a date range, follow it, \
+const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. Submit a job with a date range, follow it, and \
 download one zip. Errors are RFC 9457 problem documents with a stable `code`. If the service has API keys, press \
 *Authorize* and enter one.";
 
@@ -16,9 +16,9 @@ download one zip. Errors are RFC 9457 problem documents with a stable `code`. If
 /// changed.
 const COMMON: [(&str, &str, &str); 4] = [
     ("401", "A valid API key is needed", ""),
-    ("403", "Without keys, the caller is not this machine", "; or this key may only read"),
+    ("403", "The service has no API keys and the caller is not this machine", "; or the key is read-only"),
     ("429", "Too many wrong keys from this address; see Retry-After", ""),
-    ("500", "Something went wrong here; the service's log says more", ""),
+    ("500", "Internal error; the service's log has the details", ""),
 ];
 
 /// Completes the document collected from the routes.
@@ -35,8 +35,8 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     document.tags = Some(
         [
             ("jobs", "Extraction jobs"),
-            ("archive", "What a job leaves behind"),
-            ("service", "The service itself and the account behind it"),
+            ("archive", "The archive that a job makes"),
+            ("service", "The service itself and its Zoom account"),
         ]
         .map(|(name, description)| {
             let mut tag = Tag::new(name);

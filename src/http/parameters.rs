@@ -61,11 +61,11 @@ fn in_our_words(message: &str) -> (String, String) {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let Some((field, known)) = names.split_first() else { return ("query".to_owned(), message.to_owned()) };
     let message = if message.starts_with("duplicate field") {
-        "is there more than once".to_owned()
+        "occurs more than once".to_owned()
     } else if known.is_empty() {
-        "is not a known parameter; there are none here".to_owned()
+        "is not a known parameter; this request takes none".to_owned()
     } else {
-        format!("is not a known parameter; known are {}", known.join(", "))
+        format!("is not a known parameter; known parameters: {}", known.join(", "))
     };
     let field = if field.is_empty() { "\"\"" } else { field };
     (field.to_owned(), message)
@@ -108,7 +108,7 @@ pub(super) fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i6
 }
 
 pub(super) fn parse_wait(text: &str) -> Result<Duration, Problem> {
-    let bad = || bad_parameter("wait", "must be a time of at most a minute such as 30s, 500ms or 1m");
+    let bad = || bad_parameter("wait", "must be a time of at most a minute, such as 30s, 500ms or 1m");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| bad())?;
     let wait = match &text[digits..] {
@@ -132,7 +132,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
         }
         _ => Err(bad_parameter(
             "Idempotency-Key",
-            "must be 1 to 255 printable ASCII characters, and be there once",
+            "must be 1 to 255 printable ASCII characters and occur only once",
         )),
     }
 }

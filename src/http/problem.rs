@@ -28,16 +28,16 @@ pub struct FieldError {
 /// An RFC 9457 problem document.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Problem {
-    /// A URN made of the code.
+    /// A URN derived from the code.
     #[serde(rename = "type")]
     pub kind: String,
     pub title: String,
     pub status: u16,
-    /// What happened, for a person.
+    /// What happened, in plain words.
     pub detail: String,
     /// Stable and machine-readable.
     pub code: String,
-    /// Every field that is wrong, all at once; only with status 422 and 400.
+    /// Every invalid field or parameter; only with status 400 and 422.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
     #[serde(skip)]
@@ -107,8 +107,8 @@ impl Problem {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
-            "Something went wrong here",
-            "the service's log says more; quote the x-request-id",
+            "Internal error",
+            "for details, search the service's log for the x-request-id of this answer",
         )
     }
 }
@@ -139,14 +139,14 @@ impl From<JobsError> for Problem {
             JobsError::IdempotencyConflict => Self::new(
                 StatusCode::CONFLICT,
                 "idempotency-conflict",
-                "The idempotency key is taken",
+                "The idempotency key is already in use",
                 detail,
             ),
             JobsError::FilesLeft(error) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "files-left",
                 "Some of the job's files could not be removed",
-                "the job is deleted; what is left of its files is tried again every minute, and by this request",
+                "the job is deleted; removing the remaining files is retried every minute, and when you repeat this request",
             )
             .caused_by(error),
             JobsError::Comparing => Self::too_many_at_once(detail),
@@ -162,7 +162,7 @@ impl From<JobsError> for Problem {
                 ..Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "not-ready",
-                    "The job's end is not written down yet",
+                    "The job's end is not recorded yet",
                     format!("{detail}; check DATA_DIR and its disk"),
                 )
             },
@@ -174,19 +174,19 @@ impl From<JobsError> for Problem {
                     "The archive is not ready",
                     if state.is_final() {
                         format!(
-                            "the job is {} and has made no archive; retry it (POST its /retry)",
+                            "the job is {} and has no archive; retry it (POST to its /retry)",
                             state.as_str()
                         )
                     } else {
-                        "the job has not made an archive yet; watch its state".to_owned()
+                        "the job has no archive yet; watch its state".to_owned()
                     },
                 )
             },
             JobsError::ArchiveLost => Self::new(
                 StatusCode::CONFLICT,
                 "archive-lost",
-                "The archive got lost",
-                format!("{detail}; retry the job (POST its /retry) to rebuild it from what was captured"),
+                "The archive is lost",
+                format!("{detail}; retry the job (POST to its /retry) to rebuild it from the capture"),
             ),
             JobsError::ArchiveGone => Self::new(
                 StatusCode::GONE,
@@ -198,7 +198,7 @@ impl From<JobsError> for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not-ready",
                 "The service is not ready",
-                "it is about to stop; try again once it is back",
+                "it is shutting down; try again once it is back",
             ),
             JobsError::DataDirectoryGone => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", &detail)
@@ -215,7 +215,7 @@ impl From<JobsError> for Problem {
                 StatusCode::CONFLICT,
                 "capture-damaged",
                 "The capture is damaged",
-                format!("{detail}; retry the job (POST its /retry)"),
+                format!("{detail}; retry the job (POST to its /retry)"),
             ),
             JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
                 Self::internal().caused_by(detail)

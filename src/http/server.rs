@@ -81,7 +81,7 @@ pub async fn serve(
     tokio::select! {
         () = connections.wait() => {}
         () = clock.sleep(drain) => {
-            tracing::warn!(connections = connections.len(), "still open after {}s, cutting them", drain.as_secs());
+            tracing::warn!(connections = connections.len(), "connections still open after {}s, closing them", drain.as_secs());
             cut.cancel();
             connections.wait().await;
         }

@@ -51,7 +51,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
         return Err(refused("its disk is full").caused_by("the disk of DATA_DIR is full"));
     }
     let count = state.jobs.count(JobState::Queued).await;
-    count.map_err(|error| refused("its table of jobs does not answer").caused_by(error))?;
+    count.map_err(|error| refused("its table of jobs cannot be read").caused_by(error))?;
     Ok(Json(OK))
 }
 
@@ -91,19 +91,19 @@ pub(super) struct StepView {
 
 /// Check the Zoom account
 ///
-/// Tries the settings, a token, its scopes, the list of sessions and the messages of one. Answers 200 also when a step
-/// fails; see `ok`. One check at a time.
+/// Tries the settings, a token, its scopes, the list of sessions and the messages of one. Answers 200 even if a step
+/// fails; see `ok`. Only one check runs at a time.
 #[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
     responses(
         (status = 200, description = "The steps", body = CheckAnswer),
-        (status = 429, description = "The account is being checked already; see Retry-After", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "Another check is running; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Result<Json<CheckAnswer>, Problem> {
     // A check's requests take turns with those of jobs: many checks would leave the jobs little.
     let _one_at_a_time = state
         .checks
         .try_acquire()
-        .map_err(|_| Problem::too_many_at_once("the account is being checked already"))?;
+        .map_err(|_| Problem::too_many_at_once("another check of the account is running"))?;
     let mut steps = Vec::new();
     check::check(&state.account, &state.clock, |step| steps.push(step)).await;
     Ok(Json(CheckAnswer { ok: steps.iter().all(|step| step.ok), steps }))

@@ -26,7 +26,7 @@ pub enum State {
 /// An extraction job and its progress.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
-    /// UUID of version 7.
+    /// UUID (version 7).
     #[schema(value_type = uuid::Uuid, example = "0199f8d0-6f5e-7c3a-9d55-3f6e2b8a1c4d")]
     pub id: String,
     #[schema(value_type = State)]
@@ -34,7 +34,7 @@ pub struct JobView {
     /// The request, with all defaults filled in.
     #[schema(value_type = super::body::JobRequest)]
     pub request: ExtractRequest,
-    /// The name of the API key that asked for it.
+    /// The name of the API key that submitted the job.
     pub requester: Option<String>,
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -46,7 +46,7 @@ pub struct JobView {
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// Parts that have failed for good so far; `/v1/jobs/{id}/failures` lists them.
+    /// Parts that have failed permanently so far; `/v1/jobs/{id}/failures` lists them.
     pub failures_total: u64,
     /// Why the job failed; null otherwise.
     pub error: Option<ErrorView>,
@@ -68,15 +68,15 @@ pub struct ProgressView {
     pub messages: u64,
     pub edited_messages: u64,
     pub deleted_messages: u64,
-    /// Requests sent to Zoom, including repeated ones. Those of the last seconds before a kill may be missing.
+    /// Requests sent to Zoom, including repeated ones. If the process was killed, those of the last seconds may be missing.
     pub requests: u64,
-    /// Of these, sent again after a bad answer; not after a 429, an outage or an expired page token.
+    /// Of these, retries after a bad answer; repeats after a 429, an outage or an expired page token do not count.
     pub retries: u64,
     /// Answers with status 429.
     pub rate_limited: u64,
-    /// Bytes of bodies, after decompression.
+    /// Bytes of response bodies, after decompression.
     pub bytes_received: u64,
-    /// Over about the last ten seconds.
+    /// Average over about the last ten seconds.
     pub requests_per_second: Option<f64>,
     pub percent: Option<f64>,
     pub eta_seconds: Option<u64>,

@@ -15,19 +15,17 @@ pub enum JobsError {
     QueueFull { queued: u64 },
     #[error("a job that is {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },
-    #[error(
-        "the job has ended, and that cannot be written down at the moment; it is tried every few seconds"
-    )]
+    #[error("the job has ended, but this cannot be recorded at the moment; it is retried every few seconds")]
     EndNotRecorded,
     #[error("the archive is not ready")]
     ArchiveNotReady { state: JobState },
-    #[error("another archive is being compared with its hash; try again later")]
+    #[error("another archive is being checked against its hash; try again later")]
     Comparing,
-    #[error("the archive's file is gone, or is not the one that was made")]
+    #[error("the archive file is missing or was altered")]
     ArchiveLost,
     #[error("the archive is gone")]
     ArchiveGone,
-    #[error("the job is deleted, and some of its files could not be removed: {0}")]
+    #[error("the job is deleted, but some of its files could not be removed: {0}")]
     FilesLeft(std::io::Error),
     #[error("the data directory is gone; restart the service once it is back")]
     DataDirectoryGone,

@@ -16,7 +16,7 @@ pub enum RunEnd {
 }
 
 /// What to do about a damaged capture.
-const REFETCH: &str = "retry fetches again what is damaged; a damaged index is kept beside the new one";
+const REFETCH: &str = "retry fetches the damaged parts again; a damaged index is kept beside the new one";
 
 fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> RunEnd {
     let (code, detail, help) = (code.to_owned(), error.to_string(), help.map(str::to_owned));
@@ -26,11 +26,7 @@ fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> Ru
 /// A job's directory could not be made.
 pub fn no_directory(error: &io::Error) -> RunEnd {
     let code = if is_full(error) { "disk-full" } else { "data-directory" };
-    trouble(
-        code,
-        error,
-        Some("check that DATA_DIR is there, its permissions and its disk; then retry the job"),
-    )
+    trouble(code, error, Some("check that DATA_DIR exists, its permissions and its disk; then retry the job"))
 }
 
 impl From<ExtractError> for RunEnd {
@@ -41,19 +37,19 @@ impl From<ExtractError> for RunEnd {
                 (failure.kind.code(), Some(extract::check::help_for(failure.kind)))
             }
             ExtractError::Capture(inner) if inner.is_disk_full() => {
-                ("disk-full", Some("make room, then retry the job; it goes on where it stopped"))
+                ("disk-full", Some("make room, then retry the job; it resumes where it stopped"))
             }
             ExtractError::Capture(inner) if inner.is_damaged() => ("capture-damaged", Some(REFETCH)),
             ExtractError::Capture(_) => (
                 "capture",
                 Some(
-                    "check DATA_DIR, its disk, and how many files the service may open; retry goes on where it stopped",
+                    "check DATA_DIR, its disk, and how many files the service may open; retry resumes where it stopped",
                 ),
             ),
             ExtractError::OtherAccount => (
                 "other-account",
                 Some(
-                    "start the service with the account that the job was begun with and retry it, or submit it anew",
+                    "start the service with the account that the job was started with and retry the job, or submit it again",
                 ),
             ),
             ExtractError::Panicked => ("internal", None),

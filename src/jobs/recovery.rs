@@ -20,7 +20,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         Opened::Replaced { store, salvaged, set_aside } => {
             tracing::error!(
                 set_aside = %set_aside.display(), salvaged,
-                "the table of jobs is damaged; it was set aside and what could be read of it was kept"
+                "the table of jobs was damaged; it was set aside, and the records that could be read were kept"
             );
             store
         }
@@ -38,7 +38,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
             // It takes up space, but must not hold anything else up.
             Err(error) => tracing::error!(
                 %error, directory = %directory.display(),
-                "could not be put in order; the next start tries again"
+                "a job's directory could not be cleaned up or recovered; retrying at the next start"
             ),
         }
     }
@@ -117,9 +117,10 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
         job.finished_at = Some(clock.now());
         job.error = Some(JobFailure {
             code: "record-lost".to_owned(),
-            detail: "the table of jobs was damaged and this job's record was lost; what it captured is there"
-                .to_owned(),
-            help: Some("retry goes on where it stopped".to_owned()),
+            detail:
+                "the table of jobs was damaged and this job's record was lost; its capture is still there"
+                    .to_owned(),
+            help: Some("retry resumes where it stopped".to_owned()),
         });
     }
     Ok(Some(job))

@@ -97,9 +97,9 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
 
 async fn remove_files(jobs: &Jobs, id: JobId) {
     match jobs.remove_files(id).await {
-        Ok(()) => tracing::info!(job.id = %id, "its files are removed"),
+        Ok(()) => tracing::info!(job.id = %id, "the job's files were removed"),
         Err(error) => {
-            tracing::error!(%error, job.id = %id, "its files could not be removed; tried again in a minute");
+            tracing::error!(%error, job.id = %id, "a job's files could not be removed; retrying in a minute");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
         while running.len() < jobs.settings.max_running {
             let next = match jobs.take_interrupted(|_| true) {
                 Some(job) => {
-                    tracing::info!(job.id = %job.id, "taking up an interrupted job");
+                    tracing::info!(job.id = %job.id, "resuming an interrupted job");
                     Ok(Some(job))
                 }
                 None => claim(&jobs).await,
@@ -48,7 +48,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::error!(%error, "the next job could not be claimed, trying again");
+                    tracing::error!(%error, "the next job could not be claimed, retrying");
                     jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                     continue 'starting;
                 }
@@ -67,7 +67,7 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
 
 fn report_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "a job's task ended abnormally; it is taken up at the next start");
+        tracing::error!(%error, "a job's task ended abnormally; the job resumes at the next start");
     }
 }
 
@@ -129,7 +129,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
     job.progress = figures();
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
     if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
-        tracing::info!(elapsed_ms, "job interrupted; it goes on at the next start");
+        tracing::info!(elapsed_ms, "job interrupted; it resumes at the next start");
     } else {
         record_outcome(&jobs, &mut job, end, &directory).await;
         if record_end(&jobs, &claimed, &job).await {
@@ -152,7 +152,7 @@ async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
             // Not handled here: the job goes on with the record that was claimed.
             Err(StoreError::Unreadable(_)) => return claimed.cancel_requested,
             Err(error) => {
-                tracing::error!(%error, "a job's record could not be read, trying again");
+                tracing::error!(%error, "a job's record could not be read, retrying");
                 if jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await.is_none() {
                     return claimed.cancel_requested;
                 }
@@ -219,13 +219,11 @@ async fn record_end(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
         match jobs.store.replace(claimed, job).await {
             Ok(true) => return true,
             Ok(false) => {
-                tracing::error!(
-                    "the record of a job that ran is not there any more, or tells of another end"
-                );
+                tracing::error!("the record of a job that has ended is gone or was changed meanwhile");
                 return false;
             }
             Err(error) => {
-                tracing::error!(%error, "the end of a job could not be written down, trying again");
+                tracing::error!(%error, "the end of a job could not be recorded, retrying");
                 // Published all the same, as it has ended. After a restart it would be resumed, which loses nothing.
                 jobs.registry.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
@@ -271,7 +269,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
     if !summary.extent.covers(&job.archived) {
         kept = directory::archives(&directory).map_err(ArchiveError::Io)?;
         kept.retain(|earlier| *earlier != name);
-        tracing::warn!(?kept, "archives of before may hold more than the new one, and stay beside it");
+        tracing::warn!(?kept, "earlier archives may hold more than the new one and are kept beside it");
     }
     // A file with this name has the same bytes, or should have. Until the record is updated, it refers to the previous archive.
     assembled.publish(directory.join(name), |_| None).await?;

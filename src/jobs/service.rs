@@ -78,7 +78,7 @@ impl Jobs {
             let read = job.clone();
             recovery::refresh_figures(job, &directory::path_of(&settings.data_dir, job.id)).await;
             if let Err(error) = store.replace(&read, job).await {
-                tracing::error!(%error, job.id = %job.id, "the figures of an interrupted job could not be written down");
+                tracing::error!(%error, job.id = %job.id, "the figures of an interrupted job could not be saved");
             }
         }
         let jobs = Arc::new(Self {
@@ -500,7 +500,7 @@ async fn remember_pauses(jobs: Arc<Jobs>) {
         let Some(waiting) = pause else { continue };
         let pause = AccountPause { account: jobs.account.fingerprint(), waiting };
         if let Err(error) = jobs.store.set_pause(&pause).await {
-            tracing::warn!(%error, "the account's pause could not be written down");
+            tracing::warn!(%error, "the account's pause could not be saved");
         }
     }
 }

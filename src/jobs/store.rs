@@ -310,7 +310,7 @@ impl JobStore {
         let pause = text.map(read).transpose();
         // No loss: the next request to Zoom would reveal the pause again.
         Ok(pause.unwrap_or_else(|error| {
-            tracing::error!(%error, "the account's pause cannot be read, and is passed over");
+            tracing::error!(%error, "the account's stored pause cannot be read and is ignored");
             None
         }))
     }
@@ -362,7 +362,7 @@ pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<Account
 fn readable(row: &SqliteRow) -> Option<Job> {
     let passed_over = |error: &StoreError| {
         let id: String = row.try_get("id").unwrap_or_default();
-        tracing::error!(%error, job.id = id, "a job's record cannot be read, it is passed over; DELETE it to be rid of it");
+        tracing::error!(%error, job.id = id, "a job's record cannot be read and is skipped; DELETE the job to remove it");
     };
     read(row).inspect_err(passed_over).ok()
 }

@@ -82,9 +82,9 @@ impl Default for SimSettings {
 /// How often and how badly answers go wrong by themselves. Scripted faults come on top of any level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum FaultLevel {
-    /// Every answer is the right one.
+    /// No random faults.
     None,
-    /// About 2 % of requests fail in ways that pass when they are repeated.
+    /// About 2 % of requests fail, but succeed when repeated.
     Light,
     /// About 6 % fail that way, and one session, one listed session and one month never work.
     Nasty,

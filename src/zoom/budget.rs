@@ -198,7 +198,7 @@ impl Budget {
             (std::mem::replace(&mut pace.limit, limit), limit)
         });
         if let Some(limit) = limit.filter(|_| limit != before) {
-            tracing::warn!(limit, "Zoom names another limit than before, following it");
+            tracing::warn!(limit, "Zoom's answers name a different rate limit; following it");
             self.changed.notify_waiters();
         }
     }

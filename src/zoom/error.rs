@@ -191,7 +191,7 @@ impl RequestError {
     /// What happened, in one line.
     pub fn describe(&self) -> String {
         let said = |refusal: &Refusal| match (&refusal.message[..], refusal.is_html) {
-            ("", true) => "an HTML page; a proxy or a firewall answers in Zoom's place, perhaps".to_owned(),
+            ("", true) => "an HTML page, perhaps from a proxy or firewall in Zoom's place".to_owned(),
             ("", false) => "no message".to_owned(),
             (message, _) => message.to_owned(),
         };

@@ -185,7 +185,7 @@ impl Lane {
             let attempt = tries.count(&error);
             let now = account.clock.now();
             let decision = self.decide(&error, attempt, effort, now);
-            tracing::debug!(attempt, what = error.describe(), ?decision, "a request was not answered well");
+            tracing::debug!(attempt, what = error.describe(), ?decision, "a request failed");
             if !account.looks_like_an_outage(call, &error) {
                 outage.answered();
             } else if effort.waits_out_outages
@@ -305,7 +305,7 @@ impl Lane {
                 if !budget.slow_down(after) {
                     return;
                 }
-                ("Zoom refuses every request as one too many", REFUSED_PAUSE)
+                ("Zoom rejects every request with 429 (too many requests)", REFUSED_PAUSE)
             }
             LimitKind::PerSecond => ("Zoom asked for a pause", after),
             LimitKind::Daily => ("Zoom's daily request limit is reached", after),

@@ -156,7 +156,7 @@ impl Outage {
             let down = state.down.as_ref()?;
             let since = down.since.strftime("%Y-%m-%dT%H:%M:%SZ");
             let reason =
-                format!("Zoom has not answered since {since} ({}); it is asked again then", down.why);
+                format!("Zoom has not answered since {since} ({}); the next attempt is then", down.why);
             Some(Waiting { until: wall + down.next.saturating_sub(now), reason })
         })
     }
@@ -174,7 +174,11 @@ impl Outage {
             began
         });
         if began {
-            tracing::warn!(of = self.of, why, "Zoom does not answer, whoever needs that waits");
+            tracing::warn!(
+                of = self.of,
+                why,
+                "Zoom does not answer; requests of this kind wait until it does"
+            );
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) fn http_client(settings: &ZoomSettings) -> Result<reqwest::Client, No
         .http1_only()
         .tcp_nodelay(true)
         .build()
-        .map_err(|error| NoClient(with_cause("the HTTP client could not be made", &error)))
+        .map_err(|error| NoClient(with_cause("the HTTP client could not be created", &error)))
 }
 
 /// The system lacks something that a client needs: certificates, perhaps.
@@ -56,7 +56,7 @@ fn trouble_with(name: &str, value: &str) -> Option<String> {
             Ok(file) if file.windows(b"BEGIN CERTIFICATE".len()).any(|some| some == b"BEGIN CERTIFICATE") => {
                 None
             }
-            Ok(_) => Some(format!("{value} holds no certificate in PEM")),
+            Ok(_) => Some(format!("{value} contains no PEM certificate")),
             Err(error) => Some(format!("{value} cannot be read: {error}")),
         };
     }
@@ -103,7 +103,7 @@ pub(super) fn describe(error: &reqwest::Error) -> String {
     } else if error.is_connect() {
         "could not connect"
     } else if error.is_body() || error.is_decode() {
-        "the answer broke off"
+        "the answer was cut off"
     } else {
         "no answer"
     };

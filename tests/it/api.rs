@@ -77,10 +77,10 @@ async fn every_error_is_a_problem_with_a_stable_code() {
     assert_eq!(problem(world.get("/v1/jobs?limit=x").await).await, is(400, "invalid-request"));
     assert_eq!(problem(world.get("/v1/jobs?state=lost").await).await, is(400, "invalid-request"));
     for (parameters, field, says) in [
-        ("sate=failed", "sate", "is not a known parameter; known are state, limit, cursor"),
-        ("limit=1&limit=2", "limit", "is there more than once"),
+        ("sate=failed", "sate", "is not a known parameter; known parameters: state, limit, cursor"),
+        ("limit=1&limit=2", "limit", "occurs more than once"),
         ("state=%ff", "state", "must be one of queued"),
-        ("", "label", "there are none here"),
+        ("", "label", "this request takes none"),
     ] {
         let asked = match parameters {
             "" => world.post("/v1/jobs?label=x", &world.everything()).await,
