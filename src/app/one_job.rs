@@ -107,7 +107,7 @@ pub enum OneJobError {
         capture.display()
     )]
     OtherRequest { capture: PathBuf, there: String, setting: &'static str },
-    #[error("{} exists already; choose another place or move it away", path.display())]
+    #[error("{} already exists; choose another place or move it away", path.display())]
     Exists { path: PathBuf },
     #[error(transparent)]
     Extract(#[from] ExtractError),

@@ -69,7 +69,7 @@ async fn extract_leaves_checkable_files_and_the_same_command_asks_nothing_twice(
     std::fs::remove_dir_all(directory.join(".capture")).unwrap();
     let (code, _, err) = run(extract(&sim, home.path())).await;
     assert_eq!((code, sim.stats().requests), (1, asked), "{err}");
-    assert!(err.contains("_metadata exists already"), "{err}");
+    assert!(err.contains("_metadata already exists"), "{err}");
     assert!(directory.join("messages").exists(), "nothing is taken away");
 }
 
@@ -110,7 +110,7 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
         std::fs::write(&file, "mine").unwrap();
         let asked = sim.stats().requests;
         let (code, _, err) = run(command("sim-client")).await;
-        assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+        assert!(code == 1 && err.contains("already exists"), "{code} {err}");
         assert_eq!((sim.stats().requests, &std::fs::read(&file).unwrap()[..]), (asked, &b"mine"[..]));
     }
 }
@@ -259,7 +259,7 @@ async fn extract_touches_no_directory_that_it_did_not_make() {
         let mut command = extract(&sim, home.path());
         command.args(output);
         let (code, _, err) = run(command).await;
-        assert!(code == 1 && err.contains("capture exists already; choose another place"), "{code} {err}");
+        assert!(code == 1 && err.contains("capture already exists; choose another place"), "{code} {err}");
         let left: Vec<_> =
             std::fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["mine"]);
@@ -334,7 +334,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let mut command = extract(&sim, home.path());
     command.args(["--zip", "out.zip"]);
     let (code, _, err) = run(command).await;
-    assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+    assert!(code == 1 && err.contains("already exists"), "{code} {err}");
     assert!(std::fs::read(home.path().join("out.zip")).unwrap() == whole);
     assert_eq!(in_home(), ["out.zip"], "nothing says any more that it is incomplete");
     let tested = Command::new("unzip").arg("-tq").arg(home.path().join("out.zip")).output().unwrap();
@@ -362,7 +362,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     let mut command = extract(&sim, home.path());
     command.args(["--zip", "out.zip"]);
     let (code, _, err) = run(command).await;
-    assert!(code == 1 && err.contains("exists already"), "{code} {err}");
+    assert!(code == 1 && err.contains("already exists"), "{code} {err}");
     assert_eq!(in_home(), ["out.zip"]);
 }
 
@@ -616,7 +616,7 @@ async fn the_demo_ends_in_a_verified_archive_and_says_what_to_try_next() {
     let mut demo = binary();
     demo.current_dir(elsewhere.path()).env("TMPDIR", home.path()).arg("demo");
     let (code, _, err) = run(demo).await;
-    assert!(code == 2 && err.contains("demo.zip exists already"), "{code} {err}");
+    assert!(code == 2 && err.contains("demo.zip already exists"), "{code} {err}");
     assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut demo = binary();
