@@ -269,7 +269,9 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
     if !summary.extent.covers(&job.archived) {
         kept = directory::archives(&directory).map_err(ArchiveError::Io)?;
         kept.retain(|earlier| *earlier != name);
-        tracing::warn!(?kept, "earlier archives may hold more than the new one and are kept beside it");
+        if !kept.is_empty() {
+            tracing::warn!(?kept, "earlier archives may hold more than the new one and are kept beside it");
+        }
     }
     // A file with this name has the same bytes, or should have. Until the record is updated, it refers to the previous archive.
     assembled.publish(directory.join(name), |_| None).await?;
