@@ -38,9 +38,9 @@ const TOO_SHORT: Duration = Duration::from_millis(3);
 const SLOW_DOWN: [f64; 3] = [0.92, 0.72, 0.72];
 /// Nothing is sent for this long after a 429, unless that one only made the window longer.
 const HOLD: Duration = Duration::from_millis(100);
-/// Each second without a 429 raises the share by this much more than the second before: slowly while the reason for the last
-/// refusal may persist, fast when that is long ago.
-const RECOVERY: f64 = 0.0015;
+/// The share recovers by this much a second, times the square of the seconds since the last 429 that slowed us down: hardly at
+/// all while the reason for it may persist, fast when that is long ago.
+const RECOVERY: f64 = 0.00008;
 /// The share never falls below this.
 const FLOOR: f64 = 0.05;
 /// After nothing but 429s for this long, the limit in force is not the per-second one.
@@ -292,8 +292,9 @@ impl Pace {
         let passed = now.saturating_sub(self.last_change);
         if self.share < 1.0 {
             let slow_since = self.last_slow_down.unwrap_or_default();
-            let mean = now.saturating_sub(slow_since).saturating_sub(passed / 2);
-            self.share = (self.share + RECOVERY * mean.as_secs_f64() * passed.as_secs_f64()).min(1.0);
+            let until =
+                |then: Duration| RECOVERY / 3.0 * then.saturating_sub(slow_since).as_secs_f64().powi(3);
+            self.share = (self.share + until(now) - until(self.last_change)).min(1.0);
         } else {
             let creep = if self.window > self.too_short + TOO_SHORT { CREEP } else { SLOW_CREEP };
             let shorter = self.window.saturating_sub(creep.mul_f64(passed.as_secs_f64()));
@@ -395,7 +396,7 @@ mod tests {
         assert!((8..=9).contains(&after(&all, again, 0)), "{}", after(&all, again, 0));
         assert!((9..=10).contains(&after(&all, again, 4)), "slowly at first: {}", after(&all, again, 4));
         // The seconds after which the recovery, which speeds up with time, has restored the whole share.
-        let back = (2.0 * (1.0 - share) / RECOVERY).sqrt() as u64;
+        let back = (3.0 * (1.0 - share) / RECOVERY).cbrt() as u64;
         assert!(after(&all, again, back) >= 19, "recovered after {back} s: {}", after(&all, again, back));
     }
 
@@ -440,7 +441,7 @@ mod tests {
     #[test]
     fn another_app_gets_its_half_and_little_is_refused() {
         // With fewer requests a second, the refusals of the first second weigh more.
-        for (limit, most_refused) in [(20, 0.025), (60, 0.01)] {
+        for (limit, most_refused) in [(20, 0.02), (60, 0.01)] {
             let others = |second| if (30..90).contains(&second) { limit / 2 } else { 0 };
             let told = beside_another_app(limit as usize, others, 120);
             let sum = |of: fn(&(u64, u64)) -> u64, from: usize, to: usize| {
