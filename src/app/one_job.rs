@@ -120,7 +120,6 @@ pub enum OneJobError {
 }
 
 impl OneJobError {
-    /// Whether the run was cancelled.
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Archive(error) => error.is_disk_full(),
@@ -130,6 +129,7 @@ impl OneJobError {
         }
     }
 
+    /// Whether the run was cancelled.
     pub fn is_cancellation(&self) -> bool {
         matches!(self, Self::Extract(ExtractError::Cancelled) | Self::Archive(ArchiveError::Cancelled))
     }
@@ -149,8 +149,8 @@ pub struct Report {
     /// Earlier output and damaged captures that may hold what the new files do not: some of it may have left Zoom's reach by
     /// now.
     pub kept: Vec<PathBuf>,
-    /// How many of these, the first, were there before this run.
-    pub kept_earlier: usize,
+    /// Those of them that were there before this run.
+    pub kept_earlier: Vec<PathBuf>,
     pub damage: Damage,
     /// Why the capture could not be removed; everything in it is in the zip.
     pub left: Option<OneJobError>,
@@ -203,7 +203,7 @@ impl OneJob {
         cancel: CancellationToken,
         mut report: impl FnMut(&Snapshot),
     ) -> Result<Report, OneJobError> {
-        let kept_earlier = self.output.kept().len();
+        let kept_earlier = self.output.kept();
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
         let figures = || progress.snapshot(&lane.traffic, lane.stalled(), self.clock.elapsed());

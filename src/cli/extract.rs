@@ -178,12 +178,13 @@ fn tell(report: &Report, output: &Output) {
     }
     match report.damage {
         Damage::None => {}
-        Damage::Parts => say("part of the received data was damaged and has been fetched again"),
+        Damage::Parts => say("part of the received data was damaged and has been requested again"),
         Damage::All => {
-            say("the index of the received data was damaged; everything has been fetched again");
+            say("the index of the received data was damaged; everything has been requested again");
         }
     }
-    let (earlier, new) = report.kept.split_at(report.kept_earlier);
+    let (earlier, new): (Vec<_>, Vec<_>) =
+        report.kept.iter().partition(|kept| report.kept_earlier.contains(kept));
     for kept in new {
         say(format_args!("earlier data that the new output may lack is kept as {}", kept.display()));
     }

@@ -23,8 +23,10 @@ pub fn load_dotenv() -> Result<(), ConfigError> {
 fn malformed(line: &str) -> String {
     let first = line.lines().next().unwrap_or_default().trim();
     let text = std::fs::read_to_string(".env").unwrap_or_default();
-    // What is malformed may be told from where its value begins.
-    let number = text.lines().position(|own| !first.is_empty() && own.trim().ends_with(first));
+    // The error may quote the value only.
+    let value = |own: &str| own.split_once('=').is_some_and(|(_, value)| value.trim() == first);
+    let is_it = |own: &str| !own.trim().starts_with('#') && (own.trim() == first || value(own));
+    let number = text.lines().position(|own| !first.is_empty() && is_it(own));
     let which = number.map_or("a line".to_owned(), |before| format!("line {}", before + 1));
     format!(
         "{which} is malformed: it must be NAME=value, and a value with spaces, quotes, # or $ needs single quotes"

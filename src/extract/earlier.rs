@@ -32,7 +32,7 @@ pub(super) async fn check_earlier(
         // After a cancellation nobody needs the result; the capture stays as it is.
         Err(_) if cancel.is_cancelled() => Ok((Damage::None, Vec::new())),
         Err(error) if error.is_damaged() && retrying => {
-            tracing::warn!(%error, "the capture is damaged and set aside; everything is fetched again");
+            tracing::error!(%error, "the capture is damaged and set aside; everything is fetched again");
             location.move_damaged_away()?;
             Ok((Damage::All, Vec::new()))
         }

@@ -30,7 +30,7 @@ pub struct JobRequest {
     pub edits_by: Option<String>,
     pub sessions: Option<SessionsRequest>,
     /// Free text, shown with the job.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
     pub label: Option<String>,
 }
 
@@ -74,13 +74,13 @@ pub struct SessionsRequest {
     #[schema(max_items = 1000)]
     pub channel_ids: Option<Vec<ZoomId>>,
     /// Part of the name, case-insensitive.
-    #[schema(max_length = 200)]
+    #[schema(max_length = 200, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
     pub name_contains: Option<String>,
 }
 
 /// An id as Zoom reports it.
 #[derive(Debug, ToSchema)]
-#[schema(min_length = 1, max_length = 200)]
+#[schema(min_length = 1, max_length = 200, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
 #[expect(dead_code, reason = "it only describes")]
 pub struct ZoomId(String);
 

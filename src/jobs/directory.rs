@@ -92,18 +92,18 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Removes the archives that a job's record does not refer to: earlier ones, and those of runs that were killed before they
-/// were recorded.
-pub async fn remove_other_archives(directory: &Path, job: &Job) -> io::Result<()> {
-    let directory = directory.to_owned();
+/// The archives that the record of a completed job does not refer to: earlier ones, and those of runs that were killed before
+/// they were recorded.
+pub fn superseded_archives(directory: &Path, job: &Job) -> io::Result<Vec<PathBuf>> {
     let stay: Vec<_> =
         job.archive.iter().map(archive_name).chain(job.earlier_archives.iter().cloned()).collect();
-    // Removing a large file takes a while.
-    let remove = move || {
-        let mut others = archives(&directory)?.into_iter().filter(|name| !stay.contains(name));
-        others.try_for_each(|name| unless_absent(fs::remove_file(directory.join(name))))
-    };
-    blocking(remove).await
+    let all = archives(directory)?.into_iter();
+    Ok(all.filter(|name| !stay.contains(name)).map(|name| directory.join(name)).collect())
+}
+
+/// Removes these files, which takes a while if they are large.
+pub async fn remove_files(files: Vec<PathBuf>) -> io::Result<()> {
+    blocking(move || files.iter().try_for_each(|file| unless_absent(fs::remove_file(file)))).await
 }
 
 /// Whether an open file is this archive, byte for byte; hashing a large one takes a while. An unreadable file is not.

@@ -82,6 +82,11 @@ impl JobState {
         !matches!(self, Self::Queued | Self::Running)
     }
 
+    /// Whether its last run made an archive.
+    pub fn is_complete(self) -> bool {
+        matches!(self, Self::Completed | Self::CompletedWithFailures)
+    }
+
     /// The allowed transitions; any other is a bug or a conflict.
     pub fn may_become(self, next: Self) -> bool {
         match self {

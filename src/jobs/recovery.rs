@@ -29,7 +29,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     let mut rebuilt = 0_u32;
     for (id, directory) in directory::all(data_dir)? {
         let in_order = if known.contains(&id.to_string()) {
-            remove_leftovers(&directory).map(|()| false)
+            remove_leftovers(&store, id, &directory).await.map(|()| false)
         } else {
             rebuild_or_remove(&store, id, &directory, clock).await
         };
@@ -48,10 +48,15 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     Ok(store)
 }
 
-/// Removes what an unfinished archive or an abandoned deletion left behind.
-fn remove_leftovers(directory: &Path) -> Result<(), JobsError> {
+/// Removes what an unfinished archive, an abandoned deletion or a run killed at its very end left behind.
+async fn remove_leftovers(store: &JobStore, id: JobId, directory: &Path) -> Result<(), JobsError> {
     for name in [TEMPORARY, DELETED] {
         unless_absent(std::fs::remove_file(directory.join(name)))?;
+    }
+    if directory::archives(directory)?.len() > 1
+        && let Some(job) = store.get(id).await?.filter(|job| job.state.is_complete())
+    {
+        directory::remove_files(directory::superseded_archives(directory, &job)?).await?;
     }
     Ok(())
 }

@@ -14,12 +14,12 @@ use super::store::ListFilter;
 const EVERY: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(jobs: Arc<Jobs>) {
-    let mut steady = TrustedClock::at(jobs.clock.elapsed(), jobs.clock.now());
+    let mut trusted = TrustedClock::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
-        for pending_removals in jobs.take_pending_removals(|_| true) {
-            remove_files(&jobs, pending_removals).await;
+        for id in jobs.take_pending_removals(|_| true) {
+            remove_files(&jobs, id).await;
         }
-        if let Err(error) = expire(&jobs, steady.time(jobs.clock.elapsed(), jobs.clock.now())).await {
+        if let Err(error) = expire(&jobs, trusted.time(jobs.clock.elapsed(), jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
         }
         if jobs.stop.run_until_cancelled(jobs.clock.sleep(EVERY)).await.is_none() {
@@ -112,8 +112,8 @@ mod tests {
     fn a_clock_that_is_set_forward_is_believed_after_a_day() {
         let minutes =
             |count: i64| Timestamp::UNIX_EPOCH.checked_add(SignedDuration::from_mins(count)).unwrap();
-        let mut steady = TrustedClock::at(Duration::ZERO, minutes(0));
-        let mut time = |passed: u64, shown: i64| steady.time(Duration::from_mins(passed), minutes(shown));
+        let mut trusted = TrustedClock::at(Duration::ZERO, minutes(0));
+        let mut time = |passed: u64, shown: i64| trusted.time(Duration::from_mins(passed), minutes(shown));
         assert_eq!(time(10, 10), minutes(10));
         assert_eq!(time(20, 5), minutes(5), "set back");
         assert_eq!(time(30, 90_000), minutes(30), "set forward");

@@ -82,7 +82,7 @@ async fn claim(jobs: &Jobs) -> Result<Option<Job>, StoreError> {
     Ok(None)
 }
 
-async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _entered: Entered) {
+async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, entered: Entered) {
     let started = jobs.clock.elapsed();
     if is_cancelled(&jobs, &job).await {
         cancel.cancel();
@@ -132,13 +132,19 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, _ente
         tracing::info!(elapsed_ms, "job interrupted; it resumes at the next start");
     } else {
         record_outcome(&jobs, &mut job, end, &directory).await;
+        // Listed while the job is ours: once its end is recorded another run may publish an archive.
+        let superseded = if job.state.is_complete() {
+            directory::superseded_archives(&directory, &job)
+        } else {
+            Ok(Vec::new())
+        };
         if record_end(&jobs, &claimed, &job).await {
             count_end(&job);
             log_end(&job, elapsed_ms);
-            if job.archive.is_some()
-                && let Err(error) = directory::remove_other_archives(&directory, &job).await
-            {
-                tracing::warn!(%error, "earlier archives could not be removed");
+            drop(entered);
+            let removed = async { directory::remove_files(superseded?).await };
+            if let Err(error) = removed.await {
+                tracing::warn!(%error, "earlier archives could not be removed; the next start tries again");
             }
         }
     }

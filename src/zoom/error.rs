@@ -270,7 +270,8 @@ impl Refusal {
 
 /// As of a proxy, a firewall or a login page, which answer in Zoom's place.
 pub(super) fn looks_like_html(body: &[u8]) -> bool {
-    body.trim_ascii_start().starts_with(b"<")
+    let text = body.trim_ascii_start();
+    text.starts_with(b"<") && !text.starts_with(b"<?xml")
 }
 
 /// A message from outside, fit for a log line or an error: one line, bounded.

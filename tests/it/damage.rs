@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use sqlx::Connection;
@@ -13,7 +13,7 @@ use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
 use crate::disks::account;
-use crate::harness::{World, archive_in, archives_in, everything};
+use crate::harness::{World, archive_in, archives_come_to, archives_in, everything};
 use crate::process::{Setup, is_final};
 
 /// Overwrites a part of a file.
@@ -91,11 +91,6 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     assert_eq!(again["state"], "completed", "{again:#}");
     assert_eq!(again["progress"]["units_done"], job["progress"]["units_done"]);
     assert_eq!(world.archive(&id).await.comparable(), archive.comparable());
-}
-
-/// The archives in a directory, except `one`.
-fn others(directory: &Path, one: &Path) -> Vec<PathBuf> {
-    archives_in(directory).into_iter().filter(|path| path != one).collect()
 }
 
 /// Whatever happened to the index, the messages beside it may be the only copy of some days.
@@ -247,7 +242,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     };
     // When a retry loses nothing, the old archive is not kept.
     assert_eq!(retry().await["progress"]["messages"], job["progress"]["messages"]);
-    let held_in = archive_in(&directory);
+    let held_in = archives_come_to(&directory, 1).await.remove(0);
     let bytes = std::fs::read(&held_in).unwrap();
     let first_day = world.sim.dataset().first_day();
     script(
@@ -267,7 +262,9 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     // The same once more, with an archive that holds more than both.
     world.sim.clear_script();
     assert_eq!(retry().await["state"], "completed");
-    let [fullest_in] = &others(&directory, &held_in)[..] else { panic!("the one that held less is gone") };
+    let mut others = archives_come_to(&directory, 2).await;
+    others.retain(|archive| *archive != held_in);
+    let fullest_in = &others[0];
     std::fs::remove_file(fullest_in).unwrap();
     assert_eq!(retry().await["state"], "completed", "it can be made again");
     let fullest = std::fs::read(fullest_in).unwrap();

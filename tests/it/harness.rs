@@ -217,6 +217,19 @@ pub fn archives_in(directory: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "zip")).collect()
 }
 
+/// Waits until a job's directory has so many archives: those that a new one replaces go once the job has ended.
+pub async fn archives_come_to(directory: &Path, count: usize) -> Vec<PathBuf> {
+    let clock = SystemClock::shared();
+    for _ in 0..400 {
+        let archives = archives_in(directory);
+        if archives.len() == count {
+            return archives;
+        }
+        clock.sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{:?}", archives_in(directory));
+}
+
 /// The only archive in a job's directory.
 pub fn archive_in(directory: &Path) -> PathBuf {
     let [archive] = &archives_in(directory)[..] else { panic!("one archive in {}", directory.display()) };

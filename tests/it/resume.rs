@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
-use crate::harness::{Archive, World, archive_in, page_of_hour};
+use crate::harness::{Archive, World, archives_come_to, page_of_hour};
 
 fn account(latency_ms: u64) -> SimSettings {
     SimSettings {
@@ -210,9 +210,42 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     let archive = world.archive(&id).await;
     assert_ne!(archive.bytes, old.bytes);
     let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
-    assert!(std::fs::read(archive_in(&directory)).unwrap() == archive.bytes, "and the old one is gone");
+    let left = archives_come_to(&directory, 1).await;
+    assert!(std::fs::read(&left[0]).unwrap() == archive.bytes, "and the old one is gone");
     assert_eq!(archive.comparable(), undisturbed(account(0)).await.comparable());
     assert!(world.sim.stats().requests - before < 100, "only the failed chat was asked again");
+}
+
+/// A run that is killed between publishing its archive and recording it leaves one that no record refers to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_that_no_record_refers_to_goes_once_another_run_has_made_one() {
+    let mut world = World::new(account(0)).await;
+    let refuse = |matches, status, body: &str| {
+        let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
+        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    };
+    refuse(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
+    let (job, _) = world.run(&world.everything()).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let id = job["id"].as_str().unwrap();
+    let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+    let stray = directory.join("archive-0123456789abcdef.zip");
+    std::fs::write(&stray, "it may hold more").unwrap();
+    world.sim.clear_script();
+    refuse(Match::Messages, 400, r#"{"code":4711,"message":"no scope"}"#);
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(id).await["state"], "failed");
+    world.restart().await;
+    assert_eq!(archives_come_to(&directory, 2).await.len(), 2, "a run that failed decides nothing");
+    world.sim.clear_script();
+    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    assert_eq!(world.finished(id).await["state"], "completed");
+    assert!(archives_come_to(&directory, 1).await[0] != stray);
+    // As if it had been killed before it removed it.
+    std::fs::write(&stray, "").unwrap();
+    world.restart().await;
+    assert!(!stray.exists());
+    assert_eq!(world.get(&format!("/v1/jobs/{id}/archive")).await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
