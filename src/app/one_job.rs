@@ -20,8 +20,8 @@ use crate::archive::{
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, Damage, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext,
-    RunSummary, Snapshot,
+    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, RunSummary,
+    Snapshot,
 };
 use crate::files::{
     free_name, has_entry, is_full, is_there, numbered, remove_all_but, remove_but_last, suffixed,
@@ -149,9 +149,8 @@ pub struct Report {
     /// Earlier output and damaged captures that may hold what the new files do not: some of it may have left Zoom's reach by
     /// now.
     pub kept: Vec<PathBuf>,
-    /// Those of them that were there before this run.
+    /// The same, kept by earlier runs.
     pub kept_earlier: Vec<PathBuf>,
-    pub damage: Damage,
     /// Why the capture could not be removed; everything in it is in the zip.
     pub left: Option<OneJobError>,
 }
@@ -203,7 +202,7 @@ impl OneJob {
         cancel: CancellationToken,
         mut report: impl FnMut(&Snapshot),
     ) -> Result<Report, OneJobError> {
-        let kept_earlier = self.output.kept();
+        let kept_before = self.output.kept();
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
         let figures = || progress.snapshot(&lane.traffic, lane.stalled(), self.clock.elapsed());
@@ -243,7 +242,8 @@ impl OneJob {
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
         let (failures, _) = failures_page(&self.directory, None, MOST_FAILURES).await?;
-        let mut kept = self.output.kept();
+        let (kept_earlier, mut kept): (Vec<_>, Vec<_>) =
+            self.output.kept().into_iter().partition(|path| kept_before.contains(path));
         let mut left = None;
         if matches!(self.output, Output::Zip(_)) && summary.counts.failures() == 0 {
             // The zip holds everything; a directory keeps its capture as the mark of what it holds.
@@ -253,8 +253,7 @@ impl OneJob {
             }
         }
         let asked = lane.traffic.requests.load(Relaxed);
-        let damage = summary.damage;
-        Ok(Report { summary, archive, last, asked, failures, kept, kept_earlier, damage, left })
+        Ok(Report { summary, archive, last, asked, failures, kept, kept_earlier, left })
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::capture::{inflate_to, pack};
 
-/// Records are grouped into blocks of at least this many bytes. While merging, one block of each stretch is in memory.
+/// Records are grouped into blocks of at least this many bytes. While merging, one block of each run is in memory.
 const BLOCK: usize = 8 << 10;
 /// The compression level: what is spilled is mostly repetitive text and hashes.
 const LEVEL: u32 = 1;
@@ -83,9 +83,9 @@ impl Sorter {
         let mut runs = BinaryHeap::with_capacity(self.sorted.len());
         for place in &self.sorted {
             let (spill, rest) = (self.spill.clone(), place.clone());
-            let mut stretch = SortedRun { spill, rest, block: Vec::new(), first: Record::default() };
-            if stretch.advance()? {
-                runs.push(stretch);
+            let mut run = SortedRun { spill, rest, block: Vec::new(), first: Record::default() };
+            if run.advance()? {
+                runs.push(run);
             }
         }
         Ok(Merged { runs, begun: false })
@@ -135,7 +135,7 @@ fn numbers<const N: usize>(bytes: &[u8]) -> [u32; N] {
     })
 }
 
-/// A cursor over a sorted stretch; `first` is its first record that has not been consumed yet.
+/// A cursor over a sorted run; `first` is its first record that has not been consumed yet.
 #[derive(Debug)]
 struct SortedRun {
     spill: Arc<Spill>,
@@ -220,7 +220,7 @@ impl Merged {
         {
             PeekMut::pop(read);
         }
-        Ok(self.runs.peek().map(|stretch| (stretch.key(), stretch.value())))
+        Ok(self.runs.peek().map(|run| (run.key(), run.value())))
     }
 }
 

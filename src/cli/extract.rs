@@ -155,7 +155,7 @@ fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::
 }
 
 fn tell(report: &Report, output: &Output) {
-    let RunSummary { counts, captured_until, .. } = &report.summary;
+    let RunSummary { counts, captured_until, damage, .. } = &report.summary;
     let [messages, edited, deleted] = counts.items;
     if counts.sessions_total == 0 {
         say("there were no sessions in this range");
@@ -176,19 +176,17 @@ fn tell(report: &Report, output: &Output) {
     if report.asked == 0 {
         say("nothing was left to request from Zoom");
     }
-    match report.damage {
+    match damage {
         Damage::None => {}
-        Damage::Parts => say("part of the received data was damaged and has been requested again"),
+        Damage::Parts(_) => say("part of the received data was damaged and has been requested again"),
         Damage::All => {
             say("the index of the received data was damaged; everything has been requested again");
         }
     }
-    let (earlier, new): (Vec<_>, Vec<_>) =
-        report.kept.iter().partition(|kept| report.kept_earlier.contains(kept));
-    for kept in new {
+    for kept in &report.kept {
         say(format_args!("earlier data that the new output may lack is kept as {}", kept.display()));
     }
-    for kept in earlier {
+    for kept in &report.kept_earlier {
         say(format_args!(
             "{} is still there from an earlier run, and may hold data that the output lacks",
             kept.display()

@@ -173,21 +173,19 @@ fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
 
 /// Why a step did not complete.
 enum Unfit {
-    FetchError(FetchError),
+    Failed(FetchError),
     Paused(Waiting),
 }
 
 impl Unfit {
     /// Whether Zoom answered "not found", as it does where there is nothing.
     fn is_not_found(&self) -> bool {
-        matches!(self, Self::FetchError(ended) if ended.is_not_found_by_zoom())
+        matches!(self, Self::Failed(error) if error.is_not_found_by_zoom())
     }
 
     fn step(self, name: &'static str, elapsed: Duration) -> Step {
         match self {
-            Self::FetchError(FetchError::Failed(failure) | FetchError::PageTokenExpired(failure)) => {
-                failed(name, elapsed, &failure)
-            }
+            Self::Failed(error) => failed(name, elapsed, error.failure()),
             Self::Paused(Waiting { until, reason }) => Step {
                 name,
                 ok: false,
@@ -209,7 +207,7 @@ async fn unless_paused<T>(
         return Err(Unfit::Paused(waiting));
     }
     tokio::select! {
-        answer = asked => answer.map_err(Unfit::FetchError),
+        answer = asked => answer.map_err(Unfit::Failed),
         Ok(()) = pauses.changed() => {
             let waiting = pauses.borrow_and_update().clone();
             Err(Unfit::Paused(waiting.expect("a pause is never taken back")))

@@ -10,7 +10,7 @@ use super::progress::{Progress, Snapshot, TrafficTotals};
 use super::request::ExtractRequest;
 use super::run::Damage;
 use super::shared::ExtractError;
-use crate::capture::{CaptureError, Location, Meta, RangeId, Reader};
+use crate::capture::{CaptureError, Location, Meta, Reader};
 use crate::zoom::lane::Traffic;
 use crate::zoom::{Call, ItemChoice, Stalled};
 
@@ -20,9 +20,9 @@ pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
     cancel: &CancellationToken,
-) -> Result<(Damage, Vec<RangeId>), CaptureError> {
+) -> Result<Damage, CaptureError> {
     if cancel.is_cancelled() {
-        return Ok((Damage::None, Vec::new()));
+        return Ok(Damage::None);
     }
     let damaged = async {
         location.check(cancel).await?;
@@ -30,16 +30,16 @@ pub(super) async fn check_earlier(
     };
     match damaged.await {
         // After a cancellation nobody needs the result; the capture stays as it is.
-        Err(_) if cancel.is_cancelled() => Ok((Damage::None, Vec::new())),
+        Err(_) if cancel.is_cancelled() => Ok(Damage::None),
         Err(error) if error.is_damaged() && retrying => {
             tracing::error!(%error, "the capture is damaged and set aside; everything is fetched again");
             location.move_damaged_away()?;
-            Ok((Damage::All, Vec::new()))
+            Ok(Damage::All)
         }
-        Ok(ranges) if ranges.is_empty() => Ok((Damage::None, ranges)),
+        Ok(ranges) if ranges.is_empty() => Ok(Damage::None),
         Ok(ranges) => {
             tracing::warn!(ranges = ranges.len(), "some ranges have damaged messages and are fetched again");
-            Ok((Damage::Parts, ranges))
+            Ok(Damage::Parts(ranges))
         }
         Err(error) => Err(error),
     }

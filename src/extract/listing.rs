@@ -251,18 +251,17 @@ impl<'a> ListReader<'a> {
 
     /// Decides what an answer means that brought no page.
     async fn after(&mut self, error: FetchError) -> Result<ControlFlow<ListEnd>, ExtractError> {
-        let token_expired = matches!(error, FetchError::PageTokenExpired(_));
-        let (FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) = error;
-        if failure.kind.concerns_the_request() && self.shared.has_lost_days_of(self.list.days) {
+        if self.shared.has_left_reach(error.failure(), self.list.days) {
             return Ok(ControlFlow::Break(ListEnd::LeftReach));
         }
-        if token_expired && self.pass.paging.may_begin_again(self.pass.seq) {
+        if matches!(error, FetchError::PageTokenExpired(_)) && self.pass.paging.may_begin_again(self.pass.seq)
+        {
             let paging = std::mem::take(&mut self.pass.paging);
             self.pass = Pass { paging, found_nothing_new: self.passes > 1, ..Pass::default() };
             return Ok(ControlFlow::Continue(()));
         }
         // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
-        if failure.is_not_found_by_zoom() && !self.has_shown {
+        if error.is_not_found_by_zoom() && !self.has_shown {
             if !std::mem::replace(&mut self.was_not_found, true) {
                 return Ok(ControlFlow::Continue(()));
             }
@@ -270,7 +269,7 @@ impl<'a> ListReader<'a> {
                 return Ok(ControlFlow::Break(ListEnd::Complete));
             }
         }
-        Ok(ControlFlow::Break(ListEnd::Failed(failure)))
+        Ok(ControlFlow::Break(ListEnd::Failed(error.into_failure())))
     }
 
     /// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if

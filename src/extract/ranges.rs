@@ -213,18 +213,12 @@ impl<'a> Following<'a> {
         let effort = run_effort(self.urgency);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure))
-                if failure.kind.concerns_the_request() && shared.has_lost_days_of(days) =>
-            {
-                return Ok(Step::LeftReach);
-            }
+            Err(error) if shared.has_left_reach(error.failure(), days) => return Ok(Step::LeftReach),
             Err(FetchError::PageTokenExpired(_)) if self.paging.may_begin_again(self.seq) => {
                 self.restart();
                 return Ok(Step::More);
             }
-            Err(FetchError::PageTokenExpired(failure) | FetchError::Failed(failure)) => {
-                return Ok(Step::Failed(failure));
-            }
+            Err(error) => return Ok(Step::Failed(error.into_failure())),
         };
         if let Some(observed) = &mut self.observed {
             observed.add(page.ends);

@@ -30,11 +30,11 @@ pub struct RunSummary {
 }
 
 /// How much of an earlier run's capture is damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Damage {
     None,
-    /// Messages of some ranges.
-    Parts,
+    /// Messages of these ranges.
+    Parts(Vec<RangeId>),
     /// The index: without it nothing can be used.
     All,
 }
@@ -59,7 +59,7 @@ impl Extent {
 /// Runs until everything is fetched or failed for good, or until cancelled.
 pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
     let location = Location::in_directory(&context.directory);
-    let (damage, damaged) = check_earlier(&location, context.retry_failed, &context.cancel).await?;
+    let damage = check_earlier(&location, context.retry_failed, &context.cancel).await?;
     if context.cancel.is_cancelled() {
         return Err(ExtractError::Cancelled);
     }
@@ -72,7 +72,7 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
         }
     };
     let shared = Arc::new(Shared::new(context, location, writer));
-    let result = shared.clone().work(&mut reader, damaged).await;
+    let result = shared.clone().work(&mut reader, &damage).await;
     // Stored even when the run failed or was cancelled: a later run adds to them.
     let left = shared.store_totals().await;
     let summary = summary(&mut reader, damage).await;
@@ -95,8 +95,8 @@ async fn summary(reader: &mut Reader, damage: Damage) -> Result<RunSummary, Capt
 }
 
 impl Shared {
-    async fn work(self: Arc<Self>, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
-        self.prepare(reader, damaged).await?;
+    async fn work(self: Arc<Self>, reader: &mut Reader, damage: &Damage) -> Result<(), ExtractError> {
+        self.prepare(reader, damage).await?;
         // Even if one half of the work panics, the bookkeeping must not go on for ever.
         let _stopped = self.stop.clone().drop_guard();
         let bookkeeping = tokio::spawn(self.clone().store_totals_periodically().in_current_span());
@@ -121,8 +121,8 @@ impl Shared {
         }
     }
 
-    /// Plans a new capture, or resumes an existing one, in which the `damaged` ranges are to be refetched.
-    async fn prepare(&self, reader: &mut Reader, damaged: Vec<RangeId>) -> Result<(), ExtractError> {
+    /// Plans a new capture, or resumes an existing one, in which damaged parts are to be refetched.
+    async fn prepare(&self, reader: &mut Reader, damage: &Damage) -> Result<(), ExtractError> {
         // Before anything can fail: the totals stored at the end add to this.
         self.context.progress.resume_from(earlier::traffic_in(reader).await?);
         let account = self.context.lane.account();
@@ -153,8 +153,8 @@ impl Shared {
             // Nothing has been received from the other account.
             self.commit(Change::SetMeta(vec![(Meta::Account, mark)])).await?;
         }
-        if !damaged.is_empty() {
-            self.commit(Change::RefetchDamaged { ranges: damaged, found_at: self.now() }).await?;
+        if let Damage::Parts(ranges) = damage {
+            self.commit(Change::RefetchDamaged { ranges: ranges.clone(), found_at: self.now() }).await?;
         }
         if self.context.retry_failed {
             self.commit(Change::RetryFailed).await?;

@@ -181,6 +181,11 @@ impl Shared {
         days.from < self.reach.oldest()
     }
 
+    /// Whether a request for these days failed because the first of them have left Zoom's reach meanwhile.
+    pub fn has_left_reach(&self, failure: &Failure, days: DateRange) -> bool {
+        failure.kind.concerns_the_request() && self.has_lost_days_of(days)
+    }
+
     /// The failure to store for days that Zoom no longer answers for.
     pub fn out_of_reach(&self) -> Failed {
         let oldest = self.reach.oldest();

@@ -83,13 +83,24 @@ pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
     fs::metadata(directory.join(archive_name(archive))).is_ok_and(|file| file.len() == archive.size)
 }
 
-/// The file names of all archives in a job's directory.
-pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
+/// The names of everything in a job's directory; names that are not valid UTF-8 are none of ours.
+pub fn names(directory: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
-        found.extend(entry?.file_name().into_string().ok().filter(|name| name.starts_with(ARCHIVE)));
+        found.extend(entry?.file_name().into_string());
     }
     Ok(found)
+}
+
+pub fn is_archive(name: &str) -> bool {
+    name.starts_with(ARCHIVE)
+}
+
+/// The file names of all archives in a job's directory.
+pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = names(directory)?;
+    names.retain(|name| is_archive(name));
+    Ok(names)
 }
 
 /// The archives that the record of a completed job does not refer to: earlier ones, and those of runs that were killed before

@@ -18,7 +18,7 @@ pub enum RunEnd {
 /// What to do about a damaged capture.
 const REFETCH: &str = "retry fetches the damaged parts again; a damaged index is kept beside the new one";
 
-fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> RunEnd {
+fn failed(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> RunEnd {
     let (code, detail, help) = (code.to_owned(), error.to_string(), help.map(str::to_owned));
     RunEnd::Failed(JobFailure { code, detail, help })
 }
@@ -26,7 +26,7 @@ fn trouble(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> Ru
 /// A job's directory could not be made.
 pub fn no_directory(error: &io::Error) -> RunEnd {
     let code = if is_full(error) { "disk-full" } else { "data-directory" };
-    trouble(code, error, Some("check that DATA_DIR exists, its permissions and its disk; then retry the job"))
+    failed(code, error, Some("check that DATA_DIR exists, its permissions and its disk; then retry the job"))
 }
 
 impl From<ExtractError> for RunEnd {
@@ -54,7 +54,7 @@ impl From<ExtractError> for RunEnd {
             ),
             ExtractError::Panicked => ("internal", None),
         };
-        trouble(code, &error, help)
+        failed(code, &error, help)
     }
 }
 
@@ -68,6 +68,6 @@ impl From<ArchiveError> for RunEnd {
             damaged if damaged.is_damaged_capture() => ("capture-damaged", REFETCH),
             _ => ("archive", "check DATA_DIR and its disk, then retry the job; nothing is fetched again"),
         };
-        trouble(code, &error, Some(help))
+        failed(code, &error, Some(help))
     }
 }

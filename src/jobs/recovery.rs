@@ -50,10 +50,12 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
 
 /// Removes what an unfinished archive, an abandoned deletion or a run killed at its very end left behind.
 async fn remove_leftovers(store: &JobStore, id: JobId, directory: &Path) -> Result<(), JobsError> {
-    for name in [TEMPORARY, DELETED] {
+    // There may be thousands of directories: one look at each.
+    let names = directory::names(directory)?;
+    for name in names.iter().filter(|name| [TEMPORARY, DELETED].contains(&name.as_str())) {
         unless_absent(std::fs::remove_file(directory.join(name)))?;
     }
-    if directory::archives(directory)?.len() > 1
+    if names.iter().filter(|name| directory::is_archive(name)).count() > 1
         && let Some(job) = store.get(id).await?.filter(|job| job.state.is_complete())
     {
         directory::remove_files(directory::superseded_archives(directory, &job)?).await?;

@@ -26,26 +26,26 @@ pub(super) enum Opened {
 /// Opens the table in a directory, or creates it.
 pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
     let path = directory.join(FILE_NAME);
-    let mended = directory.join(REPAIRED);
+    let repaired = directory.join(REPAIRED);
     if !path.exists() {
-        if mended.exists() {
+        if repaired.exists() {
             // A crash came after the damaged table was moved, perhaps before its log was.
             remove_all(&path)?;
-            move_all(&mended, &path)?;
+            move_all(&repaired, &path)?;
         }
         return Ok(Opened::Sound(JobStore::connect(&path).await?));
     }
     match JobStore::connect_checked(&path).await {
         Ok(store) => {
-            remove_all(&mended)?;
+            remove_all(&repaired)?;
             Ok(Opened::Sound(store))
         }
         Err(error) if error.is_damage() => {
             let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
             let (records, pause) = salvage(&path).await;
             // The new table is complete before the damaged one is moved.
-            remove_all(&mended)?;
-            let store = JobStore::connect(&mended).await?;
+            remove_all(&repaired)?;
+            let store = JobStore::connect(&repaired).await?;
             for (job, scope) in &records {
                 if let Inserted::Known(_) = store.insert(job, scope.as_deref()).await? {
                     // Another job has its idempotency key: better stored without the key than not at all.
@@ -58,7 +58,7 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             // Closing the last connection removes its log.
             store.close().await;
             move_all(&path, &set_aside)?;
-            move_all(&mended, &path)?;
+            move_all(&repaired, &path)?;
             let store = JobStore::connect(&path).await?;
             Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
         }
@@ -94,7 +94,7 @@ mod tests {
         store.insert(&queued, Some("key")).await.unwrap();
         store.close().await;
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(REPAIRED)).unwrap();
-        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is mended") };
+        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is repaired") };
         let known = store.known("key", &queued.request).await.unwrap();
         assert!(matches!(known, Some(Known::Same(job)) if *job == queued));
     }

@@ -186,7 +186,7 @@ async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, d
         Err(RunEnd::Interrupted) => job.state = JobState::Cancelled,
     }
     // For a completed job the failures are known; for the others the capture has them.
-    if matches!(job.state, JobState::Cancelled | JobState::Failed)
+    if !job.state.is_complete()
         && let Ok(failures) = extract::failures_in(directory).await
     {
         job.failures_total = failures;

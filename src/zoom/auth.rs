@@ -186,7 +186,7 @@ impl Tokens {
     fn use_cached(&self, error: RequestError) -> Result<Token, RequestError> {
         let now = self.clock.elapsed();
         self.with(|state| {
-            let error = of_the_token_endpoint(error, state.cached.is_some());
+            let error = classify_token_failure(error, state.cached.is_some());
             state.failed = Some((now, error.clone()));
             match &mut state.cached {
                 Some(cached) if now < cached.expires_at && matches!(error, RequestError::NoAnswer(_)) => {
@@ -202,7 +202,7 @@ impl Tokens {
 /// A refusal that would concern the request at the API concerns the credentials here. One without a message comes from
 /// something on the way, once a token has been granted; before, perhaps from a wrong ZOOM_OAUTH_BASE_URL, so it is not waited
 /// out.
-fn of_the_token_endpoint(error: RequestError, was_given_one: bool) -> RequestError {
+fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestError {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
         // A 429 here says nothing about the pace of report requests: it is waited out like a busy server.
         408 | 425 | 429 | 500.. => false,

@@ -74,6 +74,16 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    pub fn failure(&self) -> &Failure {
+        let (Self::PageTokenExpired(failure) | Self::Failed(failure)) = self;
+        failure
+    }
+
+    pub fn into_failure(self) -> Failure {
+        let (Self::PageTokenExpired(failure) | Self::Failed(failure)) = self;
+        failure
+    }
+
     pub fn is_not_found_by_zoom(&self) -> bool {
         matches!(self, Self::Failed(failure) if failure.is_not_found_by_zoom())
     }

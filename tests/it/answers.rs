@@ -11,6 +11,7 @@ use jiff::ToSpan;
 use serde_json::json;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
+use crate::failures::status;
 use crate::harness::{Missing, World, assert_whole};
 
 /// How a job ends.
@@ -42,10 +43,6 @@ struct Row {
 const ALWAYS: u32 = u32::MAX;
 /// Fewer than the attempts for one request.
 const SOME: u32 = 5;
-
-fn status(status: u16, body: &str) -> FaultAnswer {
-    FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() }
-}
 
 fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultAnswer {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

@@ -13,6 +13,7 @@ use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
 use crate::disks::account;
+use crate::failures::{fault, status};
 use crate::harness::{World, archive_in, archives_come_to, archives_in, everything};
 use crate::process::{Setup, is_final};
 
@@ -227,10 +228,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let world = World::new(account()).await;
-    let script = |matches, status, body: &str| {
-        let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
-        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
-    };
+    let script = |matches, code, body| world.sim.script(fault(matches, 0, u32::MAX, status(code, body)));
     script(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
     let (job, held) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");

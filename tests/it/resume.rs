@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
+use crate::failures::{fault, status};
 use crate::harness::{Archive, World, archives_come_to, page_of_hour};
 
 fn account(latency_ms: u64) -> SimSettings {
@@ -220,10 +221,7 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_no_record_refers_to_goes_once_another_run_has_made_one() {
     let mut world = World::new(account(0)).await;
-    let refuse = |matches, status, body: &str| {
-        let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
-        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
-    };
+    let refuse = |matches, code, body| world.sim.script(fault(matches, 0, u32::MAX, status(code, body)));
     refuse(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
     let (job, _) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
