@@ -83,7 +83,7 @@ impl App {
         };
         let data_dir = settings.jobs.data_dir.clone();
         let max_running = settings.jobs.max_running;
-        let audit = Audit::open(&data_dir, clock.clone())
+        let audit = Audit::open(&data_dir)
             .map_err(|error| unusable(DATA_DIR, &data_dir.join(http::AUDIT_FILE), error))?;
         let account = Account::new(settings.zoom, clock.clone())?;
         // Before jobs resume.

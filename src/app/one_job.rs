@@ -245,7 +245,7 @@ impl OneJob {
         let (kept_earlier, mut kept): (Vec<_>, Vec<_>) =
             self.output.kept().into_iter().partition(|path| kept_before.contains(path));
         let mut left = None;
-        if matches!(self.output, Output::Zip(_)) && summary.counts.failures() == 0 {
+        if matches!(self.output, Output::Zip(_)) && summary.counts.failures == 0 {
             // The zip holds everything; a directory keeps its capture as the mark of what it holds.
             match remove_capture(&self.directory) {
                 Ok(damaged) => kept.extend(damaged),

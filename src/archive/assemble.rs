@@ -124,7 +124,7 @@ impl Assembly {
             }
         }
         let (keys, scratch) = names.settle()?;
-        let sink = sink::open(&input.directory, input.form, facts.started())?;
+        let sink = sink::open(&input.directory, input.form, facts.started_at)?;
         let (last, totals) = (Place::default(), WindowTotals::default());
         Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
     }
@@ -132,13 +132,21 @@ impl Assembly {
     /// Adds the sessions that are completely fetched, until told to stop. Leaves as much of the disk free as the capture takes
     /// now, for what is still to come.
     pub(super) fn add_complete(&mut self, stop: &CancellationToken) -> Result<(), ArchiveError> {
-        self.check_room(self.reader.segments().size()?)?;
+        let captured = self.reader.segments().size()?;
+        self.check_room(captured.saturating_sub(self.copied), captured)?;
         self.add_sessions(Which::Complete { until: stop })
     }
 
     /// Adds all remaining sessions; nothing more may be fetched.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
-        self.check_room(0)?;
+        let all = self.runtime.block_on(async {
+            match self.input.form {
+                Form::Zip => self.reader.packed_bytes().await,
+                // Nothing of a directory has been made before.
+                Form::Directory => self.reader.raw_bytes().await,
+            }
+        })?;
+        self.check_room(all.saturating_sub(self.copied), 0)?;
         self.add_sessions(Which::All)?;
         Ok(self.scratch.check_whole()?)
     }
@@ -149,11 +157,8 @@ impl Assembly {
         self.scratch.missing()
     }
 
-    fn check_room(&mut self, beside: u64) -> Result<(), ArchiveError> {
-        let to_copy = match self.input.form {
-            Form::Zip => self.reader.segments().size()?.saturating_sub(self.copied),
-            Form::Directory => self.runtime.block_on(self.reader.raw_bytes())?,
-        };
+    /// Whether the disk has room for the sessions that are missing, with this many bytes of items, and for as much beside.
+    fn check_room(&self, to_copy: u64, beside: u64) -> Result<(), ArchiveError> {
         let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
         let free = free_space(&File::open(&self.input.directory)?)?;
         if free < needed {
@@ -331,10 +336,8 @@ async fn sessions_after(
     facts: &Facts,
     keys: &Keys,
 ) -> Result<Option<Round>, ArchiveError> {
-    let mut sessions = reader.complete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
-    if sessions.is_empty() && matches!(which, Which::All) {
-        sessions = reader.incomplete_after(after, AT_A_TIME, PAGES_AT_A_TIME).await?;
-    }
+    let if_incomplete = matches!(which, Which::All);
+    let sessions = reader.sessions_after(after, if_incomplete, AT_A_TIME, PAGES_AT_A_TIME).await?;
     let Some(last) = sessions.last().map(|session| session.place) else { return Ok(None) };
     let (pages, totals) = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
     let stored = reader.segments().read_ahead(pages.iter().flatten());

@@ -63,6 +63,8 @@ impl Text for Hashing<'_> {
 #[derive(Debug)]
 pub struct HashingWriter<W> {
     inner: W,
+    /// The number of bytes written so far.
+    pub size: u64,
     buffer: Vec<u8>,
     full: Sender<Vec<u8>>,
     /// Buffers that have been hashed.
@@ -90,7 +92,7 @@ impl<W: Write> HashingWriter<W> {
             }
             hash.finalize().into()
         });
-        Self { inner, buffer: Vec::with_capacity(Self::AT_A_TIME), full, empty, hashing }
+        Self { inner, size: 0, buffer: Vec::with_capacity(Self::AT_A_TIME), full, empty, hashing }
     }
 
     fn pass_on(&mut self) -> io::Result<()> {
@@ -115,6 +117,7 @@ impl<W: Write> Write for HashingWriter<W> {
         }
         let fitting = bytes.len().min(Self::AT_A_TIME - self.buffer.len());
         self.buffer.extend_from_slice(&bytes[..fitting]);
+        self.size += fitting as u64;
         Ok(fitting)
     }
 

@@ -30,7 +30,7 @@ pub fn hashed_key(id: &str) -> String {
         id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect();
     let hash = Sha256::digest(id.as_bytes());
     let digits = hex::encode(hash);
-    format!("{}~{}", readable.trim_matches('_'), &digits[..HASH_DIGITS])
+    format!("{}~{}", readable.trim_matches(['_', '-']), &digits[..HASH_DIGITS])
 }
 
 fn is_safe(id: &str) -> bool {

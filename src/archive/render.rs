@@ -26,7 +26,7 @@ pub struct Facts {
     pub request: Value,
     pub from: String,
     pub to: String,
-    pub started_at: String,
+    pub started_at: Timestamp,
     pub captured_until: Option<String>,
     pub version: Option<String>,
     pub requester: Option<String>,
@@ -47,7 +47,7 @@ impl Facts {
         Ok(Self {
             from: day("from"),
             to: day("to"),
-            started_at: reader.meta(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
+            started_at: reader.time(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
             captured_until: reader.meta(Meta::CapturedUntil).await?,
             version: reader.meta(Meta::Version).await?,
             requester: reader.meta(Meta::Requester).await?,
@@ -55,13 +55,6 @@ impl Facts {
             traffic: traffic.unwrap_or(Value::Null),
             request,
         })
-    }
-}
-
-impl Facts {
-    /// When the extraction began.
-    pub fn started(&self) -> Timestamp {
-        self.started_at.parse().unwrap_or_default()
     }
 }
 
@@ -172,7 +165,11 @@ impl SessionFrame {
             text(&facts.from),
             text(&facts.to)
         );
-        Self { head, tail: session_tail(totals) }
+        let [messages, edited, deleted] = totals;
+        let tail = format!(
+            "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
+        );
+        Self { head, tail }
     }
 }
 
@@ -183,12 +180,6 @@ pub fn between(kind: Kind) -> &'static str {
         Kind::Edited => "\n],\n\"edited_messages\": [\n",
         Kind::Deleted => "\n],\n\"deleted_messages\": [\n",
     }
-}
-
-pub fn session_tail([messages, edited, deleted]: [u64; 3]) -> String {
-    format!(
-        "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
-    )
 }
 
 /// One failure, the same in `failures.json` and in the API.

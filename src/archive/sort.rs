@@ -178,7 +178,8 @@ impl SortedRun {
         self.spill.file.read_exact_at(&mut packed, self.rest.start + HEADER as u64)?;
         self.rest.start += (HEADER + packed.len()) as u64;
         self.block.clear();
-        inflate_to(&packed, u64::from(raw_len), crc32, &mut self.block).map_err(io::Error::other)
+        let inflated = inflate_to(&packed, u64::from(raw_len), crc32, &mut self.block);
+        inflated.map_err(|_| io::Error::other("a temporary file was not read back as it was written"))
     }
 }
 

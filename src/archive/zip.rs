@@ -38,25 +38,6 @@ const STORED_MAX: usize = 1 << 10;
 /// The compression level. Longer text is mostly hashes and ids, of which a higher level saves little.
 const LEVEL: u32 = 2;
 
-/// Counts the bytes that go to the file.
-#[derive(Debug)]
-struct CountingWriter<W> {
-    inner: W,
-    size: u64,
-}
-
-impl<W: Write> Write for CountingWriter<W> {
-    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
-        let written = self.inner.write(buffer)?;
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.inner.flush()
-    }
-}
-
 /// When an entry was last modified, as DOS has it (to two seconds, without a time zone) and as a Unix timestamp.
 #[derive(Debug, Clone, Copy)]
 struct Modified {
@@ -89,14 +70,14 @@ pub struct Located {
 
 #[derive(Debug)]
 pub struct ZipSink<W: Write> {
-    out: CountingWriter<HashingWriter<W>>,
+    out: HashingWriter<W>,
     modified: Modified,
 }
 
 /// The central directory, at the end of an archive.
 #[derive(Debug)]
 pub struct ZipDirectory<W: Write> {
-    out: CountingWriter<HashingWriter<W>>,
+    out: HashingWriter<W>,
     begins: u64,
     entries: u64,
     any_zip64: bool,
@@ -106,8 +87,7 @@ pub struct ZipDirectory<W: Write> {
 impl<W: Write> ZipSink<W> {
     /// Every entry carries the time `modified`, which comes from the capture: the same capture gives the same bytes.
     pub fn new(writer: W, modified: Timestamp) -> Self {
-        let out = CountingWriter { inner: HashingWriter::new(writer), size: 0 };
-        Self { out, modified: modified.into() }
+        Self { out: HashingWriter::new(writer), modified: modified.into() }
     }
 
     /// Begins an entry whose bytes come as pieces of deflate.
@@ -180,8 +160,8 @@ impl<W: Write> ZipDirectory<W> {
         let mut end = Record::new(0x0605_4b50);
         end.u32(0).u16(entries).u16(entries).u32_at_most(length).u32_at_most(begins).u16(0);
         self.out.write_all(&end.0)?;
-        let CountingWriter { inner, size } = self.out;
-        let (file, sha256) = inner.finish()?;
+        let size = self.out.size;
+        let (file, sha256) = self.out.finish()?;
         Ok((file, ArchiveFile { size, sha256: hex::encode(sha256) }))
     }
 }

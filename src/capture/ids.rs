@@ -57,20 +57,3 @@ id!(
 pub(super) trait RowId: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send {}
 
 impl<Number: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send> RowId for Number {}
-
-/// The id of a chain of pages.
-pub(super) trait ChainId: Copy {
-    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>);
-}
-
-impl ChainId for ListId {
-    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>) {
-        (Some(self), None)
-    }
-}
-
-impl ChainId for RangeId {
-    fn list_or_range(self) -> (Option<ListId>, Option<RangeId>) {
-        (None, Some(self))
-    }
-}

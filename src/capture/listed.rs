@@ -63,23 +63,22 @@ pub(super) async fn list_page(
     page: &PagePosition<ListId>,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
-    let (window, pages): (WindowId, i64) = sqlx::query_as("SELECT window, pages FROM lists WHERE id = ?")
+    let window: WindowId = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
-    if page.seq < pages {
-        // The list began again. The sessions that this page listed before stay.
-        sqlx::query("DELETE FROM unknown_members WHERE list = ? AND seq = ?")
-            .bind(page.chain)
-            .bind(page.seq)
-            .execute(&mut **tx)
-            .await?;
-    }
+    // If the list began again. The sessions that this page listed before stay.
+    sqlx::query("DELETE FROM unknown_members WHERE list = ? AND seq = ?")
+        .bind(page.chain)
+        .bind(page.seq)
+        .execute(&mut **tx)
+        .await?;
     let mut effect = Effect::default();
     if !sessions.is_empty() {
         effect = list_sessions(tx, window, sessions).await?;
     }
-    unknown_members(tx, &[page]).await?;
+    let unknown = (Some(page.chain), None, page.seq, &page.unknown[..]);
+    unknown_members(tx, std::iter::once(unknown)).await?;
     sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ? WHERE id = ?")
         .bind(page.seq + 1)
         .bind(page.next().map(|next| &next.token))
@@ -184,9 +183,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     let units: Vec<(UnitId, bool)> = sqlx::query_as(
         "INSERT INTO units (session, window, listed)
          SELECT value, ?2, 1 FROM json_each(?1) WHERE true
-         ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending',
-             expected_pages = max(expected_pages, (SELECT coalesce(max(pages), 0) FROM ranges WHERE unit = units.id))
-         WHERE listed = 0
+         ON CONFLICT (session, window) DO UPDATE SET listed = 1, state = 'pending' WHERE listed = 0
          RETURNING id, EXISTS (SELECT 1 FROM ranges WHERE unit = units.id)",
     )
     .bind(json(&sessions))
@@ -301,6 +298,22 @@ mod tests {
         DateRange::new(date(2026, 4, from), date(2026, 4, to))
     }
 
+    #[tokio::test]
+    async fn unknown_members_of_a_list_that_begins_again_are_kept_once() {
+        let (_directory, location, writer) = planned(&[days(3)]).await;
+        for seq in [0, 1, 2, 0, 1, 2] {
+            let unknown = vec![("x".to_owned(), seq.to_string())];
+            let page = PagePosition { then: Then::Unfinished, unknown, ..last_page(ListId(1), seq) };
+            writer.commit(Change::ListPage { page, sessions: Vec::new() }).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let all = sqlx::query_scalar("SELECT value FROM unknown_members ORDER BY seq");
+        let all: Vec<String> = all.fetch_all(&mut reader.connection).await.unwrap();
+        assert_eq!(all, ["0", "1", "2"]);
+        reader.close().await;
+        writer.close().await;
+    }
+
     /// An id must be found again as it was stored, or its session would have no unit.
     #[tokio::test]
     async fn every_listed_session_has_a_unit_whatever_its_id() {
@@ -371,13 +384,13 @@ mod tests {
             reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap().is_empty(),
             "all of them are there"
         );
-        let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
+        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
         assert_eq!(complete.len(), 1);
         writer.commit(probe(3, 22)).await.unwrap();
         let pending = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
         let days: Vec<_> = pending.iter().map(|range| range.chain.days).collect();
         assert_eq!(days, [april(21, 21), april(22, 22)]);
-        let complete = reader.complete_after(Place::default(), 9, 9).await.unwrap();
+        let complete = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
         assert!(complete.is_empty(), "something of it is still to come");
         writer.close().await;
     }

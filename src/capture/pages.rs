@@ -4,12 +4,11 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::ids::ChainId;
 use super::set_aside::set_aside;
 use super::settled::settle;
 use super::statements::json;
-use super::writer::{Effect, Items, MessagesPage, PagePosition};
-use super::{CaptureError, Kind, PageRef, RangeId, Tx};
+use super::writer::{Effect, Items, MessagesPage};
+use super::{CaptureError, Kind, ListId, PageRef, RangeId, Tx};
 
 /// The items of one kind of a page, as a row of the `pages` table.
 #[derive(Debug)]
@@ -50,8 +49,10 @@ pub(super) async fn messages_pages(
     }
     let replaced = replace_pages(tx, pages).await?;
     let items = replaced + insert_pages(tx, rows).await?;
-    let told_by: Vec<_> = pages.iter().map(|(page, _)| &page.position).collect();
-    unknown_members(tx, &told_by).await?;
+    let unknown = pages.iter().map(|(MessagesPage { position, .. }, _)| {
+        (None, Some(position.chain), position.seq, &position.unknown[..])
+    });
+    unknown_members(tx, unknown).await?;
     let places: Vec<_> = pages
         .iter()
         .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
@@ -132,14 +133,16 @@ async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Resul
     if replaced.is_empty() { Ok(Items::default()) } else { set_aside(tx, &replaced).await }
 }
 
+/// The unknown members of a page: its list or its range, its number in that, and their names and values.
+pub(super) type UnknownMembers<'a> = (Option<ListId>, Option<RangeId>, i64, &'a [(String, String)]);
+
 /// Stores unknown members; there are seldom any, but then perhaps one on every page.
-pub(super) async fn unknown_members<Id: ChainId>(
+pub(super) async fn unknown_members(
     tx: &mut Tx<'_>,
-    pages: &[&PagePosition<Id>],
+    pages: impl Iterator<Item = UnknownMembers<'_>>,
 ) -> Result<(), CaptureError> {
-    let members = pages.iter().flat_map(|page| {
-        let (list, range) = page.chain.list_or_range();
-        page.unknown.iter().map(move |(name, value)| (list, range, page.seq, name, value))
+    let members = pages.flat_map(|(list, range, seq, unknown)| {
+        unknown.iter().map(move |(name, value)| (list, range, seq, name, value))
     });
     let members: Vec<_> = members.collect();
     if members.is_empty() {

@@ -124,7 +124,10 @@ impl Reader {
 
     /// Like [`meta`](Self::meta), for a value that is an instant.
     pub async fn time(&mut self, meta: Meta) -> Result<Option<Timestamp>, CaptureError> {
-        Ok(self.meta(meta).await?.and_then(|text| text.parse().ok()))
+        let parse = |text: String| {
+            text.parse().map_err(|_| CaptureError::Damaged(format!("{} is not an instant", meta.key())))
+        };
+        self.meta(meta).await?.map(parse).transpose()
     }
 
     /// The number of sessions listed in a window.
@@ -379,8 +382,11 @@ impl Reader {
         if !self.has_plan().await? {
             return Ok(damaged);
         }
-        if self.meta(Meta::StartedAt).await?.is_none() {
+        if self.time(Meta::StartedAt).await?.is_none() {
             return Err(CaptureError::Damaged("the start time is missing".to_owned()));
+        }
+        for instant in [Meta::DamagedAt, Meta::CapturedUntil] {
+            self.time(instant).await?;
         }
         let misplaced = sqlx::query_scalar(
             "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",

@@ -91,7 +91,7 @@ impl SegmentReader {
         }
     }
 
-    /// The size of all segments in bytes: about what each of the two copies in an archive takes.
+    /// The size of all segments in bytes, including those that nothing refers to any more.
     pub fn size(&self) -> Result<u64, CaptureError> {
         Ok(self.file.as_ref().map_or(Ok(0), |file| file.metadata().map(|data| data.len()))?)
     }

@@ -143,10 +143,7 @@ impl Reader {
             sqlx::query_scalar("SELECT count(*) FROM sessions").fetch_one(&mut self.connection).await?;
         let (mut read, mut after) = (0, Place::default());
         while !cancel.is_cancelled() {
-            let mut some = self.complete_after(after, AT_A_TIME, i64::MAX).await?;
-            if some.is_empty() {
-                some = self.incomplete_after(after, AT_A_TIME, i64::MAX).await?;
-            }
+            let some = self.sessions_after(after, true, AT_A_TIME, i64::MAX).await?;
             let Some(last) = some.last() else {
                 let lost = CaptureError::Damaged(format!("{read} of {sessions} sessions can be found"));
                 return if read == sessions { Ok(()) } else { Err(lost) };
@@ -157,11 +154,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the next complete sessions after `after`: at most `most` of them and, if more than one, with at most
-    /// `most_pages` pages in total.
-    pub async fn complete_after(
+    /// Returns the next sessions after `after`: at most `most` of them and, if more than one, with at most `most_pages` pages in
+    /// total. Complete ones come first; the others follow only `if_incomplete`.
+    pub async fn sessions_after(
         &mut self,
         after: Place,
+        if_incomplete: bool,
         most: i64,
         most_pages: i64,
     ) -> Result<Vec<PlacedSession>, CaptureError> {
@@ -172,22 +170,16 @@ impl Reader {
                  AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
              ORDER BY settled, session LIMIT ?3"
         );
-        self.placed(complete, after, most, most_pages).await
-    }
-
-    /// The same for incomplete sessions, which come after all others.
-    pub async fn incomplete_after(
-        &mut self,
-        after: Place,
-        most: i64,
-        most_pages: i64,
-    ) -> Result<Vec<PlacedSession>, CaptureError> {
         let incomplete = placed!(
             "SELECT DISTINCT ?4 AS settled, session FROM units
              WHERE session > iif(?1 = ?4, ?2, 0) AND state IN ('pending', 'failed')
              ORDER BY session LIMIT ?3"
         );
-        self.placed(incomplete, after, most, most_pages).await
+        let sessions = self.placed(complete, after, most, most_pages).await?;
+        if sessions.is_empty() && if_incomplete {
+            return self.placed(incomplete, after, most, most_pages).await;
+        }
+        Ok(sessions)
     }
 
     async fn placed(
@@ -214,8 +206,8 @@ impl Reader {
     }
 
     /// Returns where the stored segments of each session are, in the order of kinds, windows, ranges, pages, and the totals of
-    /// these sessions in each window. The result is small even for a session of millions of messages; `at_a_time` pages are
-    /// read at a time.
+    /// these sessions in each window. The result is small even for a session of millions of messages; ranges of
+    /// `at_a_time` pages in total, or a longer one, are read at a time.
     pub async fn pages_of(
         &mut self,
         sessions: &[PlacedSession],
@@ -366,15 +358,15 @@ mod tests {
             (second, 9, 1, &[first]),
             (first, 9, 9, &[]),
         ] {
-            let found = reader.complete_after(after, most, most_pages).await.unwrap();
+            let found = reader.sessions_after(after, false, most, most_pages).await.unwrap();
             assert_eq!(places(&found), expected, "{after:?} {most} {most_pages}");
         }
-        for (after, expected) in [(Place::default(), &[third][..]), (first, &[third]), (third, &[])] {
-            let found = reader.incomplete_after(after, 9, 9).await.unwrap();
+        for (after, expected) in [(Place::default(), &[second, first][..]), (first, &[third]), (third, &[])] {
+            let found = reader.sessions_after(after, true, 9, 9).await.unwrap();
             assert_eq!(places(&found), expected, "{after:?}");
         }
-        let mut sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
-        sessions.extend(reader.incomplete_after(first, 9, 9).await.unwrap());
+        let mut sessions = reader.sessions_after(Place::default(), true, 9, 9).await.unwrap();
+        sessions.extend(reader.sessions_after(first, true, 9, 9).await.unwrap());
         let ids: Vec<i64> = sessions.iter().map(|session| session.row.id).collect();
         assert_eq!(ids, [2, 1, 3]);
         for at_a_time in 1..9 {
@@ -410,7 +402,7 @@ mod tests {
             (Place::default(), 9, 0, &[1]),
             (first, 9, 9, &[2, 3]),
         ] {
-            let found = reader.incomplete_after(after, most, most_pages).await.unwrap();
+            let found = reader.sessions_after(after, true, most, most_pages).await.unwrap();
             let found: Vec<i64> = found.iter().map(|session| session.row.id).collect();
             assert_eq!(found, expected, "{after:?} {most} {most_pages}");
         }
@@ -441,7 +433,7 @@ mod tests {
                 writer.commit(Change::MessagesPage(page)).await.unwrap();
             }
             let mut reader = location.open_reader().await.unwrap();
-            let sessions = reader.complete_after(Place::default(), 9, 9).await.unwrap();
+            let sessions = reader.sessions_after(Place::default(), false, 9, 9).await.unwrap();
             let (pages, _) = reader.pages_of(&sessions, 9).await.unwrap();
             let lengths: Vec<u64> = pages[0].iter().map(|page| page.raw_len).collect();
             assert_eq!(lengths, if newest_first { [4, 3, 3, 1, 2] } else { [1, 3, 3, 4, 2] });

@@ -1,24 +1,21 @@
 //! Sets aside pages that are removed from ranges, and adds back those of their items that are kept.
 
 use super::pages::{Row, insert_pages};
-use super::statements::{json, run_with_id};
+use super::statements::json;
 use super::writer::{Items, Restored};
 use super::{CaptureError, Kind, RangeId, Tx};
 
-/// Sets aside the pages of a range, which is to be fetched again from its beginning; its unit remembers how many there were.
-/// Returns the (negative) change in items.
+/// Sets aside the pages of a range, which is to be fetched again from its beginning. Returns the (negative) change in items.
 pub(super) async fn reset_range(tx: &mut Tx<'_>, range: RangeId) -> Result<Items, CaptureError> {
     let items = set_aside(tx, &[range]).await?;
-    let statements = [
-        "UPDATE units SET expected_pages = max(expected_pages, r.pages)
-         FROM ranges r WHERE r.id = ? AND units.id = r.unit",
-        "UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?",
-    ];
-    run_with_id(tx, &statements, range).await?;
+    sqlx::query("UPDATE ranges SET pages = 0, repeats = 0, next_token = NULL, token_at = NULL WHERE id = ?")
+        .bind(range)
+        .execute(&mut **tx)
+        .await?;
     Ok(items)
 }
 
-/// Sets the pages of these ranges aside. Returns the (negative) change in items.
+/// Sets the pages of these ranges aside; their units remember how many there were. Returns the (negative) change in items.
 pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
     let ranges = json(&ranges);
     let held: Vec<(i64, i64)> = sqlx::query_as(
@@ -40,6 +37,9 @@ pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Ite
          ORDER BY p.range, p.seq, p.kind",
         "DELETE FROM pages WHERE range IN (SELECT value FROM json_each(?))",
         "DELETE FROM unknown_members WHERE range IN (SELECT value FROM json_each(?))",
+        "UPDATE units SET expected_pages = max(expected_pages, r.pages)
+         FROM (SELECT unit, max(pages) AS pages FROM ranges WHERE id IN (SELECT value FROM json_each(?)) GROUP BY unit) r
+         WHERE units.id = r.unit",
         "UPDATE ranges SET kept = 0 WHERE id IN (SELECT value FROM json_each(?))",
     ] {
         sqlx::query(statement).bind(&ranges).execute(&mut **tx).await?;

@@ -78,15 +78,6 @@ pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> 
             other => return Err(CaptureError::Damaged(format!("a unit that is {other}"))),
         }
     }
-    if !sessions.is_empty() {
-        let done: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM (SELECT DISTINCT value AS id FROM json_each(?)) s WHERE NOT EXISTS
-                 (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed'))",
-        )
-        .bind(json(&sessions))
-        .fetch_one(&mut **tx)
-        .await?;
-        effect.settled.sessions_done = done;
-    }
+    effect.settled.sessions_done = Settled::of(tx, &sessions).await?.sessions_done;
     Ok(effect)
 }

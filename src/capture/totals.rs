@@ -16,17 +16,17 @@ pub struct Counts {
     pub units_total: u64,
     pub units_done: u64,
     pub units_failed: u64,
-    pub ranges_failed: u64,
-    pub lists_failed: u64,
+    /// Ranges and listings that failed for good.
+    pub failures: u64,
     /// Messages, edited, deleted.
     pub items: [u64; 3],
 }
 
-impl Counts {
-    /// Ranges and listings that failed for good.
-    pub fn failures(&self) -> u64 {
-        self.ranges_failed + self.lists_failed
-    }
+/// SQL for the number of ranges and listings that failed for good.
+macro_rules! failures {
+    () => {
+        "((SELECT count(*) FROM ranges WHERE state = 'failed') + (SELECT count(*) FROM lists WHERE state = 'failed'))"
+    };
 }
 
 /// Days of a session for which Zoom answered "not found" although their window lists it.
@@ -52,7 +52,7 @@ pub struct FailureRow {
 
 impl Reader {
     pub async fn counts(&mut self) -> Result<Counts, CaptureError> {
-        let row = sqlx::query(
+        let row = sqlx::query(concat!(
             "SELECT (SELECT count(*) FROM windows) AS windows_total,
                     (SELECT count(*) FROM windows w WHERE NOT EXISTS
                         (SELECT 1 FROM lists l WHERE l.window = w.idx AND l.state = 'pending')) AS windows_listed,
@@ -60,14 +60,14 @@ impl Reader {
                     (SELECT count(*) FROM sessions s WHERE NOT EXISTS
                         (SELECT 1 FROM units u WHERE u.session = s.id AND u.state IN ('pending', 'failed')))
                         AS sessions_done,
-                    u.*, p.*,
-                    (SELECT count(*) FROM ranges WHERE state = 'failed') AS ranges_failed,
-                    (SELECT count(*) FROM lists WHERE state = 'failed') AS lists_failed
+                    u.*, p.*, ",
+            failures!(),
+            " AS failures
              FROM (SELECT count(*) AS units_total, count(*) FILTER (WHERE state IN ('done', 'not_found')) AS units_done,
                           count(*) FILTER (WHERE state = 'failed') AS units_failed FROM units) u,
                   (SELECT sum(items) FILTER (WHERE kind = 0) AS m0, sum(items) FILTER (WHERE kind = 1) AS m1,
                           sum(items) FILTER (WHERE kind = 2) AS m2 FROM pages) p",
-        )
+        ))
         .fetch_one(&mut self.connection)
         .await?;
         Ok(Counts {
@@ -78,8 +78,7 @@ impl Reader {
             units_total: number(&row, "units_total")?,
             units_done: number(&row, "units_done")?,
             units_failed: number(&row, "units_failed")?,
-            ranges_failed: number(&row, "ranges_failed")?,
-            lists_failed: number(&row, "lists_failed")?,
+            failures: number(&row, "failures")?,
             items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
         })
     }
@@ -94,6 +93,11 @@ impl Reader {
         self.total("SELECT sum(kept) AS total FROM ranges").await
     }
 
+    /// Bytes of all segments that are referred to.
+    pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
+        self.total("SELECT sum(length) AS total FROM pages").await
+    }
+
     /// Bytes of all items as they were received.
     pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
         self.total("SELECT sum(raw_len) AS total FROM pages").await
@@ -105,13 +109,7 @@ impl Reader {
 
     /// How many ranges and listings failed for good, without the totals over all pages, which take a while.
     pub async fn failure_count(&mut self) -> Result<u64, CaptureError> {
-        let failures: i64 = sqlx::query_scalar(
-            "SELECT (SELECT count(*) FROM ranges WHERE state = 'failed')
-                  + (SELECT count(*) FROM lists WHERE state = 'failed')",
-        )
-        .fetch_one(&mut self.connection)
-        .await?;
-        Ok(failures as u64)
+        self.total(concat!("SELECT ", failures!(), " AS total")).await
     }
 
     /// Failures after `after` (listings first, then sessions' days), at most `most`.

@@ -139,7 +139,7 @@ pub enum Change {
     /// A page of a range. The first page of a chain replaces all pages that the range has: what was received before the chain
     /// began again stays until then.
     MessagesPage(MessagesPage),
-    /// A unit has been compared with what was set aside from it: `reconcile` is appended to its ranges, in order; they have the rest
+    /// A unit has been compared with what was set aside from it: `restored` is appended to its ranges, in order; they have the rest
     /// already. Does nothing if any of the unit has been fetched since commit `as_of`, or is still pending.
     Compared {
         unit: UnitId,

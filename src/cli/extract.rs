@@ -98,7 +98,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     reporter.clear();
     let report = ended.map_err(|error| explain(&error, &output, has_received))?;
     tell(&report, &output);
-    Ok(if report.summary.counts.failures() == 0 { WHOLE } else { WITH_FAILURES })
+    Ok(if report.summary.counts.failures == 0 { WHOLE } else { WITH_FAILURES })
 }
 
 /// Checks what can be checked about the place before anything is created there.
@@ -203,7 +203,7 @@ fn tell(report: &Report, output: &Output) {
             "the last day is complete only until {until:.0}; extract it again later to another place"
         ));
     }
-    let failures = counts.failures();
+    let failures = counts.failures;
     if failures > 0 {
         say(format_args!("missing: {} (all listed in _metadata/failures.json)", counted(failures, "part")));
         let missing = of_adjoining_days(&report.failures);

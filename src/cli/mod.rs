@@ -10,6 +10,7 @@ mod simulate;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Arg, CommandFactory, Parser, Subcommand};
 
@@ -24,6 +25,8 @@ const FAILED: u8 = 1;
 const WRONG_USE: u8 = 2;
 /// Finished, but parts are missing; they are listed.
 const WITH_FAILURES: u8 = 3;
+/// How long the process waits for what nothing can interrupt, once everything else has ended.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Extracts every Team Chat message of a Zoom account completely, fast and unattended.
 ///
@@ -135,6 +138,8 @@ pub fn main() -> ExitCode {
         Err(error) => return complain(&anyhow::Error::from(error)),
     };
     let ended = runtime.block_on(run(cli.command));
+    // What remains may be the lookup of a name.
+    runtime.shutdown_timeout(LAST_WAIT);
     match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => complain(&error),

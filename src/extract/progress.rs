@@ -116,7 +116,7 @@ impl Progress {
             (&self.units_total, counts.units_total),
             (&self.units_done, counts.units_done),
             (&self.units_failed, counts.units_failed),
-            (&self.failures, counts.failures()),
+            (&self.failures, counts.failures),
             (&self.messages, messages),
             (&self.edited_messages, edited),
             (&self.deleted_messages, deleted),

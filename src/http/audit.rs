@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::RequestExt;
-use axum::extract::{MatchedPath, RawPathParams, Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -18,11 +18,10 @@ use serde::Serialize;
 use tracing::Instrument;
 
 use super::auth::{Caller, peer};
+use super::parameters::PathId;
 use super::problem::Problem;
 use super::recent::Recent;
 use super::{AppState, REQUEST_ID};
-use crate::clock::SharedClock;
-use crate::jobs::JobId;
 
 /// The trail's file in the data directory.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -30,10 +29,10 @@ pub const FILE_NAME: &str = "audit.jsonl";
 const SAME_LOOK: Duration = Duration::from_secs(60);
 /// The most characters recorded of a header that a caller sends.
 const MOST_TOLD: usize = 256;
+
 /// An open audit trail.
 #[derive(Debug)]
 pub struct Audit {
-    clock: SharedClock,
     file: Mutex<File>,
     looks: Recent<String>,
 }
@@ -56,15 +55,15 @@ struct Line<'a> {
 
 impl Audit {
     /// Opens the trail of a data directory, readable by its owner only.
-    pub fn open(data_dir: &Path, clock: SharedClock) -> io::Result<Self> {
+    pub fn open(data_dir: &Path) -> io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt;
         let file = File::options().create(true).append(true).mode(0o600).open(data_dir.join(FILE_NAME))?;
-        Ok(Self { clock, file: Mutex::new(file), looks: Recent::new(SAME_LOOK) })
+        Ok(Self { file: Mutex::new(file), looks: Recent::new(SAME_LOOK) })
     }
 
     /// Whether the same read was recorded within the last minute.
-    fn seen_lately(&self, look: String) -> bool {
-        self.looks.count(look, self.clock.elapsed()).is_some_and(|(_, looks)| looks > 1)
+    fn seen_lately(&self, look: String, now: Duration) -> bool {
+        self.looks.count(look, now).is_some_and(|(_, looks)| looks > 1)
     }
 
     /// Appends the line in one write, before the caller gets its answer: what was answered is in the trail.
@@ -137,10 +136,8 @@ async fn run_recorded(
     mut request: Request,
     next: Next,
 ) -> Response {
-    // Parsed as the handler does: an id can be written in several ways, and escaped.
-    let params = request.extract_parts::<RawPathParams>().await.ok();
-    let id = params.and_then(|params| params.iter().find_map(|(_, id)| id.parse::<JobId>().ok()));
-    let id = id.map(|id| id.to_string());
+    // Read as the handler reads it.
+    let id = request.extract_parts::<PathId>().await.ok().map(|PathId(id)| id.to_string());
     let from = peer(&request).map(|peer| peer.ip().to_string());
     let headers = request.headers().clone();
     let response = next.run(request).await;
@@ -152,7 +149,7 @@ async fn run_recorded(
     let name = caller.name.as_deref();
     if kind == Kind::Read {
         let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
-        if state.audit.seen_lately(look) {
+        if state.audit.seen_lately(look, state.clock.elapsed()) {
             return response;
         }
     }

@@ -132,7 +132,7 @@ impl AppState {
             jobs,
             account,
             api_keys: Arc::new(settings.api_keys.clone()),
-            failed_attempts: Arc::new(FailedAttempts::new(clock.clone())),
+            failed_attempts: Arc::default(),
             audit: Arc::new(audit),
             // Leaves some connections for requests that do not wait.
             event_streams: places(settings.max_event_streams.min((connections / 2).max(1))),

@@ -77,6 +77,8 @@ pub async fn serve(
             drop(permit);
         });
     }
+    // From here on, new connections are refused.
+    drop(listener);
     connections.close();
     tokio::select! {
         () = connections.wait() => {}
@@ -120,8 +122,6 @@ async fn connection(
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let room_needed = CancellationToken::new();
     let connection = Connection::new(idle, room_needed.clone());
-    // Dropped after the connection and its answers, so that no entry of it is left in `idle`.
-    let _over = Over(connection.clone());
     let service = service_fn(move |request| answer(request, peer, router.clone(), connection.clone()));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -146,7 +146,7 @@ async fn answer(
     router: Router,
     connection: Arc<Connection>,
 ) -> Result<Response<Body>, Infallible> {
-    connection.turn_to(Activity::Answering);
+    connection.leave();
     let mut request = request.map(Body::new);
     request.extensions_mut().insert(Peer(peer));
     let response = router.oneshot(request).await?;
@@ -192,51 +192,38 @@ impl Idle {
     }
 }
 
-/// An open connection and its current activity.
+/// An open connection, owned by its service and the answers it is sending.
 #[derive(Debug)]
 struct Connection {
     idle: Arc<Idle>,
     close: CancellationToken,
-    activity: Mutex<Activity>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Activity {
-    /// Waiting for a request, with this number in `Idle`.
-    Waiting(u64),
-    Answering,
-    Over,
+    /// Its number in `idle`, while it waits for a request.
+    waiting: Mutex<Option<u64>>,
 }
 
 impl Connection {
     fn new(idle: Arc<Idle>, close: CancellationToken) -> Arc<Self> {
-        let connection = Arc::new(Self { idle, close, activity: Mutex::new(Activity::Answering) });
+        let connection = Arc::new(Self { idle, close, waiting: Mutex::default() });
         connection.wait();
         connection
     }
 
-    /// Marks the connection as waiting for the next request, unless it is over.
     fn wait(&self) {
-        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Activity::Answering = *activity {
-            *activity = Activity::Waiting(self.idle.enter(self.close.clone()));
-        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.get_or_insert_with(|| self.idle.enter(self.close.clone()));
     }
 
-    fn turn_to(&self, next: Activity) {
-        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Activity::Waiting(number) = std::mem::replace(&mut *activity, next) {
+    fn leave(&self) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(number) = waiting {
             self.idle.leave(number);
         }
     }
 }
 
-/// Marks a connection as over when dropped, however it ended.
-struct Over(Arc<Connection>);
-
-impl Drop for Over {
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.turn_to(Activity::Over);
+        self.leave();
     }
 }
 

@@ -103,9 +103,12 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The archives that the record of a completed job does not refer to: earlier ones, and those of runs that were killed before
-/// they were recorded.
+/// The archives that the job's record does not refer to, if its last run made one: earlier ones, and those of runs that were
+/// killed before they were recorded.
 pub fn superseded_archives(directory: &Path, job: &Job) -> io::Result<Vec<PathBuf>> {
+    if !job.state.is_complete() {
+        return Ok(Vec::new());
+    }
     let stay: Vec<_> =
         job.archive.iter().map(archive_name).chain(job.earlier_archives.iter().cloned()).collect();
     let all = archives(directory)?.into_iter();
@@ -113,24 +116,15 @@ pub fn superseded_archives(directory: &Path, job: &Job) -> io::Result<Vec<PathBu
 }
 
 /// Removes these files, which takes a while if they are large.
-pub async fn remove_files(files: Vec<PathBuf>) -> io::Result<()> {
+pub async fn remove_each(files: Vec<PathBuf>) -> io::Result<()> {
     blocking(move || files.iter().try_for_each(|file| unless_absent(fs::remove_file(file)))).await
 }
 
-/// Whether an open file is this archive, byte for byte; hashing a large one takes a while. An unreadable file is not.
-pub async fn matches_archive(
-    file: File,
-    archive: ArchiveFile,
-    cancel: CancellationToken,
-) -> Result<bool, ArchiveError> {
-    let compare = move || {
-        if file.metadata()?.len() != archive.size {
-            return Ok(false);
-        }
-        match sha256_of(file, &cancel) {
-            Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
-            hashed => Ok(hashed? == archive.sha256),
-        }
+/// Whether an open file has this hash, which takes a while if it is large. An unreadable file has not.
+pub async fn has_hash(file: File, sha256: String, cancel: CancellationToken) -> Result<bool, ArchiveError> {
+    let compare = move || match sha256_of(file, &cancel) {
+        Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),
+        hashed => Ok(hashed? == sha256),
     };
     blocking(compare).await
 }

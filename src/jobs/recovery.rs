@@ -6,7 +6,7 @@ use std::path::Path;
 use super::directory::{self, DELETED};
 use super::error::JobsError;
 use super::model::{Job, JobFailure, JobId, JobState};
-use super::repair::{self, Opened};
+use super::repair;
 use super::store::JobStore;
 use crate::archive::{ArchiveError, TEMPORARY};
 use crate::clock::Clock;
@@ -15,16 +15,7 @@ use crate::files::{free_name, unless_absent};
 
 /// Opens the table, repairing it if it is damaged, and rebuilds what it has lost.
 pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore, JobsError> {
-    let store = match repair::open(data_dir, clock.now()).await? {
-        Opened::Sound(store) => store,
-        Opened::Replaced { store, salvaged, set_aside } => {
-            tracing::error!(
-                set_aside = %set_aside.display(), salvaged,
-                "the table of jobs was damaged; it was set aside, and the records that could be read were kept"
-            );
-            store
-        }
-    };
+    let store = repair::open(data_dir, clock.now()).await?;
     let known = store.ids_with_files().await?;
     let mut rebuilt = 0_u32;
     for (id, directory) in directory::all(data_dir)? {
@@ -56,9 +47,9 @@ async fn remove_leftovers(store: &JobStore, id: JobId, directory: &Path) -> Resu
         unless_absent(std::fs::remove_file(directory.join(name)))?;
     }
     if names.iter().filter(|name| directory::is_archive(name)).count() > 1
-        && let Some(job) = store.get(id).await?.filter(|job| job.state.is_complete())
+        && let Some(job) = store.get(id).await?
     {
-        directory::remove_files(directory::superseded_archives(directory, &job)?).await?;
+        directory::remove_each(directory::superseded_archives(directory, &job)?).await?;
     }
     Ok(())
 }

@@ -1,30 +1,18 @@
 //! Opens the table of jobs. A damaged file is set aside, and what can be read of it is copied into a new one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::store::{FILE_NAME, Inserted, JobStore, StoreError, salvage};
+use super::store::{FILE_NAME, JobStore, StoreError, salvage};
 use crate::files::unless_absent;
 use crate::sqlite::files_of;
 
 /// Holds what could be read of a damaged table until it takes that table's place.
 const REPAIRED: &str = "state.db.mended";
 
-/// The outcome of opening the table.
-#[derive(Debug)]
-pub(super) enum Opened {
-    Sound(JobStore),
-    /// The existing table was damaged: it was set aside, and its readable records are in the new one.
-    Replaced {
-        store: JobStore,
-        salvaged: usize,
-        set_aside: PathBuf,
-    },
-}
-
-/// Opens the table in a directory, or creates it.
-pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, StoreError> {
+/// Opens the table in a directory, or creates it. If it is damaged, it is replaced.
+pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<JobStore, StoreError> {
     let path = directory.join(FILE_NAME);
     let repaired = directory.join(REPAIRED);
     if !path.exists() {
@@ -33,12 +21,12 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             remove_all(&path)?;
             move_all(&repaired, &path)?;
         }
-        return Ok(Opened::Sound(JobStore::connect(&path).await?));
+        return JobStore::connect(&path).await;
     }
     match JobStore::connect_checked(&path).await {
         Ok(store) => {
             remove_all(&repaired)?;
-            Ok(Opened::Sound(store))
+            Ok(store)
         }
         Err(error) if error.is_damage() => {
             let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
@@ -47,7 +35,7 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             remove_all(&repaired)?;
             let store = JobStore::connect(&repaired).await?;
             for (job, scope) in &records {
-                if let Inserted::Known(_) = store.insert(job, scope.as_deref()).await? {
+                if !store.insert(job, scope.as_deref()).await? {
                     // Another job has its idempotency key: better stored without the key than not at all.
                     store.insert(job, None).await?;
                 }
@@ -59,8 +47,11 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<Opened, Sto
             store.close().await;
             move_all(&path, &set_aside)?;
             move_all(&repaired, &path)?;
-            let store = JobStore::connect(&path).await?;
-            Ok(Opened::Replaced { store, salvaged: records.len(), set_aside })
+            tracing::error!(
+                set_aside = %set_aside.display(), salvaged = records.len(),
+                "the table of jobs was damaged; it was set aside, and the records that could be read were kept"
+            );
+            JobStore::connect(&path).await
         }
         Err(error) => Err(error),
     }
@@ -78,24 +69,18 @@ fn remove_all(table: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::model::JobState;
-    use super::super::store::Known;
     use super::super::testing::job;
     use super::*;
-
-    async fn open(directory: &Path) -> Opened {
-        super::open(directory, Timestamp::UNIX_EPOCH).await.unwrap()
-    }
 
     #[tokio::test]
     async fn what_was_salvaged_is_there_also_after_a_crash_between_two_renames() {
         let directory = tempfile::tempdir().unwrap();
-        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is new") };
+        let store = open(directory.path(), Timestamp::UNIX_EPOCH).await.unwrap();
         let queued = job(JobState::Queued);
         store.insert(&queued, Some("key")).await.unwrap();
         store.close().await;
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(REPAIRED)).unwrap();
-        let Opened::Sound(store) = open(directory.path()).await else { panic!("it is repaired") };
-        let known = store.known("key", &queued.request).await.unwrap();
-        assert!(matches!(known, Some(Known::Same(job)) if *job == queued));
+        let store = open(directory.path(), Timestamp::UNIX_EPOCH).await.unwrap();
+        assert_eq!(store.known("key").await.unwrap(), Some(queued));
     }
 }

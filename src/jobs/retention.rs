@@ -17,7 +17,11 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut trusted = TrustedClock::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
         for id in jobs.take_pending_removals(|_| true) {
-            remove_files(&jobs, id).await;
+            if jobs.stop.is_cancelled() {
+                // The next start removes them.
+                return;
+            }
+            remove_and_log(&jobs, id).await;
         }
         if let Err(error) = expire(&jobs, trusted.time(jobs.clock.elapsed(), jobs.clock.now())).await {
             tracing::error!(%error, "finished jobs could not be expired");
@@ -68,14 +72,17 @@ impl TrustedClock {
     }
 }
 
-/// Expires jobs whose time is over and removes their files. The state changes first: an expired job is promised to have no
-/// files, a completed one without files would be a lie.
+/// Expires jobs whose time is over and removes their files, until the service stops. The state changes first: an expired job is
+/// promised to have no files, a completed one without files would be a lie.
 async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     for state in JobState::ENDS {
         let mut before = None;
         loop {
             let page = jobs.store.list(ListFilter { state: Some(state), before, limit: 200 }).await?;
             for job in page.jobs {
+                if jobs.stop.is_cancelled() {
+                    return Ok(());
+                }
                 if job.expires_at.is_none_or(|expires| expires > now) {
                     continue;
                 }
@@ -83,7 +90,7 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
                 if jobs.store.replace(&job, &expired).await? {
                     tracing::info!(job.id = %job.id, "job expired");
                     jobs.registry.announce(job.id);
-                    remove_files(jobs, job.id).await;
+                    remove_and_log(jobs, job.id).await;
                 }
             }
             before = page.next;
@@ -95,8 +102,8 @@ async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     Ok(())
 }
 
-async fn remove_files(jobs: &Jobs, id: JobId) {
-    match jobs.remove_files(id).await {
+async fn remove_and_log(jobs: &Jobs, id: JobId) {
+    match jobs.remove_directory(id).await {
         Ok(()) => tracing::info!(job.id = %id, "the job's files were removed"),
         Err(error) => {
             tracing::error!(%error, job.id = %id, "a job's files could not be removed; retrying in a minute");

@@ -133,16 +133,12 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     } else {
         record_outcome(&jobs, &mut job, end, &directory).await;
         // Listed while the job is ours: once its end is recorded another run may publish an archive.
-        let superseded = if job.state.is_complete() {
-            directory::superseded_archives(&directory, &job)
-        } else {
-            Ok(Vec::new())
-        };
+        let superseded = directory::superseded_archives(&directory, &job);
         if record_end(&jobs, &claimed, &job).await {
             count_end(&job);
             log_end(&job, elapsed_ms);
             drop(entered);
-            let removed = async { directory::remove_files(superseded?).await };
+            let removed = async { directory::remove_each(superseded?).await };
             if let Err(error) = removed.await {
                 tracing::warn!(%error, "earlier archives could not be removed; the next start tries again");
             }
@@ -171,7 +167,7 @@ async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
 async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
-            job.failures_total = counts.failures();
+            job.failures_total = counts.failures;
             let is_whole = job.failures_total == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
             job.archive = Some(archive);

@@ -1,4 +1,4 @@
-//! The operations on jobs for callers: create, get, wait, cancel, retry, delete, read failures and archives.
+//! The operations on jobs for callers: create, get, follow, cancel, retry, delete, read failures and archives.
 //!
 //! Persists before it announces. Knows nothing of HTTP; errors are in terms of jobs.
 
@@ -17,7 +17,7 @@ use super::directory;
 use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
 use super::registry::{Follower, Registry};
-use super::store::{AccountPause, Inserted, JobStore, Known, ListFilter, Listed, StoreError};
+use super::store::{AccountPause, JobStore, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
 use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
@@ -151,8 +151,8 @@ impl Jobs {
         }
         let scope = scope(requester.as_deref(), idempotency_key);
         let job = Job::new(JobId::new(&*self.clock), request, requester, self.clock.now());
-        if let Inserted::Known(known) = self.store.insert(&job, scope.as_deref()).await? {
-            return self.same(known);
+        if !self.store.insert(&job, scope.as_deref()).await? {
+            return Err(JobsError::IdempotencyConflict);
         }
         drop(one_at_a_time);
         tracing::info!(job.id = %job.id, from = %job.request.from, to = %job.request.to, "job queued");
@@ -169,13 +169,9 @@ impl Jobs {
         idempotency_key: Option<&str>,
     ) -> Result<Option<Job>, JobsError> {
         let Some(scope) = scope(requester, idempotency_key) else { return Ok(None) };
-        self.store.known(&scope, request).await?.map(|known| self.same(known)).transpose()
-    }
-
-    fn same(&self, known: Known) -> Result<Job, JobsError> {
-        match known {
-            Known::Same(job) => Ok(self.with_live(*job)),
-            Known::Conflict => Err(JobsError::IdempotencyConflict),
+        match self.store.known(&scope).await? {
+            Some(job) if job.request != *request => Err(JobsError::IdempotencyConflict),
+            known => Ok(known.map(|job| self.with_live(job))),
         }
     }
 
@@ -298,7 +294,7 @@ impl Jobs {
                 return if left.is_empty() {
                     Err(JobsError::NotFound)
                 } else {
-                    self.remove_files(id).await.map_err(JobsError::FilesLeft)
+                    self.remove_directory(id).await.map_err(JobsError::FilesLeft)
                 };
             };
             if state == JobState::Running && self.runs_or_will(id).await? {
@@ -319,7 +315,7 @@ impl Jobs {
         // The record goes before the files: a record without files would be a lie.
         tracing::info!(job.id = %id, "job deleted");
         self.registry.announce(id);
-        self.remove_files(id).await.map_err(JobsError::FilesLeft)
+        self.remove_directory(id).await.map_err(JobsError::FilesLeft)
     }
 
     /// Fails if a job has ended but is still recorded as running: changing it now would lose its result.
@@ -332,7 +328,7 @@ impl Jobs {
     }
 
     /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
-    pub(super) async fn remove_files(&self, id: JobId) -> std::io::Result<()> {
+    pub(super) async fn remove_directory(&self, id: JobId) -> std::io::Result<()> {
         directory::remove(self.directory(id)).await.inspect_err(|_| {
             self.pending_removals.lock().unwrap_or_else(PoisonError::into_inner).push(id);
         })
@@ -371,12 +367,13 @@ impl Jobs {
             drop(one_of_few);
             page
         });
-        let page = page.await.map_err(std::io::Error::other)??;
-        // If the job's files are gone, an empty page would claim that nothing is missing.
-        if page.0.is_empty() && self.get(id).await?.state == JobState::Expired {
+        let page = page.await.map_err(std::io::Error::other)?;
+        // The job's files may have been removed meanwhile: an empty page would claim that nothing is missing.
+        let may_be_gone = page.as_ref().map_or(true, |(lines, _)| lines.is_empty());
+        if may_be_gone && self.get(id).await?.state == JobState::Expired {
             return Err(JobsError::ArchiveGone);
         }
-        Ok(page)
+        Ok(page?)
     }
 
     /// The job, its archive's expected size and hash, and the archive's open file, if there is one.
@@ -429,7 +426,7 @@ impl Jobs {
         match self.archive(id).await {
             Ok((_, archive, file)) => {
                 let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
-                Ok(directory::matches_archive(file, archive, self.stop.clone()).await?)
+                Ok(directory::has_hash(file, archive.sha256, self.stop.clone()).await?)
             }
             Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
             // The archive may exist all the same.

@@ -15,7 +15,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Row};
 
 use super::model::{Job, JobId, JobState};
-use crate::extract::{ExtractRequest, Waiting};
+use crate::extract::Waiting;
 use crate::sqlite;
 
 /// The table's file.
@@ -47,23 +47,6 @@ pub struct Listed {
     pub jobs: Vec<Job>,
     /// The value of `before` for the next page; `None` on the last page.
     pub next: Option<i64>,
-}
-
-/// What an idempotency key was used for before.
-#[derive(Debug)]
-pub enum Known {
-    /// The job of the same request.
-    Same(Box<Job>),
-    /// It was used with another request.
-    Conflict,
-}
-
-/// The outcome of inserting a job.
-#[derive(Debug)]
-pub enum Inserted {
-    New,
-    /// Not stored: its idempotency key was used before.
-    Known(Known),
 }
 
 /// A pause that Zoom has imposed on an account.
@@ -132,7 +115,6 @@ impl JobStore {
                  id TEXT NOT NULL UNIQUE,
                  state TEXT NOT NULL,
                  idempotency_scope TEXT,
-                 request TEXT NOT NULL,
                  job TEXT NOT NULL
              ) STRICT;
              CREATE UNIQUE INDEX IF NOT EXISTS jobs_by_idempotency ON jobs(idempotency_scope)
@@ -155,39 +137,28 @@ impl JobStore {
         self.pool.close().await;
     }
 
-    /// Stores a new job, unless its idempotency scope is known already.
-    pub async fn insert(&self, job: &Job, idempotency_scope: Option<&str>) -> Result<Inserted, StoreError> {
-        let request = serde_json::to_string(&job.request)?;
-        loop {
-            let inserted = sqlx::query(
-                "INSERT INTO jobs (id, state, idempotency_scope, request, job) VALUES (?, ?, ?, ?, ?)
-                 ON CONFLICT (idempotency_scope) WHERE idempotency_scope IS NOT NULL DO NOTHING",
-            )
-            .bind(job.id.to_string())
-            .bind(job.state.as_str())
-            .bind(idempotency_scope)
-            .bind(&request)
-            .bind(serde_json::to_string(job)?)
-            .execute(&self.pool)
-            .await?;
-            let is_taken = inserted.rows_affected() == 0;
-            let Some(scope) = idempotency_scope.filter(|_| is_taken) else { return Ok(Inserted::New) };
-            // The key was used already. If that job has been deleted meanwhile, try again.
-            if let Some(known) = self.known(scope, &job.request).await? {
-                return Ok(Inserted::Known(known));
-            }
-        }
+    /// Stores a new job. False if another has its idempotency scope.
+    pub async fn insert(&self, job: &Job, idempotency_scope: Option<&str>) -> Result<bool, StoreError> {
+        let inserted = sqlx::query(
+            "INSERT INTO jobs (id, state, idempotency_scope, job) VALUES (?, ?, ?, ?)
+             ON CONFLICT (idempotency_scope) WHERE idempotency_scope IS NOT NULL DO NOTHING",
+        )
+        .bind(job.id.to_string())
+        .bind(job.state.as_str())
+        .bind(idempotency_scope)
+        .bind(serde_json::to_string(job)?)
+        .execute(&self.pool)
+        .await?;
+        Ok(inserted.rows_affected() == 1)
     }
 
-    /// What an idempotency scope was used for before, if anything.
-    pub async fn known(&self, scope: &str, request: &ExtractRequest) -> Result<Option<Known>, StoreError> {
-        let row = sqlx::query("SELECT job, request FROM jobs WHERE idempotency_scope = ?")
+    /// The job that was stored with this idempotency scope.
+    pub async fn known(&self, scope: &str) -> Result<Option<Job>, StoreError> {
+        let row = sqlx::query("SELECT job FROM jobs WHERE idempotency_scope = ?")
             .bind(scope)
             .fetch_optional(&self.pool)
             .await?;
-        let Some(row) = row else { return Ok(None) };
-        let same = row.try_get::<String, _>("request")? == serde_json::to_string(request)?;
-        Ok(Some(if same { Known::Same(Box::new(read(&row)?)) } else { Known::Conflict }))
+        row.as_ref().map(read).transpose()
     }
 
     pub async fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
