@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::ToSpan;
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use crate::clock::SharedClock;
 use crate::days::DateRange;
 use crate::zoom::auth::Token;
 use crate::zoom::error::RequestError;
-use crate::zoom::lane::{Effort, FetchError, Urgency};
+use crate::zoom::lane::{Effort, Urgency};
 use crate::zoom::wire::{MESSAGES, Page, SESSIONS, SessionHead};
 use crate::zoom::{Account, Call, Failure, FailureKind, ItemChoice, Lane, Waiting};
 
@@ -93,42 +94,65 @@ impl Checking<'_> {
 
     /// Also returns the id of the first session listed.
     async fn list(&self) -> Result<(Step, Option<String>), Step> {
-        let (started, days) = (self.clock.elapsed(), self.days);
+        let days = self.days;
         let call = Call::ListSessions { days, page_token: None };
-        let listed = self.lane.fetch(&call, EFFORT, |body| {
+        let read = |body: Bytes| {
             let page = Page::read(&body, SESSIONS)?;
             let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
             Ok((page.arrays[0].len(), first.map(|head| head.id)))
-        });
-        let listed = unless_paused(self.account, listed).await;
-        let elapsed = self.since(started);
-        match listed {
-            Ok((count, first)) => {
-                let detail = format!("{count} sessions on the first page of {days}");
-                Ok((fine("list", elapsed, detail), first))
-            }
-            Err(nothing) if nothing.is_not_found() => {
-                Ok((fine("list", elapsed, format!("no session from {days}")), None))
-            }
-            Err(ended) => Err(ended.step("list", elapsed)),
-        }
+        };
+        let (elapsed, listed) = self.ask("list", &call, read).await?;
+        let (detail, first) = match listed {
+            Some((count, first)) => (format!("{count} sessions on the first page of {days}"), first),
+            None => (format!("no session from {days}"), None),
+        };
+        Ok((fine("list", elapsed, detail), first))
     }
 
     async fn messages(&self, session_id: &str) -> Result<Step, Step> {
-        let (started, days) = (self.clock.elapsed(), self.days);
         let (session_id, choice) = (session_id.into(), ItemChoice::default());
-        let call = Call::Messages { session_id, days, page_token: None, choice };
-        let read = self.lane.fetch(&call, EFFORT, |body| Ok(Page::read(&body, MESSAGES)?.arrays[0].len()));
-        let read = unless_paused(self.account, read).await;
+        let call = Call::Messages { session_id, days: self.days, page_token: None, choice };
+        let count = |body: Bytes| Ok(Page::read(&body, MESSAGES)?.arrays[0].len());
+        let (elapsed, count) = self.ask("messages", &call, count).await?;
+        let detail = count.map_or_else(
+            || "Zoom has no messages of the first session listed".to_owned(),
+            |count| format!("{count} messages on the first page of one session"),
+        );
+        Ok(fine("messages", elapsed, detail))
+    }
+
+    /// Sends the call of a step; `None` if Zoom answers "not found", as it does where there is nothing. Does not wait while the
+    /// account is paused: that may last for hours, too long for a check.
+    async fn ask<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        call: &Call,
+        read: impl Fn(Bytes) -> Result<T, String> + Clone + Send + 'static,
+    ) -> Result<(Duration, Option<T>), Step> {
+        let (started, budget) = (self.clock.elapsed(), self.account.budget());
+        let mut pauses = budget.pauses();
+        let paused = |Waiting { until, reason }| Step {
+            name,
+            ok: false,
+            elapsed_ms: self.since(started).as_millis() as u64,
+            detail: format!("{reason}; no request is sent before {until}"),
+            help: Some("check again after that; jobs wait and then continue by themselves".to_owned()),
+        };
+        if let Some(waiting) = budget.waiting() {
+            return Err(paused(waiting));
+        }
+        let answer = tokio::select! {
+            answer = self.lane.fetch(call, EFFORT, read) => answer,
+            Ok(()) = pauses.changed() => {
+                let waiting = pauses.borrow_and_update().clone();
+                return Err(paused(waiting.expect("a pause is never taken back")));
+            }
+        };
         let elapsed = self.since(started);
-        match read {
-            Ok(count) => {
-                Ok(fine("messages", elapsed, format!("{count} messages on the first page of one session")))
-            }
-            Err(nothing) if nothing.is_not_found() => {
-                Ok(fine("messages", elapsed, "Zoom has no messages of the first session listed"))
-            }
-            Err(ended) => Err(ended.step("messages", elapsed)),
+        match answer {
+            Ok(answer) => Ok((elapsed, Some(answer))),
+            Err(failure) if failure.is_not_found_by_zoom() => Ok((elapsed, None)),
+            Err(failure) => Err(failed(name, elapsed, &failure)),
         }
     }
 
@@ -171,50 +195,6 @@ fn failed(name: &'static str, elapsed: Duration, failure: &Failure) -> Step {
     }
 }
 
-/// Why a step did not complete.
-enum Unfit {
-    Failed(FetchError),
-    Paused(Waiting),
-}
-
-impl Unfit {
-    /// Whether Zoom answered "not found", as it does where there is nothing.
-    fn is_not_found(&self) -> bool {
-        matches!(self, Self::Failed(error) if error.is_not_found_by_zoom())
-    }
-
-    fn step(self, name: &'static str, elapsed: Duration) -> Step {
-        match self {
-            Self::Failed(error) => failed(name, elapsed, error.failure()),
-            Self::Paused(Waiting { until, reason }) => Step {
-                name,
-                ok: false,
-                elapsed_ms: elapsed.as_millis() as u64,
-                detail: format!("{reason}; no request is sent before {until}"),
-                help: Some("check again after that; jobs wait and then continue by themselves".to_owned()),
-            },
-        }
-    }
-}
-
-/// Waits for the answer unless the account is paused: that may last for hours, too long for a check.
-async fn unless_paused<T>(
-    account: &Account,
-    asked: impl Future<Output = Result<T, FetchError>>,
-) -> Result<T, Unfit> {
-    let mut pauses = account.budget().pauses();
-    if let Some(waiting) = account.budget().waiting() {
-        return Err(Unfit::Paused(waiting));
-    }
-    tokio::select! {
-        answer = asked => answer.map_err(Unfit::Failed),
-        Ok(()) = pauses.changed() => {
-            let waiting = pauses.borrow_and_update().clone();
-            Err(Unfit::Paused(waiting.expect("a pause is never taken back")))
-        }
-    }
-}
-
 /// What a person can do about a failure.
 pub fn help_for(kind: FailureKind) -> &'static str {
     match kind {
@@ -232,7 +212,7 @@ pub fn help_for(kind: FailureKind) -> &'static str {
              there is no Zoom code, check whether a proxy or a firewall refuses the request"
         }
         FailureKind::UnknownEndpoint => "check ZOOM_API_BASE_URL; it should end in /v2",
-        FailureKind::NotFound | FailureKind::Rejected => {
+        FailureKind::NotFound | FailureKind::Rejected | FailureKind::PageTokenExpired => {
             "Zoom refused the request; check ZOOM_API_BASE_URL and the dates (at most six months back)"
         }
         FailureKind::ServerError

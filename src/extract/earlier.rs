@@ -21,9 +21,6 @@ pub(super) async fn check_earlier(
     retrying: bool,
     cancel: &CancellationToken,
 ) -> Result<Damage, CaptureError> {
-    if cancel.is_cancelled() {
-        return Ok(Damage::None);
-    }
     let damaged = async {
         location.check(cancel).await?;
         if retrying && location.exists() { location.damaged_ranges(cancel).await } else { Ok(Vec::new()) }

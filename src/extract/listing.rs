@@ -17,7 +17,7 @@ use crate::capture::{
     CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
 };
 use crate::days::DateRange;
-use crate::zoom::lane::{Effort, FetchError, Urgency};
+use crate::zoom::lane::{Effort, Urgency};
 use crate::zoom::wire::{Page, SESSIONS, SessionHead};
 use crate::zoom::{Call, Failure, FailureKind};
 
@@ -200,7 +200,7 @@ impl<'a> ListReader<'a> {
             let lane = &self.shared.context.lane;
             let next = match lane.fetch(&call, self.effort, move |body| read_page(&body, days)).await {
                 Ok(page) => self.take(page).await?,
-                Err(error) => self.after(error).await?,
+                Err(failure) => self.after(failure).await?,
             };
             if let ControlFlow::Break(end) = next {
                 return Ok(end);
@@ -250,18 +250,17 @@ impl<'a> ListReader<'a> {
     }
 
     /// Decides what an answer means that brought no page.
-    async fn after(&mut self, error: FetchError) -> Result<ControlFlow<ListEnd>, ExtractError> {
-        if self.shared.has_left_reach(error.failure(), self.list.days) {
+    async fn after(&mut self, failure: Failure) -> Result<ControlFlow<ListEnd>, ExtractError> {
+        if self.shared.has_left_reach(&failure, self.list.days) {
             return Ok(ControlFlow::Break(ListEnd::LeftReach));
         }
-        if matches!(error, FetchError::PageTokenExpired(_)) && self.pass.paging.may_begin_again(self.pass.seq)
-        {
+        if failure.kind == FailureKind::PageTokenExpired && self.pass.paging.may_begin_again(self.pass.seq) {
             let paging = std::mem::take(&mut self.pass.paging);
             self.pass = Pass { paging, found_nothing_new: self.passes > 1, ..Pass::default() };
             return Ok(ControlFlow::Continue(()));
         }
         // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
-        if error.is_not_found_by_zoom() && !self.has_shown {
+        if failure.is_not_found_by_zoom() && !self.has_shown {
             if !std::mem::replace(&mut self.was_not_found, true) {
                 return Ok(ControlFlow::Continue(()));
             }
@@ -269,7 +268,7 @@ impl<'a> ListReader<'a> {
                 return Ok(ControlFlow::Break(ListEnd::Complete));
             }
         }
-        Ok(ControlFlow::Break(ListEnd::Failed(error.into_failure())))
+        Ok(ControlFlow::Break(ListEnd::Failed(failure)))
     }
 
     /// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if

@@ -19,9 +19,9 @@ use crate::capture::{
     Chain, Change, Effect, Failed, MessagesPage, PagePosition, PageToken, PendingRange, Segment, Then,
 };
 use crate::days::DateRange;
-use crate::zoom::lane::{FetchError, Urgency};
+use crate::zoom::lane::Urgency;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
-use crate::zoom::{Call, Failure};
+use crate::zoom::{Call, Failure, FailureKind};
 
 /// Deflate levels of stored pages, for when the processors have time to spare and for when they have not: the fast one takes
 /// half the time, and the page is a third larger.
@@ -147,6 +147,8 @@ struct Following<'a> {
     paging: Paging,
     /// What the chain fails with at its end, if one of its pages did not cover all the days requested.
     leaves_out: Option<Failure>,
+    /// Whether Zoom has said that there is nothing, which it must say twice.
+    was_not_found: bool,
     /// `None` for a chain resumed midway: it is not known which days the earlier pages span.
     observed: Option<Seen>,
 }
@@ -163,6 +165,7 @@ impl<'a> Following<'a> {
             previous: Arc::default(),
             paging: Paging::default(),
             leaves_out: None,
+            was_not_found: false,
             observed: Some(Seen::default()),
         };
         let range = &following.range;
@@ -213,12 +216,22 @@ impl<'a> Following<'a> {
         let effort = run_effort(self.urgency);
         let page = match context.lane.fetch(&call, effort, read).await {
             Ok(page) => page,
-            Err(error) if shared.has_left_reach(error.failure(), days) => return Ok(Step::LeftReach),
-            Err(FetchError::PageTokenExpired(_)) if self.paging.may_begin_again(self.seq) => {
+            Err(failure) if shared.has_left_reach(&failure, days) => return Ok(Step::LeftReach),
+            Err(Failure { kind: FailureKind::PageTokenExpired, .. })
+                if self.paging.may_begin_again(self.seq) =>
+            {
                 self.restart();
                 return Ok(Step::More);
             }
-            Err(error) => return Ok(Step::Failed(error.into_failure())),
+            // One wrong answer must not lose a month.
+            Err(failure)
+                if self.seq == 0
+                    && failure.is_not_found_by_zoom()
+                    && !std::mem::replace(&mut self.was_not_found, true) =>
+            {
+                return Ok(Step::More);
+            }
+            Err(failure) => return Ok(Step::Failed(failure)),
         };
         if let Some(observed) = &mut self.observed {
             observed.add(page.ends);

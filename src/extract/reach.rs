@@ -12,14 +12,8 @@ pub(super) struct Reach {
     clock: SharedClock,
     /// The oldest day that Zoom was found to answer for, if that is later than six months ago.
     told: Mutex<Date>,
+    /// Held by the one chain that is finding out; others wait for it.
     learning: tokio::sync::Mutex<()>,
-}
-
-/// Held by the one chain that is finding out; others wait for it.
-#[derive(Debug)]
-pub(super) struct Learning<'a> {
-    reach: &'a Reach,
-    _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Reach {
@@ -37,13 +31,12 @@ impl Reach {
         windows::oldest_reachable(self.clock.today())
     }
 
-    pub async fn learn(&self) -> Learning<'_> {
-        Learning { reach: self, _one_at_a_time: self.learning.lock().await }
+    pub async fn learn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.learning.lock().await
     }
-}
 
-impl Learning<'_> {
-    pub fn is(self, oldest: Date) {
-        *self.reach.told.lock().unwrap_or_else(PoisonError::into_inner) = oldest;
+    /// Remembers that Zoom answers from this day on.
+    pub fn begins(&self, oldest: Date) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = oldest;
     }
 }

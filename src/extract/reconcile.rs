@@ -3,11 +3,9 @@
 //! Pages are taken off when a chain restarts or is cut; the capture sets them aside. Once a unit has been fetched completely,
 //! it is compared with what was set aside from it, and the items it lacks are added.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use jiff::civil::Date;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +17,7 @@ use crate::capture::{
     UnitId, UnitRange,
 };
 use crate::days::{self, DateRange};
+use crate::json::{members, text_of};
 use crate::zoom::wire::{modified_at, sent_at};
 
 /// The number of set-aside pages compared at a time, so that the memory this takes does not grow with the chat.
@@ -179,13 +178,8 @@ fn identities_covered_by(kind: Kind, item: &RawValue) -> impl Iterator<Item = Id
 
 /// A digest of an item's id; of its content if it has none.
 fn id_of(item: &RawValue) -> u128 {
-    #[derive(Deserialize)]
-    struct Identified<'a> {
-        #[serde(borrow)]
-        id: Cow<'a, str>,
-    }
-    let identified = serde_json::from_str::<Identified<'_>>(item.get());
-    identified.map_or_else(|_| digest_of_content(item.get()), |identified| digest(&identified.id))
+    let id = members(item.get(), ["id"]).ok().and_then(|[id]| text_of(id?));
+    id.map_or_else(|| digest_of_content(item.get()), |id| digest(&id))
 }
 
 /// Groups these items of a page by the range to add each to: that of its day, but only among failed ranges if there are any, so

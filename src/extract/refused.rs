@@ -11,7 +11,7 @@ use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{CaptureError, PendingRange, Reader};
 use crate::days::DateRange;
-use crate::zoom::lane::{FetchError, Urgency};
+use crate::zoom::lane::Urgency;
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// Zoom's reach may begin up to this many days later than we compute: how long six months are is not documented to the day.
@@ -57,7 +57,7 @@ pub(super) async fn verdict(
 /// depends on no session; the result is remembered.
 async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     let DateRange { from, to } = range.chain.days;
-    let learning = shared.reach.learn().await;
+    let _one_at_a_time = shared.reach.learn().await;
     if from < shared.reach.oldest() {
         // Another chain has found out meanwhile.
         return true;
@@ -67,10 +67,10 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
         let call = Call::ListSessions { days: DateRange::day(day), page_token: None };
         let listed = ask(shared, call).await;
         match listed {
-            Err(FetchError::Failed(refused)) if refused.is_refused_by_zoom() => {}
+            Err(refused) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reports begin later than six months ago");
-                learning.is(day);
+                shared.reach.begins(day);
                 return true;
             }
             _ => return false,
@@ -79,8 +79,8 @@ async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
     false
 }
 
-fn is_answer(asked: &Result<(), FetchError>) -> bool {
-    asked.as_ref().map_or_else(FetchError::is_not_found_by_zoom, |()| true)
+fn is_answer(asked: &Result<(), Failure>) -> bool {
+    asked.as_ref().map_or_else(Failure::is_not_found_by_zoom, |()| true)
 }
 
 /// Whether only this session is refused, perhaps by a firewall: another one is answered.
@@ -101,9 +101,9 @@ async fn only_this_session_is_refused(
     Ok(is_answer(&first_page(shared, &session_id, days).await))
 }
 
-/// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part of a
-/// window it is ambiguous: the days count as empty only if Zoom says so twice and still answers for days that have yielded
-/// pages or, if none have, for the whole window. Only Zoom's own word counts: a gateway may reject an id that it cannot parse.
+/// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part
+/// of a window it is ambiguous: the days count as empty only if Zoom still answers for days that have yielded pages or, if none
+/// have, for the whole window. Only Zoom's own word counts: a gateway may reject an id that it cannot parse.
 async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
@@ -126,10 +126,6 @@ async fn holds_nothing(
     let Some(days) = days_with_pages.unwrap_or(window).since(oldest) else { return Ok(false) };
     if own == days {
         return Ok(days_with_pages.is_none());
-    }
-    let again = first_page(shared, &range.session_id, own).await;
-    if !again.is_err_and(|ended| ended.is_not_found_by_zoom()) {
-        return Ok(false);
     }
     let others = first_page(shared, &range.session_id, days).await;
     Ok(others.map_or_else(|ended| days_with_pages.is_none() && ended.is_not_found_by_zoom(), |()| true))
@@ -158,12 +154,12 @@ async fn may_be_one_page(
 }
 
 /// Asks for the first page of a session in these days.
-async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), FetchError> {
+async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), Failure> {
     let choice = shared.context.request.item_choice();
     ask(shared, Call::Messages { session_id: session_id.into(), days, page_token: None, choice }).await
 }
 
 /// Sends a call only to see whether it is answered.
-async fn ask(shared: &Shared, call: Call) -> Result<(), FetchError> {
+async fn ask(shared: &Shared, call: Call) -> Result<(), Failure> {
     shared.context.lane.fetch(&call, run_effort(Urgency::Everything), call.any_answer()).await
 }

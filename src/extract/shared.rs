@@ -189,16 +189,10 @@ impl Shared {
     /// The failure to store for days that Zoom no longer answers for.
     pub fn out_of_reach(&self) -> Failed {
         let oldest = self.reach.oldest();
-        let note = FailureNote {
-            code: FailureKind::OutOfReach.code().to_owned(),
-            status: None,
-            zoom_code: None,
-            message: format!(
-                "these days passed out of the six months Zoom reports on before they were fetched (it now reports from {oldest})"
-            ),
-            attempts: 0,
-        };
-        Failed { note, at: self.now() }
+        let message = format!(
+            "these days passed out of the six months Zoom reports on before they were fetched (it now reports from {oldest})"
+        );
+        self.failed(&Failure::without_answer(FailureKind::OutOfReach, message))
     }
 
     pub fn now(&self) -> Timestamp {

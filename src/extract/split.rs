@@ -31,20 +31,21 @@ const TIGHT: f64 = 0.5;
 
 /// A chain is not judged before it has shown this many pages, unless callers are idle.
 const MIN_PAGES_SHOWN: u32 = 6;
-/// Splitter may cost a run this many requests, and this share of all it sends.
+/// Splitting may cost a run this many requests, and this share of all it sends.
 const ALLOWANCE: (f64, f64) = (64.0, 0.015);
 
-/// The time a chain takes per page, and the time the rest of the run is expected to take.
+/// What the rest of the run is expected to look like.
 #[derive(Debug, Clone, Copy)]
 pub struct RunForecast {
-    pub latency: Duration,
+    /// The time a chain takes for each page.
+    pub time_of_a_page: Duration,
     pub rest_of_run: Duration,
 }
 
 impl RunForecast {
     /// The time that a chain of `pages` pages takes, as a share of the rest of the run.
     fn share_of_the_run(&self, pages: f64) -> f64 {
-        self.latency.as_secs_f64() * pages / self.rest_of_run.as_secs_f64().max(0.001)
+        self.time_of_a_page.as_secs_f64() * pages / self.rest_of_run.as_secs_f64().max(0.001)
     }
 
     /// Whether the run would end up waiting for a chain of `pages` pages if that had to wait for others first.
@@ -60,14 +61,14 @@ impl RunForecast {
     }
 
     fn pages_of_an_idle_part(&self) -> f64 {
-        let pages = IDLE_PART.as_secs_f64() / self.latency.as_secs_f64().max(0.001);
+        let pages = IDLE_PART.as_secs_f64() / self.time_of_a_page.as_secs_f64().max(0.001);
         pages.clamp(IDLE_PART_PAGES.0, IDLE_PART_PAGES.1)
     }
 
     /// How many parts to cut `pages` pages into. Parts should end well before the rest of the run; shorter ones would only cost
     /// more requests.
     fn parts(&self, pages: f64) -> usize {
-        let a_part = self.rest_of_run.as_secs_f64() / 2.0 / self.latency.as_secs_f64().max(0.001);
+        let a_part = self.rest_of_run.as_secs_f64() / 2.0 / self.time_of_a_page.as_secs_f64().max(0.001);
         (pages / a_part.max(PART_PAGES)).ceil() as usize
     }
 }
@@ -244,7 +245,7 @@ mod tests {
 
     /// Parts of 50 pages.
     const FORECAST: RunForecast =
-        RunForecast { latency: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
+        RunForecast { time_of_a_page: Duration::from_millis(150), rest_of_run: Duration::from_secs(15) };
     const DAY_MS: i64 = 86_400_000;
 
     const MONTH: DateRange = DateRange { from: date(2026, 3, 1), to: date(2026, 3, 31) };
@@ -315,7 +316,11 @@ mod tests {
         let short =
             |forecast| for_idle(&month(), &seen(2, 6.0), forecast, 0.0, 20).map(|split| split.parts.len());
         assert_eq!(short(FORECAST), None, "8 pages to come, 1.2 s");
-        assert_eq!(short(RunForecast { latency: Duration::from_millis(800), ..FORECAST }), Some(5), "6.7 s");
+        assert_eq!(
+            short(RunForecast { time_of_a_page: Duration::from_millis(800), ..FORECAST }),
+            Some(5),
+            "6.7 s"
+        );
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Splitter {
         let rest_of_run = self.requests_to_come().map_or(Duration::MAX, |to_come| {
             Duration::from_secs_f64(to_come / self.lane.most_requests_per_second())
         });
-        RunForecast { latency: self.lane.time_of_a_page(), rest_of_run }
+        RunForecast { time_of_a_page: self.lane.time_of_a_page(), rest_of_run }
     }
 
     /// How to split a chain that has shown nothing yet, judging by the pages its session has in another window.

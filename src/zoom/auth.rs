@@ -159,12 +159,17 @@ impl Tokens {
             .map_err(|error| RequestError::NoAnswer(super::transport::describe(&error)))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        let body = collect(response, MOST_BYTES).await?;
+        let body = collect(response, MOST_BYTES).await;
         if status != 200 {
-            return Err(RequestError::Refused(Refusal::read(status, &headers, &body, false)));
+            // The status alone is enough if the body cannot be read.
+            let refusal = Refusal::read(status, &headers, &body.unwrap_or_default(), false);
+            return Err(RequestError::Refused(refusal));
         }
         // The body holds the token: a parse error must not quote it.
-        serde_json::from_slice(&body).map_err(|_| RequestError::Unreadable("not a token answer".to_owned()))
+        let not_a_token = || RequestError::Unreadable("not a token answer".to_owned());
+        let body =
+            body.map_err(|error| if error == RequestError::TooLarge { not_a_token() } else { error })?;
+        serde_json::from_slice(&body).map_err(|_| not_a_token())
     }
 
     fn store(&self, body: TokenBody, asked_at: Duration) -> Token {
@@ -182,14 +187,14 @@ impl Tokens {
         token
     }
 
-    /// Falls back to the cached token until it expires, unless the credentials were refused.
+    /// Falls back to the cached token until it expires: even if the credentials were refused, that may be gone in a moment.
     fn use_cached(&self, error: RequestError) -> Result<Token, RequestError> {
         let now = self.clock.elapsed();
         self.with(|state| {
             let error = classify_token_failure(error, state.cached.is_some());
             state.failed = Some((now, error.clone()));
             match &mut state.cached {
-                Some(cached) if now < cached.expires_at && matches!(error, RequestError::NoAnswer(_)) => {
+                Some(cached) if now < cached.expires_at => {
                     cached.renew_at = (now + RENEW_AGAIN).min(cached.expires_at);
                     Ok(cached.token.clone())
                 }
@@ -209,7 +214,7 @@ fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestEr
         400..500 if !refusal.message.is_empty() => true,
         // From a proxy or a firewall.
         403 | 407 => false,
-        400..500 => !was_given_one,
+        300..500 => !was_given_one,
         _ => false,
     };
     match error {

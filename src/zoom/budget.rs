@@ -215,7 +215,7 @@ impl Budget {
     }
 
     fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
-        // Every intermediate state of `RunForecast` is valid, so a poisoned lock can still be used.
+        // Every intermediate state is valid, so a poisoned lock can still be used.
         act(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

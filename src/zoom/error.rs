@@ -23,6 +23,8 @@ pub enum FailureKind {
     UnknownEndpoint,
     /// Zoom refuses the request (any other 4xx).
     Rejected,
+    /// The page token is no longer valid: the chain of pages may restart. If it does not, this is why it failed.
+    PageTokenExpired,
     /// Zoom kept answering with a server error.
     ServerError,
     /// No answer: connection refused, reset, timed out, or ended in mid-body.
@@ -52,7 +54,7 @@ impl FailureKind {
             Self::NoPermission => "no-permission",
             Self::NotFound => "not-found",
             Self::UnknownEndpoint => "unknown-endpoint",
-            Self::Rejected => "rejected",
+            Self::Rejected | Self::PageTokenExpired => "rejected",
             Self::ServerError => "server-error",
             Self::Connection => "connection",
             Self::UnreadableAnswer => "unreadable-answer",
@@ -79,7 +81,7 @@ impl FailureKind {
 
     /// True when the failure is about what was asked for: that it does not exist, or cannot be asked for.
     pub fn concerns_the_request(self) -> bool {
-        matches!(self, Self::NotFound | Self::Rejected)
+        matches!(self, Self::NotFound | Self::Rejected | Self::PageTokenExpired)
     }
 }
 
@@ -100,7 +102,12 @@ pub struct Failure {
 impl Failure {
     /// The failure of a chain of pages in which every single answer was fine.
     pub fn in_chain(kind: FailureKind, message: impl Into<String>) -> Self {
-        Self { kind, status: Some(200), zoom_code: None, message: message.into(), attempts: 1 }
+        Self { status: Some(200), attempts: 1, ..Self::without_answer(kind, message) }
+    }
+
+    /// The failure of a call that is not even tried.
+    pub fn without_answer(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, status: None, zoom_code: None, message: message.into(), attempts: 0 }
     }
 
     /// True when it is Zoom itself that rejects what was asked for.

@@ -65,30 +65,6 @@ impl Traffic {
     }
 }
 
-/// How a call ended, if not with an answer.
-#[derive(Debug)]
-pub enum FetchError {
-    /// The page token is no longer valid. The caller may restart the chain; if it does not, this is why the chain failed.
-    PageTokenExpired(Failure),
-    Failed(Failure),
-}
-
-impl FetchError {
-    pub fn failure(&self) -> &Failure {
-        let (Self::PageTokenExpired(failure) | Self::Failed(failure)) = self;
-        failure
-    }
-
-    pub fn into_failure(self) -> Failure {
-        let (Self::PageTokenExpired(failure) | Self::Failed(failure)) = self;
-        failure
-    }
-
-    pub fn is_not_found_by_zoom(&self) -> bool {
-        matches!(self, Self::Failed(failure) if failure.is_not_found_by_zoom())
-    }
-}
-
 /// A try that was not answered well.
 struct FailedTry {
     error: RequestError,
@@ -168,7 +144,7 @@ impl Lane {
     }
 
     /// Sends `call` until it is answered or has failed for good. On a large body, `read` runs on one of the reader threads.
-    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, FetchError>
+    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Failure>
     where
         T: Send + 'static,
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
@@ -179,7 +155,7 @@ impl Lane {
         let mut sent = outage.mark();
         loop {
             if effort.waits_out_outages && outage.is_on() {
-                self.wait_out(call).await.map_err(FetchError::Failed)?;
+                self.wait_out(call).await?;
             }
             let before = std::mem::replace(&mut sent, outage.mark());
             if sent.saw_outage_since(before) {
@@ -200,18 +176,13 @@ impl Lane {
                 outage.answered();
             } else if effort.waits_out_outages
                 && outage.failed(call.subject(), matches!(decision, Decision::Fail(_)), sent)
-                && self.wait_out(call).await.map_err(FetchError::Failed)?
+                && self.wait_out(call).await?
             {
                 continue;
             }
             self.heed(&decision, generation, now);
             match decision {
-                Decision::Fail(kind) => return Err(FetchError::Failed(error.into_failure(kind, attempt))),
-                Decision::Restart => {
-                    return Err(FetchError::PageTokenExpired(
-                        error.into_failure(FailureKind::Rejected, attempt),
-                    ));
-                }
+                Decision::Fail(kind) => return Err(error.into_failure(kind, attempt)),
                 Decision::Limited { .. } => {}
                 Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.

@@ -70,18 +70,15 @@ impl Lane {
     /// What the limit and the latency allow.
     pub fn most_requests_per_second(&self) -> f64 {
         let in_flight = self.account.settings.in_flight as f64;
-        self.limit().min(in_flight / self.latency.get().as_secs_f64().max(0.001))
-    }
-
-    fn limit(&self) -> f64 {
-        self.account.budget.limit().unwrap_or(UNPACED)
+        let limit = self.account.budget.limit().unwrap_or(UNPACED);
+        limit.min(in_flight / self.latency.get().as_secs_f64().max(0.001))
     }
 
     /// Whether the limit is this job's bottleneck, so that a caller with an answer can wait for `pause` before its next request
     /// at no cost: enough others are in line meanwhile.
     pub fn has_time_for(&self, pause: Duration) -> bool {
-        let turns = |limit| limit * pause.as_secs_f64();
-        self.account.budget.limit().is_some_and(|limit| self.turns.waiting() as f64 >= turns(limit) * 2.0)
+        let twice = pause.as_secs_f64() * 2.0;
+        self.account.budget.limit().is_some_and(|limit| self.turns.waiting() as f64 >= limit * twice)
     }
 
     /// How long a chain in progress takes for each page. Without a limit, it takes turns with the others and is not preferred.

@@ -184,13 +184,8 @@ impl Outage {
 
     fn given_up(&self) -> Failure {
         let why = self.with(|state| state.down.as_ref().map(|down| down.why.clone())).unwrap_or_default();
-        Failure {
-            kind: FailureKind::Unreachable,
-            status: None,
-            zoom_code: None,
-            message: format!("Zoom did not answer for {}: {why}", in_words(self.longest)),
-            attempts: 0,
-        }
+        let message = format!("Zoom did not answer for {}: {why}", in_words(self.longest));
+        Failure::without_answer(FailureKind::Unreachable, message)
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {

@@ -52,8 +52,6 @@ pub enum Decision {
     RenewToken {
         after: Duration,
     },
-    /// The page token is no longer valid: restart this chain of pages.
-    Restart,
     Fail(FailureKind),
 }
 
@@ -94,7 +92,6 @@ impl RetryPolicy {
                     Class::Token => {
                         Decision::RenewToken { after: if attempt == 1 { Duration::ZERO } else { backoff } }
                     }
-                    Class::PageToken => Decision::Restart,
                     Class::Transient(kind) => again_or(kind, asked.min(LONGEST_DELAY)),
                     Class::Permanent(kind) => Decision::Fail(kind),
                 }
@@ -154,7 +151,6 @@ impl RequestError {
 enum Class {
     Limited,
     Token,
-    PageToken,
     Transient(FailureKind),
     Permanent(FailureKind),
 }
@@ -167,7 +163,7 @@ impl Refusal {
             // Code 124 is "invalid or expired access token", observed with 400 as well as 401.
             (401, _) | (400, Some(124)) => Class::Token,
             // 300 is about the page token only when one was sent; otherwise our parameters are wrong for good.
-            (400, Some(300)) if self.page_token_sent => Class::PageToken,
+            (400, Some(300)) if self.page_token_sent => Class::Permanent(FailureKind::PageTokenExpired),
             (400 | 403, Some(104 | 4700 | 4711)) => Class::Permanent(FailureKind::MissingScopes),
             (400 | 403, Some(200)) => Class::Permanent(FailureKind::NoPermission),
             // Observed when the path is wrong (zoom/rivet-javascript, issue 12): it says nothing about what was asked for.
@@ -282,7 +278,7 @@ mod tests {
                     prop_assert!(after <= policy.cap && attempt < policy.max_attempts);
                 }
                 Decision::RenewToken { after } => prop_assert!(after <= policy.cap && attempt < policy.max_attempts),
-                Decision::Restart => prop_assert!(sent && code == Some(300)),
+                Decision::Fail(FailureKind::PageTokenExpired) => prop_assert!(sent && code == Some(300)),
                 Decision::Limited { .. } => prop_assert_eq!(status, 429),
                 Decision::Fail(_) => {}
             }

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::error::{CODES, Failure, FailureKind, TEXTS, looks_like_html};
 use crate::days::DateRange;
-use crate::json::text_of;
+use crate::json::{members, text_of};
 
 /// A page of either endpoint: the arrays asked for by name, the next token, and members we do not know.
 #[derive(Debug)]
@@ -135,20 +135,17 @@ fn day_of(value: &RawValue) -> Option<Date> {
 
 /// When a message was sent, in milliseconds since 1970; `None` if it does not say so in the usual form.
 pub fn sent_at(message: &RawValue) -> Option<i64> {
-    #[derive(Deserialize)]
-    struct Sent {
-        timestamp: i64,
-    }
-    serde_json::from_str::<Sent>(message.get()).ok().map(|sent| sent.timestamp)
+    instant_in(message, "timestamp")
 }
 
 /// The same for when it was edited or deleted.
 pub fn modified_at(message: &RawValue) -> Option<i64> {
-    #[derive(Deserialize)]
-    struct Modified {
-        action_timestamp: i64,
-    }
-    serde_json::from_str::<Modified>(message.get()).ok().map(|modified| modified.action_timestamp)
+    instant_in(message, "action_timestamp")
+}
+
+fn instant_in(message: &RawValue, name: &str) -> Option<i64> {
+    let [instant] = members(message.get(), [name]).ok()?;
+    instant?.get().parse().ok()
 }
 
 /// What is read of a listed session; everything else stays in its raw text.
@@ -163,26 +160,11 @@ pub struct SessionHead {
 impl SessionHead {
     /// Reads the members that select and name a session. Only the id is required.
     pub fn read(info: &RawValue) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Raw<'a> {
-            #[serde(borrow)]
-            id: &'a RawValue,
-            #[serde(borrow, rename = "type")]
-            kind: Option<&'a RawValue>,
-            #[serde(borrow)]
-            name: Option<&'a RawValue>,
-            #[serde(borrow)]
-            channel_id: Option<&'a RawValue>,
-        }
-        let raw: Raw<'_> =
-            serde_json::from_str(info.get()).map_err(|error| format!("a session: {}", shape_of(&error)))?;
-        let id = text_of(raw.id).filter(|id| !id.is_empty()).ok_or("a session without an id")?;
-        Ok(Self {
-            id,
-            kind: raw.kind.and_then(text_of),
-            name: raw.name.and_then(text_of),
-            channel_id: raw.channel_id.and_then(text_of),
-        })
+        let members = members(info.get(), ["id", "type", "name", "channel_id"]);
+        let members = members.map_err(|error| format!("a session: {}", shape_of(&error)))?;
+        let [id, kind, name, channel_id] = members.map(|member| member.and_then(text_of));
+        let id = id.filter(|id| !id.is_empty()).ok_or("a session without an id")?;
+        Ok(Self { id, kind, name, channel_id })
     }
 }
 

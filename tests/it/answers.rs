@@ -150,6 +150,13 @@ fn rows() -> Vec<Row> {
             status(404, r#"{"code":5301,"message":"gone"}"#),
             Ends::Empty { id: None, not_found: true },
         ),
+        row(
+            "404 to a first page, once",
+            Session(0),
+            1,
+            status(404, r#"{"code":5301,"message":"gone"}"#),
+            Whole,
+        ),
         row("404 without a code, for a while", Any, SOME, status(404, html), Whole),
         row(
             "404 without a code to one session for good",
@@ -259,6 +266,20 @@ fn rows() -> Vec<Row> {
         row("a list that never ends, once", List, 202, FaultAnswer::EndlessPages, Whole),
         row("the token endpoint: 4xx, for a while", Match::Token, 2, status(401, bad_client), Whole),
         row("the token endpoint: 4xx", Match::Token, ALWAYS, status(400, bad_client), Failed("credentials")),
+        row(
+            "the token endpoint: a redirect",
+            Match::Token,
+            ALWAYS,
+            with_headers(302, &[("location", "/login")], html),
+            Failed("credentials"),
+        ),
+        row(
+            "the token endpoint: 404 with a page of 100 kB",
+            Match::Token,
+            ALWAYS,
+            status(404, &format!("<html>{}</html>", "x".repeat(100_000))),
+            Failed("credentials"),
+        ),
         row(
             "the token endpoint: 403 without a word, for a while",
             Match::Token,

@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("sqlite", &["files"]),
     ("capture", &["days", "files", "sqlite"]),
     ("archive", &["capture", "clock", "days", "files", "json"]),
-    ("extract", &["zoom", "capture", "clock", "days", "files"]),
+    ("extract", &["zoom", "capture", "clock", "days", "files", "json"]),
     ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
     ("http", &["jobs", "extract", "archive", "clock", "files", "json", "telemetry"]),
     ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),

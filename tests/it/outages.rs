@@ -183,15 +183,17 @@ async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_sto
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_cannot_be_renewed_early_is_used_to_its_end() {
-    let clock = clock();
-    let world = World::with_clock(account(), clock.clone(), paced).await;
-    let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    world.sim.script(fault(Match::Token, 0, u32::MAX, status(503, "")));
-    let before = world.sim.stats().token_requests;
-    clock.advance(Duration::from_secs(3_550));
-    assert_completed(&world, &id).await;
-    assert!(world.sim.stats().token_requests > before, "it was tried");
+    for answer in [status(503, ""), status(400, r#"{"reason":"Invalid client_id or client_secret"}"#)] {
+        let clock = clock();
+        let world = World::with_clock(account(), clock.clone(), paced).await;
+        let id = world.submit(&world.everything()).await;
+        world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+        world.sim.script(fault(Match::Token, 0, u32::MAX, answer));
+        let before = world.sim.stats().token_requests;
+        clock.advance(Duration::from_secs(3_550));
+        assert_completed(&world, &id).await;
+        assert!(world.sim.stats().token_requests > before, "it was tried");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -166,12 +166,20 @@ impl Service {
         format!("{}{path}", self.base)
     }
 
+    pub fn send_sigterm(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
     /// Asks for an orderly stop and waits for it.
-    pub async fn terminate(mut self) -> ExitStatus {
+    pub async fn terminate(self) -> ExitStatus {
         // Twice, like `timeout`, which signals both the process and its group.
         for _ in 0..2 {
-            kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+            self.send_sigterm();
         }
+        self.exited().await
+    }
+
+    pub async fn exited(mut self) -> ExitStatus {
         for _ in 0..600 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -151,7 +151,7 @@ async fn downloads_under_way_end_or_are_continued_by_range_after_the_restart() {
         .unwrap();
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path()).with("ZOOM_RATE_LIMIT", "0").with("SHUTDOWN_GRACE", "3s");
-    let service = setup.start().await;
+    let mut service = setup.start().await;
     let id = service.submit(&everything(&sim)).await;
     service.finished(&id).await;
     let whole = service.archive(&id).await.bytes;
@@ -169,7 +169,13 @@ async fn downloads_under_way_end_or_are_continued_by_range_after_the_restart() {
             std::thread::park_timeout(Duration::from_millis(30));
         }
     });
-    stopped(service).await;
+    let address = service.base.strip_prefix("http://").unwrap().to_owned();
+    service.send_sigterm();
+    while TcpStream::connect(&address).is_ok() {
+        service.clock.sleep(Duration::from_millis(5)).await;
+    }
+    assert!(service.child.try_wait().unwrap().is_none(), "new connections are refused, downloads go on");
+    assert!(service.exited().await.success());
     assert!(body_of(&reading.join().unwrap()) == whole, "who reads gets the whole of it");
     let _ = idler.read_to_end(&mut idle);
     let part = body_of(&idle).to_vec();
