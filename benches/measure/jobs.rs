@@ -48,7 +48,7 @@ pub async fn unpaced(profile: Profile) -> Value {
 }
 
 /// The archive in a job's directory.
-fn archive_in(directory: &Path) -> PathBuf {
+pub fn archive_in(directory: &Path) -> PathBuf {
     let mut files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
     files.find(|path| path.extension().is_some_and(|extension| extension == "zip")).unwrap()
 }
