@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 
 use serde::Deserializer as _;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The text of a JSON string; lone surrogates, which are legal JSON but not valid Unicode, become replacement characters.
@@ -87,8 +87,8 @@ impl Visitor<'_> for PlaceOf<'_> {
 /// malformed JSON, those found before the error.
 pub fn duplicate_members(text: &[u8], nested: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
-    let seed = Repeated { prefix: "", nested, found: &mut found };
-    let _ = seed.deserialize(&mut serde_json::Deserializer::from_slice(text));
+    let repeated = Repeated { prefix: "", nested, found: &mut found };
+    let _ = serde_json::Deserializer::from_slice(text).deserialize_map(repeated);
     found
 }
 
@@ -98,30 +98,22 @@ struct Repeated<'a> {
     found: &'a mut Vec<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Repeated<'_> {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Repeated<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
+        formatter.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
         // Each name seen so far, and whether its repetition has been reported.
         let mut known: HashMap<String, bool> = HashMap::new();
         while let Some(name) = members.next_key::<String>()? {
+            let value: &RawValue = members.next_value()?;
             if self.nested.contains(&name.as_str()) {
-                let prefix = format!("{name}.");
-                members.next_value_seed(Repeated { prefix: &prefix, nested: &[], found: self.found })?;
-            } else {
-                members.next_value::<IgnoredAny>()?;
+                let inner = Repeated { prefix: &format!("{name}."), nested: &[], found: &mut *self.found };
+                // Nothing is repeated in what is no object.
+                let _ = serde_json::Deserializer::from_str(value.get()).deserialize_map(inner);
             }
             match known.entry(name) {
                 Entry::Vacant(new) => _ = new.insert(false),
@@ -132,35 +124,6 @@ impl<'de> Visitor<'de> for Repeated<'_> {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }
 }

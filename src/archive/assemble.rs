@@ -139,9 +139,11 @@ impl Assembly {
 
     /// Adds all remaining sessions; nothing more may be fetched.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
+        let captured = self.reader.segments().size()?;
         let all = self.runtime.block_on(async {
             match self.input.form {
-                Form::Zip => self.reader.packed_bytes().await,
+                // More than there is would be damage, which is told when it is read.
+                Form::Zip => Ok(self.reader.packed_bytes().await?.min(captured)),
                 // Nothing of a directory has been made before.
                 Form::Directory => self.reader.raw_bytes().await,
             }
@@ -207,9 +209,9 @@ impl Assembly {
 
     /// Adds the entries that belong to no session, and completes the archive.
     fn finish(self) -> Result<Assembled, ArchiveError> {
-        let Self { input, runtime, mut reader, mut scratch, mut sink, totals, .. } = self;
+        let Self { input, runtime, mut reader, mut scratch, mut sink, facts, totals, .. } = self;
         add_lines(&mut scratch, &mut *sink, &input.cancel)?;
-        let summary = runtime.block_on(render::summary(&mut reader, scratch.sessions(), &totals))?;
+        let summary = runtime.block_on(render::summary(&mut reader, &facts, scratch.sessions(), &totals))?;
         let mut after = RangeId::default();
         while let Some((last, some)) = runtime.block_on(render::not_found(&mut reader, after))? {
             check(&input.cancel)?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::ArchiveError;
 use super::scratch::Entries;
-use super::sink::{Assembled, BackupPath, Entry, Fill, Publish, Sink, Text};
+use super::sink::{Assembled, BackupPath, Entry, Fill, Sink, Text, Unpublished};
 use super::zip::Located;
 use crate::capture::inflate;
 use crate::files::{is_there, unless_absent};
@@ -20,20 +20,9 @@ pub const FOLDERS: [&str; 3] = ["_metadata", "messages", "sessions"];
 
 #[derive(Debug)]
 pub struct DirectorySink {
-    staging: Staging,
+    staging: Unpublished,
     /// Opened before anything is written: a sync reports the write errors since then.
     disk: File,
-}
-
-/// A directory that is removed on drop.
-#[derive(Debug)]
-struct Staging(PathBuf);
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Best effort: the next run starts by removing what is left.
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 impl DirectorySink {
@@ -45,7 +34,7 @@ impl DirectorySink {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(staging.join(folder))?;
         }
         let disk = File::open(&staging)?;
-        Ok(Self { staging: Staging(staging), disk })
+        Ok(Self { staging: Unpublished(staging), disk })
     }
 }
 
@@ -59,51 +48,44 @@ impl Sink for DirectorySink {
 
     fn finish(self: Box<Self>, _: Entries) -> Result<Assembled, ArchiveError> {
         sync(&self.disk, &self.staging.0)?;
-        Ok(Assembled { archive: None, files: self })
+        Ok(Assembled { archive: None, place: self.staging })
     }
 }
 
-impl Publish for DirectorySink {
-    fn items(&self) -> Vec<PathBuf> {
-        FOLDERS.map(|folder| self.staging.0.join(folder)).into()
-    }
-
-    /// Moves the finished tree into place.
-    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> std::io::Result<()> {
-        let Staging(staging) = &self.staging;
-        // What is replaced is moved there before it is removed.
-        let old = staging.with_extension("old");
-        // If an earlier one was interrupted.
-        put_back(&old, target)?;
-        unless_absent(fs::remove_dir_all(&old))?;
-        fs::create_dir_all(&old)?;
-        let mut moved = Vec::new();
-        let mut move_to = |from: PathBuf, to: PathBuf| {
-            fs::rename(&from, &to)?;
-            moved.push((from, to));
-            Ok(())
-        };
-        let mut move_all = || {
-            for folder in FOLDERS.iter().filter(|folder| is_there(&target.join(folder))) {
-                let place = target.join(folder);
-                let to = keep(&place).unwrap_or_else(|| old.join(folder));
-                to.parent().map_or(Ok(()), fs::create_dir_all)?;
-                move_to(place, to)?;
-            }
-            FOLDERS.iter().rev().try_for_each(|folder| move_to(staging.join(folder), target.join(folder)))
-        };
-        if let Err(error) = move_all() {
-            // Best effort: move back what has been moved already.
-            for (from, to) in moved.iter().rev() {
-                let _ = fs::rename(to, from);
-            }
-            return Err(error);
-        }
-        File::open(target)?.sync_all()?;
-        // Everything is in place. Best effort, as for the staging directory: the next publication starts by removing it.
-        let _ = fs::remove_dir_all(&old);
+/// Moves a finished tree into place.
+pub fn publish(staging: &Path, target: &Path, keep: &BackupPath<'_>) -> std::io::Result<()> {
+    // What is replaced is moved there before it is removed.
+    let old = staging.with_extension("old");
+    // If an earlier one was interrupted.
+    put_back(&old, target)?;
+    unless_absent(fs::remove_dir_all(&old))?;
+    fs::create_dir_all(&old)?;
+    let mut moved = Vec::new();
+    let mut move_to = |from: PathBuf, to: PathBuf| {
+        fs::rename(&from, &to)?;
+        moved.push((from, to));
         Ok(())
+    };
+    let mut move_all = || {
+        for folder in FOLDERS.iter().filter(|folder| is_there(&target.join(folder))) {
+            let place = target.join(folder);
+            let to = keep(&place).unwrap_or_else(|| old.join(folder));
+            to.parent().map_or(Ok(()), fs::create_dir_all)?;
+            move_to(place, to)?;
+        }
+        FOLDERS.iter().rev().try_for_each(|folder| move_to(staging.join(folder), target.join(folder)))
+    };
+    if let Err(error) = move_all() {
+        // Best effort: move back what has been moved already.
+        for (from, to) in moved.iter().rev() {
+            let _ = fs::rename(to, from);
+        }
+        return Err(error);
     }
+    File::open(target)?.sync_all()?;
+    // Everything is in place. Best effort, as for the staging directory: the next publication starts by removing it.
+    let _ = fs::remove_dir_all(&old);
+    Ok(())
 }
 
 /// Moves old folders back where they are missing, unless new ones have begun to take their places: those are complete, and
@@ -161,12 +143,12 @@ mod tests {
             let sink = DirectorySink::new(home.path().join("staging")).unwrap();
             fs::remove_dir(sink.staging.0.join(missing)).unwrap();
             let keep = |place: &Path| place.ends_with("messages").then(|| kept.clone());
-            Box::new(sink).publish(&target, &keep).unwrap_err();
+            publish(&sink.staging.0, &target, &keep).unwrap_err();
             assert!(FOLDERS.iter().all(|folder| target.join(folder).join("old").exists()), "{missing}");
             assert!(!kept.exists());
         }
         let sink = DirectorySink::new(home.path().join("staging")).unwrap();
-        Box::new(sink).publish(&target, &|_: &Path| None).unwrap();
+        publish(&sink.staging.0, &target, &|_: &Path| None).unwrap();
         assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
     }
 
@@ -191,7 +173,7 @@ mod tests {
             }
             let sink = DirectorySink::new(staging.clone()).unwrap();
             fs::remove_dir(staging.join("sessions")).unwrap();
-            Box::new(sink).publish(&target, &|_: &Path| None).unwrap_err();
+            publish(&sink.staging.0, &target, &|_: &Path| None).unwrap_err();
             let read = |folder: &str| fs::read_to_string(target.join(folder).join("it")).ok();
             let [told, messages, sessions] = FOLDERS.map(read);
             let is_of_another = told.is_some() && (told != messages || told != sessions);

@@ -3,7 +3,7 @@
 use std::iter;
 
 use super::layout;
-use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo, SessionState};
+use super::render::{self, AFTER_ITEMS, BEFORE_ITEMS, Facts, SessionFrame, SessionInfo, SessionLine};
 use super::scratch::Keys;
 use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 
@@ -11,7 +11,8 @@ use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 #[derive(Debug)]
 pub struct ArchivedSession {
     zoom_id: String,
-    state: SessionState,
+    not_found: bool,
+    incomplete: bool,
     info: SessionInfo,
     /// The key that its files are named by.
     pub key: String,
@@ -66,7 +67,7 @@ impl ArchivedSession {
         let name = layout::session_entry(&key, &info.name);
         let files = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
         let SessionRow { zoom_id, not_found, incomplete, .. } = row;
-        Self { zoom_id, state: SessionState { not_found, incomplete }, info, key, files, frame, pages }
+        Self { zoom_id, not_found, incomplete, info, key, files, frame, pages }
     }
 
     /// Returns the parts of its file that holds this, from the first byte to the last.
@@ -101,8 +102,11 @@ impl ArchivedSession {
     pub fn line(&self) -> String {
         let mut names: Vec<&str> = self.files.iter().map(|file| &file.name[..]).collect();
         names.sort_unstable();
-        let Self { zoom_id, state, key, info, .. } = self;
-        render::session_line(zoom_id, key, info, &names, totals(&self.pages), *state)
+        let (files, counts) = (&names[..], totals(&self.pages).into());
+        let Self { zoom_id: id, not_found, incomplete, key, info, .. } = self;
+        let (not_found, incomplete) = (*not_found, *incomplete);
+        let line = SessionLine { id, info, key, files, counts, not_found, incomplete };
+        serde_json::to_string(&line).expect("a line is plain data")
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::ArchiveError;
 use crate::capture::{
-    CaptureError, FailureRow, Kind, Location, Meta, NotFoundRow, RangeId, Reader, WindowTotals,
+    CaptureError, FailureNote, FailureRow, Kind, Location, Meta, NotFoundRow, RangeId, Reader, WindowTotals,
 };
 use crate::days::DateRange;
 use crate::json::{members, text_of};
@@ -23,15 +24,10 @@ use crate::json::{members, text_of};
 /// What the capture says of the whole extraction.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    pub request: Value,
-    pub from: String,
-    pub to: String,
+    request: Value,
+    from: String,
+    to: String,
     pub started_at: Timestamp,
-    pub captured_until: Option<String>,
-    pub version: Option<String>,
-    pub requester: Option<String>,
-    pub job_id: Option<String>,
-    pub traffic: Value,
 }
 
 impl Facts {
@@ -43,16 +39,10 @@ impl Facts {
             .and_then(|text| serde_json::from_str(&text).ok())
             .ok_or_else(missing("the request"))?;
         let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
-        let traffic = reader.meta(Meta::Traffic).await?.and_then(|text| serde_json::from_str(&text).ok());
         Ok(Self {
             from: day("from"),
             to: day("to"),
             started_at: reader.time(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
-            captured_until: reader.meta(Meta::CapturedUntil).await?,
-            version: reader.meta(Meta::Version).await?,
-            requester: reader.meta(Meta::Requester).await?,
-            job_id: reader.meta(Meta::JobId).await?,
-            traffic: traffic.unwrap_or(Value::Null),
             request,
         })
     }
@@ -102,45 +92,30 @@ impl SessionInfo {
 }
 
 /// One line of `sessions_summary.json`.
-pub fn session_line(
-    id: &str,
-    key: &str,
-    info: &SessionInfo,
-    files: &[&str],
-    totals: [u64; 3],
-    state: SessionState,
-) -> String {
-    let [messages, edited_messages, deleted_messages] = totals;
-    let counts = ItemCounts { messages, edited_messages, deleted_messages };
-    let line = SessionLine { id, info, key, files, counts, state };
-    serde_json::to_string(&line).expect("a line is plain data")
-}
-
-#[derive(Serialize)]
-struct SessionLine<'a> {
-    id: &'a str,
+#[derive(Debug, Serialize)]
+pub struct SessionLine<'a> {
+    pub id: &'a str,
     #[serde(flatten)]
-    info: &'a SessionInfo,
-    key: &'a str,
-    files: &'a [&'a str],
-    counts: ItemCounts,
-    #[serde(flatten)]
-    state: SessionState,
-}
-
-/// What the counts do not show.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct SessionState {
+    pub info: &'a SessionInfo,
+    pub key: &'a str,
+    pub files: &'a [&'a str],
+    pub counts: ItemCounts,
     pub not_found: bool,
     /// Some of its days are among the failures.
     pub incomplete: bool,
 }
 
-#[derive(Serialize)]
-struct ItemCounts {
+#[derive(Debug, Serialize)]
+pub struct ItemCounts {
     messages: u64,
     edited_messages: u64,
     deleted_messages: u64,
+}
+
+impl From<[u64; 3]> for ItemCounts {
+    fn from([messages, edited_messages, deleted_messages]: [u64; 3]) -> Self {
+        Self { messages, edited_messages, deleted_messages }
+    }
 }
 
 /// What surrounds the items of an array that is a file of its own.
@@ -188,15 +163,12 @@ pub struct FailureLine {
     /// `session` (days of one session) or `listing` (days whose sessions could not be listed).
     pub what: &'static str,
     pub session_id: Option<String>,
-    pub window_from: String,
-    pub window_to: String,
-    pub from: String,
-    pub to: String,
-    pub code: String,
-    pub status: Option<u16>,
-    pub zoom_code: Option<i64>,
-    pub message: String,
-    pub attempts: u32,
+    pub window_from: Date,
+    pub window_to: Date,
+    pub from: Date,
+    pub to: Date,
+    #[serde(flatten)]
+    pub failure: FailureNote,
     pub failed_at: String,
     pub messages_captured: u64,
 }
@@ -206,15 +178,11 @@ impl From<FailureRow> for FailureLine {
         Self {
             what: if row.session_id.is_some() { "session" } else { "listing" },
             session_id: row.session_id,
-            window_from: row.window.from.to_string(),
-            window_to: row.window.to.to_string(),
-            from: row.days.from.to_string(),
-            to: row.days.to.to_string(),
-            code: row.failure.code,
-            status: row.failure.status,
-            zoom_code: row.failure.zoom_code,
-            message: row.failure.message,
-            attempts: row.failure.attempts,
+            window_from: row.window.from,
+            window_to: row.window.to,
+            from: row.days.from,
+            to: row.days.to,
+            failure: row.failure,
             failed_at: row.failed_at,
             messages_captured: row.messages_captured,
         }
@@ -225,11 +193,13 @@ impl From<FailureRow> for FailureLine {
 /// those of all `sessions`.
 pub async fn summary(
     reader: &mut Reader,
+    facts: &Facts,
     sessions: u64,
     totals: &WindowTotals,
 ) -> Result<String, ArchiveError> {
-    // Read again, to include what has happened since the archive was begun.
-    let facts = &Facts::read(reader).await?;
+    let traffic = reader.meta(Meta::Traffic).await?.and_then(|text| serde_json::from_str(&text).ok());
+    let traffic: Value = traffic.unwrap_or(Value::Null);
+    let captured_until = reader.meta(Meta::CapturedUntil).await?;
     let windows = reader.windows().await?;
     let last = windows.len().saturating_sub(1);
     let mut items = [0; 3];
@@ -242,7 +212,7 @@ pub async fn summary(
             items.iter_mut().zip(total.items).for_each(|(sum, more)| *sum = u64::saturating_add(*sum, more));
             json!({
                 "from": days.from.to_string(), "to": days.to.to_string(),
-                "open": index == last && facts.captured_until.is_some(),
+                "open": index == last && captured_until.is_some(),
                 "sessions": total.listed,
                 "messages": messages, "edited_messages": edited, "deleted_messages": deleted,
             })
@@ -257,15 +227,15 @@ pub async fn summary(
         "date_range": format!("{} to {}", facts.from, facts.to),
         "monthly_ranges": windows.len(),
         "extraction_date": facts.started_at,
-        "job_id": facts.job_id,
-        "requester": facts.requester,
-        "version": facts.version,
+        "job_id": reader.meta(Meta::JobId).await?,
+        "requester": reader.meta(Meta::Requester).await?,
+        "version": reader.meta(Meta::Version).await?,
         "request": facts.request,
         "windows": windows,
-        "captured_until": facts.captured_until,
-        "requests": facts.traffic["requests"],
-        "retries": facts.traffic["retries"],
-        "rate_limited": facts.traffic["rate_limited"],
+        "captured_until": captured_until,
+        "requests": traffic["requests"],
+        "retries": traffic["retries"],
+        "rate_limited": traffic["rate_limited"],
         "repeated_items_dropped": reader.repeats().await?,
         "items_missing_when_read_again": reader.restored_items().await?,
         "unknown_members": reader.unknown_members().await?,

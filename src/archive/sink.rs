@@ -1,14 +1,14 @@
 //! Where entries go, one after the other: a zip or a directory.
 
 use std::fmt::Debug;
-use std::io;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::directory::DirectorySink;
+use super::directory::{self, DirectorySink, FOLDERS};
 use super::scratch::Entries;
-use super::write_behind::WriteBehind;
+use super::write_behind::{self, WriteBehind};
 use super::zip::{Located, ZipSink};
 use super::{ArchiveError, ArchiveFile};
 use crate::files::blocking;
@@ -40,13 +40,27 @@ pub trait Sink: Debug + Send {
 pub struct Assembled {
     /// Size and hash of a zip; `None` for a directory.
     pub archive: Option<ArchiveFile>,
-    pub(super) files: Box<dyn Publish>,
+    pub(super) place: Unpublished,
+}
+
+/// Where an archive is, or a part of one, until it is published. It is removed on drop unless it has been moved away.
+#[derive(Debug)]
+pub struct Unpublished(pub PathBuf);
+
+impl Drop for Unpublished {
+    fn drop(&mut self) {
+        // Best effort: the next one overwrites it.
+        let _ = fs::remove_file(&self.0).or_else(|_| fs::remove_dir_all(&self.0));
+    }
 }
 
 impl Assembled {
     /// The files or folders that it consists of, where they are now.
     pub fn items(&self) -> Vec<PathBuf> {
-        self.files.items()
+        match self.archive {
+            Some(_) => vec![self.place.0.clone()],
+            None => FOLDERS.map(|folder| self.place.0.join(folder)).into(),
+        }
     }
 
     /// Moves it to the file `target`, or its folders into `target`, on the same disk. What is there already is moved where
@@ -56,20 +70,17 @@ impl Assembled {
         target: PathBuf,
         keep: impl Fn(&Path) -> Option<PathBuf> + Send + 'static,
     ) -> Result<(), ArchiveError> {
-        let Self { files, .. } = self;
-        Ok(blocking(move || files.publish(&target, &keep)).await?)
+        let Self { archive, place } = self;
+        let publish = move || match archive {
+            Some(_) => write_behind::publish(&place.0, &target, &keep),
+            None => directory::publish(&place.0, &target, &keep),
+        };
+        Ok(blocking(publish).await?)
     }
 }
 
 /// Says where to move what is in a place; `None` if it is not to be kept.
 pub type BackupPath<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
-
-/// Complete output that is published by renaming.
-pub trait Publish: Debug + Send {
-    fn items(&self) -> Vec<PathBuf>;
-
-    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> io::Result<()>;
-}
 
 /// Writes the content of an entry.
 pub type Fill<'a> = dyn FnMut(&mut dyn Entry) -> Result<(), ArchiveError> + 'a;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread::JoinHandle;
 
-use super::sink::{BackupPath, Publish};
+use super::sink::{BackupPath, Unpublished};
 use crate::files::is_there;
 
 /// A sync starts whenever this many more bytes have been written.
@@ -22,64 +22,43 @@ pub struct WriteBehind {
     wake: SyncSender<()>,
     /// The system reports a failed sync only once, so the result of this thread must be checked.
     syncing: JoinHandle<io::Result<()>>,
-    temporary: Temporary,
-}
-
-/// A file that is complete and synced, but not published yet.
-#[derive(Debug)]
-pub struct FinishedFile(Temporary);
-
-/// A file that is removed on drop unless it has been renamed.
-#[derive(Debug)]
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Best effort: the next one overwrites it.
-        let _ = std::fs::remove_file(&self.0);
-    }
+    place: Unpublished,
 }
 
 impl WriteBehind {
     /// Creates a file that is removed unless it is published.
-    pub fn create(temporary: PathBuf) -> io::Result<Self> {
-        let temporary = Temporary(temporary);
+    pub fn create(place: PathBuf) -> io::Result<Self> {
+        let place = Unpublished(place);
         // Readable by its owner only.
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary.0)?;
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&place.0)?;
         let file = Arc::new(file);
         let (wake, woken) = mpsc::sync_channel(1);
         let same = file.clone();
         let syncing = std::thread::spawn(move || woken.iter().try_for_each(|()| same.sync_data()));
-        Ok(Self { file, unsynced: 0, wake, syncing, temporary })
+        Ok(Self { file, unsynced: 0, wake, syncing, place })
     }
 
     /// Syncs the file: when this returns, everything written is on disk.
-    pub fn finish(self) -> io::Result<FinishedFile> {
+    pub fn finish(self) -> io::Result<Unpublished> {
         drop(self.wake);
         self.syncing.join().map_err(|_| io::Error::other("a sync panicked"))??;
         self.file.sync_all()?;
-        Ok(FinishedFile(self.temporary))
+        Ok(self.place)
     }
 }
 
-impl Publish for FinishedFile {
-    fn items(&self) -> Vec<PathBuf> {
-        vec![self.0.0.clone()]
+/// Moves a file into place.
+pub fn publish(file: &Path, target: &Path, keep: &BackupPath<'_>) -> io::Result<()> {
+    let kept = if is_there(target) { keep(target) } else { None };
+    if let Some(kept) = &kept {
+        std::fs::rename(target, kept)?;
     }
-
-    fn publish(self: Box<Self>, target: &Path, keep: &BackupPath<'_>) -> io::Result<()> {
-        let Self(Temporary(temporary)) = &*self;
-        let kept = if is_there(target) { keep(target) } else { None };
-        if let Some(kept) = &kept {
-            std::fs::rename(target, kept)?;
-        }
-        if let Err(error) = std::fs::rename(temporary, target) {
-            // Best effort: better back in its place than under another name.
-            let _ = kept.map(|kept| std::fs::rename(kept, target));
-            return Err(error);
-        }
-        sync_parent(target)
+    if let Err(error) = std::fs::rename(file, target) {
+        // Best effort: better back in its place than under another name.
+        let _ = kept.map(|kept| std::fs::rename(kept, target));
+        return Err(error);
     }
+    sync_parent(target)
 }
 
 /// A rename is durable only once its directory has been synced.
@@ -127,7 +106,8 @@ mod tests {
         let kept = directory.path().join("kept");
         for (text, is_kept) in [("first", true), ("second", true), ("third", false)] {
             let keep = |_: &Path| is_kept.then(|| kept.clone());
-            Box::new(begun(text.as_bytes()).finish().unwrap()).publish(&target, &keep).unwrap();
+            let finished = begun(text.as_bytes()).finish().unwrap();
+            publish(&finished.0, &target, &keep).unwrap();
             assert!(!temporary.exists() && std::fs::read(&target).unwrap() == text.as_bytes());
         }
         assert_eq!(std::fs::read(&kept).unwrap(), b"first");

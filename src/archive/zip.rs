@@ -238,7 +238,7 @@ impl Sink for ZipSink<WriteBehind> {
             directory.list(name, located)?;
         }
         let (file, made) = directory.finish()?;
-        Ok(Assembled { archive: Some(made), files: Box::new(file.finish()?) })
+        Ok(Assembled { archive: Some(made), place: file.finish()? })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use jiff::civil::Date;
 
-use super::ids::RowId;
 use super::set_aside::{reset_range, restore};
 use super::settled::settle;
 use super::statements::{json, run_with_id};
@@ -36,7 +35,7 @@ pub(super) async fn apply<'a>(
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
         Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
         Change::EndList { list } => {
-            run_with_id(tx, &["UPDATE lists SET state = 'done' WHERE id = ?"], *list).await?;
+            run_with_id(tx, "UPDATE lists SET state = 'done' WHERE id = ?", list.0).await?;
         }
         Change::CutList { list, parts } => {
             let window: WindowId = sqlx::query_scalar(
@@ -51,7 +50,7 @@ pub(super) async fn apply<'a>(
         }
         Change::FailList { list, failed } => {
             let statement = "UPDATE lists SET state = 'failed', next_token = NULL, failure = ?, failed_at = ? WHERE id = ?";
-            fail(tx, statement, *list, failed).await?;
+            fail(tx, statement, list.0, failed).await?;
             effect.failures = 1;
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
@@ -66,17 +65,17 @@ pub(super) async fn apply<'a>(
             .await?;
             if let Some(range) = range {
                 let items = restore(tx, restored, offset).await?;
-                run_with_id(tx, &["DELETE FROM set_aside WHERE unit = ?"], *unit).await?;
+                run_with_id(tx, "DELETE FROM set_aside WHERE unit = ?", unit.0).await?;
                 effect = Effect { items, ..settle(tx, commit, &[range]).await? };
             }
         }
         Change::RangeNotFound { range } => {
-            run_with_id(tx, &["UPDATE ranges SET state = 'not_found' WHERE id = ?"], *range).await?;
+            run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", range.0).await?;
             effect = settle(tx, commit, &[*range]).await?;
         }
         Change::FailRange { range, failed } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
-            fail(tx, statement, *range, failed).await?;
+            fail(tx, statement, range.0, failed).await?;
             effect = Effect { failures: 1, ..settle(tx, commit, &[*range]).await? };
         }
         Change::CutRange { range, oldest, failed } => {
@@ -97,7 +96,9 @@ pub(super) async fn apply<'a>(
             ];
             for range in ranges {
                 effect.items = effect.items + reset_range(tx, *range).await?;
-                run_with_id(tx, &statements, *range).await?;
+                for statement in statements {
+                    run_with_id(tx, statement, range.0).await?;
+                }
             }
         }
         Change::RetryFailed => {
@@ -182,7 +183,7 @@ async fn split_range(
 async fn fail(
     tx: &mut Tx<'_>,
     statement: &'static str,
-    id: impl RowId,
+    id: i64,
     Failed { note, at }: &Failed,
 ) -> Result<(), CaptureError> {
     sqlx::query(statement).bind(json(note)).bind(at.to_string()).bind(id).execute(&mut **tx).await?;

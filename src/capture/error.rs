@@ -4,7 +4,7 @@ use super::location::SCHEMA_VERSION;
 use crate::files;
 use crate::sqlite;
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CaptureError {
     #[error("the disk is full")]
     DiskFull,
@@ -13,12 +13,9 @@ pub enum CaptureError {
     )]
     OtherVersion { found: i64 },
     #[error("the capture could not be used: {0}")]
-    Database(#[source] sqlx::Error),
+    Database(String),
     #[error("the capture's files could not be used: {0}")]
     Io(String),
-    /// The commit of a group of changes failed; every caller in it is told why.
-    #[error("{0}")]
-    NotCommitted(String),
     #[error("the capture is damaged: {0}")]
     Damaged(String),
     #[error("the capture's writer has stopped")]
@@ -48,7 +45,7 @@ impl From<sqlx::Error> for CaptureError {
         } else if sqlite::is_damage(&error) || matches!(error, sqlx::Error::ColumnDecode { .. }) {
             Self::Damaged(error.to_string())
         } else {
-            Self::Database(error)
+            Self::Database(error.to_string())
         }
     }
 }

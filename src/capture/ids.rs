@@ -52,8 +52,3 @@ id!(
     /// The id of a range: the days of a unit that one chain of pages fetches.
     RangeId
 );
-
-/// Anything that can be bound as an id.
-pub(super) trait RowId: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send {}
-
-impl<Number: for<'q> Encode<'q, Sqlite> + Type<Sqlite> + Copy + Send> RowId for Number {}

@@ -18,7 +18,7 @@ use crate::files::{blocking, is_there, numbered, suffixed, unless_absent};
 use crate::sqlite;
 
 /// The name of a job's capture file in its directory.
-pub const FILE_NAME: &str = "capture.db";
+const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
 /// SQLite asks whether to go on every time it has executed this many instructions, which takes a moment.
 const STEPS: i32 = 10_000;

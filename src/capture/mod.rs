@@ -30,7 +30,7 @@ use sqlx::{Sqlite, Transaction};
 use crate::days::DateRange;
 pub use error::CaptureError;
 pub use ids::{ListId, RangeId, UnitId, WindowId};
-pub use location::{FILE_NAME, Location, is_damaged_copy};
+pub use location::{Location, is_damaged_copy};
 pub use reader::{PageRef, Reader, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{PrefetchedSegments, SegmentReader};
@@ -42,7 +42,7 @@ pub use writer::{Change, Effect, ListedSession, MessagesPage, PagePosition, Rest
 type Tx<'a> = Transaction<'a, Sqlite>;
 
 /// The three arrays of a messages page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Messages,
     Edited,

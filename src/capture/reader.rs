@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use sqlx::{Connection, Decode, Row, Type};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use super::{CaptureError, Chain, Kind, ListId, Meta, PageToken, PendingRange, Ra
 use crate::days::DateRange;
 
 /// Where a stored segment is, and what it inflates to.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct PageRef {
     pub kind: Kind,
     pub items: u64,
@@ -124,10 +124,7 @@ impl Reader {
 
     /// Like [`meta`](Self::meta), for a value that is an instant.
     pub async fn time(&mut self, meta: Meta) -> Result<Option<Timestamp>, CaptureError> {
-        let parse = |text: String| {
-            text.parse().map_err(|_| CaptureError::Damaged(format!("{} is not an instant", meta.key())))
-        };
-        self.meta(meta).await?.map(parse).transpose()
+        Ok(self.meta(meta).await?.and_then(|text| text.parse().ok()))
     }
 
     /// The number of sessions listed in a window.
@@ -194,34 +191,26 @@ impl Reader {
         rows.iter().map(session_days).collect()
     }
 
-    /// Days of a range's window for which its session has returned pages: those of another range that has some and ends on
-    /// `oldest` or later, or the whole window if the pages are only remembered or are the range's own. `None` if there are no
-    /// such pages.
-    pub async fn days_with_pages(
+    /// Days of a range's window to ask its session for beside those of the range, and whether it has returned pages for them:
+    /// those of another range that has pages and ends on `oldest` or later, or else the whole window, for which it has if pages
+    /// are only remembered or are the range's own.
+    pub async fn other_days(
         &mut self,
         range: RangeId,
         oldest: Date,
-    ) -> Result<Option<DateRange>, CaptureError> {
+    ) -> Result<(DateRange, bool), CaptureError> {
         let row = sqlx::query(
-            "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day
+            "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day,
+                    (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) AS has_pages
              FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
              LEFT JOIN ranges o ON o.unit = u.id AND o.id <> r.id AND o.pages > 0 AND o.last_day >= ?2
-             WHERE r.id = ?1 AND (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) LIMIT 1",
+             WHERE r.id = ?1 LIMIT 1",
         )
         .bind(range)
         .bind(oldest.to_string())
-        .fetch_optional(&mut self.connection)
+        .fetch_one(&mut self.connection)
         .await?;
-        row.as_ref().map(days).transpose()
-    }
-
-    /// The days of a window.
-    pub async fn window(&mut self, window: WindowId) -> Result<DateRange, CaptureError> {
-        let row = sqlx::query("SELECT first_day, last_day FROM windows WHERE idx = ?")
-            .bind(window)
-            .fetch_one(&mut self.connection)
-            .await?;
-        days(&row)
+        Ok((days(&row)?, row.try_get("has_pages")?))
     }
 
     /// Where a range's stored segments are, in the order of pages and kinds.
@@ -384,9 +373,6 @@ impl Reader {
         }
         if self.time(Meta::StartedAt).await?.is_none() {
             return Err(CaptureError::Damaged("the start time is missing".to_owned()));
-        }
-        for instant in [Meta::DamagedAt, Meta::CapturedUntil] {
-            self.time(instant).await?;
         }
         let misplaced = sqlx::query_scalar(
             "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",

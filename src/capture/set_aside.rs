@@ -19,7 +19,8 @@ pub(super) async fn reset_range(tx: &mut Tx<'_>, range: RangeId) -> Result<Items
 pub(super) async fn set_aside(tx: &mut Tx<'_>, ranges: &[RangeId]) -> Result<Items, CaptureError> {
     let ranges = json(&ranges);
     let held: Vec<(i64, i64)> = sqlx::query_as(
-        "SELECT kind, sum(items) FROM pages
+        // Not `sum`, which fails where wrong values overflow.
+        "SELECT kind, CAST(total(items) AS INTEGER) FROM pages
          WHERE range IN (SELECT value FROM json_each(?)) AND kind BETWEEN 0 AND 2 GROUP BY kind",
     )
     .bind(&ranges)
@@ -79,4 +80,39 @@ pub(super) async fn restore(
         }
     }
     insert_pages(tx, rows).await
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use jiff::civil::date;
+    use sqlx::sqlite::SqliteConnectOptions;
+    use sqlx::{ConnectOptions, Connection};
+
+    use super::*;
+    use crate::capture::testing::{last_page, list, planned};
+    use crate::capture::{Change, MessagesPage, PagePosition, Segment, Then};
+    use crate::days::DateRange;
+
+    #[tokio::test]
+    async fn wrong_counts_of_items_do_not_keep_a_range_from_being_fetched_again() {
+        let (_directory, location, writer) =
+            planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
+        writer.commit(list(1, &["a"])).await.unwrap();
+        let range = RangeId(1);
+        for (seq, then) in [(0, Then::Unfinished), (1, Then::End)] {
+            let position = PagePosition { then, ..last_page(range, seq) };
+            let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
+            writer.commit(Change::MessagesPage(page)).await.unwrap();
+        }
+        let mut connection = SqliteConnectOptions::new().filename(location.path()).connect().await.unwrap();
+        sqlx::query("UPDATE pages SET items = ?").bind(i64::MAX).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let mut reader = location.open_reader().await.unwrap();
+        assert_eq!(reader.counts().await.unwrap().items, [i64::MAX as u64, 0, 0]);
+        reader.close().await;
+        let ranges = vec![range];
+        writer.commit(Change::RefetchDamaged { ranges, found_at: Timestamp::UNIX_EPOCH }).await.unwrap();
+        writer.close().await;
+    }
 }

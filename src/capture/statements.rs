@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::ids::RowId;
 use super::{CaptureError, Tx};
 
 /// Encodes rows as one JSON argument, which the statement unpacks: the same statement serves any number of rows.
@@ -10,14 +9,12 @@ pub(super) fn json(rows: &impl Serialize) -> String {
     serde_json::to_string(rows).expect("rows are texts and numbers")
 }
 
-/// Runs statements whose only argument is this id.
+/// Runs a statement whose only argument is this id.
 pub(super) async fn run_with_id(
     tx: &mut Tx<'_>,
-    statements: &[&'static str],
-    id: impl RowId,
+    statement: &'static str,
+    id: i64,
 ) -> Result<(), CaptureError> {
-    for statement in statements {
-        sqlx::query(*statement).bind(id).execute(&mut **tx).await?;
-    }
+    sqlx::query(statement).bind(id).execute(&mut **tx).await?;
     Ok(())
 }

@@ -65,8 +65,9 @@ impl Reader {
             " AS failures
              FROM (SELECT count(*) AS units_total, count(*) FILTER (WHERE state IN ('done', 'not_found')) AS units_done,
                           count(*) FILTER (WHERE state = 'failed') AS units_failed FROM units) u,
-                  (SELECT sum(items) FILTER (WHERE kind = 0) AS m0, sum(items) FILTER (WHERE kind = 1) AS m1,
-                          sum(items) FILTER (WHERE kind = 2) AS m2 FROM pages) p",
+                  (SELECT CAST(total(items) FILTER (WHERE kind = 0) AS INTEGER) AS m0,
+                          CAST(total(items) FILTER (WHERE kind = 1) AS INTEGER) AS m1,
+                          CAST(total(items) FILTER (WHERE kind = 2) AS INTEGER) AS m2 FROM pages) p",
         ))
         .fetch_one(&mut self.connection)
         .await?;

@@ -300,11 +300,7 @@ async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Requ
                 // The files show how far it got, once they are opened again.
                 close(store.take()).await;
                 for (_, reply) in group.drain(..) {
-                    let _ = reply.send(Err(match &error {
-                        CaptureError::DiskFull => CaptureError::DiskFull,
-                        CaptureError::Damaged(what) => CaptureError::Damaged(what.clone()),
-                        other => CaptureError::NotCommitted(other.to_string()),
-                    }));
+                    let _ = reply.send(Err(error.clone()));
                 }
             }
         }

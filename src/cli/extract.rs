@@ -233,10 +233,10 @@ struct Missing {
 fn of_adjoining_days(failures: &[FailureLine]) -> Vec<Missing> {
     let read = |failure: &FailureLine| {
         let what = failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));
-        let (from, to) = (failure.from.parse().ok()?, failure.to.parse().ok()?);
-        Some(Missing { what, from, to, why: format!("{}: {}", failure.code, failure.message), parts: 1 })
+        let FailureLine { from, to, failure: note, .. } = failure;
+        Missing { what, from: *from, to: *to, why: format!("{}: {}", note.code, note.message), parts: 1 }
     };
-    let mut all: Vec<Missing> = failures.iter().filter_map(read).collect();
+    let mut all: Vec<Missing> = failures.iter().map(read).collect();
     all.sort_by(|one, other| (&one.what, &one.why, one.from).cmp(&(&other.what, &other.why, other.from)));
     all.dedup_by(|next, last| {
         let adjoins = last.to.tomorrow().is_ok_and(|day| day == next.from);
@@ -332,23 +332,24 @@ fn clock_face(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::FailureNote;
 
     #[test]
     fn failures_of_adjoining_days_are_one_line() {
-        let failure = |session: Option<&str>, from: &str, to: &str, code: &str| FailureLine {
-            what: "listing",
-            session_id: session.map(str::to_owned),
-            window_from: from.to_owned(),
-            window_to: to.to_owned(),
-            from: from.to_owned(),
-            to: to.to_owned(),
-            code: code.to_owned(),
-            status: None,
-            zoom_code: None,
-            message: String::new(),
-            attempts: 3,
-            failed_at: String::new(),
-            messages_captured: 0,
+        let failure = |session: Option<&str>, from: &str, to: &str, code: &str| {
+            let [from, to] = [from, to].map(|day| day.parse().unwrap());
+            let (code, message) = (code.to_owned(), String::new());
+            FailureLine {
+                what: "listing",
+                session_id: session.map(str::to_owned),
+                window_from: from,
+                window_to: to,
+                from,
+                to,
+                failure: FailureNote { code, status: None, zoom_code: None, message, attempts: 3 },
+                failed_at: String::new(),
+                messages_captured: 0,
+            }
         };
         let failures = [
             failure(None, "2026-07-31", "2026-07-31", "a"),

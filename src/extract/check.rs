@@ -95,13 +95,12 @@ impl Checking<'_> {
     /// Also returns the id of the first session listed.
     async fn list(&self) -> Result<(Step, Option<String>), Step> {
         let days = self.days;
-        let call = Call::ListSessions { days, page_token: None };
         let read = |body: Bytes| {
             let page = Page::read(&body, SESSIONS)?;
             let first = page.arrays[0].first().map(|info| SessionHead::read(info)).transpose()?;
             Ok((page.arrays[0].len(), first.map(|head| head.id)))
         };
-        let (elapsed, listed) = self.ask("list", &call, read).await?;
+        let (elapsed, listed) = self.ask("list", &Call::sessions(days), read).await?;
         let (detail, first) = match listed {
             Some((count, first)) => (format!("{count} sessions on the first page of {days}"), first),
             None => (format!("no session from {days}"), None),
@@ -110,8 +109,7 @@ impl Checking<'_> {
     }
 
     async fn messages(&self, session_id: &str) -> Result<Step, Step> {
-        let (session_id, choice) = (session_id.into(), ItemChoice::default());
-        let call = Call::Messages { session_id, days: self.days, page_token: None, choice };
+        let call = Call::messages(session_id, self.days, ItemChoice::default());
         let count = |body: Bytes| Ok(Page::read(&body, MESSAGES)?.arrays[0].len());
         let (elapsed, count) = self.ask("messages", &call, count).await?;
         let detail = count.map_or_else(

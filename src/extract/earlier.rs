@@ -85,13 +85,9 @@ pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, Cap
 
 /// Calls for first pages that Zoom has answered: repeating them tells whether it still does.
 pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Result<Vec<Call>, CaptureError> {
-    let list = reader.answered_list().await?.map(|days| Call::ListSessions { days, page_token: None });
-    let sessions = reader.answered_sessions().await?.into_iter().map(|(session_id, days)| Call::Messages {
-        session_id: session_id.into(),
-        days,
-        page_token: None,
-        choice,
-    });
+    let list = reader.answered_list().await?.map(Call::sessions);
+    let sessions = reader.answered_sessions().await?;
+    let sessions = sessions.iter().map(|(session_id, days)| Call::messages(session_id, *days, choice));
     Ok(list.into_iter().chain(sessions).collect())
 }
 

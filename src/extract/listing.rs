@@ -173,7 +173,6 @@ struct ListReader<'a> {
     passes: u32,
     /// Whether any page of it has been answered.
     has_shown: bool,
-    was_not_found: bool,
     /// The digests of pages read: one that comes again unchanged need not be stored again.
     read: HashSet<u128>,
 }
@@ -188,7 +187,6 @@ impl<'a> ListReader<'a> {
             pass: Pass::from(shared.resumable_token(list), list.pages),
             passes: 1,
             has_shown: list.pages > 0,
-            was_not_found: false,
             read: HashSet::new(),
         }
     }
@@ -196,9 +194,8 @@ impl<'a> ListReader<'a> {
     async fn read(mut self) -> Result<ListEnd, ExtractError> {
         let days = self.list.days;
         loop {
-            let call = Call::ListSessions { days, page_token: self.pass.token.clone() };
-            let lane = &self.shared.context.lane;
-            let next = match lane.fetch(&call, self.effort, move |body| read_page(&body, days)).await {
+            let call = Call::sessions(days).with_page_token(self.pass.token.clone());
+            let next = match self.shared.fetch(&call, self.effort, move |body| read_page(&body, days)).await {
                 Ok(page) => self.take(page).await?,
                 Err(failure) => self.after(failure).await?,
             };
@@ -224,18 +221,21 @@ impl<'a> ListReader<'a> {
         // A page that was read before brings nothing new.
         if is_new || self.passes == 1 {
             shared.wait_for_commit_tick(COMMIT_INTERVAL).await;
-            let next = page.next.map(|token| Then::Next(PageToken { token, at: shared.now() }));
-            let then = next.unwrap_or(Then::Unfinished);
+            let then = match page.next {
+                Some(token) if trouble.is_none() => Then::Next(PageToken { token, at: shared.now() }),
+                // After trouble a later run must not resume here: it would not know of it.
+                _ => Then::Unfinished,
+            };
             let position = PagePosition { chain: self.list.id, seq: pass.seq, then, unknown: page.unknown };
             let brought = commit_page(shared, position, page.sessions).await?;
             pass.found_nothing_new &= brought == 0;
         }
         self.has_shown = true;
-        if let Some(trouble) = trouble {
-            return Ok(ControlFlow::Break(ListEnd::Failed(trouble)));
-        }
         if left_reach {
             return Ok(ControlFlow::Break(ListEnd::LeftReach));
+        }
+        if let Some(trouble) = trouble {
+            return Ok(ControlFlow::Break(ListEnd::Failed(trouble)));
         }
         if pass.token.is_some() {
             pass.seq += 1;
@@ -259,14 +259,9 @@ impl<'a> ListReader<'a> {
             self.pass = Pass { paging, found_nothing_new: self.passes > 1, ..Pass::default() };
             return Ok(ControlFlow::Continue(()));
         }
-        // Zoom answers 404 for "nothing there". It must do so twice: otherwise one wrong answer could lose a month.
-        if failure.is_not_found_by_zoom() && !self.has_shown {
-            if !std::mem::replace(&mut self.was_not_found, true) {
-                return Ok(ControlFlow::Continue(()));
-            }
-            if self.has_nothing().await? {
-                return Ok(ControlFlow::Break(ListEnd::Complete));
-            }
+        // Zoom answers 404 for "nothing there".
+        if failure.is_not_found_by_zoom() && !self.has_shown && self.has_nothing().await? {
+            return Ok(ControlFlow::Break(ListEnd::Complete));
         }
         Ok(ControlFlow::Break(ListEnd::Failed(failure)))
     }
@@ -280,7 +275,7 @@ impl<'a> ListReader<'a> {
         {
             return Ok(true);
         }
-        let call = Call::ListSessions { days: whole, page_token: None };
+        let call = Call::sessions(whole);
         Ok(shared.context.lane.fetch(&call, self.effort, call.any_answer()).await.is_ok())
     }
 }

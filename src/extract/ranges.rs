@@ -147,8 +147,6 @@ struct Following<'a> {
     paging: Paging,
     /// What the chain fails with at its end, if one of its pages did not cover all the days requested.
     leaves_out: Option<Failure>,
-    /// Whether Zoom has said that there is nothing, which it must say twice.
-    was_not_found: bool,
     /// `None` for a chain resumed midway: it is not known which days the earlier pages span.
     observed: Option<Seen>,
 }
@@ -165,7 +163,6 @@ impl<'a> Following<'a> {
             previous: Arc::default(),
             paging: Paging::default(),
             leaves_out: None,
-            was_not_found: false,
             observed: Some(Seen::default()),
         };
         let range = &following.range;
@@ -187,12 +184,8 @@ impl<'a> Following<'a> {
     }
 
     fn call(&self) -> Call {
-        Call::Messages {
-            session_id: self.range.session_id.as_str().into(),
-            days: self.range.chain.days,
-            page_token: self.token.clone(),
-            choice: self.shared.context.request.item_choice(),
-        }
+        let (range, choice) = (&self.range, self.shared.context.request.item_choice());
+        Call::messages(&range.session_id, range.chain.days, choice).with_page_token(self.token.clone())
     }
 
     /// Drops the first days of the range, which have left Zoom's reach.
@@ -208,27 +201,19 @@ impl<'a> Following<'a> {
     async fn next(&mut self) -> Result<Step, ExtractError> {
         let (shared, context) = (self.shared, &self.shared.context);
         let call = self.call();
-        let days = call.days();
+        let days = call.days;
         let (previous, account) = (self.previous.clone(), context.lane.account().clone());
         let read = move |body: Bytes| {
             read_page(&body, days, &previous, if account.processors_have_time() { DENSE } else { FAST })
         };
         let effort = run_effort(self.urgency);
-        let page = match context.lane.fetch(&call, effort, read).await {
+        let page = match shared.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(failure) if shared.has_left_reach(&failure, days) => return Ok(Step::LeftReach),
             Err(Failure { kind: FailureKind::PageTokenExpired, .. })
                 if self.paging.may_begin_again(self.seq) =>
             {
                 self.restart();
-                return Ok(Step::More);
-            }
-            // One wrong answer must not lose a month.
-            Err(failure)
-                if self.seq == 0
-                    && failure.is_not_found_by_zoom()
-                    && !std::mem::replace(&mut self.was_not_found, true) =>
-            {
                 return Ok(Step::More);
             }
             Err(failure) => return Ok(Step::Failed(failure)),
@@ -252,8 +237,8 @@ impl<'a> Following<'a> {
         self.commit(page, then, call.query()).await?;
         let left_out = if self.token.is_none() { self.leaves_out.take() } else { None };
         Ok(match trouble.or(left_out) {
+            _ if left_reach => Step::LeftReach,
             Some(failure) => Step::Failed(failure),
-            None if left_reach => Step::LeftReach,
             None if self.token.is_some() => Step::More,
             None => Step::End,
         })

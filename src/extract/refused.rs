@@ -3,19 +3,16 @@
 //!
 //! Finds out by sending comparable requests. What to do about it is decided elsewhere.
 
-use jiff::ToSpan;
 use jiff::civil::Date;
 
+use super::reach::reach_begins_later;
 use super::reconcile;
 use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
-use crate::capture::{CaptureError, PendingRange, Reader};
+use crate::capture::PendingRange;
 use crate::days::DateRange;
 use crate::zoom::lane::Urgency;
 use crate::zoom::{Call, Failure, FailureKind};
-
-/// Zoom's reach may begin up to this many days later than we compute: how long six months are is not documented to the day.
-const UNSURE_REACH: i64 = 6;
 
 /// What the refusal of a range means.
 pub(super) enum Verdict {
@@ -53,33 +50,7 @@ pub(super) async fn verdict(
     Ok(Verdict::Failed)
 }
 
-/// Whether a range was refused because Zoom's reach begins some days later than we computed. Listing single days tells, as that
-/// depends on no session; the result is remembered.
-async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
-    let DateRange { from, to } = range.chain.days;
-    let _one_at_a_time = shared.reach.learn().await;
-    if from < shared.reach.oldest() {
-        // Another chain has found out meanwhile.
-        return true;
-    }
-    let last = to.min(shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days()));
-    for day in from.series(1.day()).take_while(|day| *day <= last) {
-        let call = Call::ListSessions { days: DateRange::day(day), page_token: None };
-        let listed = ask(shared, call).await;
-        match listed {
-            Err(refused) if refused.is_refused_by_zoom() => {}
-            listed if is_answer(&listed) && day > from => {
-                tracing::warn!(%day, "Zoom's reports begin later than six months ago");
-                shared.reach.begins(day);
-                return true;
-            }
-            _ => return false,
-        }
-    }
-    false
-}
-
-fn is_answer(asked: &Result<(), Failure>) -> bool {
+pub(super) fn is_answer(asked: &Result<(), Failure>) -> bool {
     asked.as_ref().map_or_else(Failure::is_not_found_by_zoom, |()| true)
 }
 
@@ -117,18 +88,15 @@ async fn holds_nothing(
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
-    let (id, window) = (range.chain.id, range.chain.window);
-    let look = shared.with_reader(async move |stored: &mut Reader| {
-        Ok::<_, CaptureError>((stored.days_with_pages(id, oldest).await?, stored.window(window).await?))
-    });
-    let (days_with_pages, window) = look.await?;
-    let own = range.chain.days;
-    let Some(days) = days_with_pages.unwrap_or(window).since(oldest) else { return Ok(false) };
-    if own == days {
-        return Ok(days_with_pages.is_none());
+    let id = range.chain.id;
+    let (days, has_pages) =
+        shared.with_reader(async move |stored| stored.other_days(id, oldest).await).await?;
+    let Some(days) = days.since(oldest) else { return Ok(false) };
+    if days == range.chain.days {
+        return Ok(!has_pages);
     }
     let others = first_page(shared, &range.session_id, days).await;
-    Ok(others.map_or_else(|ended| days_with_pages.is_none() && ended.is_not_found_by_zoom(), |()| true))
+    Ok(others.map_or_else(|ended| !has_pages && ended.is_not_found_by_zoom(), |()| true))
 }
 
 /// Whether a single page of the range, or something on it, may be at fault: the session has yielded others in its window. The
@@ -148,18 +116,18 @@ async fn may_be_one_page(
         return Ok(false);
     }
     let id = range.chain.id;
-    let days_with_pages =
-        shared.with_reader(async move |stored| stored.days_with_pages(id, Date::MIN).await).await?;
-    Ok(days_with_pages.is_some())
+    let (_, has_pages) =
+        shared.with_reader(async move |stored| stored.other_days(id, Date::MIN).await).await?;
+    Ok(has_pages)
 }
 
 /// Asks for the first page of a session in these days.
 async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), Failure> {
     let choice = shared.context.request.item_choice();
-    ask(shared, Call::Messages { session_id: session_id.into(), days, page_token: None, choice }).await
+    ask(shared, &Call::messages(session_id, days, choice)).await
 }
 
 /// Sends a call only to see whether it is answered.
-async fn ask(shared: &Shared, call: Call) -> Result<(), Failure> {
-    shared.context.lane.fetch(&call, run_effort(Urgency::Everything), call.any_answer()).await
+pub(super) async fn ask(shared: &Shared, call: &Call) -> Result<(), Failure> {
+    shared.context.lane.fetch(call, run_effort(Urgency::Everything), call.any_answer()).await
 }

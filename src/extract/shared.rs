@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
@@ -19,10 +20,9 @@ use crate::capture::{
     CaptureError, Chain, Change, Effect, Failed, FailureNote, Location, Meta, PageToken, Reader, Writer,
 };
 use crate::clock::SharedClock;
-use crate::days::DateRange;
 use crate::files::blocking;
 use crate::zoom::lane::{Effort, Urgency};
-use crate::zoom::{Failure, FailureKind, Lane};
+use crate::zoom::{Call, Failure, Lane};
 
 /// The interval at which pages are committed, if there is time to wait: a commit writes about as much for a few pages as for
 /// one.
@@ -144,6 +144,19 @@ impl Shared {
         }
     }
 
+    /// Sends a call of a chain. Zoom must say "not found" twice: one wrong answer must not lose a month.
+    pub async fn fetch<T, R>(&self, call: &Call, effort: Effort, read: R) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        R: Fn(Bytes) -> Result<T, String> + Clone + Send + 'static,
+    {
+        let lane = &self.context.lane;
+        match lane.fetch(call, effort, read.clone()).await {
+            Err(failure) if failure.is_not_found_by_zoom() => lane.fetch(call, effort, read).await,
+            answered => answered,
+        }
+    }
+
     /// Returns once the change is on disk and counted.
     pub async fn commit(&self, change: Change) -> Result<Effect, CaptureError> {
         let effect = self.writer.commit(change).await?;
@@ -174,25 +187,6 @@ impl Shared {
             attempts: failure.attempts,
         };
         Failed { note, at: self.now() }
-    }
-
-    /// Whether the first of these days have left Zoom's reach: how Zoom answers then is not known.
-    pub fn has_lost_days_of(&self, days: DateRange) -> bool {
-        days.from < self.reach.oldest()
-    }
-
-    /// Whether a request for these days failed because the first of them have left Zoom's reach meanwhile.
-    pub fn has_left_reach(&self, failure: &Failure, days: DateRange) -> bool {
-        failure.kind.concerns_the_request() && self.has_lost_days_of(days)
-    }
-
-    /// The failure to store for days that Zoom no longer answers for.
-    pub fn out_of_reach(&self) -> Failed {
-        let oldest = self.reach.oldest();
-        let message = format!(
-            "these days passed out of the six months Zoom reports on before they were fetched (it now reports from {oldest})"
-        );
-        self.failed(&Failure::without_answer(FailureKind::OutOfReach, message))
     }
 
     pub fn now(&self) -> Timestamp {

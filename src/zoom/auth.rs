@@ -195,6 +195,7 @@ impl Tokens {
             state.failed = Some((now, error.clone()));
             match &mut state.cached {
                 Some(cached) if now < cached.expires_at => {
+                    tracing::warn!(error = error.describe(), "the access token could not be renewed early");
                     cached.renew_at = (now + RENEW_AGAIN).min(cached.expires_at);
                     Ok(cached.token.clone())
                 }
@@ -214,7 +215,7 @@ fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestEr
         400..500 if !refusal.message.is_empty() => true,
         // From a proxy or a firewall.
         403 | 407 => false,
-        300..500 => !was_given_one,
+        400..500 => !was_given_one,
         _ => false,
     };
     match error {

@@ -40,11 +40,19 @@ pub struct ItemChoice {
     pub by_modification_time: bool,
 }
 
-/// One request of the report API.
+/// One request of the report API: for a page of a report about these days.
 #[derive(Debug, Clone)]
-pub enum Call {
-    ListSessions { days: DateRange, page_token: Option<String> },
-    Messages { session_id: Arc<str>, days: DateRange, page_token: Option<String>, choice: ItemChoice },
+pub struct Call {
+    pub days: DateRange,
+    /// `None` for the first page.
+    pub(super) page_token: Option<String>,
+    report: Report,
+}
+
+#[derive(Debug, Clone)]
+enum Report {
+    Sessions,
+    Messages { session_id: Arc<str>, choice: ItemChoice },
 }
 
 /// Zoom's maximum page sizes (vendor's description), for the fewest requests possible.
@@ -54,14 +62,7 @@ const MESSAGES_A_PAGE: u32 = 100;
 /// Everything but RFC 3986's unreserved characters.
 const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The endpoints of the report API: one may be down while the other answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Endpoint {
-    Sessions,
-    Messages,
-}
-
-/// One value for each endpoint.
+/// One value for each endpoint of the report API: one may be down while the other answers.
 #[derive(Debug, Default)]
 pub(super) struct PerEndpoint<T> {
     pub sessions: T,
@@ -69,11 +70,8 @@ pub(super) struct PerEndpoint<T> {
 }
 
 impl<T> PerEndpoint<T> {
-    pub fn of(&self, endpoint: Endpoint) -> &T {
-        match endpoint {
-            Endpoint::Sessions => &self.sessions,
-            Endpoint::Messages => &self.messages,
-        }
+    pub fn of(&self, call: &Call) -> &T {
+        if call.is_a_list() { &self.sessions } else { &self.messages }
     }
 
     pub fn all(&self) -> [&T; 2] {
@@ -82,51 +80,51 @@ impl<T> PerEndpoint<T> {
 }
 
 impl Call {
-    pub(super) fn endpoint(&self) -> Endpoint {
-        match self {
-            Self::ListSessions { .. } => Endpoint::Sessions,
-            Self::Messages { .. } => Endpoint::Messages,
-        }
+    /// For the first page of the list of sessions.
+    pub fn sessions(days: DateRange) -> Self {
+        Self { days, page_token: None, report: Report::Sessions }
+    }
+
+    /// For the first page of a session's messages.
+    pub fn messages(session_id: &str, days: DateRange, choice: ItemChoice) -> Self {
+        let session_id = session_id.into();
+        Self { days, page_token: None, report: Report::Messages { session_id, choice } }
+    }
+
+    /// For the page that the token leads to.
+    #[must_use]
+    pub fn with_page_token(self, page_token: Option<String>) -> Self {
+        Self { page_token, ..self }
+    }
+
+    pub(super) fn is_a_list(&self) -> bool {
+        matches!(self.report, Report::Sessions)
     }
 
     /// What would be to blame if this call failed while others to its endpoint did not: its session; empty for lists.
     pub(super) fn subject(&self) -> &str {
-        match self {
-            Self::ListSessions { .. } => "",
-            Self::Messages { session_id, .. } => session_id,
-        }
-    }
-
-    pub fn page_token(&self) -> Option<&str> {
-        match self {
-            Self::ListSessions { page_token, .. } | Self::Messages { page_token, .. } => {
-                page_token.as_deref()
-            }
-        }
-    }
-
-    pub fn days(&self) -> DateRange {
-        match self {
-            Self::ListSessions { days, .. } | Self::Messages { days, .. } => *days,
+        match &self.report {
+            Report::Sessions => "",
+            Report::Messages { session_id, .. } => session_id,
         }
     }
 
     /// Returns a reader that accepts any valid answer to this call and discards it.
     pub fn any_answer(&self) -> fn(Bytes) -> ReadResult<()> {
-        match self {
-            Self::ListSessions { .. } => |body| Page::read(&body, SESSIONS).map(drop),
-            Self::Messages { .. } => |body| Page::read(&body, MESSAGES).map(drop),
+        match self.report {
+            Report::Sessions => |body| Page::read(&body, SESSIONS).map(drop),
+            Report::Messages { .. } => |body| Page::read(&body, MESSAGES).map(drop),
         }
     }
 
     /// Path and query without the page token: a page token is valid for exactly these.
     pub fn query(&self) -> String {
-        let DateRange { from, to } = self.days();
-        match self {
-            Self::ListSessions { .. } => {
+        let DateRange { from, to } = self.days;
+        match &self.report {
+            Report::Sessions => {
                 format!("/report/chat/sessions?from={from}&to={to}&page_size={SESSIONS_A_PAGE}")
             }
-            Self::Messages { session_id, choice: ItemChoice { include, by_modification_time }, .. } => {
+            Report::Messages { session_id, choice: ItemChoice { include, by_modification_time } } => {
                 let fields = match (include.edited, include.deleted) {
                     (true, true) => "&include_fields=edited_messages%2Cdeleted_messages",
                     (true, false) => "&include_fields=edited_messages",
@@ -148,7 +146,8 @@ impl Call {
 
     pub(super) fn url(&self, base: &str) -> String {
         let token = self
-            .page_token()
+            .page_token
+            .as_ref()
             .map(|token| format!("&next_page_token={}", utf8_percent_encode(token, PATH_SEGMENT)));
         format!("{}{}{}", base.trim_end_matches('/'), self.query(), token.unwrap_or_default())
     }
@@ -186,8 +185,7 @@ mod tests {
         ];
         for (id, segment) in table {
             assert_eq!(path_segment(id), segment, "{id}");
-            let (days, choice) = (DateRange::day(date(2026, 1, 15)), ItemChoice::default());
-            let call = Call::Messages { session_id: id.into(), days, page_token: None, choice };
+            let call = Call::messages(id, DateRange::day(date(2026, 1, 15)), ItemChoice::default());
             let url = reqwest::Url::parse(&call.url("http://h/v2")).unwrap();
             assert_eq!(
                 url.path(),
@@ -201,12 +199,8 @@ mod tests {
     fn booleans_are_lower_case_and_the_page_token_stays_out_of_the_query() {
         let include = Include { deleted: false, reactions: false, ..Include::default() };
         let choice = ItemChoice { include, by_modification_time: false };
-        let call = Call::Messages {
-            session_id: "s".into(),
-            days: DateRange::new(date(2026, 1, 15), date(2026, 2, 14)),
-            page_token: Some("t+/=".to_owned()),
-            choice,
-        };
+        let days = DateRange::new(date(2026, 1, 15), date(2026, 2, 14));
+        let call = Call::messages("s", days, choice).with_page_token(Some("t+/=".to_owned()));
         assert_eq!(
             call.query(),
             "/report/chat/sessions/s?from=2026-01-15&to=2026-02-14&page_size=100&include_fields=edited_messages\

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::auth::{Credentials, Tokens};
 use super::budget::{Budget, Waiting};
-use super::call::{Call, Endpoint, PerEndpoint};
+use super::call::{Call, PerEndpoint};
 use super::error::RequestError;
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
@@ -121,7 +121,7 @@ impl Account {
 
     /// The outage state of this call's endpoint.
     pub(super) fn outage(&self, call: &Call) -> &Outage {
-        self.outages.of(call.endpoint())
+        self.outages.of(call)
     }
 
     pub fn tokens(&self) -> &Tokens {
@@ -135,7 +135,7 @@ impl Account {
 
     /// Notes that this call was answered once, perhaps in an earlier process.
     pub fn remember(&self, call: &Call) {
-        if call.page_token().is_none() {
+        if call.page_token.is_none() {
             self.known().note(call);
         }
     }
@@ -151,15 +151,14 @@ impl Account {
         if let Some(known) = self.known().probe_for(call) {
             return known;
         }
-        let is_a_list = call.endpoint() == Endpoint::Sessions;
         if self.outage(call).failing() >= DIFFERENT {
             return call.clone();
         }
         // A list of one day, one that `call` does not cover if it is a list.
-        let (today, days) = (DateRange::day(self.clock.today()), call.days());
+        let (today, days) = (DateRange::day(self.clock.today()), call.days);
         let day_before = || DateRange::day(days.from.saturating_sub(1.day()));
-        let days = if is_a_list && days.covers(today) { day_before() } else { today };
-        Call::ListSessions { days, page_token: None }
+        let days = if call.is_a_list() && days.covers(today) { day_before() } else { today };
+        Call::sessions(days)
     }
 
     /// Returns a job's own queue at this account.
@@ -179,7 +178,7 @@ impl Answered {
     const SESSIONS: usize = 2;
 
     fn note(&mut self, call: &Call) {
-        if call.endpoint() == Endpoint::Sessions {
+        if call.is_a_list() {
             self.list = Some(call.clone());
             return;
         }
@@ -190,16 +189,13 @@ impl Answered {
 
     /// Whether Zoom has answered a call like this one: any list, or messages of another session.
     fn has_similar(&self, call: &Call) -> bool {
-        match call.endpoint() {
-            Endpoint::Sessions => self.list.is_some(),
-            Endpoint::Messages => self.other_session(call).is_some(),
-        }
+        if call.is_a_list() { self.list.is_some() } else { self.other_session(call).is_some() }
     }
 
     /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
-        if call.endpoint() == Endpoint::Sessions {
-            let is_of_others = |known: &&Call| !known.days().overlaps(call.days());
+        if call.is_a_list() {
+            let is_of_others = |known: &&Call| !known.days.overlaps(call.days);
             return self.list.as_ref().filter(is_of_others).cloned();
         }
         let probe = self.other_session(call).cloned();

@@ -211,7 +211,7 @@ impl Lane {
     /// Waits until Zoom answers. Returns true when there was an outage.
     async fn wait_out(&self, call: &Call) -> Result<bool, Failure> {
         let account = &self.account;
-        let _waits = Counted::among(self.waiting_out.of(call.endpoint()));
+        let _waits = Counted::among(self.waiting_out.of(call));
         account
             .outage(call)
             .wait_out(async || {
@@ -263,7 +263,7 @@ impl Lane {
         call: &Call,
         urgency: Urgency,
     ) -> Result<(Token, SemaphorePermit<'_>), RequestError> {
-        let rank = match (urgency, call.page_token()) {
+        let rank = match (urgency, &call.page_token) {
             (Urgency::Everything, _) => Rank::Urgent(u32::MAX),
             (Urgency::EndOfJob { calls_to_follow }, _) => Rank::Urgent(calls_to_follow),
             (Urgency::Usual, None) => Rank::First,
@@ -349,7 +349,7 @@ impl Lane {
             account.budget.accepted();
         }
         if status != 200 {
-            let refusal = Refusal::read(status, &headers, &body, call.page_token().is_some());
+            let refusal = Refusal::read(status, &headers, &body, call.page_token.is_some());
             return Err(RequestError::Refused(refusal));
         }
         account.readers.read(body, read).await.map_err(RequestError::Unreadable)

@@ -5,13 +5,13 @@
 //! answer that the caller could read, or a [`Failure`] that no further retry would fix.
 
 pub mod auth;
-pub mod budget;
-pub mod call;
-pub mod client;
+mod budget;
+mod call;
+mod client;
 pub mod error;
 pub mod lane;
 mod load;
-pub mod outage;
+mod outage;
 mod readers;
 pub mod retry;
 mod transport;

@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
 
-use crate::process::{binary, connected, run};
+use crate::harness::eventually;
+use crate::process::{Setup, binary, connected, run};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 30, messages: 2_000, ..SimSettings::default() }
@@ -300,10 +301,8 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
         .stderr(std::process::Stdio::null())
         .stdout(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
-    while sim.stats().pages_served < 30 {
-        assert!(child.try_wait().unwrap().is_none(), "it has ended");
-        tokio::task::yield_now().await;
-    }
+    eventually("it has some pages", || sim.stats().pages_served >= 30).await;
+    assert!(child.try_wait().unwrap().is_none(), "it has ended");
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!home.path().join("out.zip").exists());
@@ -565,16 +564,9 @@ async fn a_second_process_on_the_same_data_and_an_open_door_without_keys_are_ref
     for_pages.env("CORS_ORIGINS", "https://tools.example.org");
     let (code, _, err) = run(for_pages).await;
     assert!(code == 2 && err.contains("CORS_ORIGINS needs API_KEYS"), "{err}");
-    let mut first = serve("127.0.0.1:0").stderr(std::process::Stdio::null()).spawn().unwrap();
-    while !home.path().join("data/state.db").exists() {
-        assert!(first.try_wait().unwrap().is_none(), "it has ended");
-        tokio::task::yield_now().await;
-    }
+    let _first = Setup::new(&sim, home.path()).start().await;
     let (code, _, err) = run(serve("127.0.0.1:0")).await;
-    assert_eq!(code, 1);
-    assert!(err.contains("in use by another process"), "{err}");
-    first.kill().unwrap();
-    first.wait().unwrap();
+    assert!(code == 1 && err.contains("in use by another process"), "{code} {err}");
 }
 
 /// The first command of the README.

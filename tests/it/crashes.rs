@@ -4,13 +4,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use zoom_chat_reports::clock::Clock;
 use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
 
-use crate::harness::{Archive, World, archive_in, archives_in, removed};
-use crate::process::{Service, Setup, is_final};
+use crate::harness::{Archive, World, archive_in, archives_in, eventually, everything, removed};
+use crate::process::{Service, Setup};
 
 fn account() -> SimSettings {
     SimSettings {
@@ -69,6 +69,12 @@ impl Experiment {
         Duration::from_micros(self.turn * 7_919 % (most * 1_000))
     }
 
+    /// Waits until Zoom has answered so many more pages: a job's own figures are published only twice a second.
+    async fn pages(&self, count: u64) {
+        let before = self.sim.stats().pages_served;
+        eventually("pages are served", || self.sim.stats().pages_served >= before + count).await;
+    }
+
     fn directory_of(&self, id: &str) -> PathBuf {
         self.setup.data.join("jobs").join(id)
     }
@@ -94,14 +100,12 @@ impl Experiment {
                 wait(30).await;
             }
             Phase::Fetching => {
-                let messages = self.turn * 7_919 % 20_000;
-                let far = |job: &Value| job["progress"]["messages"].as_u64().unwrap() >= messages;
-                service.wait_until(&id, |job| far(job) || is_final(job)).await;
+                self.pages(self.turn * 7_919 % 200).await;
                 wait(20).await;
             }
             Phase::Splitter => {
-                // At the sixth page of the biggest chat.
-                service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
+                // When the biggest chat has shown some pages.
+                self.pages(20).await;
                 wait(40).await;
             }
             Phase::Assembling => {
@@ -109,19 +113,17 @@ impl Experiment {
                 // Without a rate limit, assembly begins only when everything has been fetched.
                 let service = self.setup.clone().with("ZOOM_RATE_LIMIT", "0").spawn();
                 let scratch = self.directory_of(&id).join("archive.zip.tmp");
-                self.appears(&service, || scratch.exists(), 60).await;
+                eventually("it is assembled", || scratch.exists()).await;
+                service.clock.sleep(self.somewhere(60)).await;
                 drop(service);
                 return id;
             }
             Phase::Publishing => {
-                self.appears(&service, || !archives_in(&self.directory_of(&id)).is_empty(), 4).await;
+                eventually("it is published", || !archives_in(&self.directory_of(&id)).is_empty()).await;
+                wait(4).await;
             }
             Phase::Cancelling => {
-                service
-                    .wait_until(&id, |job| {
-                        job["progress"]["messages"].as_u64().unwrap() > 500 || is_final(job)
-                    })
-                    .await;
+                self.pages(10).await;
                 let cancelled = request(reqwest::Method::POST, "/cancel");
                 wait(6).await;
                 drop(service);
@@ -158,17 +160,6 @@ impl Experiment {
         }
         drop(service);
         id
-    }
-
-    /// Waits for a file, then a little more.
-    async fn appears(&self, service: &Service, is_there: impl Fn() -> bool, most: u64) {
-        for _ in 0..20_000 {
-            if is_there() {
-                return service.clock.sleep(self.somewhere(most)).await;
-            }
-            service.clock.sleep(Duration::from_millis(1)).await;
-        }
-        panic!("it does not appear");
     }
 
     /// Checks that the job ends as it must after the restart and that nothing is left behind.
@@ -223,8 +214,7 @@ async fn killed_in_every_phase_it_loses_nothing_and_leaves_nothing() {
     assert_eq!(job["state"], "completed");
     drop(world);
     let sim = Simulator::start(account()).await.unwrap();
-    let data = sim.dataset();
-    let everything = json!({ "from": data.first_day().to_string(), "to": data.last_day().to_string() });
+    let everything = everything(&sim);
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path());
     let mut experiment = Experiment { sim, setup, directory, expected, everything, turn: 0 };

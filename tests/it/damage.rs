@@ -98,10 +98,12 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
     for damage in ["removed", "without tables"] {
-        let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+        let mut world = World::new(account()).await;
+        world.sim.script(fault(Match::Session(0), 0, u32::MAX, FaultAnswer::Hang));
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
         world.stop().await;
+        world.sim.clear_script();
         let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
         for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
             let _ = std::fs::remove_file(directory.join(file));
@@ -291,13 +293,15 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_captures() {
     for damage in ["overwritten", "torn", "removed", "emptied", "without rows"] {
-        let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
+        let mut world = World::new(account()).await;
         let done = world.submit(&world.everything()).await;
         world.finished(&done).await;
         let expected = world.archive(&done).await;
+        world.sim.script(fault(Match::Session(0), 0, u32::MAX, FaultAnswer::Hang));
         let interrupted = world.submit(&world.everything()).await;
         world.wait_until(&interrupted, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
         world.stop().await;
+        world.sim.clear_script();
         let table = world.settings.jobs.data_dir.join("state.db");
         for suffix in ["-wal", "-shm"] {
             let _ = std::fs::remove_file(format!("{}{suffix}", table.display()));

@@ -160,7 +160,7 @@ async fn a_read_only_data_directory_stops_the_start_and_is_named() {
     let data = setup.data.display();
     let read_only = format!("mount --bind '{data}' '{data}' && mount -o remount,bind,ro '{data}'");
     let Some(setup) = with_mounts(&setup, &read_only) else { return };
-    let status = setup.spawn().child.wait().unwrap();
+    let status = setup.spawn().exited().await;
     let log = setup.log();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("DATA_DIR") && log.contains("Read-only file system"), "{log}");

@@ -58,9 +58,16 @@ pub fn connected(sim: &Simulator, directory: &Path) -> Command {
     command
 }
 
-/// Runs the command; returns its exit code, stdout and stderr.
+/// Runs the command, for two minutes at most; returns its exit code, stdout and stderr.
 pub async fn run(mut command: Command) -> (i32, String, String) {
-    let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    let Ok(output) = tokio::time::timeout(Duration::from_secs(120), ended).await else {
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("it did not end within two minutes");
+    };
+    let output: Output = output.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }

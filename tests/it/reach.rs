@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use serde_json::{Value, json};
-use zoom_chat_reports::clock::{ManualClock, SystemClock};
+use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::failures::{account, fault, status};
-use crate::harness::{Missing, World, assert_whole, sent};
+use crate::harness::{Missing, World, assert_whole, eventually, sent};
 
 /// What is missing when these first days are lost; sessions active only then cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
@@ -126,9 +126,7 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
             let stats = world.sim.stats();
             (if is_of_a_list { stats.list_requests } else { stats.message_requests }) > 0
         };
-        while !is_sent() {
-            SystemClock::shared().sleep(Duration::from_millis(5)).await;
-        }
+        eventually("the request is sent", is_sent).await;
         clock.advance(Duration::from_secs(7_200));
         let job = world.finished(&id).await;
         assert_eq!(job["state"], "completed_with_failures", "{case}: {job:#}");

@@ -6,7 +6,7 @@ use serde_json::Value;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::failures::{fault, status};
-use crate::harness::{Archive, World, archives_come_to, page_of_hour};
+use crate::harness::{Archive, World, archives_come_to, eventually, page_of_hour};
 
 fn account(latency_ms: u64) -> SimSettings {
     SimSettings {
@@ -28,14 +28,11 @@ async fn undisturbed(sim: SimSettings) -> Archive {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orderly_restart_goes_on_where_the_job_stood() {
     let expected = undisturbed(account(0)).await;
-    let mut world = World::new(account(15)).await;
+    let mut world = World::with(account(0), |settings| settings.zoom.limit = Some(200.0)).await;
     let id = world.submit(&world.everything()).await;
-    for messages in [2_000, 9_000, 20_000] {
-        world
-            .wait_until(&id, |job| {
-                job["progress"]["messages"].as_u64().unwrap() >= messages || job["state"] != "running"
-            })
-            .await;
+    for messages in [2_000, 8_000, 14_000] {
+        let job = world.wait_until(&id, |job| job["progress"]["messages"].as_u64() >= Some(messages)).await;
+        assert_eq!(job["state"], "running", "it is interrupted: {job:#}");
         world.restart().await;
     }
     let job = world.finished(&id).await;
@@ -103,9 +100,7 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
         let (matches, answer) = (Match::WithPageToken, FaultAnswer::Hang);
         world.sim.script(ScriptedFault { matches, after: pages as u32 - 2, times: u32::MAX, answer });
         let id = world.submit(&body).await;
-        while world.sim.stats().requests < least {
-            world.clock.sleep(Duration::from_millis(5)).await;
-        }
+        eventually("all pages but the last are answered", || world.sim.stats().requests >= least).await;
         world.stop().await;
         world.sim.clear_script();
         let before = world.sim.stats().requests;

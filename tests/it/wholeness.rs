@@ -105,7 +105,7 @@ async fn days_without_messages_may_be_told_as_not_found() {
     let stats = world.sim.stats();
     let not_found = stats.requests - stats.pages_served;
     let empty = summary["not_found"].as_array().unwrap().len() as u64;
-    assert!(not_found > empty, "parts of sessions as well: {not_found}, {empty}");
+    assert!(not_found > 2 * empty, "each twice, and parts of sessions as well: {not_found}, {empty}");
 }
 
 /// With a rate limit, pages are committed in groups, and files are hashed while others are still being fetched.
@@ -256,12 +256,4 @@ async fn the_last_day_is_open_when_it_is_today_and_an_empty_account_is_whole() {
     assert!(summary["captured_until"].is_string());
     assert_eq!(summary["windows"][0]["open"], true);
     assert_eq!(archive.json("_metadata/failures.json"), json!([]));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_jobs_over_the_same_days_are_equal_but_for_what_tells_them_apart() {
-    let world = World::new(account(60, 5_000, FaultLevel::None)).await;
-    let (_, one) = world.run(&world.everything()).await;
-    let (_, two) = world.run(&world.everything()).await;
-    assert_eq!(one.comparable(), two.comparable());
 }
