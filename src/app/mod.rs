@@ -65,7 +65,7 @@ pub enum AppError {
 pub struct App {
     pub address: SocketAddr,
     pub metrics_address: Option<SocketAddr>,
-    pub jobs: Arc<Jobs>,
+    jobs: Arc<Jobs>,
     stopping: CancellationToken,
     servers: TaskTracker,
     /// Held as long as the service runs: keeps a second process out.

@@ -58,17 +58,14 @@ impl Output {
         }
     }
 
-    /// The files or folders that it consists of.
-    fn places(&self) -> Vec<PathBuf> {
-        match self {
-            Self::Directory(directory) => FOLDERS.map(|folder| directory.join(folder)).into(),
-            Self::Zip(file) => vec![file.clone()],
-        }
-    }
-
-    /// The first of these that exists.
+    /// The first file or folder of it that exists.
     fn found(&self) -> Option<PathBuf> {
-        self.places().into_iter().find(|path| is_there(path))
+        match self {
+            Self::Directory(directory) => {
+                FOLDERS.map(|folder| directory.join(folder)).into_iter().find(|path| is_there(path))
+            }
+            Self::Zip(file) => is_there(file).then(|| file.clone()),
+        }
     }
 
     /// Where to move what is in a place if it is kept while something else is put there.
@@ -189,9 +186,9 @@ impl OneJob {
             remove(&directory.with_extension(REMOVED))?;
         }
         // Before anything is created, and again once the lock keeps other processes out.
-        refuse_foreign_files(&output, &directory)?;
+        refuse_foreign_files(&output)?;
         let lock = lock(&directory, output.setting())?;
-        refuse_foreign_files(&output, &directory)?;
+        refuse_foreign_files(&output)?;
         let continues = output.is_begun() && can_resume(&request, &account.fingerprint(), &output).await?;
         Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
     }
@@ -238,7 +235,7 @@ impl OneJob {
         report(&last);
         let assembled = assemble(begun).await?;
         // Again: something may have been put there meanwhile.
-        refuse_foreign_files(&self.output, &self.directory)?;
+        refuse_foreign_files(&self.output)?;
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
         let (failures, _) = failures_page(&self.directory, None, MOST_FAILURES).await?;
@@ -289,12 +286,13 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
 
 /// Existing output is ours only if our mark is there, and a directory with our working directory's name only if it has our lock
 /// file. A finished zip no longer has a mark, so it always counts as somebody else's.
-fn refuse_foreign_files(output: &Output, directory: &Path) -> Result<(), OneJobError> {
-    let is_anything = directory.is_dir() && at(directory, has_entry(directory, |_| true))?;
+fn refuse_foreign_files(output: &Output) -> Result<(), OneJobError> {
+    let directory = output.working_directory();
+    let is_anything = directory.is_dir() && at(&directory, has_entry(&directory, |_| true))?;
     if is_anything && !is_there(&directory.join(LOCK)) {
-        return Err(OneJobError::Exists { path: directory.to_owned() });
+        return Err(OneJobError::Exists { path: directory });
     }
-    let is_ours = Published::is_in(directory);
+    let is_ours = Published::is_in(&directory);
     match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::problem::Problem;
 use crate::extract::check;
-use crate::jobs::JobState;
+use crate::jobs::JobsError;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
@@ -43,15 +43,17 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
     if state.stopping.is_cancelled() {
         return Err(refused("it is shutting down"));
     }
-    if !state.jobs.has_its_files() {
-        let gone = refused("its data directory is gone; restart it once the directory is back");
-        return Err(gone.caused_by("the table of jobs is no longer in DATA_DIR"));
+    match state.jobs.check_files() {
+        Ok(()) => {}
+        Err(gone @ JobsError::DataDirectoryGone) => return Err(refused(&gone.to_string()).caused_by(gone)),
+        Err(error) => return Err(refused("its data directory cannot be read").caused_by(error)),
     }
-    if !state.jobs.has_room() {
+    let has_room = state.jobs.has_room();
+    if !has_room.map_err(|error| refused("its data directory cannot be read").caused_by(error))? {
         return Err(refused("its disk is full").caused_by("the disk of DATA_DIR is full"));
     }
-    let count = state.jobs.count(JobState::Queued).await;
-    count.map_err(|error| refused("its table of jobs cannot be read").caused_by(error))?;
+    let queued = state.jobs.queued().await;
+    queued.map_err(|error| refused("its table of jobs cannot be read").caused_by(error))?;
     Ok(Json(OK))
 }
 
@@ -60,12 +62,15 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
 /// Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "service", operation_id = "metrics",
     responses((status = 200, description = "Metrics", body = String, content_type = "text/plain")))]
-pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, Problem> {
+pub(super) async fn metrics(State(state): State<AppState>) -> Response {
+    // The other figures are needed most while the table of jobs cannot be read.
+    let queued = state.jobs.queued().await;
+    let queued = queued.inspect_err(|error| tracing::error!(%error, "queued jobs could not be counted"));
     metrics::gauge!("zcr_jobs_running").set(state.jobs.running() as f64);
-    metrics::gauge!("zcr_jobs_queued").set(state.jobs.count(JobState::Queued).await? as f64);
+    metrics::gauge!("zcr_jobs_queued").set(queued.map_or(f64::NAN, |queued| queued as f64));
     metrics::gauge!("zcr_waiting").set(f64::from(u8::from(state.account.waiting().is_some())));
     let text = crate::telemetry::metrics().render();
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -8,7 +8,7 @@
 mod directory;
 mod error;
 mod failure;
-pub mod model;
+mod model;
 mod recovery;
 mod registry;
 mod repair;

@@ -106,8 +106,6 @@ async fn rebuild(id: JobId, directory: &Path, clock: &dyn Clock) -> Result<Optio
     let started_at = started_at.unwrap_or_else(|| clock.now());
     let mut job = Job::new(id, request, requester, started_at);
     job.started_at = Some(started_at);
-    // These archives may hold what the capture does not.
-    job.earlier_archives = directory::archives(directory)?;
     refresh_figures(&mut job, directory).await;
     if !complete {
         job.state = JobState::Failed;

@@ -2,7 +2,7 @@
 //!
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
@@ -10,9 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::model::{Job, JobId};
 
-#[derive(Debug, Clone)]
+/// A job with its latest figures.
+type Latest = Arc<Mutex<Job>>;
+
+#[derive(Debug)]
 struct Live {
-    latest: watch::Sender<Arc<Job>>,
+    latest: Latest,
     cancel: CancellationToken,
 }
 
@@ -21,14 +24,25 @@ struct Live {
 #[derive(Debug)]
 pub struct Entered {
     id: JobId,
-    latest: watch::Receiver<Arc<Job>>,
+    latest: Latest,
     registry: Arc<Registry>,
+}
+
+impl Entered {
+    /// Publishes new figures of the job.
+    pub fn publish(&self, job: Job) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *latest != job {
+            *latest = job;
+            drop(latest);
+            self.registry.announce(self.id);
+        }
+    }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        let is_own = |live: &Live| live.latest.subscribe().same_channel(&self.latest);
-        self.registry.live.remove_if(&self.id, |_, live| is_own(live));
+        self.registry.live.remove_if(&self.id, |_, live| Arc::ptr_eq(&live.latest, &self.latest));
         self.registry.announce(self.id);
     }
 }
@@ -36,29 +50,16 @@ impl Drop for Entered {
 #[derive(Debug, Default)]
 pub struct Registry {
     live: DashMap<JobId, Live>,
-    /// Counts the changes of state of each followed job.
+    /// Counts the changes of each followed job.
     changes: DashMap<JobId, watch::Sender<u64>>,
 }
 
 impl Registry {
     pub fn enter(self: &Arc<Self>, job: &Job, cancel: CancellationToken) -> Entered {
-        let (latest, entered) = watch::channel(Arc::new(job.clone()));
-        self.live.insert(job.id, Live { latest, cancel });
+        let latest = Arc::new(Mutex::new(job.clone()));
+        self.live.insert(job.id, Live { latest: latest.clone(), cancel });
         self.announce(job.id);
-        Entered { id: job.id, latest: entered, registry: self.clone() }
-    }
-
-    /// Publishes new figures of a running job.
-    pub fn publish(&self, job: Job) {
-        if let Some(live) = self.live.get(&job.id) {
-            live.latest.send_if_modified(|latest| {
-                let changed = **latest != job;
-                if changed {
-                    *latest = Arc::new(job);
-                }
-                changed
-            });
-        }
+        Entered { id: job.id, latest, registry: self.clone() }
     }
 
     /// Tells the followers of this job to look in the store, or here.
@@ -68,19 +69,16 @@ impl Registry {
         }
     }
 
-    pub fn latest(&self, id: JobId) -> Option<Arc<Job>> {
-        self.live.get(&id).map(|live| live.latest.borrow().clone())
-    }
-
-    /// The figures of a running job; `None` when it is not running.
-    fn watch(&self, id: JobId) -> Option<watch::Receiver<Arc<Job>>> {
-        self.live.get(&id).map(|live| live.latest.subscribe())
+    pub fn latest(&self, id: JobId) -> Option<Job> {
+        let latest = self.live.get(&id)?.latest.clone();
+        let job = latest.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(job.clone())
     }
 
     /// Starts following a job.
     pub fn follow(self: &Arc<Self>, id: JobId) -> Follower {
         let changes = self.changes.entry(id).or_default().subscribe();
-        Follower { id, changes, live: self.watch(id), registry: self.clone() }
+        Follower { id, changes, registry: self.clone() }
     }
 
     pub fn cancel(&self, id: JobId) {
@@ -99,7 +97,6 @@ impl Registry {
 pub struct Follower {
     id: JobId,
     changes: watch::Receiver<u64>,
-    live: Option<watch::Receiver<Arc<Job>>>,
     registry: Arc<Registry>,
 }
 
@@ -114,20 +111,8 @@ impl Drop for Follower {
 impl Follower {
     /// Returns when the job may have changed since the last call.
     pub async fn changed(&mut self) {
-        let figures = async {
-            match &mut self.live {
-                Some(live) => live.changed().await.is_ok(),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            still_live = figures => if !still_live { self.live = None },
-            // Never closed: the registry holds the sender as long as anybody follows.
-            _ = self.changes.changed() => {}
-        }
-        if self.live.is_none() {
-            self.live = self.registry.watch(self.id);
-        }
+        // Never closed: the registry holds the sender as long as anybody follows.
+        let _ = self.changes.changed().await;
     }
 }
 

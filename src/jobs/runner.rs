@@ -121,7 +121,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
                 end = &mut work => break end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
                     let progress = figures();
-                    jobs.registry.publish(Job { failures_total: progress.failures, progress, ..job.clone() });
+                    entered.publish(Job { failures_total: progress.failures, progress, ..job.clone() });
                 }
             }
         }
@@ -134,7 +134,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         record_outcome(&jobs, &mut job, end, &directory).await;
         // Listed while the job is ours: once its end is recorded another run may publish an archive.
         let superseded = directory::superseded_archives(&directory, &job);
-        if record_end(&jobs, &claimed, &job).await {
+        if record_end(&jobs, &entered, &claimed, &job).await {
             count_end(&job);
             log_end(&job, elapsed_ms);
             drop(entered);
@@ -216,7 +216,7 @@ fn log_end(job: &Job, elapsed_ms: u64) {
 
 /// Records how a job ended. False if its record is gone or changed, or if the service stopped first, in which case the job
 /// resumes at the next start.
-async fn record_end(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
+async fn record_end(jobs: &Jobs, entered: &Entered, claimed: &Job, job: &Job) -> bool {
     loop {
         match jobs.store.replace(claimed, job).await {
             Ok(true) => return true,
@@ -227,7 +227,7 @@ async fn record_end(jobs: &Jobs, claimed: &Job, job: &Job) -> bool {
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be recorded, retrying");
                 // Published all the same, as it has ended. After a restart it would be resumed, which loses nothing.
-                jobs.registry.publish(job.clone());
+                entered.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
                     return false;

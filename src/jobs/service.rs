@@ -137,15 +137,13 @@ impl Jobs {
         requester: Option<String>,
         idempotency_key: Option<&str>,
     ) -> Result<Job, JobsError> {
-        if !self.has_its_files() {
-            return Err(JobsError::DataDirectoryGone);
-        }
+        self.check_files()?;
         let one_at_a_time = self.queueing.lock().await;
         // A repeated request is answered even when the queue is full.
         if let Some(job) = self.known(&request, requester.as_deref(), idempotency_key).await? {
             return Ok(job);
         }
-        let queued = self.store.count(JobState::Queued).await?;
+        let queued = self.store.queued().await?;
         if queued >= self.settings.max_queued as u64 {
             return Err(JobsError::QueueFull { queued });
         }
@@ -176,10 +174,10 @@ impl Jobs {
     }
 
     pub async fn get(&self, id: JobId) -> Result<Job, JobsError> {
-        if let Some(live) = self.registry.latest(id) {
-            return Ok((*live).clone());
+        match self.registry.latest(id) {
+            Some(live) => Ok(live),
+            None => self.stored(id).await,
         }
-        self.store.get(id).await?.ok_or(JobsError::NotFound)
     }
 
     pub async fn list(&self, filter: ListFilter) -> Result<Listed, JobsError> {
@@ -191,7 +189,7 @@ impl Jobs {
     }
 
     fn with_live(&self, job: Job) -> Job {
-        self.registry.latest(job.id).map_or(job, |live| (*live).clone())
+        self.registry.latest(job.id).unwrap_or(job)
     }
 
     /// Starts following a job; call it before reading the job, so that no change in between is missed.
@@ -203,8 +201,8 @@ impl Jobs {
         self.registry.running()
     }
 
-    pub async fn count(&self, state: JobState) -> Result<u64, JobsError> {
-        Ok(self.store.count(state).await?)
+    pub async fn queued(&self) -> Result<u64, JobsError> {
+        Ok(self.store.queued().await?)
     }
 
     /// Stops a job; what it captured stays. Cancelling a cancelled job changes nothing.
@@ -253,9 +251,7 @@ impl Jobs {
 
     /// Queues a job again, to run what failed or is missing.
     pub async fn retry(&self, id: JobId) -> Result<Job, JobsError> {
-        if !self.has_its_files() {
-            return Err(JobsError::DataDirectoryGone);
-        }
+        self.check_files()?;
         self.end_must_be_written(id).await?;
         loop {
             let read = self.stored(id).await?;
@@ -265,6 +261,10 @@ impl Jobs {
                 return Err(JobsError::WrongState { state, action: "retried" });
             }
             let mut job = read.clone();
+            if state == JobState::Completed {
+                // It is lost or altered: what is told of it is no longer true.
+                job.archive = None;
+            }
             job.state = JobState::Queued;
             job.retry_failed = true;
             job.cancel_requested = false;
@@ -281,9 +281,7 @@ impl Jobs {
 
     /// Removes a job and its files.
     pub async fn delete(&self, id: JobId) -> Result<(), JobsError> {
-        if !self.has_its_files() {
-            return Err(JobsError::DataDirectoryGone);
-        }
+        self.check_files()?;
         self.end_must_be_written(id).await?;
         let directory = self.directory(id);
         // Decided by the state alone, so that an unreadable record can be removed as well. The state may change meanwhile.
@@ -416,7 +414,7 @@ impl Jobs {
     /// A job as recorded, or as it ended if its end could not be recorded yet.
     async fn stored_or_ended(&self, id: JobId) -> Result<Job, JobsError> {
         match self.registry.latest(id) {
-            Some(ended) if ended.state.is_final() => Ok((*ended).clone()),
+            Some(ended) if ended.state.is_final() => Ok(ended),
             _ => self.stored(id).await,
         }
     }
@@ -434,15 +432,15 @@ impl Jobs {
         }
     }
 
-    /// False if somebody has removed the data directory, or the table in it, from under us.
-    pub fn has_its_files(&self) -> bool {
-        self.settings.data_dir.join(super::store::FILE_NAME).exists()
+    /// Fails if somebody has removed the data directory, or the table in it, from under us.
+    pub fn check_files(&self) -> Result<(), JobsError> {
+        let is_there = self.settings.data_dir.join(super::store::FILE_NAME).try_exists()?;
+        if is_there { Ok(()) } else { Err(JobsError::DataDirectoryGone) }
     }
 
     /// Whether there is space to record another job. Captures leave more than that free.
-    pub fn has_room(&self) -> bool {
-        let free = File::open(&self.settings.data_dir).and_then(|directory| free_space(&directory));
-        free.is_ok_and(|free| free >= ROOM_FOR_A_JOB)
+    pub fn has_room(&self) -> std::io::Result<bool> {
+        Ok(free_space(&File::open(&self.settings.data_dir)?)? >= ROOM_FOR_A_JOB)
     }
 
     pub(super) fn directory(&self, id: JobId) -> PathBuf {

@@ -224,9 +224,10 @@ impl JobStore {
         Ok(ids.into_iter().collect())
     }
 
-    pub async fn count(&self, state: JobState) -> Result<u64, StoreError> {
+    /// How many jobs are queued.
+    pub async fn queued(&self) -> Result<u64, StoreError> {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state = ?")
-            .bind(state.as_str())
+            .bind(JobState::Queued.as_str())
             .fetch_one(&self.pool)
             .await?;
         Ok(count as u64)
