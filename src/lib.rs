@@ -12,8 +12,9 @@
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
 //! `jobs -> extract, archive, clock`, `http -> jobs` and the value types of `extract` and `archive`, `app -> http,
 //! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
-//! value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite` and `telemetry` are leaves, which everybody may
-//! import; `shutdown` needs `clock`, `sqlite` needs `files`. A test walks `src/` and fails on an edge that is not in its table.
+//! value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite`, `sync` and `telemetry` are leaves, which
+//! everybody may import; `shutdown` needs `clock`, `sqlite` needs `files`. A test walks `src/` and fails on an edge that is not
+//! in its table.
 //!
 //! # What is deliberately absent
 //! No unsafe code (except for one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of message
@@ -36,5 +37,6 @@ mod json;
 mod shutdown;
 pub mod sim;
 mod sqlite;
+mod sync;
 mod telemetry;
 pub mod zoom;

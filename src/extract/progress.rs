@@ -2,13 +2,14 @@
 //!
 //! Owns the figures and the honest estimate based on them. Knows no user interface; reporters take a [`Snapshot`].
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::capture::{Counts, Effect};
+use crate::sync::lock;
 use crate::zoom::{Stalled, Traffic, Waiting};
 
 /// A counter updated by many tasks. A subtraction may overtake the addition it belongs to: a value below zero reads as zero.
@@ -139,11 +140,11 @@ impl Progress {
 
     /// Sets the totals of earlier runs, which this run adds to.
     pub fn resume_from(&self, earlier: TrafficTotals) {
-        *self.earlier.lock().unwrap_or_else(PoisonError::into_inner) = earlier;
+        *lock(&self.earlier) = earlier;
     }
 
     pub fn totals(&self, traffic: &Traffic) -> TrafficTotals {
-        let earlier = *self.earlier.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = *lock(&self.earlier);
         TrafficTotals {
             requests: earlier.requests + traffic.requests.load(Relaxed),
             retries: earlier.retries + traffic.retries.load(Relaxed),
@@ -189,7 +190,7 @@ impl Progress {
         let Stalled { waiting, retrying } = stalled;
         let totals = self.totals(traffic);
         let sent = traffic.requests.load(Relaxed);
-        let requests_per_second = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(now, sent);
+        let requests_per_second = lock(&self.rate).measure(now, sent);
         let expected_units = self.expected_units();
         let settled = self.units_settled();
         let share =

@@ -1,7 +1,7 @@
 //! How far back Zoom answers: by the calendar, and as learned from its answers; and what became of days that have left its
 //! reach.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use jiff::ToSpan;
 use jiff::civil::Date;
@@ -12,6 +12,7 @@ use super::windows;
 use crate::capture::{Failed, PendingRange};
 use crate::clock::SharedClock;
 use crate::days::DateRange;
+use crate::sync::lock;
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// Zoom's reach may begin up to this many days later than we compute: how long six months are is not documented to the day.
@@ -33,7 +34,7 @@ impl Reach {
 
     /// The oldest day that Zoom still answers for.
     pub fn oldest(&self) -> Date {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = *lock(&self.told);
         self.by_the_calendar().max(told)
     }
 
@@ -79,7 +80,7 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
             Err(refused) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reports begin later than six months ago");
-                *shared.reach.told.lock().unwrap_or_else(PoisonError::into_inner) = day;
+                *lock(&shared.reach.told) = day;
                 return true;
             }
             _ => return false,

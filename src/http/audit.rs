@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::RequestExt;
@@ -22,6 +22,7 @@ use super::parameters::PathId;
 use super::problem::Problem;
 use super::recent::Recent;
 use super::{AppState, REQUEST_ID};
+use crate::sync::lock;
 
 /// The trail's file in the data directory.
 pub const FILE_NAME: &str = "audit.jsonl";
@@ -70,7 +71,7 @@ impl Audit {
     fn write(&self, line: &Line<'_>) {
         let mut text = serde_json::to_string(line).expect("a line is plain data");
         text.push('\n');
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = lock(&self.file);
         let whole = file.metadata().map(|data| data.len());
         let written = file.write_all(text.as_bytes());
         if let Err(error) = written {

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use crate::sync::lock;
 
 /// The most keys remembered at once; when it is reached, new keys are not counted.
 const MAX_KEYS: usize = 10_000;
@@ -32,7 +34,7 @@ impl<K: Eq + Hash> Recent<K> {
     /// Counts this key once more. Returns how much of its life is left and how often it has been seen; `None` if there is no
     /// room for it.
     pub fn count(&self, key: K, now: Duration) -> Option<(Duration, u32)> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         let seen = &mut *seen;
         let age = |since: Duration| now.saturating_sub(since);
         if seen.since.len() >= MAX_KEYS && !seen.since.contains_key(&key) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -27,6 +27,7 @@ use tower::ServiceExt;
 
 use super::auth::Peer;
 use crate::clock::SharedClock;
+use crate::sync::lock;
 
 /// The time limit for a request's head to arrive; also how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -173,7 +174,7 @@ struct ByAge {
 
 impl Idle {
     fn enter(&self, close: CancellationToken) -> u64 {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.0);
         idle.last += 1;
         let number = idle.last;
         idle.waiting.insert(number, close);
@@ -181,11 +182,11 @@ impl Idle {
     }
 
     fn leave(&self, number: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&number);
+        lock(&self.0).waiting.remove(&number);
     }
 
     fn close_oldest(&self) {
-        let oldest = self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_first();
+        let oldest = lock(&self.0).waiting.pop_first();
         if let Some((_, token)) = oldest {
             token.cancel();
         }
@@ -209,12 +210,12 @@ impl Connection {
     }
 
     fn wait(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.waiting);
         waiting.get_or_insert_with(|| self.idle.enter(self.close.clone()));
     }
 
     fn leave(&self) {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = lock(&self.waiting).take();
         if let Some(number) = waiting {
             self.idle.leave(number);
         }

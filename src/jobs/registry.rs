@@ -2,13 +2,14 @@
 //!
 //! In memory only. A job that is not here is in the store, and changes only through the service.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use dashmap::DashMap;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::model::{Job, JobId};
+use crate::sync::lock;
 
 /// A job with its latest figures.
 type Latest = Arc<Mutex<Job>>;
@@ -31,7 +32,7 @@ pub struct Entered {
 impl Entered {
     /// Publishes new figures of the job.
     pub fn publish(&self, job: Job) {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = lock(&self.latest);
         if *latest != job {
             *latest = job;
             drop(latest);
@@ -71,7 +72,7 @@ impl Registry {
 
     pub fn latest(&self, id: JobId) -> Option<Job> {
         let latest = self.live.get(&id)?.latest.clone();
-        let job = latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = lock(&latest);
         Some(job.clone())
     }
 

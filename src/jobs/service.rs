@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -23,6 +23,7 @@ use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
 use crate::files::{blocking, free_space};
+use crate::sync::lock;
 
 /// The free space needed to record a new job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
@@ -328,13 +329,13 @@ impl Jobs {
     /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
     pub(super) async fn remove_directory(&self, id: JobId) -> std::io::Result<()> {
         directory::remove(self.directory(id)).await.inspect_err(|_| {
-            self.pending_removals.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            lock(&self.pending_removals).push(id);
         })
     }
 
     /// Takes the wanted jobs out of those whose files could not be removed.
     pub(super) fn take_pending_removals(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
-        let mut left = self.pending_removals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = lock(&self.pending_removals);
         left.extract_if(.., |id| is_wanted(id)).collect()
     }
 
@@ -458,13 +459,13 @@ impl Jobs {
 
     /// Puts an interrupted job back among those that wait to be resumed.
     fn requeue_interrupted(&self, job: Job) {
-        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+        lock(&self.interrupted).push_back(job);
         self.wake_runner.notify_one();
     }
 
     /// Takes the first wanted job out of those that wait to be resumed.
     pub(super) fn take_interrupted(&self, is_wanted: impl Fn(&Job) -> bool) -> Option<Job> {
-        let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut interrupted = lock(&self.interrupted);
         interrupted.iter().position(is_wanted).and_then(|place| interrupted.remove(place))
     }
 

@@ -5,7 +5,7 @@
 //! same old token lead to one new token and not to one each (asking for a second token can invalidate the first).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::error::{Refusal, RequestError};
 use super::transport::collect;
 use crate::clock::SharedClock;
+use crate::sync::lock;
 
 /// A token is renewed this long before it expires, or at nine tenths of its life if that is later.
 const RENEW_EARLY: Duration = Duration::from_secs(120);
@@ -142,8 +143,7 @@ impl Tokens {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        // Every intermediate state is valid, so a poisoned lock can still be used.
-        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.state))
     }
 
     async fn request_token(&self) -> Result<TokenBody, RequestError> {

@@ -11,7 +11,7 @@
 //! (`SLOW_DOWN`), nothing is sent for `HOLD`, and the share recovers, slowly at first (`RECOVERY`).
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use super::retry::LONGEST_PAUSE;
 use crate::clock::SharedClock;
+use crate::sync::lock;
 
 /// The longest window: Zoom's one second and a little more, because network jitter bunches requests that were sent evenly
 /// spaced. It applies at the start, and again when another app shows up.
@@ -215,8 +216,7 @@ impl Budget {
     }
 
     fn with_pace<T>(&self, act: impl FnOnce(&mut Pace) -> T) -> T {
-        // Every intermediate state is valid, so a poisoned lock can still be used.
-        act(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.pace))
     }
 }
 

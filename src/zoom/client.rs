@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -22,6 +22,7 @@ use super::retry::RetryPolicy;
 use super::transport::{NoClient, http_client};
 use crate::clock::SharedClock;
 use crate::days::DateRange;
+use crate::sync::lock;
 
 /// Everything needed to talk to an account.
 #[derive(Debug, Clone)]
@@ -141,7 +142,7 @@ impl Account {
     }
 
     fn known(&self) -> MutexGuard<'_, Answered> {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.answered)
     }
 
     /// Returns the call with which to find out whether Zoom answers, after `call` was not answered. A request that always fails

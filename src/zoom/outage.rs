@@ -5,7 +5,7 @@
 //! how to probe.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::budget::Waiting;
 use super::error::{Failure, FailureKind};
 use crate::clock::SharedClock;
+use crate::sync::lock;
 
 /// This many different sessions failing in a row, without any answer in between, look like an outage.
 pub(super) const DIFFERENT: usize = 5;
@@ -189,8 +190,7 @@ impl Outage {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        // Every intermediate state is valid, so a poisoned lock can still be used.
-        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut lock(&self.state))
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the first byte of an answer to the page read from it: how many bytes are held meanwhile, which threads read, and
 //! whether they keep up.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinError;
 
 use crate::clock::SharedClock;
+use crate::sync::lock;
 
 /// The answers of all jobs held at the same time have about this many KiB at most: one of unknown length (perhaps because it is
 /// compressed) counts as an average one. At 60 typical pages a second, each may take two seconds to arrive.
@@ -130,14 +131,14 @@ impl Waits {
     const KEPT: f64 = 1.0 - 1.0 / 32.0;
 
     fn note(&self, waited: Duration, worked: Duration) {
-        let mut lately = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lately = lock(&self.0);
         for (sum, one) in lately.iter_mut().zip([waited, worked]) {
             *sum = *sum * Self::KEPT + one.as_secs_f64();
         }
     }
 
     fn are_long(&self) -> bool {
-        let [waited, worked] = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [waited, worked] = *lock(&self.0);
         waited > worked
     }
 }

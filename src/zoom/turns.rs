@@ -4,9 +4,11 @@
 //! would delay the end of the run, the longest goes first; and every fourth turn is for whoever has waited longest, so that
 //! nobody starves.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
+
+use crate::sync::lock;
 
 /// How a call stands in line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub struct Turn(Arc<TurnQueue>);
 impl TurnQueue {
     pub async fn turn(self: &Arc<Self>, rank: Rank) -> Turn {
         let turn = {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.0);
             if !state.taken {
                 state.taken = true;
                 return Turn(self.clone());
@@ -64,7 +66,7 @@ impl TurnQueue {
 
     /// How many stand in line.
     pub fn waiting(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+        lock(&self.0).waiting.len()
     }
 }
 
@@ -91,7 +93,7 @@ impl State {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0.0);
         match state.next() {
             Some(caller) => {
                 drop(state);

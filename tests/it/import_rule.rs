@@ -4,21 +4,22 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Which rooms a room may use.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("clock", &[]),
     ("days", &[]),
     ("files", &[]),
     ("json", &[]),
+    ("sync", &[]),
     ("telemetry", &[]),
     ("shutdown", &["clock"]),
     ("sim", &[]),
-    ("zoom", &["clock", "days", "json"]),
+    ("zoom", &["clock", "days", "json", "sync"]),
     ("sqlite", &["files"]),
     ("capture", &["days", "files", "sqlite"]),
     ("archive", &["capture", "clock", "days", "files", "json"]),
-    ("extract", &["zoom", "capture", "clock", "days", "files", "json"]),
-    ("jobs", &["extract", "archive", "clock", "files", "sqlite"]),
-    ("http", &["jobs", "extract", "archive", "clock", "files", "json", "telemetry"]),
+    ("extract", &["zoom", "capture", "clock", "days", "files", "json", "sync"]),
+    ("jobs", &["extract", "archive", "clock", "files", "sqlite", "sync"]),
+    ("http", &["jobs", "extract", "archive", "clock", "files", "json", "sync", "telemetry"]),
     ("app", &["http", "jobs", "extract", "archive", "capture", "zoom", "clock", "files", "telemetry"]),
     ("config", &["app", "http", "jobs", "extract", "zoom", "telemetry"]),
     (
