@@ -249,7 +249,9 @@ impl Unfinished {
         let path = PathBuf::from(format!("{}.{}.part", archive.display(), clock.uuid()));
         match std::fs::File::create_new(&path) {
             Ok(file) => Ok(Self { path, file: File::from_std(file), archive: archive.to_owned() }),
-            Err(error) => Err(WrongUse(format!("--archive: {} cannot be written: {error}", path.display()))),
+            Err(error) => {
+                Err(WrongUse(format!("--archive: {} cannot be written: {error}", archive.display())))
+            }
         }
     }
 

@@ -36,7 +36,7 @@ pub(super) struct ExtractArgs {
     /// Directory to write the files to
     #[arg(long, value_name = "DIR", default_value = "./zoom_chat_reports")]
     output_dir: PathBuf,
-    /// Write one zip instead of a directory
+    /// Write one zip instead of a directory; directories that are missing on the way to it are created
     #[arg(long, value_name = "FILE")]
     zip: Option<PathBuf>,
     /// Leave out earlier versions of edited messages

@@ -22,7 +22,7 @@ use crate::zoom::retry::RetryPolicy;
 use crate::zoom::{ZoomSettings, is_cleartext, wrong_environment};
 pub use dotenv::load_dotenv;
 pub use values::address;
-use values::{base_url, duration, origin_of, secret};
+use values::{base_url, decimal, duration, origin_of, secret, whole};
 
 /// What is wrong with the settings; names each that is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +65,10 @@ pub struct ZoomArgs {
     #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro", ignore_case = true)]
     pub zoom_plan: Plan,
     /// Share of the limit this service may use; leave some for other apps of the account
-    #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0)]
+    #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0, value_parser = decimal)]
     pub zoom_rate_share: f64,
     /// Requests a second, instead of plan and share; 0 disables pacing (for measurements only)
-    #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND")]
+    #[arg(long, env = "ZOOM_RATE_LIMIT", value_name = "PER_SECOND", value_parser = decimal)]
     pub zoom_rate_limit: Option<f64>,
     /// Base URL of the API (a region, a government cloud, the simulator)
     #[arg(long, env = "ZOOM_API_BASE_URL", value_name = "URL", default_value = API_BASE_URL)]
@@ -86,10 +86,10 @@ pub struct ZoomArgs {
     #[arg(long, env = "IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub idle_timeout: Duration,
     /// The largest answer to accept, in bytes
-    #[arg(long, env = "MAX_ANSWER_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    #[arg(long, env = "MAX_ANSWER_BYTES", value_name = "BYTES", default_value_t = 64 << 20, value_parser = whole::<usize>)]
     pub max_answer_bytes: usize,
     /// Attempts per request, including the first (use at least 8 with the real API)
-    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "N", default_value_t = 8)]
+    #[arg(long, env = "RETRY_ATTEMPTS", value_name = "N", default_value_t = 8, value_parser = whole::<u32>)]
     pub retry_attempts: u32,
     /// First delay before a retry; it doubles, up to 60 times this
     #[arg(long, env = "RETRY_BASE", value_name = "TIME", default_value = "500ms", value_parser = duration)]
@@ -98,7 +98,7 @@ pub struct ZoomArgs {
     #[arg(long, env = "MAX_OUTAGE", value_name = "TIME", default_value = "12h", value_parser = duration)]
     pub max_outage: Duration,
     /// Concurrent requests per job
-    #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64)]
+    #[arg(long, env = "IN_FLIGHT", value_name = "N", default_value_t = 64, value_parser = whole::<usize>)]
     pub in_flight: usize,
 }
 
@@ -125,13 +125,13 @@ pub struct ServiceArgs {
     #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
     /// Maximum number of concurrent connections
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::MAX_CONNECTIONS)]
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::MAX_CONNECTIONS, value_parser = whole::<usize>)]
     pub max_connections: usize,
     /// Maximum number of concurrent event streams
-    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::MAX_EVENT_STREAMS)]
+    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::MAX_EVENT_STREAMS, value_parser = whole::<usize>)]
     pub max_event_streams: usize,
     /// Maximum number of concurrent downloads
-    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS)]
+    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS, value_parser = whole::<usize>)]
     pub max_downloads: usize,
     /// Time for requests and downloads under way to finish when the service is told to stop
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
@@ -140,10 +140,10 @@ pub struct ServiceArgs {
     #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "./data")]
     pub data_dir: PathBuf,
     /// Maximum number of running jobs
-    #[arg(long, env = "MAX_RUNNING_JOBS", value_name = "N", default_value_t = 4)]
+    #[arg(long, env = "MAX_RUNNING_JOBS", value_name = "N", default_value_t = 4, value_parser = whole::<usize>)]
     pub max_running_jobs: usize,
     /// Maximum number of queued jobs
-    #[arg(long, env = "MAX_QUEUED_JOBS", value_name = "N", default_value_t = 100)]
+    #[arg(long, env = "MAX_QUEUED_JOBS", value_name = "N", default_value_t = 100, value_parser = whole::<usize>)]
     pub max_queued_jobs: usize,
     /// How long a finished job keeps its files (30m, 12h, 7d)
     #[arg(long, env = "RETENTION", value_name = "TIME", default_value = "7d", value_parser = duration)]

@@ -1,6 +1,7 @@
 //! Values of settings: how each is parsed, and what it must be if that fails.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -41,6 +42,14 @@ pub(super) fn secret(text: &str) -> Result<SecretString, String> {
 
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8080".to_owned())
+}
+
+pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "must be a whole number".to_owned())
+}
+
+pub(super) fn decimal(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "must be a number, such as 0.5 or 20".to_owned())
 }
 
 /// `500ms`, `30s`, `12h`, `7d`; a day is 24 hours.

@@ -89,7 +89,7 @@ impl Checking<'_> {
             };
             failed("token", elapsed, &error.into_failure(kind, TRIES))
         };
-        Ok((fine("token", elapsed, "Zoom issued an access token"), token.map_err(failure)?))
+        Ok((fine("token", elapsed, "the app has an access token from Zoom"), token.map_err(failure)?))
     }
 
     /// Also returns the id of the first session listed.

@@ -56,13 +56,6 @@ pub struct Captured {
     pub answered: bool,
 }
 
-/// The number of failures recorded in the capture in `directory`.
-pub async fn failures_in(directory: &Path) -> Result<u64, ExtractError> {
-    let location = Location::in_directory(directory);
-    let failures = location.with_planned_reader(async |reader| reader.failure_count().await);
-    Ok(failures.await?.unwrap_or(0))
-}
-
 /// The figures of the capture in `directory`, as a job reports them.
 pub async fn figures_in(directory: &Path) -> Result<Option<Snapshot>, ExtractError> {
     let location = Location::in_directory(directory);

@@ -23,7 +23,7 @@ pub mod windows;
 
 pub use crate::capture::{Counts, Meta, is_damaged_copy};
 pub use crate::zoom::{Account, Include, Waiting};
-pub use earlier::{Captured, captured, failures_in, figures_in};
+pub use earlier::{Captured, captured, figures_in};
 pub use progress::{Progress, Snapshot};
 pub use request::{EditsBy, ExtractRequest, SessionFilter};
 pub use run::{Damage, Extent, RunSummary, run};

@@ -88,7 +88,7 @@ pub struct Snapshot {
     pub units_total: u64,
     pub units_done: u64,
     pub units_failed: u64,
-    #[serde(default)]
+    /// Ranges and listings that failed for good.
     pub failures: u64,
     pub messages: u64,
     pub edited_messages: u64,
@@ -215,7 +215,10 @@ impl Progress {
             edited_messages: self.edited_messages.get(),
             deleted_messages: self.deleted_messages.get(),
             traffic: totals,
-            requests_per_second: requests_per_second.map(|rate| (rate * 10.0).round() / 10.0),
+            // During a pause nothing is sent.
+            requests_per_second: requests_per_second
+                .filter(|_| waiting.is_none())
+                .map(|rate| (rate * 10.0).round() / 10.0),
             percent: share.map(|share| (share * 1000.0).floor() / 10.0),
             eta_seconds,
             waiting,

@@ -88,8 +88,12 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
 
 async fn summary(reader: &mut Reader, damage: Damage) -> Result<RunSummary, CaptureError> {
     let counts = reader.counts().await?;
-    let (started_at, damaged_at) = (reader.time(Meta::StartedAt).await?, reader.time(Meta::DamagedAt).await?);
-    let extent = Extent { sound_since: damaged_at.or(started_at), items: counts.items.iter().sum() };
+    let sound_since = match reader.meta(Meta::DamagedAt).await? {
+        // If it cannot be read, this extent covers no other: better one archive kept too many.
+        Some(damaged_at) => damaged_at.parse().ok(),
+        None => reader.time(Meta::StartedAt).await?,
+    };
+    let extent = Extent { sound_since, items: counts.items.iter().sum() };
     let captured_until = reader.time(Meta::CapturedUntil).await?;
     Ok(RunSummary { counts, extent, captured_until, damage })
 }

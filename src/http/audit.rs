@@ -157,7 +157,7 @@ async fn run_recorded(
     let told = |value: &HeaderValue| Some(value.to_str().ok()?.chars().take(MOST_TOLD).collect::<String>());
     let text = |name| headers.get(name).and_then(told);
     state.audit.write(&Line {
-        at: state.clock.now().to_string(),
+        at: format!("{:.3}", state.clock.now()),
         action,
         job,
         key: name,

@@ -191,7 +191,8 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .layer(set("content-security-policy", DOCS_POLICY));
     let protected = protected
         .layer(from_fn_with_state(state.clone(), auth::require_key))
-        .layer(from_fn_with_state(state.clone(), audit::record));
+        .layer(from_fn_with_state(state.clone(), audit::record))
+        .layer(set("cache-control", "private, no-cache"));
     let router = Router::new()
         .merge(protected)
         .merge(open)

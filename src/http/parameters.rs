@@ -104,7 +104,7 @@ pub(super) fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i6
 }
 
 pub(super) fn parse_wait(text: &str) -> Result<Duration, Problem> {
-    let bad = || bad_parameter("wait", "must be a time of at most a minute, such as 30s, 500ms or 1m");
+    let bad = || bad_parameter("wait", "must be a time such as 30s, 500ms or 1m; at most a minute is waited");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| bad())?;
     let wait = match &text[digits..] {

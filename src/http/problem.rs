@@ -174,7 +174,7 @@ impl From<JobsError> for Problem {
                     "The archive is not ready",
                     if state.is_final() {
                         format!(
-                            "the job is {} and has no archive; retry it (POST to its /retry)",
+                            "the job's state is {}, and it has no archive; retry it (POST to its /retry)",
                             state.as_str()
                         )
                     } else {
@@ -200,7 +200,7 @@ impl From<JobsError> for Problem {
                 "The service is not ready",
                 "it is shutting down; try again once it is back",
             ),
-            JobsError::DataDirectoryGone => {
+            JobsError::DataDirectoryGone | JobsError::DataDirectoryUnreadable(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", &detail)
                     .caused_by(&detail)
             }

@@ -10,7 +10,6 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::problem::Problem;
 use crate::extract::check;
-use crate::jobs::JobsError;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
@@ -43,13 +42,8 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Result<Json<Health>
     if state.stopping.is_cancelled() {
         return Err(refused("it is shutting down"));
     }
-    match state.jobs.check_files() {
-        Ok(()) => {}
-        Err(gone @ JobsError::DataDirectoryGone) => return Err(refused(&gone.to_string()).caused_by(gone)),
-        Err(error) => return Err(refused("its data directory cannot be read").caused_by(error)),
-    }
-    let has_room = state.jobs.has_room();
-    if !has_room.map_err(|error| refused("its data directory cannot be read").caused_by(error))? {
+    state.jobs.check_files()?;
+    if !state.jobs.has_room()? {
         return Err(refused("its disk is full").caused_by("the disk of DATA_DIR is full"));
     }
     let queued = state.jobs.queued().await;

@@ -154,7 +154,7 @@ impl From<&Job> for JobView {
                 waiting_until: progress.waiting.as_ref().map(|waiting| waiting.until),
                 waiting_reason: progress.waiting.as_ref().map(|waiting| waiting.reason.clone()),
             },
-            failures_total: job.failures_total,
+            failures_total: job.progress.failures,
             error: job.error.as_ref().map(|error| ErrorView {
                 kind: type_of(&error.code),
                 title: "The job failed".to_owned(),

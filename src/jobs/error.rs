@@ -11,9 +11,9 @@ pub enum JobsError {
     NotFound,
     #[error("the idempotency key was used before with another request")]
     IdempotencyConflict,
-    #[error("the queue is full ({queued} jobs, MAX_QUEUED_JOBS); try again later")]
+    #[error("the queue is full (queued: {queued}, see MAX_QUEUED_JOBS); try again later")]
     QueueFull { queued: u64 },
-    #[error("a job that is {} cannot be {action}", state.as_str())]
+    #[error("a job in state {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },
     #[error("the job has ended, but this cannot be recorded at the moment; it is retried every few seconds")]
     EndNotRecorded,
@@ -29,6 +29,8 @@ pub enum JobsError {
     FilesLeft(std::io::Error),
     #[error("the data directory is gone; restart the service once it is back")]
     DataDirectoryGone,
+    #[error("the data directory cannot be read: {0}")]
+    DataDirectoryUnreadable(std::io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

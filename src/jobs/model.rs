@@ -126,7 +126,6 @@ pub struct Job {
     pub finished_at: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
     pub progress: Snapshot,
-    pub failures_total: u64,
     pub error: Option<JobFailure>,
     pub archive: Option<ArchiveFile>,
     /// The extent of the capture from which the archive was made.
@@ -154,7 +153,6 @@ impl Job {
             finished_at: None,
             expires_at: None,
             progress: Snapshot::default(),
-            failures_total: 0,
             error: None,
             archive: None,
             archived: Extent::default(),

@@ -92,7 +92,6 @@ async fn rebuild_or_remove(
 /// capture is detected when the job resumes.
 pub(super) async fn refresh_figures(job: &mut Job, directory: &Path) {
     if let Ok(Some(progress)) = extract::figures_in(directory).await {
-        job.failures_total = progress.failures;
         job.progress = progress;
     }
 }

@@ -121,7 +121,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
                 end = &mut work => break end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
                 () = jobs.clock.sleep(PUBLISH_EVERY) => {
                     let progress = figures();
-                    entered.publish(Job { failures_total: progress.failures, progress, ..job.clone() });
+                    entered.publish(Job { progress, ..job.clone() });
                 }
             }
         }
@@ -131,7 +131,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
         tracing::info!(elapsed_ms, "job interrupted; it resumes at the next start");
     } else {
-        record_outcome(&jobs, &mut job, end, &directory).await;
+        record_outcome(&jobs, &mut job, end, &directory);
         // Listed while the job is ours: once its end is recorded another run may publish an archive.
         let superseded = directory::superseded_archives(&directory, &job);
         if record_end(&jobs, &entered, &claimed, &job).await {
@@ -164,11 +164,10 @@ async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
 }
 
 /// Fills in what is to be recorded of a job that has ended.
-async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
+fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
-            job.failures_total = counts.failures;
-            let is_whole = job.failures_total == 0;
+            let is_whole = counts.failures == 0;
             job.state = if is_whole { JobState::Completed } else { JobState::CompletedWithFailures };
             job.archive = Some(archive);
             job.earlier_archives = kept;
@@ -180,12 +179,6 @@ async fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, d
             job.error = Some(error);
         }
         Err(RunEnd::Interrupted) => job.state = JobState::Cancelled,
-    }
-    // For a completed job the failures are known; for the others the capture has them.
-    if !job.state.is_complete()
-        && let Ok(failures) = extract::failures_in(directory).await
-    {
-        job.failures_total = failures;
     }
     // This may be the archive of an earlier run, and its file may be gone.
     job.archive = job.archive.take().filter(|archive| directory::has_archive(directory, archive));
@@ -204,7 +197,7 @@ fn log_end(job: &Job, elapsed_ms: u64) {
         requests = job.progress.traffic.requests,
         retries = job.progress.traffic.retries,
         rate_limited = job.progress.traffic.rate_limited,
-        failures = job.failures_total,
+        failures = job.progress.failures,
         elapsed_ms,
         error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"

@@ -263,6 +263,7 @@ impl Jobs {
             }
             let mut job = read.clone();
             if state == JobState::Completed {
+                tracing::warn!(job.id = %id, "the job's archive is lost or altered");
                 // It is lost or altered: what is told of it is no longer true.
                 job.archive = None;
             }
@@ -273,6 +274,7 @@ impl Jobs {
             (job.finished_at, job.expires_at) = (None, None);
             job.progress.percent = None;
             if self.store.replace(&read, &job).await? {
+                tracing::info!(job.id = %id, "job queued again");
                 self.registry.announce(id);
                 self.wake_runner.notify_one();
                 return Ok(job);
@@ -435,13 +437,17 @@ impl Jobs {
 
     /// Fails if somebody has removed the data directory, or the table in it, from under us.
     pub fn check_files(&self) -> Result<(), JobsError> {
-        let is_there = self.settings.data_dir.join(super::store::FILE_NAME).try_exists()?;
-        if is_there { Ok(()) } else { Err(JobsError::DataDirectoryGone) }
+        match self.settings.data_dir.join(super::store::FILE_NAME).try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(JobsError::DataDirectoryGone),
+            Err(error) => Err(JobsError::DataDirectoryUnreadable(error)),
+        }
     }
 
     /// Whether there is space to record another job. Captures leave more than that free.
-    pub fn has_room(&self) -> std::io::Result<bool> {
-        Ok(free_space(&File::open(&self.settings.data_dir)?)? >= ROOM_FOR_A_JOB)
+    pub fn has_room(&self) -> Result<bool, JobsError> {
+        let free = File::open(&self.settings.data_dir).and_then(|directory| free_space(&directory));
+        Ok(free.map_err(JobsError::DataDirectoryUnreadable)? >= ROOM_FOR_A_JOB)
     }
 
     pub(super) fn directory(&self, id: JobId) -> PathBuf {

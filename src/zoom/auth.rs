@@ -215,7 +215,7 @@ fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestEr
         400..500 if !refusal.message.is_empty() => true,
         // From a proxy or a firewall.
         403 | 407 => false,
-        400..500 => !was_given_one,
+        300..500 => !was_given_one,
         _ => false,
     };
     match error {

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
@@ -44,6 +44,8 @@ const HOLD: Duration = Duration::from_millis(100);
 const RECOVERY: f64 = 0.00008;
 /// The share never falls below this.
 const FLOOR: f64 = 0.05;
+/// Pauses that end within this of each other are the same: each answer is read a little later than the one before.
+const SAME_END: SignedDuration = SignedDuration::from_secs(1);
 /// After nothing but 429s for this long, the limit in force is not the per-second one.
 const HOPELESS: Duration = Duration::from_secs(60);
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
@@ -171,10 +173,11 @@ impl Budget {
         self.with_pace(|pace| pace.refused_since = None);
     }
 
-    /// Sends nothing until the pause is over. A pause that ends before the one in force changes nothing.
-    pub fn pause(&self, pause: Waiting) {
+    /// Sends nothing until the pause is over. Returns false if the one in force ends about then, or later: nothing changes.
+    pub fn pause(&self, pause: Waiting) -> bool {
         let longer = self.with_pace(|pace| {
-            let longer = pace.waiting.as_ref().is_none_or(|waiting| waiting.until < pause.until);
+            let is_longer = |waiting: &Waiting| pause.until.duration_since(waiting.until) > SAME_END;
+            let longer = pace.waiting.as_ref().is_none_or(is_longer);
             if longer {
                 pace.waiting = Some(pause.clone());
             }
@@ -184,6 +187,7 @@ impl Budget {
             self.paused.send_replace(Some(pause));
             self.changed.notify_waiters();
         }
+        longer
     }
 
     /// Watches pauses as they begin, so that they can outlive the process: Zoom's count goes on across our restart.

@@ -211,7 +211,8 @@ impl RequestError {
             Self::Unreadable(what) => format!("the answer could not be read: {what}"),
             Self::TooLarge => "the answer is larger than MAX_ANSWER_BYTES".to_owned(),
             Self::NoToken(refusal) => format!(
-                "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET: {}",
+                "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET (status {}): {}",
+                refusal.status,
                 said(refusal)
             ),
         }

@@ -292,8 +292,10 @@ impl Lane {
             LimitKind::Daily => ("Zoom's daily request limit is reached", after),
         };
         let until = now + after;
-        tracing::warn!(%until, "{reason}, waiting");
-        budget.pause(Waiting { until, reason: reason.to_owned() });
+        // Many requests in flight may be told so.
+        if budget.pause(Waiting { until, reason: reason.to_owned() }) {
+            tracing::warn!(%until, "{reason}, waiting");
+        }
     }
 
     /// Makes one attempt.

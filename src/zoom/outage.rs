@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use tokio::sync::Notify;
 
 use super::budget::Waiting;
@@ -43,6 +43,8 @@ struct State {
     outages: u64,
     /// What has failed since the last answer: sessions, or the list.
     failing: HashSet<String>,
+    /// When the first of these failed.
+    failing_since: Option<Timestamp>,
     down: Option<Down>,
 }
 
@@ -50,8 +52,9 @@ struct State {
 struct Down {
     since: Timestamp,
     delay: Duration,
-    /// When the next probe is due.
+    /// When the next probe is due, and the same to the second as people are told.
     next: Duration,
+    until: Timestamp,
     why: String,
 }
 
@@ -94,6 +97,7 @@ impl Outage {
         let ended = self.with(|state| {
             state.answers += 1;
             state.failing.clear();
+            state.failing_since = None;
             state.down.take()
         });
         if let Some(down) = ended {
@@ -106,8 +110,10 @@ impl Outage {
     /// time to probe: many different subjects fail, or this request is about to be given up and nothing has been answered since
     /// it was sent.
     pub fn failed(&self, subject: &str, last_try: bool, sent: Mark) -> bool {
+        let now = self.clock.now();
         self.with(|state| {
             state.failing.insert(subject.to_owned());
+            state.failing_since.get_or_insert(now);
             state.failing.len() >= DIFFERENT || (last_try && state.answers == sent.answers)
         })
     }
@@ -152,13 +158,11 @@ impl Outage {
 
     /// What a job reports during an outage.
     pub fn waiting(&self) -> Option<Waiting> {
-        let (now, wall) = (self.clock.elapsed(), self.clock.now());
         self.with(|state| {
-            let down = state.down.as_ref()?;
-            let since = down.since.strftime("%Y-%m-%dT%H:%M:%SZ");
-            let reason =
-                format!("Zoom has not answered since {since} ({}); the next attempt is then", down.why);
-            Some(Waiting { until: wall + down.next.saturating_sub(now), reason })
+            let Down { since, until, why, .. } = state.down.as_ref()?;
+            let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
+            let reason = format!("Zoom has not answered since {since} ({why}); the next attempt is then");
+            Some(Waiting { until: *until, reason })
         })
     }
 
@@ -169,9 +173,11 @@ impl Outage {
             state.outages += u64::from(began);
             let (since, delay) = match &state.down {
                 Some(down) => (down.since, (down.delay * 2).min(LONGEST_DELAY)),
-                None => (wall, FIRST_DELAY),
+                None => (state.failing_since.unwrap_or(wall), FIRST_DELAY),
             };
-            state.down = Some(Down { since, delay, next: now + delay, why: why.to_owned() });
+            let until = wall + delay;
+            let until = until.round(Unit::Second).unwrap_or(until);
+            state.down = Some(Down { since, delay, next: now + delay, until, why: why.to_owned() });
             began
         });
         if began {
@@ -185,7 +191,7 @@ impl Outage {
 
     fn given_up(&self) -> Failure {
         let why = self.with(|state| state.down.as_ref().map(|down| down.why.clone())).unwrap_or_default();
-        let message = format!("Zoom did not answer for {}: {why}", in_words(self.longest));
+        let message = format!("Zoom did not answer within MAX_OUTAGE ({}): {why}", in_words(self.longest));
         Failure::without_answer(FailureKind::Unreachable, message)
     }
 
@@ -302,7 +308,7 @@ mod tests {
         outage.failed("1", true, outage.mark());
         let failure = outage.wait_out(|| async { Err("503".to_owned()) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Unreachable);
-        assert_eq!(failure.message, "Zoom did not answer for 1h: 503");
+        assert_eq!(failure.message, "Zoom did not answer within MAX_OUTAGE (1h): 503");
         assert!((3_600..3_700).contains(&clock.elapsed().as_secs()));
     }
 }

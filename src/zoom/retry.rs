@@ -144,7 +144,14 @@ impl Tries {
 impl RequestError {
     /// True when a gateway on the way refused this, not Zoom in its own words.
     pub fn came_from_gateway(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Transient(_)))
+        match self {
+            Self::Refused(refusal) => {
+                refusal.zoom_code.is_none() && matches!(refusal.class(), Class::Transient(_))
+            }
+            // Zoom says what is wrong with credentials.
+            Self::NoToken(refusal) => refusal.message.is_empty(),
+            _ => false,
+        }
     }
 }
 

@@ -267,6 +267,13 @@ fn rows() -> Vec<Row> {
         row("the token endpoint: 4xx, for a while", Match::Token, 2, status(401, bad_client), Whole),
         row("the token endpoint: 4xx", Match::Token, ALWAYS, status(400, bad_client), Failed("credentials")),
         row(
+            "the token endpoint: a redirect",
+            Match::Token,
+            ALWAYS,
+            with_headers(302, &[("location", "/login")], html),
+            Failed("credentials"),
+        ),
+        row(
             "the token endpoint: 404 with a page of 100 kB",
             Match::Token,
             ALWAYS,
