@@ -12,6 +12,7 @@ use futures_util::stream;
 use jiff::ToSpan;
 use jiff::civil::Date;
 
+use super::SimStats;
 use super::answers::{error, json_body, no_such_session, oauth_error, raw, too_many};
 use super::calendar::{self, DAY_MS};
 use super::dataset::Dataset;
@@ -27,26 +28,14 @@ use super::tokens::{self, AccessTokens};
 const LIST: &str = "/v2/report/chat/sessions";
 const CLASSIC_SCOPES: [&str; 2] = ["report_chat:read:admin", "imchat:read:admin"];
 
-/// Counts of requests received and answered.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Counters {
-    pub requests: u64,
-    pub token_requests: u64,
-    pub list_requests: u64,
-    pub message_requests: u64,
-    pub rate_limited: u64,
-    pub pages_served: u64,
-    pub first: Option<std::time::Instant>,
-    pub last: Option<std::time::Instant>,
-}
-
 /// The mutable state of a running simulator.
 #[derive(Debug)]
 pub(super) struct State {
     pub tokens: AccessTokens,
     pub limits: Limits,
     pub faults: Faults,
-    pub counters: Counters,
+    /// Without the figures that `limits` and `faults` keep.
+    pub stats: SimStats,
     pub qps: u32,
     pub daily_limit: u64,
     /// The scopes of newly issued tokens.
@@ -98,7 +87,7 @@ impl Api {
             tokens: AccessTokens::new(noise.with(100)),
             limits: Limits::default(),
             faults: Faults::new(settings.faults, noise.with(101)),
-            counters: Counters::default(),
+            stats: SimStats::default(),
             qps: settings.qps,
             daily_limit: settings.daily_limit,
             scopes: settings.scopes.clone().into(),
@@ -120,7 +109,7 @@ impl Api {
     pub(super) fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
         let is_for_token = uri.path() == "/oauth/token";
         if self.with(|changing| changing.down) {
-            self.with(|changing| changing.counters.requests += u64::from(!is_for_token));
+            self.with(|changing| changing.stats.requests += u64::from(!is_for_token));
             return plain(error(503, 503, "Service unavailable."));
         }
         if is_for_token {
@@ -188,7 +177,7 @@ impl Api {
             let moved = if let Some(FaultAnswer::Without(moved)) = fault { Some(moved) } else { None };
             self.list_page(&query, cursor.as_deref(), &key, turn, moved)
         };
-        self.with(|changing| changing.counters.pages_served += 1);
+        self.with(|changing| changing.stats.pages_served += 1);
         let mut response = json_body(200, body);
         let fields = response.headers_mut();
         fields.insert("x-ratelimit-category", HeaderValue::from_static("Medium"));
@@ -218,7 +207,7 @@ impl Api {
                 raw(200, &[], Body::from_stream(forever))
             }
             FaultAnswer::EndlessPages => {
-                let number = self.with(|changing| changing.counters.requests);
+                let number = self.with(|changing| changing.stats.requests);
                 let items = match session {
                     Some(_) => "\"messages\":[]".to_owned(),
                     None => format!("\"sessions\":[{}]", self.data.info_json(0)),
@@ -236,19 +225,19 @@ impl Api {
     fn admit(&self, endpoint: Endpoint) -> Result<u32, Refused> {
         let (now, day) = (calendar::now(), calendar::day_number(self.today()));
         self.with(|changing| {
-            let counters = &mut changing.counters;
-            counters.requests += 1;
+            let stats = &mut changing.stats;
+            stats.requests += 1;
             *match endpoint {
-                Endpoint::List => &mut counters.list_requests,
-                Endpoint::Messages => &mut counters.message_requests,
+                Endpoint::List => &mut stats.list_requests,
+                Endpoint::Messages => &mut stats.message_requests,
             } += 1;
-            counters.first.get_or_insert(now);
-            counters.last = Some(now);
+            stats.first_request.get_or_insert(now);
+            stats.last_request = Some(now);
             match changing.limits.arrive(now, day, changing.qps, changing.daily_limit) {
                 Verdict::Admitted { left } => Ok(left),
                 verdict => {
-                    counters.rate_limited += 1;
-                    Err(too_many(verdict, changing.qps, counters.rate_limited, (day + 1) * DAY_MS))
+                    stats.rate_limited += 1;
+                    Err(too_many(verdict, changing.qps, stats.rate_limited, (day + 1) * DAY_MS))
                 }
             }
         })
@@ -355,7 +344,7 @@ impl Api {
 
     fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
         let (fault, valid) = self.with(|changing| {
-            changing.counters.token_requests += 1;
+            changing.stats.token_requests += 1;
             (changing.faults.next_for(&Request::Token, &self.data), changing.credentials_valid)
         });
         match &fault {

@@ -38,7 +38,7 @@ pub use feed::ItemKind;
 pub use settings::{FaultLevel, SimSettings};
 
 /// Statistics of what has happened so far.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SimStats {
     /// Report requests that arrived, refused ones included.
     pub requests: u64,
@@ -91,20 +91,10 @@ impl Simulator {
     }
 
     pub fn stats(&self) -> SimStats {
-        self.api.with(|changing| {
-            let counters = &changing.counters;
-            SimStats {
-                requests: counters.requests,
-                token_requests: counters.token_requests,
-                list_requests: counters.list_requests,
-                message_requests: counters.message_requests,
-                rate_limited: counters.rate_limited,
-                faults: changing.faults.count,
-                pages_served: counters.pages_served,
-                max_in_one_second: changing.limits.most_in_one_second,
-                first_request: counters.first,
-                last_request: counters.last,
-            }
+        self.api.with(|changing| SimStats {
+            faults: changing.faults.count,
+            max_in_one_second: changing.limits.most_in_one_second,
+            ..changing.stats.clone()
         })
     }
 

@@ -82,7 +82,7 @@ fn latency(api: &Api) -> Duration {
     if jitter.is_zero() {
         return middle;
     }
-    let number = api.with(|changing| changing.counters.requests);
+    let number = api.with(|changing| changing.stats.requests);
     let spread =
         Noise::new(api.settings.seed).with(300).with(number).below(2 * jitter.as_micros() as u64 + 1);
     (middle + Duration::from_micros(spread)).saturating_sub(jitter)
