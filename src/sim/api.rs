@@ -52,31 +52,11 @@ pub(super) struct Api {
     noise: Noise,
 }
 
-/// An answer before latency is applied, and how it is to be delivered.
+/// An answer before latency is applied.
 pub(super) struct Answer {
     pub response: Response<Body>,
-    pub delivery: Delivery,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delivery {
-    Plain,
-    Reset,
-    Cut(usize),
-    Late(std::time::Duration),
-    Never,
-}
-
-impl Delivery {
-    fn of(fault: Option<&FaultAnswer>) -> Self {
-        match fault {
-            Some(FaultAnswer::Reset) => Self::Reset,
-            Some(FaultAnswer::CutBody(after)) => Self::Cut(*after),
-            Some(FaultAnswer::Delay(by)) => Self::Late(*by),
-            Some(FaultAnswer::Hang) => Self::Never,
-            _ => Self::Plain,
-        }
-    }
+    /// Faults of delivery are still to be applied, others are in the response already.
+    pub fault: Option<FaultAnswer>,
 }
 
 impl Api {
@@ -187,7 +167,7 @@ impl Api {
             fields.insert("x-ratelimit-limit", HeaderValue::from(qps));
             fields.insert("x-ratelimit-remaining", HeaderValue::from(left));
         }
-        Ok(Answer { response, delivery: Delivery::of(fault.as_ref()) })
+        Ok(Answer { response, fault })
     }
 
     /// Returns the fault's answer if it replaces the real page.
@@ -388,7 +368,7 @@ impl Api {
                 scopes.join(" ")
             ),
         );
-        Answer { response, delivery: Delivery::of(fault.as_ref()) }
+        Answer { response, fault }
     }
 }
 
@@ -412,5 +392,5 @@ fn push_head(out: &mut String, query: &Query, next: Option<String>) {
 }
 
 fn plain(response: Response<Body>) -> Answer {
-    Answer { response, delivery: Delivery::Plain }
+    Answer { response, fault: None }
 }

@@ -15,7 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::api::{Answer, Api, Delivery};
+use super::api::{Answer, Api};
+use super::faults::FaultAnswer;
 use super::noise::Noise;
 
 /// How long "never" lasts.
@@ -52,21 +53,16 @@ async fn serve(socket: TcpStream, api: Arc<Api>) {
 async fn respond(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Body>, io::Error> {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(Body::new(body), MAX_BODY).await.map_err(io::Error::other)?;
-    let Answer { response, delivery } = api.answer(&head.method, &head.uri, &head.headers, &body);
+    let Answer { response, fault } = api.answer(&head.method, &head.uri, &head.headers, &body);
     sleep(latency(&api)).await;
-    match delivery {
-        Delivery::Plain => Ok(response),
-        Delivery::Reset => Err(io::ErrorKind::ConnectionReset.into()),
-        Delivery::Cut(after) => cut(response, after).await,
-        Delivery::Late(by) => {
-            sleep(by).await;
-            Ok(response)
-        }
-        Delivery::Never => {
-            sleep(NEVER).await;
-            Ok(response)
-        }
+    match fault {
+        Some(FaultAnswer::Reset) => return Err(io::ErrorKind::ConnectionReset.into()),
+        Some(FaultAnswer::CutBody(after)) => return cut(response, after).await,
+        Some(FaultAnswer::Delay(by)) => sleep(by).await,
+        Some(FaultAnswer::Hang) => sleep(NEVER).await,
+        _ => {}
     }
+    Ok(response)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the simulator imports nothing of ours, so it has no Clock")]
