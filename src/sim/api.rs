@@ -16,7 +16,7 @@ use super::SimStats;
 use super::answers::{error, json_body, no_such_session, oauth_error, raw, too_many};
 use super::calendar::{self, DAY_MS};
 use super::dataset::Dataset;
-use super::encoding::{base64_decode_standard, parse_pairs, percent_decode, push_number};
+use super::encoding::{base64_decode_standard, parse_pairs, percent_decode};
 use super::faults::{FaultAnswer, Faults, Request};
 use super::feed::Cursor;
 use super::limits::{Limits, Verdict};
@@ -144,19 +144,21 @@ impl Api {
         }
         let is_repeated = matches!(fault, Some(FaultAnswer::RepeatPageToken));
         let cursor = opened.filter(|_| !is_repeated).transpose()?;
-        let turn = |next: Option<String>| match &fault {
-            Some(FaultAnswer::RepeatPageToken) => {
-                query.page_token.clone().or_else(|| Some("loop".to_owned()))
-            }
-            Some(FaultAnswer::Circle) => next.or_else(|| Some(tokens::seal(self.noise, &key, &[]))),
-            _ => next,
-        };
-        let body = if let Some(session) = session {
-            self.messages_page(session, &query, cursor.as_deref(), &key, turn)?
+        let (next, rest) = if let Some(session) = session {
+            self.messages_page(session, &query, cursor.as_deref(), &key)?
         } else {
             let moved = if let Some(FaultAnswer::Without(moved)) = fault { Some(moved) } else { None };
-            self.list_page(&query, cursor.as_deref(), &key, turn, moved)
+            self.list_page(&query, cursor.as_deref(), &key, moved)
         };
+        let next = match &fault {
+            Some(FaultAnswer::RepeatPageToken) => query.page_token.unwrap_or_else(|| "loop".to_owned()),
+            Some(FaultAnswer::Circle) => tokens::seal(self.noise, &key, &next.unwrap_or_default()),
+            _ => next.map(|next| tokens::seal(self.noise, &key, &next)).unwrap_or_default(),
+        };
+        let ((from, to), page_size) = (query.days, query.page_size);
+        let body = format!(
+            "{{\"from\":\"{from}\",\"to\":\"{to}\",\"page_size\":{page_size},\"next_page_token\":\"{next}\"{rest}"
+        );
         self.with(|changing| changing.stats.pages_served += 1);
         let mut response = json_body(200, body);
         let fields = response.headers_mut();
@@ -236,15 +238,15 @@ impl Api {
         self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
-    /// `turn` maps the real next page token to the one sent; the session `moved` is left out, as if it were on another page.
+    /// Returns where the next page begins, and the body after its head. The session `moved` is left out, as if it were on
+    /// another page.
     fn list_page(
         &self,
         query: &Query,
         cursor: Option<&[u64]>,
         key: &str,
-        turn: impl Fn(Option<String>) -> Option<String>,
         moved: Option<u32>,
-    ) -> String {
+    ) -> (Option<Vec<u64>>, String) {
         let (from, to) = query.days;
         let mut index = cursor.and_then(|cursor| cursor.first().copied()).unwrap_or(0) as u32;
         let mut listed = String::new();
@@ -252,7 +254,7 @@ impl Api {
         while index < self.data.session_count() {
             if self.data.is_listed(index, from, to) && moved != Some(index) {
                 if count == query.page_size {
-                    next = Some(tokens::seal(self.noise, key, &[u64::from(index)]));
+                    next = Some(vec![u64::from(index)]);
                     break;
                 }
                 if count > 0 {
@@ -263,25 +265,24 @@ impl Api {
             }
             index += 1;
         }
-        let mut out = String::with_capacity(listed.len() + 300);
-        push_head(&mut out, query, turn(next));
+        let mut out = String::with_capacity(listed.len() + 50);
         if self.noise.with(200).with_text(key).one_in(5) {
             out.push_str(",\"x_sim_note\":{\"a\" : 1.50}");
         }
         out.push_str(",\"sessions\":[");
         out.push_str(&listed);
         out.push_str("]}");
-        out
+        (next, out)
     }
 
+    /// The same for the messages of a session.
     fn messages_page(
         &self,
         session: u32,
         query: &Query,
         cursor: Option<&[u64]>,
         key: &str,
-        turn: impl Fn(Option<String>) -> Option<String>,
-    ) -> Result<String, Refused> {
+    ) -> Result<(Option<Vec<u64>>, String), Refused> {
         let is_first = cursor.is_none();
         let cursor = cursor.and_then(|cursor| match cursor {
             [message_slot, classes @ ..] => {
@@ -291,17 +292,12 @@ impl Api {
         });
         let mut arrays: [String; 3] = Default::default();
         let next = self.data.page(session, query.days, query.options, (query.page_size, cursor), &mut arrays);
-        let next = next.map(|cursor| {
-            let mut words = vec![cursor.message_slot];
-            words.extend(cursor.class_slots);
-            tokens::seal(self.noise, key, &words)
-        });
+        let next = next.map(|cursor| [&[cursor.message_slot], &cursor.class_slots[..]].concat());
         if self.settings.empty_is_not_found && is_first && arrays.iter().all(String::is_empty) {
             return Err(no_such_session());
         }
         let [messages, edited, deleted] = arrays;
-        let mut out = String::with_capacity(messages.len() + edited.len() + deleted.len() + 400);
-        push_head(&mut out, query, turn(next));
+        let mut out = String::with_capacity(messages.len() + edited.len() + deleted.len() + 100);
         if self.noise.with(201).with_text(key).one_in(9) {
             out.push_str(",\"x_sim_note\":[1,2 ,3]");
         }
@@ -319,7 +315,7 @@ impl Api {
             }
         }
         out.push_str("]}");
-        Ok(out)
+        Ok((next, out))
     }
 
     fn token(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Answer {
@@ -380,15 +376,6 @@ fn check_scopes(granted: &[String], endpoint: Endpoint) -> Result<(), Refused> {
     }
     let message = format!("Invalid access token, does not contain scopes:[{granular}].");
     Err(error(400, 4711, &message))
-}
-
-fn push_head(out: &mut String, query: &Query, next: Option<String>) {
-    let (from, to) = query.days;
-    out.push_str(&format!("{{\"from\":\"{from}\",\"to\":\"{to}\",\"page_size\":"));
-    push_number(out, u64::from(query.page_size));
-    out.push_str(",\"next_page_token\":\"");
-    out.push_str(&next.unwrap_or_default());
-    out.push('"');
 }
 
 fn plain(response: Response<Body>) -> Answer {
