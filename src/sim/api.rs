@@ -131,10 +131,7 @@ impl Api {
         let asked_key = format!("{key} {:?}", opened.as_ref().map(|opened| opened.as_ref().ok()));
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;
-        let request = match session {
-            Some(session) => Request::Messages { key: &asked_key, session, from, to, has_page_token },
-            None => Request::List { key: &asked_key, from, to, has_page_token },
-        };
+        let request = Request::Report { key: &asked_key, session, from, to, has_page_token };
         let fault = self.with(|changing| changing.faults.next_for(&request, &self.data));
         if let Some(answer) = fault.as_ref().and_then(|fault| self.instead_of_page(fault, session, &token)) {
             return answer.map(plain);

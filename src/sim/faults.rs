@@ -80,8 +80,14 @@ pub enum FaultAnswer {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Request<'a> {
     Token,
-    List { key: &'a str, from: Date, to: Date, has_page_token: bool },
-    Messages { key: &'a str, session: u32, from: Date, to: Date, has_page_token: bool },
+    /// Without a session it is for the list.
+    Report {
+        key: &'a str,
+        session: Option<u32>,
+        from: Date,
+        to: Date,
+        has_page_token: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -133,15 +139,17 @@ impl Faults {
     /// The three things that never work in a nasty account.
     fn permanent(request: &Request<'_>, data: &Dataset) -> Option<FaultAnswer> {
         match request {
-            Request::List { from, to, .. } => {
+            Request::Report { session: None, from, to, .. } => {
                 let (first, last) = data.unlistable_days()?;
                 (*from <= last && *to >= first)
                     .then(|| json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
             }
-            Request::Messages { session, .. } if data.always_failing_session() == Some(*session) => {
+            Request::Report { session: Some(session), .. }
+                if data.always_failing_session() == Some(*session) =>
+            {
                 Some(json(500, "{\"code\":500,\"message\":\"Internal error.\"}"))
             }
-            Request::Messages { session, .. } if data.gone() == Some(*session) => {
+            Request::Report { session: Some(session), .. } if data.gone() == Some(*session) => {
                 Some(json(404, "{\"code\":5301,\"message\":\"The session does not exist.\"}"))
             }
             _ => None,
@@ -153,8 +161,8 @@ impl Faults {
             (FaultLevel::None, _) => return None,
             (FaultLevel::Light, Request::Token) => (30, "token"),
             (FaultLevel::Nasty, Request::Token) => (100, "token"),
-            (FaultLevel::Light, Request::List { key, .. } | Request::Messages { key, .. }) => (20, *key),
-            (FaultLevel::Nasty, Request::List { key, .. } | Request::Messages { key, .. }) => (60, *key),
+            (FaultLevel::Light, Request::Report { key, .. }) => (20, *key),
+            (FaultLevel::Nasty, Request::Report { key, .. }) => (60, *key),
         };
         let noise = self.noise.with_text(key);
         let asked = self.asked.entry(noise.value()).or_default();
@@ -185,18 +193,19 @@ impl Faults {
 
 impl Match {
     fn holds(&self, request: &Request<'_>) -> bool {
-        match (self, request) {
-            (Self::Token, Request::Token)
-            | (Self::Any | Self::List, Request::List { .. })
-            | (Self::Any | Self::Messages, Request::Messages { .. }) => true,
-            (Self::ListTouching(day), Request::List { from, to, .. })
-            | (Self::MessagesTouching(day), Request::Messages { from, to, .. }) => from <= day && day <= to,
-            (Self::Session(wanted), Request::Messages { session, .. }) => wanted == session,
-            (
-                Self::WithPageToken,
-                Request::List { has_page_token, .. } | Request::Messages { has_page_token, .. },
-            ) => *has_page_token,
-            _ => false,
+        let Request::Report { session, from, to, has_page_token, .. } = *request else {
+            return matches!(self, Self::Token);
+        };
+        let touches = |day: &Date| from <= *day && *day <= to;
+        match self {
+            Self::Any => true,
+            Self::List => session.is_none(),
+            Self::Messages => session.is_some(),
+            Self::ListTouching(day) => session.is_none() && touches(day),
+            Self::MessagesTouching(day) => session.is_some() && touches(day),
+            Self::Session(wanted) => session == Some(*wanted),
+            Self::WithPageToken => has_page_token,
+            Self::Token => false,
         }
     }
 }
