@@ -2,7 +2,6 @@
 //!
 //! Tests compare archives with it: [`Dataset::items`] is the exact text of everything a query serves, in order.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::ToSpan;
@@ -58,13 +57,7 @@ pub struct SimSession {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SessionShape {
     pub group: bool,
-    members: u64,
-}
-
-impl SessionShape {
-    pub(super) fn writers(&self) -> u64 {
-        self.members
-    }
+    pub members: u64,
 }
 
 /// The content of one account. Cheap to clone.
@@ -80,8 +73,6 @@ struct Inner {
     first_day: Date,
     last_day: Date,
     sizes: Vec<SessionSize>,
-    /// Hostile ids, which do not contain their session's index.
-    special_ids: HashMap<String, u32>,
     faults: FaultLevel,
 }
 
@@ -100,7 +91,7 @@ impl Dataset {
             start_of_day_ms(first_day),
             end_of_day_ms(last_day),
         );
-        let mut inner = Inner {
+        Self(Arc::new(Inner {
             account,
             hostile: settings.hostile,
             text_scale: settings.text_scale,
@@ -108,14 +99,8 @@ impl Dataset {
             first_day,
             last_day,
             sizes,
-            special_ids: HashMap::new(),
             faults: settings.faults,
-        };
-        if settings.hostile {
-            let last = (hostile::IDS.len() as u32).min(settings.sessions.saturating_sub(1));
-            inner.special_ids = (1..=last).map(|index| (inner.id(index), index)).collect();
-        }
-        Self(Arc::new(inner))
+        }))
     }
 
     pub fn session_count(&self) -> u32 {
@@ -142,13 +127,13 @@ impl Dataset {
     }
 
     pub fn index_of(&self, id: &str) -> Option<u32> {
-        if let Some(index) = self.0.special_ids.get(id) {
-            return Some(*index);
-        }
-        // Ordinary ids begin with their index, XORed with a value derived from the seed.
-        let veiled = u64::from_str_radix(id.get(..16)?, 16).ok()?;
-        let index = u32::try_from(veiled ^ self.0.account.with(5).value()).ok()?;
-        ((index as usize) < self.0.sizes.len() && self.0.id(index) == id).then_some(index)
+        let inner = &*self.0;
+        // Ordinary ids begin with their index, XORed with a value derived from the seed; special ones are the first few.
+        let veiled = id.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let ordinary = veiled.and_then(|veiled| u32::try_from(veiled ^ inner.account.with(5).value()).ok());
+        let special = (1..).take_while(|index| inner.special(hostile::IDS, *index).is_some());
+        let mut candidates = ordinary.into_iter().chain(special);
+        candidates.find(|index| *index < self.session_count() && inner.id(*index) == id)
     }
 
     /// Sessions with anything sent, edited or deleted in the range, in list order.
@@ -172,18 +157,12 @@ impl Dataset {
         let inner = self.0.clone();
         let mut feed = inner.feed(session, from, to, options);
         let shape = inner.shape(session);
-        let mut waiting = None;
-        std::iter::from_fn(move || {
-            if let Some(item) = waiting.take() {
-                return Some(item);
-            }
+        let steps = std::iter::from_fn(move || {
             let step = feed.peek()?;
             feed.take(&step);
-            let mut items = inner.items_of(session, &shape, &step, options);
-            let first = items.next();
-            waiting = items.next();
-            first
-        })
+            Some(step)
+        });
+        steps.flat_map(move |step| inner.items_of(session, &shape, &step, options))
     }
 
     /// The least number of requests that it takes to list these days and to read every listed session with full pages.
@@ -320,9 +299,15 @@ impl Inner {
 
     fn shape(&self, index: u32) -> SessionShape {
         let noise = self.session_noise(index);
-        let has_special_name = self.hostile && (1..=hostile::NAMES.len()).contains(&(index as usize));
+        let has_special_name = self.special(hostile::NAMES, index).is_some();
         let group = index == 0 || has_special_name || noise.with(11).below(10) < 4;
         SessionShape { group, members: if group { noise.with(12).between(3, 60) } else { 2 } }
+    }
+
+    /// The session's entry in a table of `hostile`, if it has one.
+    fn special(&self, table: &'static [&'static str], index: u32) -> Option<&'static str> {
+        let entry = table.get((index as usize).checked_sub(1)?)?;
+        self.hostile.then_some(entry)
     }
 
     fn id(&self, index: u32) -> String {
@@ -332,9 +317,8 @@ impl Inner {
             push_hex(&mut out, noise.with(4).value(), digits);
             out
         };
-        let special = if self.hostile && index > 0 { hostile::IDS.get(index as usize - 1) } else { None };
-        match special {
-            Some(pattern) if *pattern == hostile::LONG_ID => {
+        match self.special(hostile::IDS, index) {
+            Some(hostile::LONG_ID) => {
                 digits(16).repeat(hostile::LONG_ID_LENGTH / 16 + 1)[..hostile::LONG_ID_LENGTH].to_owned()
             }
             Some(pattern) => pattern.replace("{}", &digits(12)),
@@ -354,10 +338,9 @@ impl Inner {
             return String::new();
         }
         let noise = self.session_noise(index);
-        let special = if self.hostile && index > 0 { hostile::NAMES.get(index as usize - 1) } else { None };
-        match special {
-            Some(name) if *name == hostile::LONG_NAME => "long näme ".repeat(hostile::LONG_NAME_LENGTH / 10),
-            Some(name) => (*name).to_owned(),
+        match self.special(hostile::NAMES, index) {
+            Some(hostile::LONG_NAME) => "long näme ".repeat(hostile::LONG_NAME_LENGTH / 10),
+            Some(name) => name.to_owned(),
             None => {
                 let mut name = noise
                     .with(14)
@@ -383,9 +366,9 @@ impl Inner {
         if self.faults != FaultLevel::Nasty {
             return None;
         }
-        let first = if self.hostile { hostile::IDS.len() as u32 + 1 } else { 1 };
         let whole_time = self.sizes.first()?.span_ms;
-        (first..self.sizes.len() as u32)
+        (1..self.sizes.len() as u32)
+            .filter(|index| self.special(hostile::IDS, *index).is_none())
             .filter(|index| {
                 let size = &self.sizes[*index as usize];
                 size.live >= 5 && size.span_ms == whole_time
@@ -397,9 +380,7 @@ impl Inner {
         let query = FeedQuery {
             from_ms: start_of_day_ms(from),
             until_ms: end_of_day_ms(to),
-            edited: options.edited,
-            deleted: options.deleted,
-            by_action_time: options.all_modifications,
+            options,
             newest_first: self.newest_first,
         };
         Feed::new(self.plan(session), query)

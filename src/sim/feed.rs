@@ -3,6 +3,7 @@
 //! A feed is a pure function of (session, range, options, cursor) and costs only what it yields: the slots of a range
 //! are found by arithmetic on timestamps that never decrease. Renders nothing.
 
+use super::dataset::ItemOptions;
 use super::noise::Noise;
 use super::sizes::{BLOCK, LIVE_IN_BLOCK, SessionSize};
 
@@ -152,11 +153,8 @@ impl SlotPlan {
 pub(super) struct FeedQuery {
     pub from_ms: i64,
     pub until_ms: i64,
-    pub edited: bool,
-    pub deleted: bool,
-    /// Selects modifications by their own time instead of the time at which their message was sent.
-    pub by_action_time: bool,
-    /// Serves the last slot first; has no effect with `by_action_time`.
+    pub options: ItemOptions,
+    /// Serves the last slot first; has no effect when modifications are selected by their own time.
     pub newest_first: bool,
 }
 
@@ -174,8 +172,6 @@ pub(super) struct Step {
     pub slot: u64,
     pub message: bool,
     pub modification: Option<Modification>,
-    /// The class whose cursor to advance; `None` advances the message cursor.
-    source: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -192,7 +188,7 @@ impl Feed {
     pub(super) fn new(plan: SlotPlan, query: FeedQuery) -> Self {
         let mut class_slots = [0; CLASSES];
         let mut class_ends = [0; CLASSES];
-        if query.by_action_time && (query.edited || query.deleted) {
+        if query.options.all_modifications && (query.options.edited || query.options.deleted) {
             for class in 0..CLASSES {
                 (class_slots[class], class_ends[class]) =
                     plan.slots_acted_on(class, query.from_ms, query.until_ms);
@@ -220,20 +216,22 @@ impl Feed {
     fn wants(&self, kind: ItemKind) -> bool {
         match kind {
             ItemKind::Message => true,
-            ItemKind::Edited => self.query.edited,
-            ItemKind::Deleted => self.query.deleted,
+            ItemKind::Edited => self.query.options.edited,
+            ItemKind::Deleted => self.query.options.deleted,
         }
     }
 
     /// The next step without taking it.
     pub(super) fn peek(&mut self) -> Option<Step> {
-        if self.query.by_action_time { self.peek_by_time() } else { self.peek_by_slot() }
+        if self.query.options.all_modifications { self.peek_by_time() } else { self.peek_by_slot() }
     }
 
     pub(super) fn take(&mut self, step: &Step) {
-        match step.source {
-            None => self.cursor.message_slot += 1,
-            Some(class) => self.cursor.class_slots[class] = step.slot + 1,
+        match step.modification {
+            Some(found) if self.query.options.all_modifications => {
+                self.cursor.class_slots[found.class] = step.slot + 1;
+            }
+            _ => self.cursor.message_slot += 1,
         }
     }
 
@@ -246,7 +244,7 @@ impl Feed {
             let message = modification.is_none_or(|modification| modification.kind != ItemKind::Deleted);
             let modification = modification.filter(|modification| self.wants(modification.kind));
             if message || modification.is_some() {
-                return Some(Step { slot, message, modification, source: None });
+                return Some(Step { slot, message, modification });
             }
             self.cursor.message_slot += 1;
         }
@@ -260,7 +258,7 @@ impl Feed {
         let mut earliest = None;
         if self.cursor.message_slot < self.message_end {
             let slot = self.cursor.message_slot;
-            let step = Step { slot, message: true, modification: None, source: None };
+            let step = Step { slot, message: true, modification: None };
             earliest = Some((self.plan.sent_ms(slot), step));
         }
         for class in 0..CLASSES {
@@ -280,7 +278,7 @@ impl Feed {
             let slot = self.cursor.class_slots[class];
             let modification = self.plan.modification(slot);
             if modification.is_some_and(|found| found.class == class && self.wants(found.kind)) {
-                return Some(Step { slot, message: false, modification, source: Some(class) });
+                return Some(Step { slot, message: false, modification });
             }
             self.cursor.class_slots[class] += 1;
         }

@@ -41,7 +41,7 @@ pub(super) fn push_message_id(out: &mut String, plan: &SlotPlan, slot: u64) {
 pub(super) fn push_item(out: &mut String, item: &ItemOf<'_>, options: ItemOptions) {
     let noise = item.plan.slot_noise(item.slot);
     let sent_ms = item.plan.sent_ms(item.slot);
-    let sender = words::person_of(item.plan.noise, noise.with(31).below(item.shape.writers().min(WRITERS)));
+    let sender = words::person_of(item.plan.noise, noise.with(31).below(item.shape.members.min(WRITERS)));
     // Legal, and easily lost by a client that parses and re-serialises.
     out.push_str(if noise.with(32).one_in(20) { "{ \"id\" : \"" } else { "{\"id\":\"" });
     push_message_id(out, &item.plan, item.slot);

@@ -111,7 +111,6 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
             counts[index as usize] = given;
             left -= given;
         }
-        counts[0] += left;
         return counts;
     }
 
@@ -129,12 +128,9 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
         counts[index as usize] += given;
         left -= given;
     }
+    // Never empty: the first five ranks always get something.
     let takers: Vec<u32> =
         order.iter().copied().take(large).filter(|&index| counts[index as usize] > 0).collect();
-    if takers.is_empty() {
-        counts[0] += left;
-        return counts;
-    }
     let (each, over) = (left / takers.len() as u64, left % takers.len() as u64);
     for (&index, position) in takers.iter().zip(0_u64..) {
         counts[index as usize] += each + u64::from(position < over);
