@@ -1,13 +1,14 @@
 //! Days and instants of the simulated account, and the only places where the simulator reads a clock.
 //!
-//! UTC throughout. Calendar arithmetic on months is jiff's; the rest is plain day numbers, because millions of
-//! timestamps are rendered.
+//! UTC throughout. Calendar arithmetic is jiff's, except that of rendering instants, because millions are rendered.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use jiff::civil::Date;
+use jiff::SignedDuration;
+use jiff::civil::{Date, date};
 
 pub(super) const DAY_MS: i64 = 86_400_000;
+const EPOCH: Date = date(1970, 1, 1);
 
 /// Milliseconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the simulator imports nothing of ours, so it has no Clock")]
@@ -27,14 +28,7 @@ pub(super) fn system_today() -> Date {
 
 /// Days since 1970-01-01.
 pub(super) fn day_number(date: Date) -> i64 {
-    let (year, month, day) = (i64::from(date.year()), i64::from(date.month()), i64::from(date.day()));
-    let shifted_year = if month <= 2 { year - 1 } else { year };
-    let era = shifted_year.div_euclid(400);
-    let year_of_era = shifted_year.rem_euclid(400);
-    let month_from_march = (month + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
+    date.duration_since(EPOCH).as_hours() / 24
 }
 
 /// Year, month and day of a day number.
@@ -50,13 +44,8 @@ fn civil_of_day(day: i64) -> (i64, i64, i64) {
     (year, month, day_of_year - (153 * month_from_march + 2) / 5 + 1)
 }
 
-pub(super) fn date_of_day(day: i64) -> Date {
-    let (year, month, day) = civil_of_day(day);
-    let narrow = |value: i64| i8::try_from(value).expect("months and days are below 32");
-    i16::try_from(year)
-        .ok()
-        .and_then(|year| Date::new(year, narrow(month), narrow(day)).ok())
-        .unwrap_or(Date::MAX)
+fn date_of_day(day: i64) -> Date {
+    EPOCH.saturating_add(SignedDuration::from_hours(day * 24))
 }
 
 /// The first millisecond of the day.
@@ -102,6 +91,11 @@ mod tests {
         while date.year() < 2040 {
             assert_eq!(day_number(date), day);
             assert_eq!(date_of_day(day), date);
+            let (year, month, day_of_month) = civil_of_day(day);
+            assert_eq!(
+                (year, month, day_of_month),
+                (i64::from(date.year()), i64::from(date.month()), i64::from(date.day()))
+            );
             date = date.checked_add(1.day()).unwrap();
             day += 1;
         }

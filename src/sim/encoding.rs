@@ -1,53 +1,30 @@
-//! Small encodings: base64 (both alphabets), percent-decoding, JSON strings, decimal numbers.
+//! Small encodings: base64 (both alphabets), percent-decoding, JSON strings, hexadecimal and decimal numbers.
 //!
-//! Hand-written because messages are rendered by the million and because the simulator must not share code with the
-//! client it tests.
+//! Base64 is the crate's. The rest is hand-written: JSON strings and numbers because messages are rendered by the million,
+//! percent-decoding because the client encodes with a crate and the simulator must not share code with the client it tests.
 
-const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const URL_SAFE: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+
 const LOWER_HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Base64 with the URL-safe alphabet, without padding.
 pub(super) fn base64url_encode(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    push_base64url(&mut out, bytes);
-    out
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
 pub(super) fn push_base64url(out: &mut String, bytes: &[u8]) {
-    for chunk in bytes.chunks(3) {
-        let word =
-            chunk.iter().fold(0_u32, |word, byte| (word << 8) | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for position in 0..=chunk.len() {
-            let index = (word >> (18 - 6 * position)) & 0x3f;
-            out.push(char::from(URL_SAFE[index as usize]));
-        }
-    }
+    BASE64_URL_SAFE_NO_PAD.encode_string(bytes, out);
 }
 
+/// Only the canonical encoding is accepted: a token with changed spare bits is not the one that was issued.
 pub(super) fn base64url_decode(text: &str) -> Option<Vec<u8>> {
-    base64_decode(text, URL_SAFE)
+    BASE64_URL_SAFE_NO_PAD.decode(text).ok()
 }
 
 /// Base64 as HTTP Basic uses it; padding is optional.
 pub(super) fn base64_decode_standard(text: &str) -> Option<Vec<u8>> {
-    base64_decode(text.trim_end_matches('='), STANDARD)
-}
-
-fn base64_decode(text: &str, alphabet: &[u8; 64]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut word, mut bits) = (0_u32, 0_u32);
-    for byte in text.bytes() {
-        let digit = alphabet.iter().position(|candidate| *candidate == byte)?;
-        word = ((word << 6) | u32::try_from(digit).ok()?) & 0xfff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push(u8::try_from((word >> bits) & 0xff).ok()?);
-        }
-    }
-    // Only the canonical encoding is accepted: a token with changed spare bits is not the one that was issued.
-    (bits < 6 && word & ((1 << bits) - 1) == 0).then_some(out)
+    BASE64_STANDARD_NO_PAD.decode(text.trim_end_matches('=')).ok()
 }
 
 /// Percent-decodes one layer. `None` for a broken escape or text that is not UTF-8.
