@@ -118,12 +118,12 @@ impl Simulator {
         json!({ "from": self.days.0.to_string(), "to": self.days.1.to_string() })
     }
 
-    /// The fewest requests in which all of its days can be fetched.
+    /// The fewest requests in which all of its days can be fetched; the day may have changed since it started.
     pub fn least_requests(&self) -> f64 {
         let Profile { sessions, messages, months, heaviest_share, text_scale, .. } = self.profile;
         let settings =
             SimSettings { sessions, messages, months, heaviest_share, text_scale, ..SimSettings::default() };
-        let data = Dataset::new(&settings, SystemClock::new().today());
+        let data = Dataset::new(&settings, self.days.1.tomorrow().unwrap());
         let whole = DateRange { from: self.days.0, to: self.days.1 };
         let windows = windows::plan(whole);
         let least = |window: &DateRange| data.least_requests(window.from, window.to, ItemOptions::default());
