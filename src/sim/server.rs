@@ -31,9 +31,9 @@ pub(super) async fn accept(listener: TcpListener, api: Arc<Api>, stop: Cancellat
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        // Most likely out of file descriptors: the next accept may succeed.
+        // Most likely out of file descriptors: a later accept may succeed.
         let Ok((socket, _)) = accepted else {
-            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(10)).await;
             continue;
         };
         let (api, stop) = (api.clone(), stop.clone());
@@ -72,7 +72,8 @@ async fn sleep(duration: Duration) {
     }
 }
 
-/// Uniformly distributed around the configured latency, the same for the same request number.
+/// Uniformly distributed around the configured latency. It follows from the number of report requests so far: a token
+/// request has that of the report request before it, and concurrent answers may share one.
 fn latency(api: &Api) -> Duration {
     let (middle, jitter) = (api.settings.latency, api.settings.latency_jitter);
     if jitter.is_zero() {
