@@ -42,13 +42,13 @@ pub(super) struct SimulateArgs {
     /// Level of random faults
     #[arg(long, value_enum, default_value_t = FaultLevel::None)]
     faults: FaultLevel,
-    /// Random seed: the same number gives the same account and faults
+    /// Random seed: on the same UTC day, the same number gives the same account and faults
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Lifetime of an access token in seconds
     #[arg(long, default_value_t = 3_600)]
     token_ttl: u64,
-    /// Share of all messages that are in the largest chat
+    /// Share of all messages that are in the first chat
     #[arg(long, default_value_t = 0.15, value_parser = share)]
     heaviest_share: f64,
     /// Factor by which messages are longer than usual

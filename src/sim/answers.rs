@@ -55,7 +55,7 @@ pub(super) fn too_many(verdict: Verdict, qps: u32, count: u64, midnight_ms: i64)
     }
     let message = "You have reached the maximum per-second rate limit for this API. Try again later.";
     let mut response = error(429, 429, message);
-    // Observed: Zoom sends these with and without the type, never with Retry-After.
+    // Observed: Zoom sends these with and without the type, and often without Retry-After.
     if count.is_multiple_of(2) {
         response.headers_mut().insert("x-ratelimit-type", HeaderValue::from_static("QPS"));
         response.headers_mut().insert("x-ratelimit-limit", HeaderValue::from(qps));

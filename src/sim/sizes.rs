@@ -114,7 +114,8 @@ fn message_counts(noise: Noise, sessions: u32, messages: u64, heaviest_share: f6
         return counts;
     }
 
-    // The upper half shares the rest, decreasing with rank; flattened at the top so that session 0 stays the largest.
+    // The upper half shares the rest, decreasing with rank; flattened at the top so that session 0, the first
+    // chat, usually stays the largest.
     let large = order.len().div_ceil(2);
     let weight = |rank: usize| 1.0 / (rank as f64 + 6.0).powf(1.5);
     let weights: f64 = (0..large).map(weight).sum();
