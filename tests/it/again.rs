@@ -11,8 +11,10 @@ use zoom_chat_reports::capture::{Change, Location, RangeId};
 use zoom_chat_reports::days::DateRange;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
-use crate::failures::{account, fault, status, whole_despite};
-use crate::harness::{Missing, World, assert_whole, page_of_hour, sent};
+use crate::failures::{account, whole_despite};
+use crate::harness::{
+    EXPIRED_PAGE_TOKEN, GONE, Missing, World, always, assert_whole, fault, page_of_hour, sent, status,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_loop_of_pages_all_are_kept_and_retry_doubles_none() {
@@ -45,7 +47,7 @@ async fn of_a_loop_of_pages_all_are_kept_and_retry_doubles_none() {
 async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept() {
     let forget_tokens = |settings: &mut AppSettings| settings.jobs.extract.page_token_life = Duration::ZERO;
     let world = World::with(account(), forget_tokens).await;
-    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, GONE)));
     let id = world.submit(&world.everything()).await;
     let mut kept = None;
     // Each retry restarts its chains, and finds nothing there any more.
@@ -71,9 +73,8 @@ async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_gone_when_its_chain_begins_again_is_a_failure_and_what_came_before_is_kept() {
     let world = World::new(SimSettings { months: 1, ..account() }).await;
-    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
-    world.sim.script(fault(Match::Session(0), 1, 1, status(400, expired)));
-    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    world.sim.script(fault(Match::Session(0), 1, 1, status(400, EXPIRED_PAGE_TOKEN)));
+    world.sim.script(fault(Match::Session(0), 2, u32::MAX, status(404, GONE)));
     let id = world.submit(&world.one_window().0).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures");
@@ -144,9 +145,9 @@ async fn whatever_came_stays(sim: SimSettings, mut faults: Vec<ScriptedFault>, c
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_brings_less() {
-    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     let sim = SimSettings { messages: 4_000, months: 1, ..account() };
-    whatever_came_stays(sim, vec![fault(Match::Session(0), 3, 1, status(400, expired))], 300).await;
+    whatever_came_stays(sim, vec![fault(Match::Session(0), 3, 1, status(400, EXPIRED_PAGE_TOKEN))], 300)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -193,10 +194,9 @@ async fn what_was_changed_before_a_chain_began_again_is_there_once_and_as_it_is_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
-    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
     let faults = vec![
-        fault(Match::Session(0), 3, 1, status(400, expired)),
-        fault(Match::Session(0), 5, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#)),
+        fault(Match::Session(0), 3, 1, status(400, EXPIRED_PAGE_TOKEN)),
+        fault(Match::Session(0), 5, u32::MAX, status(404, GONE)),
     ];
     let sim = SimSettings { messages: 4_000, months: 1, ..account() };
     whatever_came_is_kept(sim, faults, 300).await;
@@ -205,7 +205,7 @@ async fn what_a_chain_had_before_it_began_again_is_kept_when_it_then_fails() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_session_had_before_it_was_split_is_kept_when_it_then_fails() {
     // Nothing else is left to do, so it is split once its first page has shown how long it is.
-    let gone = fault(Match::Session(0), 1, u32::MAX, status(404, r#"{"code":5301,"message":"gone"}"#));
+    let gone = fault(Match::Session(0), 1, u32::MAX, status(404, GONE));
     let sim = SimSettings { messages: 24_000, sessions: 1, months: 1, ..account() };
     let sim = SimSettings { latency: Duration::from_millis(100), ..sim };
     let failures = whatever_came_is_kept(sim, vec![gone], 100).await;
@@ -219,8 +219,7 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
     let sim = SimSettings { latency: Duration::from_millis(100), ..sim };
     for after in 1..4 {
         let world = World::new(sim.clone()).await;
-        let gone = status(404, r#"{"code":5301,"message":"gone"}"#);
-        world.sim.script(fault(Match::Session(0), after, 1, gone));
+        world.sim.script(fault(Match::Session(0), after, 1, status(404, GONE)));
         let (body, days) = world.one_window();
         let (job, archive) = world.run(&body).await;
         assert_eq!(job["state"], "completed", "{after}: {job:#}");
@@ -235,7 +234,7 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
 async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() {
     let sim = SimSettings { messages: 2_000, sessions: 1, months: 1, ..account() };
     let mut world = World::with(sim, |settings| settings.zoom.in_flight = 1).await;
-    world.sim.script(fault(Match::Messages, 0, u32::MAX, FaultAnswer::Hang));
+    world.sim.script(always(Match::Messages, FaultAnswer::Hang));
     let (body, (from, to)) = world.one_window();
     let id = world.submit(&body).await;
     world.wait_until(&id, |job| job["progress"]["units_total"] == 1).await;
@@ -248,7 +247,7 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     writer.close().await;
     world.sim.clear_script();
     let before = world.sim.stats().faults;
-    world.sim.script(fault(Match::Messages, 0, 1, status(404, r#"{"code":5301,"message":"gone"}"#)));
+    world.sim.script(fault(Match::Messages, 0, 1, status(404, GONE)));
     world.restart().await;
     assert_eq!(world.finished(&id).await["state"], "completed");
     assert!(world.sim.stats().faults > before, "it was not found");
@@ -291,9 +290,8 @@ async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_whose_chain_began_again_is_done_once_it_is_there() {
     let world = World::new(SimSettings { sessions: 2, messages: 2_000, months: 1, ..account() }).await;
-    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
-    world.sim.script(fault(Match::Session(0), 1, 1, status(400, expired)));
-    world.sim.script(fault(Match::Session(1), 0, u32::MAX, FaultAnswer::Hang));
+    world.sim.script(fault(Match::Session(0), 1, 1, status(400, EXPIRED_PAGE_TOKEN)));
+    world.sim.script(always(Match::Session(1), FaultAnswer::Hang));
     let id = world.submit(&world.one_window().0).await;
     let job = world.wait_until(&id, |job| job["progress"]["units_done"] == 1).await;
     assert_eq!(job["state"], "running", "{job:#}");

@@ -9,10 +9,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::ToSpan;
 use serde_json::json;
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
-use crate::failures::status;
-use crate::harness::{Missing, World, assert_whole, eventually};
+use crate::harness::{
+    GONE, INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_whole, eventually, fault, status,
+    with_headers,
+};
 
 /// How a job ends.
 enum Ends {
@@ -43,11 +45,6 @@ struct Row {
 const ALWAYS: u32 = u32::MAX;
 /// Fewer than the attempts for one request.
 const SOME: u32 = 5;
-
-fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultAnswer {
-    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    FaultAnswer::Status { status, headers, body: body.to_owned() }
-}
 
 fn page(messages: &str) -> FaultAnswer {
     FaultAnswer::ReplaceBody(format!("{{\"next_page_token\":\"\",\"messages\":[{messages}]}}"))
@@ -111,14 +108,8 @@ fn rows() -> Vec<Row> {
             status(400, r#"{"code":300,"message":"bad"}"#),
             Failures("rejected"),
         ),
-        row("400 code 124", Any, 1, status(400, r#"{"code":124,"message":"Invalid access token."}"#), Whole),
-        row(
-            "400 code 200",
-            Messages,
-            ALWAYS,
-            status(400, r#"{"code":200,"message":"No permission."}"#),
-            Failed("no-permission"),
-        ),
+        row("400 code 124", Any, 1, status(400, INVALID_TOKEN), Whole),
+        row("400 code 200", Messages, ALWAYS, status(400, NO_PERMISSION), Failed("no-permission")),
         row(
             "400 code 104, 4700 or 4711",
             List,
@@ -126,7 +117,7 @@ fn rows() -> Vec<Row> {
             status(400, r#"{"code":4711,"message":"Invalid access token, does not contain scopes"}"#),
             Failed("missing-scopes"),
         ),
-        row("401", Any, 1, status(401, r#"{"code":124,"message":"Invalid access token."}"#), Whole),
+        row("401", Any, 1, status(401, INVALID_TOKEN), Whole),
         row(
             "401 with errorCode",
             Any,
@@ -147,16 +138,10 @@ fn rows() -> Vec<Row> {
             "404 to a first page",
             Session(0),
             ALWAYS,
-            status(404, r#"{"code":5301,"message":"gone"}"#),
+            status(404, GONE),
             Ends::Empty { id: None, not_found: true },
         ),
-        row(
-            "404 to a first page, once",
-            Session(0),
-            1,
-            status(404, r#"{"code":5301,"message":"gone"}"#),
-            Whole,
-        ),
+        row("404 to a first page, once", Session(0), 1, status(404, GONE), Whole),
         row("404 without a code, for a while", Any, SOME, status(404, html), Whole),
         row(
             "404 without a code to one session for good",
@@ -354,7 +339,7 @@ async fn every_answer_leads_to_what_the_document_says() {
             settings.zoom.idle_timeout = Duration::from_millis(700);
         })
         .await;
-        world.sim.script(ScriptedFault { matches, after: 0, times, answer });
+        world.sim.script(fault(matches, 0, times, answer));
         let data = world.sim.dataset().clone();
         let (body, days) = world.one_window();
         let job_id = world.submit(&body).await;
@@ -424,8 +409,7 @@ async fn answers_of_fewer_days_are_kept_and_told_of() {
     let sim =
         SimSettings { sessions: 12, messages: 6_000, months: 1, hostile: false, ..SimSettings::default() };
     let world = World::new(sim).await;
-    let answer = FaultAnswer::FewerDays(5);
-    world.sim.script(ScriptedFault { matches: Match::Messages, after: 0, times: ALWAYS, answer });
+    world.sim.script(always(Match::Messages, FaultAnswer::FewerDays(5)));
     let data = world.sim.dataset().clone();
     let (body, (from, to)) = world.one_window();
     let (job, archive) = world.run(&body).await;
@@ -453,8 +437,7 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     let pages = listed.len().div_ceil(300) as u64;
     let moving = listed[400];
     let moves = || {
-        let answer = FaultAnswer::Without(moving);
-        world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: pages as u32, answer });
+        world.sim.script(fault(Match::List, 0, pages as u32, FaultAnswer::Without(moving)));
     };
     moves();
     let (job, archive) = world.run(&body).await;
@@ -482,11 +465,9 @@ async fn a_list_that_was_to_be_read_again_is_so_after_a_restart() {
     let (body, (from, to)) = world.one_window();
     let listed: Vec<u32> = data.sessions_listed(from, to).collect();
     let pages = listed.len().div_ceil(300) as u32;
-    let answer = FaultAnswer::Without(*listed.last().unwrap());
-    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: pages, answer });
-    let answer = FaultAnswer::Hang;
+    world.sim.script(fault(Match::List, 0, pages, FaultAnswer::Without(*listed.last().unwrap())));
     // The second pass finds it on its last page; the third is interrupted.
-    world.sim.script(ScriptedFault { matches: Match::List, after: pages * 2, times: ALWAYS, answer });
+    world.sim.script(fault(Match::List, pages * 2, ALWAYS, FaultAnswer::Hang));
     let id = world.submit(&body).await;
     let third_pass = u64::from(pages) * 2 + 1;
     eventually("the third pass begins", || world.sim.stats().list_requests >= third_pass).await;
@@ -506,14 +487,13 @@ async fn what_overlaps_is_kept_once() {
     let data = world.sim.dataset().clone();
     let info = data.info_json(0);
     let twice = FaultAnswer::ReplaceBody(format!("{{\"sessions\":[{info},{info}]}}"));
-    world.sim.script(ScriptedFault { matches: Match::List, after: 0, times: 1, answer: twice });
+    world.sim.script(fault(Match::List, 0, 1, twice));
     let pages = [
         r#"{"next_page_token":"2","messages":[{"id":"a"},{"id":"b"}]}"#,
         r#"{"next_page_token":"","messages":[{"id":"b"},{"id":"c"},{"id":"a"}]}"#,
     ];
     for answer in pages {
-        let answer = FaultAnswer::ReplaceBody(answer.to_owned());
-        world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: 1, answer });
+        world.sim.script(fault(Match::Session(0), 0, 1, FaultAnswer::ReplaceBody(answer.to_owned())));
     }
     let (job, archive) = world.run(&world.one_window().0).await;
     assert_eq!(job["state"], "completed", "{job:#}");

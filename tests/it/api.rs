@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::{ApiKeys, Rights};
-use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
-use crate::harness::{World, removed};
+use crate::harness::{NO_PERMISSION, World, always, removed, status};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 12, messages: 400, ..SimSettings::default() }
@@ -262,8 +262,7 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_is_its_own_also_while_a_retry_replaces_it() {
     let world = World::new(account()).await;
-    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
-    world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Session(0), status(500, "")));
     let id = world.submit(&world.everything()).await;
     world.finished(&id).await;
     let path = format!("/v1/jobs/{id}/archive");
@@ -457,24 +456,18 @@ async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
     assert_eq!(cancelled["state"], "cancelled", "a queued job is cancelled at once");
 }
 
-fn refusal(matches: Match, status: u16, body: &str) -> ScriptedFault {
-    let answer = FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() };
-    ScriptedFault { matches, after: 0, times: u32::MAX, answer }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_go_when_the_retention_is_over_and_the_record_stays() {
     let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
     let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
     let world = World::with_clock(sim, clock.clone(), |_| {}).await;
     let mut others = Vec::new();
-    let hang = |matches| ScriptedFault { matches, after: 0, times: u32::MAX, answer: FaultAnswer::Hang };
-    for (script, end) in [
-        (hang(Match::Session(0)), "cancelled"),
-        (refusal(Match::Session(0), 500, ""), "completed_with_failures"),
-        (refusal(Match::Messages, 400, r#"{"code":200,"message":"No permission."}"#), "failed"),
+    for (matches, answer, end) in [
+        (Match::Session(0), FaultAnswer::Hang, "cancelled"),
+        (Match::Session(0), status(500, ""), "completed_with_failures"),
+        (Match::Messages, status(400, NO_PERMISSION), "failed"),
     ] {
-        world.sim.script(script);
+        world.sim.script(always(matches, answer));
         let id = world.submit(&world.everything()).await;
         if end == "cancelled" {
             world.wait_until(&id, |job| job["progress"]["units_done"].as_u64() > Some(1)).await;

@@ -15,9 +15,9 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
-use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, ScriptedFault, SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultLevel, Match, SimSettings, Simulator};
 
-use crate::harness::eventually;
+use crate::harness::{NO_PERMISSION, always, eventually, status};
 use crate::process::{Setup, binary, connected, run};
 
 fn account() -> SimSettings {
@@ -121,14 +121,7 @@ async fn extract_that_goes_on_spares_what_others_have_put_there_meanwhile() {
 async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
     let sim = Simulator::start(account()).await.unwrap();
     let home = TempDir::new().unwrap();
-    let fail = |matches| {
-        let answer = FaultAnswer::Status {
-            status: 400,
-            headers: Vec::new(),
-            body: r#"{"code":1234,"message":"odd"}"#.to_owned(),
-        };
-        sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
-    };
+    let fail = |matches| sim.script(always(matches, status(400, r#"{"code":1234,"message":"odd"}"#)));
     let to_zip: &[&str] = &["--zip", "out.zip"];
     for (arguments, capture, place, made, kept, kept_too) in [
         (
@@ -376,8 +369,7 @@ async fn a_damaged_capture_stays_also_when_the_zip_is_whole() {
         command
     };
     for kept in ["out.zip.damaged", "out.zip.damaged-2"] {
-        let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
-        sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: u32::MAX, answer });
+        sim.script(always(Match::Session(0), status(500, "")));
         assert_eq!(run(command()).await.0, 3);
         sim.clear_script();
         std::fs::write(home.path().join("out.zip.capture/capture.db"), [0x5a; 8_192]).unwrap();
@@ -506,12 +498,7 @@ async fn check_prints_a_line_a_step() {
     for step in ["settings", "token", "scopes", "list", "messages", "the account is ready"] {
         assert!(out.contains(step), "{step} in {out}");
     }
-    let answer = FaultAnswer::Status {
-        status: 400,
-        headers: Vec::new(),
-        body: r#"{"code":200,"message":"No permission."}"#.to_owned(),
-    };
-    sim.script(ScriptedFault { matches: Match::Messages, after: 0, times: u32::MAX, answer });
+    sim.script(always(Match::Messages, status(400, NO_PERMISSION)));
     let mut check = connected(&sim, home.path());
     check.arg("check");
     let (code, out, _) = run(check).await;
@@ -525,17 +512,13 @@ async fn check_passes_where_nobody_has_written() {
     let home = TempDir::new().unwrap();
     let sim = SimSettings { empty_is_not_found: true, sessions: 1, messages: 1, ..account() };
     let sim = Simulator::start(sim).await.unwrap();
-    let answer = FaultAnswer::Status {
-        status: 404,
-        headers: Vec::new(),
-        body: r#"{"code":1001,"message":"There is nothing."}"#.to_owned(),
-    };
+    let answer = status(404, r#"{"code":1001,"message":"There is nothing."}"#);
     for (matches, told) in [
         (Match::List, "no session from"),
         (Match::Messages, "Zoom has no messages of the first session listed"),
     ] {
         sim.clear_script();
-        sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer: answer.clone() });
+        sim.script(always(matches, answer.clone()));
         let mut check = connected(&sim, home.path());
         check.arg("check");
         let (code, out, _) = run(check).await;

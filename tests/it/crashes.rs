@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use zoom_chat_reports::clock::Clock;
-use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+use zoom_chat_reports::sim::{Match, SimSettings, Simulator};
 
-use crate::harness::{Archive, World, archive_in, archives_in, eventually, everything, removed};
+use crate::harness::{
+    Archive, World, archive_in, archives_in, eventually, everything, fault, removed, status,
+};
 use crate::process::{Service, Setup};
 
 fn account() -> SimSettings {
@@ -84,8 +86,7 @@ impl Experiment {
         let wait = |most| service.clock.sleep(self.somewhere(most));
         if let Phase::Retrying = phase {
             // Every request for the biggest chat but the first two fails, so that the retry has work to do.
-            let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
-            self.sim.script(ScriptedFault { matches: Match::Session(0), after: 2, times: u32::MAX, answer });
+            self.sim.script(fault(Match::Session(0), 2, u32::MAX, status(500, "")));
         }
         let id = service.submit(&self.everything).await;
         let url = service.url(&format!("/v1/jobs/{id}"));

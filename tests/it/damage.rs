@@ -10,11 +10,10 @@ use sqlx::Connection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
-use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
 use crate::disks::account;
-use crate::failures::{fault, status};
-use crate::harness::{World, archive_in, archives_come_to, archives_in, everything};
+use crate::harness::{TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, status};
 use crate::process::{Setup, is_final};
 
 /// Overwrites a part of a file.
@@ -38,8 +37,7 @@ async fn checkpoint(file: &Path) {
 async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     let mut world = World::with(account(), |settings| settings.zoom.limit = Some(200.0)).await;
     // Keeps both jobs from ending before the stop.
-    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
-    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let (torn, sound) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
     for id in [&torn, &sound] {
         world.wait_until(id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
@@ -99,7 +97,7 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
 async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
     for damage in ["removed", "without tables"] {
         let mut world = World::new(account()).await;
-        world.sim.script(fault(Match::Session(0), 0, u32::MAX, FaultAnswer::Hang));
+        world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
         world.stop().await;
@@ -230,7 +228,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let world = World::new(account()).await;
-    let script = |matches, code, body| world.sim.script(fault(matches, 0, u32::MAX, status(code, body)));
+    let script = |matches, code, body| world.sim.script(always(matches, status(code, body)));
     script(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
     let (job, held) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -245,11 +243,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let held_in = archives_come_to(&directory, 1).await.remove(0);
     let bytes = std::fs::read(&held_in).unwrap();
     let first_day = world.sim.dataset().first_day();
-    script(
-        Match::MessagesTouching(first_day),
-        400,
-        r#"{"code":300,"message":"The date is more than six months ago."}"#,
-    );
+    script(Match::MessagesTouching(first_day), 400, TOO_OLD);
     let segments = directory.join("capture.segments");
     spoil(&segments, 0, segments.metadata().unwrap().len() as usize);
     let retried = retry().await;
@@ -278,11 +272,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
                   job = json_set(job, '$.state', 'failed', '$.archive', NULL) WHERE id = ?";
     sqlx::query(failed).bind(id).execute(&mut table).await.unwrap();
     table.close().await.unwrap();
-    script(
-        Match::MessagesTouching(first_day),
-        400,
-        r#"{"code":300,"message":"The date is more than six months ago."}"#,
-    );
+    script(Match::MessagesTouching(first_day), 400, TOO_OLD);
     assert_eq!(retry().await["state"], "completed_with_failures");
     assert!(std::fs::read(&held_in).unwrap() == bytes && std::fs::read(fullest_in).unwrap() == fullest);
     assert_eq!(archives_in(&directory).len(), 3, "and the new one");
@@ -297,7 +287,7 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
         let done = world.submit(&world.everything()).await;
         world.finished(&done).await;
         let expected = world.archive(&done).await;
-        world.sim.script(fault(Match::Session(0), 0, u32::MAX, FaultAnswer::Hang));
+        world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
         let interrupted = world.submit(&world.everything()).await;
         world.wait_until(&interrupted, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
         world.stop().await;

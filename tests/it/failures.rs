@@ -7,14 +7,12 @@ use serde_json::{Value, json};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
-use crate::harness::{Missing, World, assert_whole, sent};
+use crate::harness::{
+    INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_whole, fault, sent, status, with_headers,
+};
 
 pub fn account() -> SimSettings {
     SimSettings { sessions: 40, messages: 3_000, ..SimSettings::default() }
-}
-
-pub fn status(status: u16, body: &str) -> FaultAnswer {
-    FaultAnswer::Status { status, headers: Vec::new(), body: body.to_owned() }
 }
 
 pub async fn whole_despite(faults: Vec<ScriptedFault>) -> Value {
@@ -28,10 +26,6 @@ pub async fn whole_despite(faults: Vec<ScriptedFault>) -> Value {
     let days = (data.first_day(), data.last_day());
     assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
     job
-}
-
-pub fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
-    ScriptedFault { matches, after, times, answer }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,7 +47,7 @@ async fn every_passing_fault_is_ridden_out() {
         FaultAnswer::CutBody(0),
         FaultAnswer::ExpiredToken,
         status(401, r#"{"errorCode":401}"#),
-        status(400, r#"{"code":124,"message":"Invalid access token."}"#),
+        status(400, INVALID_TOKEN),
         FaultAnswer::Delay(Duration::from_millis(200)),
     ];
     let faults = answers.into_iter().enumerate();
@@ -91,12 +85,12 @@ async fn a_chain_that_always_breaks_at_the_same_page_loses_that_day_only() {
 async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     for (forbidden, code) in [
         (status(403, "<html>no</html>"), "no-permission"),
-        (status(400, r#"{"code":200,"message":"No permission."}"#), "no-permission"),
-        (status(401, r#"{"code":124,"message":"Invalid access token."}"#), "credentials"),
+        (status(400, NO_PERMISSION), "no-permission"),
+        (status(401, INVALID_TOKEN), "credentials"),
         (status(400, r#"{"code":4711,"message":"does not contain scopes"}"#), "missing-scopes"),
     ] {
         let world = World::new(account()).await;
-        world.sim.script(fault(Match::Session(0), 0, u32::MAX, forbidden));
+        world.sim.script(always(Match::Session(0), forbidden));
         let data = world.sim.dataset().clone();
         let id = world.submit(&world.everything()).await;
         let job = world.finished(&id).await;
@@ -137,7 +131,7 @@ async fn a_chat_that_was_renamed_is_selected_in_all_months() {
     let (first, last) = (data.first_day(), data.last_day());
     let session = data.session(0);
     let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
-    world.sim.script(fault(Match::ListTouching(last), 0, u32::MAX, FaultAnswer::ReplaceBody(renamed)));
+    world.sim.script(always(Match::ListTouching(last), FaultAnswer::ReplaceBody(renamed)));
     let mut body = world.everything();
     body["sessions"] = json!({ "name_contains": session.name });
     let (job, archive) = world.run(&body).await;
@@ -160,8 +154,7 @@ async fn a_busy_token_endpoint_is_waited_for_and_slows_nothing_down() {
 async fn a_token_refused_while_a_part_of_a_month_is_listed_does_not_end_the_job() {
     let world = World::new(SimSettings { months: 1, ..account() }).await;
     world.sim.script(fault(Match::List, 0, 1, status(400, r#"{"code":300,"message":"Invalid parameter."}"#)));
-    let refused = r#"{"code":124,"message":"Invalid access token."}"#;
-    world.sim.script(fault(Match::List, 1, 5, status(401, refused)));
+    world.sim.script(fault(Match::List, 1, 5, status(401, INVALID_TOKEN)));
     let (body, days) = world.one_window();
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
@@ -209,12 +202,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert_eq!(world.finished(&again).await["state"], "completed");
 
     let world = World::new(account()).await;
-    world.sim.script(fault(
-        Match::Any,
-        0,
-        u32::MAX,
-        status(400, r#"{"code":200,"message":"No permission."}"#),
-    ));
+    world.sim.script(always(Match::Any, status(400, NO_PERMISSION)));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["error"]["code"], "no-permission");
@@ -289,12 +277,7 @@ async fn a_limit_lower_than_believed_is_followed_and_loses_nothing() {
 async fn a_refused_token_after_server_errors_does_not_end_the_job() {
     let world = World::new(account()).await;
     world.sim.script(fault(Match::Session(0), 0, 7, status(500, "")));
-    world.sim.script(fault(
-        Match::Session(0),
-        7,
-        1,
-        status(401, r#"{"code":124,"message":"Invalid access token."}"#),
-    ));
+    world.sim.script(fault(Match::Session(0), 7, 1, status(401, INVALID_TOKEN)));
     world.sim.script(fault(Match::Session(0), 8, u32::MAX, status(500, "")));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
@@ -307,12 +290,7 @@ async fn a_refused_token_after_server_errors_does_not_end_the_job() {
 async fn no_token_once_after_server_errors_does_not_end_the_job() {
     let world = World::new(account()).await;
     world.sim.script(fault(Match::List, 0, 2, status(500, "")));
-    world.sim.script(fault(
-        Match::List,
-        2,
-        1,
-        status(401, r#"{"code":124,"message":"Invalid access token."}"#),
-    ));
+    world.sim.script(fault(Match::List, 2, 1, status(401, INVALID_TOKEN)));
     world.sim.script(fault(
         Match::Token,
         1,
@@ -349,12 +327,7 @@ async fn when_zoom_asks_for_a_long_wait_the_job_says_so() {
     let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
     let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
     let world = World::with_clock(sim, clock.clone(), |_| {}).await;
-    let wait = FaultAnswer::Status {
-        status: 429,
-        headers: vec![("retry-after".to_owned(), "3600".to_owned())],
-        body: String::new(),
-    };
-    world.sim.script(fault(Match::Messages, 5, 1, wait));
+    world.sim.script(fault(Match::Messages, 5, 1, with_headers(429, &[("retry-after", "3600")], "")));
     let id = world.submit(&world.everything()).await;
     let job = world.wait_until(&id, |job| job["progress"]["waiting_until"].is_string()).await;
     let told = ["waiting_reason", "waiting_until"].map(|name| job["progress"][name].as_str().unwrap());

@@ -19,7 +19,9 @@ use zoom_chat_reports::clock::{SharedClock, SystemClock};
 use zoom_chat_reports::extract::ExtractSettings;
 use zoom_chat_reports::http::HttpSettings;
 use zoom_chat_reports::jobs::JobSettings;
-use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemKind, ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::sim::{
+    Dataset, FaultAnswer, ItemKind, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
+};
 use zoom_chat_reports::zoom::ZoomSettings;
 use zoom_chat_reports::zoom::auth::Credentials;
 use zoom_chat_reports::zoom::retry::RetryPolicy;
@@ -210,6 +212,32 @@ impl World {
         assert!(job["archive"].is_object(), "{job:#}");
         (job, self.archive(&id).await)
     }
+}
+
+pub const EXPIRED_PAGE_TOKEN: &str =
+    r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
+pub const TOO_OLD: &str = r#"{"code":300,"message":"The date is more than six months ago."}"#;
+pub const INVALID_TOKEN: &str = r#"{"code":124,"message":"Invalid access token."}"#;
+pub const NO_PERMISSION: &str = r#"{"code":200,"message":"No permission."}"#;
+pub const GONE: &str = r#"{"code":5301,"message":"gone"}"#;
+
+/// Answers matching requests, after so many of them, so many times.
+pub fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
+    ScriptedFault { matches, after, times, answer }
+}
+
+/// Answers every matching request.
+pub fn always(matches: Match, answer: FaultAnswer) -> ScriptedFault {
+    fault(matches, 0, u32::MAX, answer)
+}
+
+pub fn status(code: u16, body: &str) -> FaultAnswer {
+    with_headers(code, &[], body)
+}
+
+pub fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultAnswer {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    FaultAnswer::Status { status, headers, body: body.to_owned() }
 }
 
 /// The archives in a job's directory.

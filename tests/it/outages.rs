@@ -7,10 +7,9 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
-use crate::failures::{fault, status};
-use crate::harness::{Missing, World, assert_whole};
+use crate::harness::{INVALID_TOKEN, Missing, World, always, assert_whole, fault, status};
 
 fn clock() -> Arc<ManualClock> {
     ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap())
@@ -82,19 +81,18 @@ async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
 /// One endpoint is down for some minutes while the other answers: no list is cut and no session fails because of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
-    let answers = |status| FaultAnswer::Status { status, headers: Vec::new(), body: String::new() };
     for (matches, after, down) in [
-        (Match::List, 1, answers(503)),
-        (Match::Messages, 3, answers(503)),
+        (Match::List, 1, status(503, "")),
+        (Match::Messages, 3, status(503, "")),
         // Answers of a gateway, after Zoom itself has been reached.
-        (Match::List, 1, answers(404)),
-        (Match::Messages, 3, answers(302)),
-        (Match::Messages, 3, answers(403)),
+        (Match::List, 1, status(404, "")),
+        (Match::Messages, 3, status(302, "")),
+        (Match::Messages, 3, status(403, "")),
     ] {
         let clock = clock();
         let sim = SimSettings { sessions: 700, messages: 7_000, months: 3, ..account() };
         let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.limit = Some(600.0)).await;
-        world.sim.script(ScriptedFault { matches, after, times: u32::MAX, answer: down });
+        world.sim.script(fault(matches, after, u32::MAX, down));
         let id = world.submit(&world.everything()).await;
         minutes(3, &world, &clock, &id).await;
         world.sim.clear_script();
@@ -112,9 +110,7 @@ async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
     let (body, (from, to)) = world.one_window();
     let pages = data.sessions_listed(from, to).count().div_ceil(300) as u32;
     assert!(pages > 1, "it is read again");
-    let answer = FaultAnswer::Status { status: 504, headers: Vec::new(), body: String::new() };
-    let matches = Match::ListTouching(from);
-    world.sim.script(ScriptedFault { matches, after: pages, times: u32::MAX, answer });
+    world.sim.script(fault(Match::ListTouching(from), pages, u32::MAX, status(504, "")));
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let failures = archive.json("_metadata/failures.json");
@@ -130,8 +126,7 @@ async fn an_outage_that_speaks_json_is_one_as_well() {
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    let answer = FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned());
-    world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Any, FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned())));
     minutes(10, &world, &clock, &id).await;
     world.sim.clear_script();
     clock.advance(Duration::from_secs(60));
@@ -144,12 +139,7 @@ async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
         let clock = clock();
         let sim = SimSettings { months: 1, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
-        world.sim.script(ScriptedFault {
-            matches: faults_of,
-            after: 0,
-            times: 40,
-            answer: FaultAnswer::Reset,
-        });
+        world.sim.script(fault(faults_of, 0, 40, FaultAnswer::Reset));
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, is_waiting).await;
         while world.get(&format!("/v1/jobs/{id}")).await.json::<Value>().await.unwrap()["state"] == "running"
@@ -168,10 +158,8 @@ async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_sto
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    let nowhere = status(404, "<html>no such page</html>");
-    world.sim.script(fault(Match::Token, 0, u32::MAX, nowhere));
-    let expired = status(401, r#"{"code":124,"message":"Invalid access token."}"#);
-    world.sim.script(fault(Match::Any, 0, u32::MAX, expired));
+    world.sim.script(always(Match::Token, status(404, "<html>no such page</html>")));
+    world.sim.script(always(Match::Any, status(401, INVALID_TOKEN)));
     minutes(5, &world, &clock, &id).await;
     // Those before the outage is detected, then those of one prober with growing delay.
     let asked = world.sim.stats().token_requests;
@@ -188,7 +176,7 @@ async fn a_token_that_cannot_be_renewed_early_is_used_to_its_end() {
         let world = World::with_clock(account(), clock.clone(), paced).await;
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-        world.sim.script(fault(Match::Token, 0, u32::MAX, answer));
+        world.sim.script(always(Match::Token, answer));
         let before = world.sim.stats().token_requests;
         clock.advance(Duration::from_secs(3_550));
         assert_completed(&world, &id).await;
@@ -235,8 +223,7 @@ async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
 async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
     let world = World::with_clock(SimSettings { sessions: 1, ..account() }, clock(), |_| {}).await;
     // The first page is answered, so that there is something to probe with; the second never is.
-    let answer = FaultAnswer::Status { status: 503, headers: Vec::new(), body: String::new() };
-    world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::WithPageToken, status(503, "")));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -249,8 +236,7 @@ async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
 async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage() {
     let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
     let world = World::with_clock(sim, clock(), |_| {}).await;
-    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
-    world.sim.script(ScriptedFault { matches: Match::Session(0), after: 12, times: u32::MAX, answer });
+    world.sim.script(fault(Match::Session(0), 12, u32::MAX, status(500, "")));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -267,10 +253,8 @@ async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage(
 async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_for_an_outage() {
     let sim = SimSettings { months: 1, ..account() };
     let mut world = World::with_clock(sim, clock(), |_| {}).await;
-    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
     for session in 0..12 {
-        let (matches, answer) = (Match::Session(session), answer.clone());
-        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+        world.sim.script(always(Match::Session(session), status(500, "")));
     }
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
@@ -293,13 +277,13 @@ async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
         let mut world = World::with_clock(account(), clock.clone(), paced).await;
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-        world.sim.script(fault(Match::Any, 0, u32::MAX, status(403, "")));
+        world.sim.script(always(Match::Any, status(403, "")));
         minutes(2, &world, &clock, &id).await;
         if let Some(code) = of_tokens {
             // Only a new token is refused, which the next process needs.
             world.stop().await;
             world.sim.clear_script();
-            world.sim.script(fault(Match::Token, 0, u32::MAX, status(code, "")));
+            world.sim.script(always(Match::Token, status(code, "")));
         }
         world.restart().await;
         minutes(2, &world, &clock, &id).await;
@@ -338,8 +322,7 @@ async fn refusals_of_everything_for_a_minute_are_a_pause() {
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    let answer = FaultAnswer::Status { status: 429, headers: Vec::new(), body: String::new() };
-    world.sim.script(ScriptedFault { matches: Match::Any, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Any, status(429, "")));
     let refused = |job: &Value| job["progress"]["rate_limited"].as_u64().unwrap() > 3;
     world.wait_until(&id, refused).await;
     clock.advance(Duration::from_secs(61));

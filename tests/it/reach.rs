@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettings};
 
-use crate::failures::{account, fault, status};
-use crate::harness::{Missing, World, assert_whole, eventually, sent};
+use crate::failures::account;
+use crate::harness::{Missing, TOO_OLD, World, always, assert_whole, eventually, sent, status};
 
 /// What is missing when these first days are lost; sessions active only then cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
@@ -53,10 +53,9 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
     let data = world.sim.dataset().clone();
     let first = data.first_day();
     let lost = [first, first.tomorrow().unwrap()];
-    let too_old = status(400, r#"{"code":300,"message":"The date is more than six months ago."}"#);
     for day in lost {
         for touching in [Match::ListTouching(day), Match::MessagesTouching(day)] {
-            world.sim.script(fault(touching, 0, u32::MAX, too_old.clone()));
+            world.sim.script(always(touching, status(400, TOO_OLD)));
         }
     }
     let id = world.submit(&world.everything()).await;
@@ -86,7 +85,7 @@ async fn a_session_that_is_refused_its_oldest_days_says_nothing_of_zooms_reach()
     let world = World::new(SimSettings { months: 6, ..account() }).await;
     let data = world.sim.dataset().clone();
     let bad = r#"{"code":300,"message":"Invalid parameter."}"#;
-    world.sim.script(fault(Match::Session(0), 0, u32::MAX, status(400, bad)));
+    world.sim.script(always(Match::Session(0), status(400, bad)));
     let id = world.submit(&world.everything()).await;
     assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
     let failures = world.failures(&id).await;
@@ -118,7 +117,7 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
         if is_not_found {
             let nothing = status(404, r#"{"code":5301,"message":"The session does not exist."}"#);
-            world.sim.script(fault(on_its_way.clone(), 0, u32::MAX, nothing));
+            world.sim.script(always(on_its_way.clone(), nothing));
         }
         let id = world.submit(&world.everything()).await;
         let is_of_a_list = matches!(on_its_way, Match::ListTouching(_));
@@ -161,9 +160,9 @@ async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_
     let data = world.sim.dataset().clone();
     let (lost, session) = (data.first_day(), data.session(0));
     let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
-    world.sim.script(fault(Match::ListTouching(lost), 0, u32::MAX, FaultAnswer::ReplaceBody(renamed)));
+    world.sim.script(always(Match::ListTouching(lost), FaultAnswer::ReplaceBody(renamed)));
     let later = FaultAnswer::Delay(Duration::from_secs(3));
-    world.sim.script(fault(Match::ListTouching(data.last_day()), 0, u32::MAX, later));
+    world.sim.script(always(Match::ListTouching(data.last_day()), later));
     let mut body = world.everything();
     body["sessions"] = json!({ "name_contains": session.name });
     let id = world.submit(&body).await;
@@ -191,8 +190,7 @@ async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_
     let lost = data.first_day();
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 3_000).await;
-    let too_old = r#"{"code":300,"message":"The date is more than six months ago."}"#;
-    world.sim.script(fault(Match::MessagesTouching(lost), 0, u32::MAX, status(400, too_old)));
+    world.sim.script(always(Match::MessagesTouching(lost), status(400, TOO_OLD)));
     clock.advance(Duration::from_secs(7_200));
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
-use crate::failures::{fault, status};
-use crate::harness::{Archive, World, archives_come_to, eventually, page_of_hour};
+use crate::harness::{
+    Archive, EXPIRED_PAGE_TOKEN, World, always, archives_come_to, eventually, fault, page_of_hour, status,
+    with_headers,
+};
 
 fn account(latency_ms: u64) -> SimSettings {
     SimSettings {
@@ -53,9 +55,7 @@ fn undisturbed_requests(archive: &Archive) -> u64 {
 async fn a_page_token_that_grew_old_begins_the_chain_again_without_loss_or_doubling() {
     let expected = undisturbed(account(0)).await;
     let world = World::new(account(0)).await;
-    let expired = r#"{"code":300,"message":"The next page token is either invalid or has expired."}"#;
-    let answer = FaultAnswer::Status { status: 400, headers: Vec::new(), body: expired.to_owned() };
-    world.sim.script(ScriptedFault { matches: Match::WithPageToken, after: 5, times: 12, answer });
+    world.sim.script(fault(Match::WithPageToken, 5, 12, status(400, EXPIRED_PAGE_TOKEN)));
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed");
     assert_eq!(archive.comparable(), expected.comparable());
@@ -67,8 +67,7 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     let expected = undisturbed(account(0)).await;
     let world = World::new(account(5)).await;
     // Keeps the job from ending by itself.
-    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
-    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 8_000).await;
     let response = world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
@@ -97,8 +96,7 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
         let pages = least - 1;
         assert!(pages > 2, "{pages}");
         // All pages but the last are answered.
-        let (matches, answer) = (Match::WithPageToken, FaultAnswer::Hang);
-        world.sim.script(ScriptedFault { matches, after: pages as u32 - 2, times: u32::MAX, answer });
+        world.sim.script(fault(Match::WithPageToken, pages as u32 - 2, u32::MAX, FaultAnswer::Hang));
         let id = world.submit(&body).await;
         eventually("all pages but the last are answered", || world.sim.stats().requests >= least).await;
         world.stop().await;
@@ -115,8 +113,7 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
 async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     let mut world = World::with(account(20), |settings| settings.jobs.max_running = 2).await;
     // Keeps both jobs from ending by themselves.
-    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
-    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let first = world.submit(&world.everything()).await;
     let second = world.submit(&world.everything()).await;
     for id in [&first, &second] {
@@ -145,8 +142,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     let mut world = World::new(account(20)).await;
-    let (matches, answer) = (Match::Session(0), FaultAnswer::Hang);
-    world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     world.stop().await;
@@ -168,11 +164,9 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
 async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
     let mut world = World::new(SimSettings { months: 2, ..account(20) }).await;
     let (first, last) = (world.sim.dataset().first_day(), world.sim.dataset().last_day());
-    let body = r#"{"code":5301,"message":"No report."}"#.to_owned();
-    let nothing = FaultAnswer::Status { status: 404, headers: Vec::new(), body };
+    let nothing = status(404, r#"{"code":5301,"message":"No report."}"#);
     for (day, answer) in [(first, nothing), (last, FaultAnswer::Hang)] {
-        let matches = Match::ListTouching(day);
-        world.sim.script(ScriptedFault { matches, after: 0, times: u32::MAX, answer });
+        world.sim.script(always(Match::ListTouching(day), answer));
     }
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["windows_listed"] == 1).await;
@@ -189,8 +183,7 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     let world = World::new(account(0)).await;
     let data = world.sim.dataset().clone();
     // The account's biggest chat fails in mid-chain, and so do all parts into which its days are cut.
-    let answer = FaultAnswer::Status { status: 500, headers: Vec::new(), body: String::new() };
-    world.sim.script(ScriptedFault { matches: Match::Session(0), after: 3, times: u32::MAX, answer });
+    world.sim.script(fault(Match::Session(0), 3, u32::MAX, status(500, "")));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -216,7 +209,7 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_no_record_refers_to_goes_once_another_run_has_made_one() {
     let mut world = World::new(account(0)).await;
-    let refuse = |matches, code, body| world.sim.script(fault(matches, 0, u32::MAX, status(code, body)));
+    let refuse = |matches, code, body| world.sim.script(always(matches, status(code, body)));
     refuse(Match::Session(0), 400, r#"{"code":1234,"message":"odd"}"#);
     let (job, _) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
@@ -248,12 +241,10 @@ async fn what_every_page_repeats_is_kept_once_also_when_the_chain_is_interrupted
     let page = |hour, next| page_of_hour(day, hour, next);
     let script = |answers: Vec<FaultAnswer>| {
         for answer in answers {
-            world.sim.script(ScriptedFault { matches: Match::Session(0), after: 0, times: 1, answer });
+            world.sim.script(fault(Match::Session(0), 0, 1, answer));
         }
     };
-    let wait = ("retry-after".to_owned(), "9".to_owned());
-    let held_up = FaultAnswer::Status { status: 429, headers: vec![wait], body: String::new() };
-    script(vec![page(0, "a"), page(1, "b"), held_up]);
+    script(vec![page(0, "a"), page(1, "b"), with_headers(429, &[("retry-after", "9")], "")]);
     let id = world.submit(&body).await;
     let job = world.wait_until(&id, |job| job["progress"]["messages"] == 4).await;
     assert_eq!(job["progress"]["edited_messages"], 1);
@@ -277,16 +268,9 @@ async fn a_chain_that_is_interrupted_does_not_forget_that_days_were_left_out() {
         let to = day.yesterday().unwrap();
         FaultAnswer::ReplaceBody(page.replacen('{', &format!(r#"{{"to":"{to}","#), 1))
     };
-    let script = |matches, times, answer| {
-        world.sim.script(ScriptedFault { matches, after: 0, times, answer });
-    };
-    let wait = ("retry-after".to_owned(), "9".to_owned());
+    let script = |matches, times, answer| world.sim.script(fault(matches, 0, times, answer));
     script(Match::Session(0), 1, of_the_day_before(0, "a"));
-    script(
-        Match::Session(0),
-        1,
-        FaultAnswer::Status { status: 429, headers: vec![wait], body: String::new() },
-    );
+    script(Match::Session(0), 1, with_headers(429, &[("retry-after", "9")], ""));
     let id = world.submit(&body).await;
     world.wait_until(&id, |job| job["progress"]["messages"] == 2).await;
     world.sim.clear_script();

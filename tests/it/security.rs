@@ -12,12 +12,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::{ApiKeys, Rights};
-use zoom_chat_reports::sim::{
-    FaultAnswer, FaultLevel, ItemOptions, Match, ScriptedFault, SimSettings, Simulator,
-};
+use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, ItemOptions, Match, SimSettings, Simulator};
 
-use crate::failures::fault;
-use crate::harness::{World, archive_in, eventually};
+use crate::harness::{World, always, archive_in, eventually, fault};
 use crate::process::{Setup, is_final};
 
 fn account() -> SimSettings {
@@ -289,7 +286,7 @@ async fn a_body_that_never_ends_is_given_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checks_leave_the_limit_to_jobs() {
     let world = World::new(account()).await;
-    world.sim.script(fault(Match::List, 0, u32::MAX, FaultAnswer::Hang));
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let (client, url) = (world.client.clone(), world.url("/v1/check"));
     let first = tokio::spawn(async move { client.post(url).send().await });
     eventually("the first check asks Zoom", || world.sim.stats().list_requests > 0).await;
@@ -365,7 +362,7 @@ async fn long_polls_have_their_limit_and_more_of_them_are_answered_at_once() {
         settings.jobs.max_running = 1;
     })
     .await;
-    world.sim.script(fault(Match::List, 0, u32::MAX, FaultAnswer::Hang));
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let running = world.submit(&world.everything()).await;
     world.wait_until(&running, |job| job["state"] == "running").await;
     // It does not change: it is queued behind the other.
@@ -486,8 +483,7 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     let sim =
         SimSettings { faults: FaultLevel::Nasty, messages: 4_000, sessions: 60, hostile: false, ..account() };
     let sim = Simulator::start(sim).await.unwrap();
-    let expired = FaultAnswer::ExpiredToken;
-    sim.script(ScriptedFault { matches: Match::Messages, after: 20, times: 1, answer: expired });
+    sim.script(fault(Match::Messages, 20, 1, FaultAnswer::ExpiredToken));
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path())
         .with("API_KEYS", &format!("ops:{KEY}"))

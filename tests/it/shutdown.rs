@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
-use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings, Simulator};
+use zoom_chat_reports::sim::{Match, SimSettings, Simulator};
 
-use crate::harness::{archives_in, everything};
+use crate::harness::{archives_in, everything, fault, with_headers};
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -71,12 +71,7 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 id
             }
             "repeating" => {
-                let answer = FaultAnswer::Status {
-                    status: 503,
-                    headers: vec![("retry-after".to_owned(), "600".to_owned())],
-                    body: String::new(),
-                };
-                sim.script(ScriptedFault { matches: Match::Messages, after: 9, times: 1, answer });
+                sim.script(fault(Match::Messages, 9, 1, with_headers(503, &[("retry-after", "600")], "")));
                 let id = running.submit(&everything(&sim)).await;
                 running.wait_until(&id, |job| job["progress"]["retries"] == 1).await;
                 id
