@@ -9,33 +9,32 @@ use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::capture::{Change, Location, RangeId};
 use zoom_chat_reports::days::DateRange;
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, Match, ScriptedFault, SimSettings};
 
 use crate::failures::{account, whole_despite};
 use crate::harness::{
-    EXPIRED_PAGE_TOKEN, GONE, Missing, World, always, assert_whole, fault, page_of_hour, sent, status,
+    EXPIRED_PAGE_TOKEN, GONE, World, always, assert_all, fault, page_of_hour, sent, status,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_loop_of_pages_all_are_kept_and_retry_doubles_none() {
     let world = World::new(SimSettings { sessions: 1, messages: 200, months: 1, ..account() }).await;
     let (body, day) = world.one_day();
-    let mut id = None;
+    let mut id = String::new();
     // The third page repeats the token of the second, also on the first retry; on the second retry all is well.
     for (retry, after_the_third) in ["b", "b", ""].into_iter().enumerate() {
         for (hour, next) in ["a", "b", after_the_third].into_iter().enumerate() {
             let page = page_of_hour(day, hour as i64, next);
             world.sim.script(fault(Match::Session(0), 0, 1, page));
         }
-        if let Some(id) = &id {
-            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+        if retry > 0 {
+            world.retry(&id).await;
         } else {
-            id = Some(world.submit(&body).await);
+            id = world.submit(&body).await;
         }
-        let id = id.as_ref().unwrap();
-        let job = world.finished(id).await;
+        let job = world.finished(&id).await;
         let codes: Vec<Value> =
-            world.failures(id).await.iter().map(|failure| failure["code"].clone()).collect();
+            world.failures(&id).await.iter().map(|failure| failure["code"].clone()).collect();
         let expected: &[&str] = if after_the_third.is_empty() { &[] } else { &["page-token-loop"] };
         assert_eq!(codes, expected, "{retry}");
         let items = [&job["progress"]["messages"], &job["progress"]["edited_messages"]];
@@ -52,10 +51,7 @@ async fn a_session_gone_in_mid_chain_is_a_failure_and_what_came_before_is_kept()
     let mut kept = None;
     // Each retry restarts its chains, and finds nothing there any more.
     for retry in 0..3 {
-        if retry > 0 {
-            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        }
-        let job = world.finished(&id).await;
+        let job = if retry > 0 { world.retried(&id).await } else { world.finished(&id).await };
         assert_eq!(job["state"], "completed_with_failures", "{retry}");
         let failures = world.failures(&id).await;
         assert!(
@@ -98,10 +94,7 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
     let sent = sent(&data, 0, from, to);
     let mut failures = Vec::new();
     for retry in 0..2 {
-        if retry > 0 {
-            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        }
-        let job = world.finished(&id).await;
+        let job = if retry > 0 { world.retried(&id).await } else { world.finished(&id).await };
         assert_eq!(job["state"], "completed_with_failures", "{job:#}");
         failures = world.failures(&id).await;
         assert!(failures.iter().all(|failure| failure["code"] == "not-found"), "{failures:?}");
@@ -116,11 +109,10 @@ async fn whatever_came_is_kept(sim: SimSettings, faults: Vec<ScriptedFault>, cam
         assert_eq!(*total, job["progress"]["messages"], "{retry}");
     }
     world.sim.clear_script();
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.retried(&id).await["state"], "completed");
     let archive = world.archive(&id).await;
     assert_eq!(archive.json("_metadata/extraction_summary.json")["items_missing_when_read_again"], 0);
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
     failures
 }
 
@@ -225,7 +217,7 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
         assert_eq!(job["state"], "completed", "{after}: {job:#}");
         assert_eq!(world.sim.stats().faults, 1);
         let data = world.sim.dataset().clone();
-        assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+        assert_all(&archive, &data, days);
     }
 }
 
@@ -239,7 +231,7 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     let id = world.submit(&body).await;
     world.wait_until(&id, |job| job["progress"]["units_total"] == 1).await;
     world.stop().await;
-    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let directory = world.directory_of(&id);
     let writer = Location::in_directory(&directory).open_writer().await.unwrap();
     let middle = from.checked_add(10.days()).unwrap();
     let parts = vec![DateRange::new(from, middle), DateRange::new(middle.tomorrow().unwrap(), to)];
@@ -252,7 +244,7 @@ async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() 
     assert_eq!(world.finished(&id).await["state"], "completed");
     assert!(world.sim.stats().faults > before, "it was not found");
     let (archive, data) = (world.archive(&id).await, world.sim.dataset().clone());
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
 }
 
 /// A list that has returned sessions and is then read in parts: a part that is not found is not an empty one.
@@ -275,10 +267,9 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
         "{failures:?}"
     );
     world.sim.clear_script();
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.retried(&id).await["state"], "completed");
     let archive = world.archive(&id).await;
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,8 +12,8 @@ use serde_json::json;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::harness::{
-    GONE, INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_whole, eventually, fault, status,
-    with_headers,
+    GONE, INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_all, assert_whole, eventually, fault,
+    status, with_headers,
 };
 
 /// How a job ends.
@@ -350,7 +350,7 @@ async fn every_answer_leads_to_what_the_document_says() {
             Ends::Whole => {
                 assert_eq!(state, "completed", "{name}: {job:#}");
                 let archive = world.archive(&job_id).await;
-                assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+                assert_all(&archive, &data, days);
             }
             Ends::Failures(code) => {
                 assert_eq!(state, "completed_with_failures", "{name}: {job:#}");
@@ -442,7 +442,7 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     moves();
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
     assert_eq!(world.sim.stats().list_requests, pages * 3, "until nothing new is found");
 
     // Also when none of the sessions found so far are selected.
@@ -476,7 +476,7 @@ async fn a_list_that_was_to_be_read_again_is_so_after_a_restart() {
     assert_eq!(world.finished(&id).await["state"], "completed");
     assert!(world.sim.stats().list_requests > third_pass, "{:?}", world.sim.stats());
     let archive = world.archive(&id).await;
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
 }
 
 /// The same message on two pages, and a session listed twice.

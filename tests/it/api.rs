@@ -268,8 +268,7 @@ async fn an_archive_is_its_own_also_while_a_retry_replaces_it() {
     let path = format!("/v1/jobs/{id}/archive");
     let retrying = async {
         for _ in 0..100 {
-            assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-            world.finished(&id).await;
+            world.retried(&id).await;
         }
         panic!("the archives are the same");
     };
@@ -482,8 +481,8 @@ async fn files_go_when_the_retention_is_over_and_the_record_stays() {
     assert!(job["expires_at"].as_str().unwrap().starts_with("2026-12-01T12:00"));
     clock.advance(Duration::from_secs(7 * 86_400 + 61));
     for other in &others {
-        removed(&world.settings.jobs.data_dir.join("jobs").join(other)).await;
-        let expired: Value = world.get(&format!("/v1/jobs/{other}")).await.json().await.unwrap();
+        removed(&world.directory_of(other)).await;
+        let expired = world.job(other).await;
         assert_eq!(expired["state"], "expired");
         let retried = world.post(&format!("/v1/jobs/{other}/retry"), &Value::Null).await;
         assert_eq!(problem(retried).await, is(409, "wrong-state"));

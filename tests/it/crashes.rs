@@ -167,7 +167,7 @@ impl Experiment {
     async fn settle(&self, phase: Phase, id: &str, service: &Service) {
         let label = format!("kill {} while {phase:?}", self.turn);
         self.sim.clear_script();
-        let answer = service.client.get(service.url(&format!("/v1/jobs/{id}"))).send().await.unwrap();
+        let answer = service.get(&format!("/v1/jobs/{id}")).await;
         if answer.status() == 404 {
             assert!(matches!(phase, Phase::Deleting), "{label}: the job is gone");
             assert!(!self.directory_of(id).exists(), "{label}: its files are not");

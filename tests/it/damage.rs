@@ -44,12 +44,11 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     }
     world.stop().await;
     world.sim.clear_script();
-    let capture = world.settings.jobs.data_dir.join("jobs").join(&torn).join("capture.db");
+    let capture = world.directory_of(&torn).join("capture.db");
     checkpoint(&capture).await;
     spoil(&capture, 8_192, 40_000);
     // A file that looks like a job's directory, but cannot be removed as one, holds nothing up.
-    std::fs::write(world.settings.jobs.data_dir.join("jobs/018f2f5e-7c1a-7000-8000-000000000000"), "")
-        .unwrap();
+    std::fs::write(world.directory_of("018f2f5e-7c1a-7000-8000-000000000000"), "").unwrap();
     world.restart().await;
     let job = world.finished(&torn).await;
     assert_eq!(
@@ -61,8 +60,7 @@ async fn a_torn_capture_fails_its_own_job_only_and_retry_begins_anew() {
     assert_eq!(failures.status(), 409);
     assert_eq!(failures.json::<Value>().await.unwrap()["code"], "capture-damaged");
     assert_eq!(world.finished(&sound).await["state"], "completed");
-    assert_eq!(world.post(&format!("/v1/jobs/{torn}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&torn).await["state"], "completed");
+    assert_eq!(world.retried(&torn).await["state"], "completed");
     assert_eq!(world.archive(&torn).await.comparable(), world.archive(&sound).await.comparable());
     assert!(capture.with_extension("db.damaged").exists(), "kept for whoever wants to look");
 }
@@ -74,7 +72,7 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     let (job, archive) = world.run(&world.everything()).await;
     let id = job["id"].as_str().unwrap().to_owned();
     world.stop().await;
-    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let directory = world.directory_of(&id);
     let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
     let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
     let set_aside = sqlx::query(
@@ -85,8 +83,7 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     capture.close().await.unwrap();
     std::fs::remove_file(archive_in(&directory)).unwrap();
     world.restart().await;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    let again = world.finished(&id).await;
+    let again = world.retried(&id).await;
     assert_eq!(again["state"], "completed", "{again:#}");
     assert_eq!(again["progress"]["units_done"], job["progress"]["units_done"]);
     assert_eq!(world.archive(&id).await.comparable(), archive.comparable());
@@ -102,7 +99,7 @@ async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 6_000).await;
         world.stop().await;
         world.sim.clear_script();
-        let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+        let directory = world.directory_of(&id);
         for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
             let _ = std::fs::remove_file(directory.join(file));
         }
@@ -116,8 +113,7 @@ async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
         let told = (job["state"].as_str(), job["error"]["code"].as_str());
         assert_eq!(told, (Some("failed"), Some("capture-damaged")), "{damage}: {job:#}");
         assert!(std::fs::read(&segments).unwrap() == messages, "{damage}: they are as they were");
-        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        assert_eq!(world.finished(&id).await["state"], "completed", "{damage}");
+        assert_eq!(world.retried(&id).await["state"], "completed", "{damage}");
         let set_aside = std::fs::read(directory.join("capture.segments.damaged")).unwrap();
         assert!(set_aside == messages, "{damage}: for whoever wants to look");
     }
@@ -134,7 +130,7 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
         assert_eq!(world.finished(id).await["error"]["code"], "credentials");
     }
     world.stop().await;
-    let [empty, planless] = ids.clone().map(|id| world.settings.jobs.data_dir.join("jobs").join(id));
+    let [empty, planless] = ids.each_ref().map(|id| world.directory_of(id));
     for directory in [&empty, &planless] {
         for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
             let _ = std::fs::remove_file(directory.join(file));
@@ -145,8 +141,7 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
     world.settings.zoom.credentials.client_id = "sim-client".to_owned();
     world.restart().await;
     for id in &ids {
-        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        assert_eq!(world.finished(id).await["state"], "completed");
+        assert_eq!(world.retried(id).await["state"], "completed");
     }
 }
 
@@ -184,15 +179,14 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         let world = World::new(SimSettings { sessions: 5, messages: 400, ..account() }).await;
         let (job, expected) = world.run(&world.everything()).await;
         let id = job["id"].as_str().unwrap();
-        let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+        let directory = world.directory_of(id);
         let options = SqliteConnectOptions::new().filename(directory.join("capture.db")).foreign_keys(false);
         let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
         let as_a_bad_disk_would = format!("PRAGMA ignore_check_constraints = ON; {wrong}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(as_a_bad_disk_would)).execute(&mut capture).await.unwrap();
         capture.close().await.unwrap();
         std::fs::remove_file(archive_in(&directory)).unwrap();
-        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        let job = world.finished(id).await;
+        let job = world.retried(id).await;
         assert_eq!(job["state"], "completed", "{wrong}: {job:#}");
         assert_eq!(world.archive(id).await.comparable(), expected.comparable(), "{wrong}");
     }
@@ -206,7 +200,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 12_000).await;
     world.stop().await;
-    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let directory = world.directory_of(&id);
     spoil(&directory.join("capture.segments"), 200_000, 10);
     world.restart().await;
     let job = world.finished(&id).await;
@@ -217,8 +211,7 @@ async fn messages_that_are_not_what_was_stored_are_found_and_only_they_are_fetch
     );
     assert!(archives_in(&directory).is_empty() && !directory.join("archive.zip.tmp").exists());
     let before = world.sim.stats().requests;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.retried(&id).await["state"], "completed");
     assert_eq!(world.archive(&id).await.comparable(), expected.comparable());
     let again = world.sim.stats().requests - before;
     assert!(again > 0 && again < whole / 2, "one chain of pages, not everything: {again} of {whole}");
@@ -233,11 +226,8 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let (job, held) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let id = job["id"].as_str().unwrap();
-    let directory = world.settings.jobs.data_dir.join("jobs").join(id);
-    let retry = async || {
-        assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-        world.finished(id).await
-    };
+    let directory = world.directory_of(id);
+    let retry = || world.retried(id);
     // When a retry loses nothing, the old archive is not kept.
     assert_eq!(retry().await["progress"]["messages"], job["progress"]["messages"]);
     let held_in = archives_come_to(&directory, 1).await.remove(0);
@@ -315,10 +305,7 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
                 asked,
                 "{damage}: Zoom is asked only when somebody says so"
             );
-            assert_eq!(
-                world.post(&format!("/v1/jobs/{interrupted}/retry"), &Value::Null).await.status(),
-                202
-            );
+            world.retry(&interrupted).await;
         }
         assert_eq!(world.finished(&interrupted).await["state"], "completed", "{damage}");
         assert_eq!(world.archive(&interrupted).await.comparable(), expected.comparable(), "{damage}");
@@ -378,13 +365,12 @@ async fn a_capture_that_nobody_can_read_any_more_is_left_for_a_person() {
     let done = world.submit(&world.everything()).await;
     world.finished(&done).await;
     world.stop().await;
-    let data = world.settings.jobs.data_dir.clone();
-    std::fs::remove_file(data.join("state.db")).unwrap();
-    spoil(&data.join("jobs").join(&done).join("capture.db"), 0, 4_096);
+    std::fs::remove_file(world.settings.jobs.data_dir.join("state.db")).unwrap();
+    spoil(&world.directory_of(&done).join("capture.db"), 0, 4_096);
     for start in 0..2 {
         world.restart().await;
         assert_eq!(world.get(&format!("/v1/jobs/{done}")).await.status(), 404);
-        let left = data.join("jobs").join(format!("{done}.damaged"));
+        let left = world.directory_of(&format!("{done}.damaged"));
         assert!(archive_in(&left).exists() && left.join("capture.segments").exists(), "start {start}");
     }
 }
@@ -415,7 +401,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
             assert!(service.terminate().await.success());
             service = setup.start().await;
         }
-        let answer = service.client.get(service.url(&format!("/v1/jobs/{}", jobs[1]))).send().await.unwrap();
+        let answer = service.get(&format!("/v1/jobs/{}", jobs[1])).await;
         assert_eq!(answer.status(), 500);
         let request = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
         let log = setup.log();
@@ -423,8 +409,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         assert!(line.is_some(), "{request}: {log}");
         let about_a_job = log.lines().find(|line| line.contains("window listed") && line.contains(&jobs[0]));
         assert!(about_a_job.is_some(), "what a job does is found by its id: {log}");
-        let page: Value =
-            service.client.get(service.url("/v1/jobs")).send().await.unwrap().json().await.unwrap();
+        let page: Value = service.get("/v1/jobs").await.json().await.unwrap();
         let listed: Vec<_> = page["items"].as_array().unwrap().iter().map(|job| &job["id"]).collect();
         let mut others: Vec<_> = jobs.iter().filter(|id| **id != jobs[1]).collect();
         others.reverse();
@@ -448,7 +433,7 @@ async fn an_archive_that_got_lost_or_damaged_is_made_again_by_a_retry() {
     let path = format!("/v1/jobs/{id}/archive");
     let retry = async || world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await;
     assert_eq!(retry().await.status(), 409, "nothing is missing");
-    let job_directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let job_directory = world.directory_of(&id);
     let file = archive_in(&job_directory);
     for damage in ["overwritten", "removed", "cut short", "everything removed"] {
         match damage {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use zoom_chat_reports::sim::{ItemOptions, SimSettings, Simulator};
+use zoom_chat_reports::sim::{SimSettings, Simulator};
 
-use crate::harness::{Missing, archives_in, assert_whole, everything};
+use crate::harness::{archives_in, assert_all, everything};
 use crate::process::{Service, Setup};
 
 pub fn account() -> SimSettings {
@@ -97,8 +97,8 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         let own = disk.path.join("jobs").join(&id);
         assert!(archives_in(&own).is_empty() && !own.join("archive.zip.tmp").exists(), "{within}");
         // The service itself is healthy.
-        assert_eq!(service.client.get(service.url("/healthz")).send().await.unwrap().status(), 200);
-        assert_eq!(service.client.get(service.url("/v1/jobs")).send().await.unwrap().status(), 200);
+        assert_eq!(service.get("/healthz").await.status(), 200);
+        assert_eq!(service.get("/v1/jobs").await.status(), 200);
         // The remaining room is for its own records: the failure is recorded, a retry is accepted, another job is deleted.
         let retry = format!("/v1/jobs/{id}/retry");
         let other = service.submit(&everything(&sim)).await;
@@ -107,8 +107,7 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         assert_eq!(deleted.status(), 204);
         assert_eq!(service.post(&retry, &Value::Null).await.status(), 202);
         assert_eq!(service.finished(&id).await["error"]["code"], "disk-full");
-        let ready =
-            async || service.client.get(service.url("/readyz")).send().await.unwrap().status().as_u16();
+        let ready = async || service.get("/readyz").await.status().as_u16();
         assert_eq!(ready().await, 200, "it takes jobs");
         // And when something else uses up the rest, it says that it takes no more:
         disk.fill(0);
@@ -121,7 +120,7 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         let data = sim.dataset();
         let days = (data.first_day(), data.last_day());
         let archive = service.archive(&id).await;
-        assert_whole(&archive, data, days, ItemOptions::default(), &Missing::default());
+        assert_all(&archive, data, days);
         if within == "archive" {
             assert_eq!(sim.stats().requests, before, "nothing is fetched again: {job:#}");
         }
@@ -148,7 +147,7 @@ async fn everything_that_is_written_goes_to_the_data_directory() {
     assert_eq!(job["state"], "completed", "{job:#}");
     let days = (sim.dataset().first_day(), sim.dataset().last_day());
     let archive = service.archive(&id).await;
-    assert_whole(&archive, sim.dataset(), days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, sim.dataset(), days);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -194,7 +193,7 @@ async fn without_its_data_directory_the_service_says_so_and_promises_nothing() {
     let id = service.submit(&everything(&sim)).await;
     service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
     std::fs::remove_dir_all(&setup.data).unwrap();
-    let ready = service.client.get(service.url("/readyz")).send().await.unwrap();
+    let ready = service.get("/readyz").await;
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("data directory is gone"));
     let promise = service.post("/v1/jobs", &everything(&sim)).await;

@@ -8,7 +8,8 @@ use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 
 use crate::harness::{
-    INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_whole, fault, sent, status, with_headers,
+    INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_all, assert_whole, fault, sent, status,
+    with_headers,
 };
 
 pub fn account() -> SimSettings {
@@ -24,7 +25,7 @@ pub async fn whole_despite(faults: Vec<ScriptedFault>) -> Value {
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     let days = (data.first_day(), data.last_day());
-    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, days);
     job
 }
 
@@ -158,7 +159,7 @@ async fn a_token_refused_while_a_part_of_a_month_is_listed_does_not_end_the_job(
     let (body, days) = world.one_window();
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
-    assert_whole(&archive, &world.sim.dataset().clone(), days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, world.sim.dataset(), days);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,8 +177,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert!(last["help"].as_str().unwrap().contains("ZOOM_CLIENT_ID"));
     // New credentials, and the same job goes on.
     world.sim.set_credentials_valid(true);
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.retried(&id).await["state"], "completed");
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["ok"], true, "{check:#}");
 
@@ -198,8 +198,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     let again = world.submit(&world.everything()).await;
     assert_eq!(world.finished(&again).await["error"]["code"], "missing-scopes");
     world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
-    assert_eq!(world.post(&format!("/v1/jobs/{again}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&again).await["state"], "completed");
+    assert_eq!(world.retried(&again).await["state"], "completed");
 
     let world = World::new(account()).await;
     world.sim.script(always(Match::Any, status(400, NO_PERMISSION)));
@@ -234,7 +233,7 @@ async fn two_jobs_at_the_limit_are_both_whole_and_hardly_ever_refused() {
     let data = world.sim.dataset().clone();
     let days = (data.first_day(), data.last_day());
     for id in [one, two] {
-        assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &Missing::default());
+        assert_all(&world.archive(&id).await, &data, days);
     }
 }
 
@@ -244,8 +243,7 @@ async fn jobs_share_the_limit_whoever_came_first() {
     let sim = SimSettings { qps: 60, messages: 16_000, ..account() };
     let world = World::with(sim, |settings| settings.zoom.limit = Some(60.0)).await;
     let requests = |job: &Value| job["progress"]["requests"].as_u64().unwrap();
-    let figures =
-        async |id: &str| requests(&world.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap());
+    let figures = async |id: &str| requests(&world.job(id).await);
     let first = world.submit(&world.everything()).await;
     world.wait_until(&first, |job| requests(job) > 30).await;
     let second = world.submit(&world.everything()).await;
@@ -269,7 +267,7 @@ async fn a_limit_lower_than_believed_is_followed_and_loses_nothing() {
     assert!(job["progress"]["requests"].as_u64() > Some(90), "three seconds at least: {job:#}");
     assert!(job["progress"]["rate_limited"].as_u64() <= Some(8), "answers name it: {job:#}");
     let days = (data.first_day(), data.last_day());
-    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, days);
 }
 
 /// Regression: the eighth attempt of a request, after server errors, met a 401, and the whole job was given up.

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -31,7 +30,7 @@ pub struct World {
     pub sim: Simulator,
     pub settings: AppSettings,
     pub client: reqwest::Client,
-    pub directory: Arc<TempDir>,
+    pub directory: TempDir,
     pub clock: SharedClock,
     app: Option<App>,
 }
@@ -89,7 +88,7 @@ impl World {
         adjust: impl FnOnce(&mut AppSettings),
     ) -> Self {
         let sim = Simulator::start(sim).await.unwrap();
-        let directory = Arc::new(TempDir::new().unwrap());
+        let directory = TempDir::new().unwrap();
         let mut settings = settings(&sim, &directory);
         adjust(&mut settings);
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
@@ -134,6 +133,24 @@ impl World {
         assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
         let job: Value = response.json().await.unwrap();
         job["id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn job(&self, id: &str) -> Value {
+        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
+    }
+
+    pub async fn retry(&self, id: &str) {
+        assert_eq!(self.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    }
+
+    /// Retries a job and follows it to its end.
+    pub async fn retried(&self, id: &str) -> Value {
+        self.retry(id).await;
+        self.finished(id).await
+    }
+
+    pub fn directory_of(&self, id: &str) -> PathBuf {
+        self.settings.jobs.data_dir.join("jobs").join(id)
     }
 
     /// Follows a job by long polling until `done` says so.
@@ -401,6 +418,11 @@ pub struct Missing {
     pub unlisted: BTreeSet<u32>,
     /// Days of which nothing could be fetched.
     pub lost_days: Option<(Date, Date)>,
+}
+
+/// Asserts that every item of the dataset is in the archive, as `assert_whole` does.
+pub fn assert_all(archive: &Archive, data: &Dataset, days: (Date, Date)) {
+    assert_whole(archive, data, days, ItemOptions::default(), &Missing::default());
 }
 
 /// Asserts that every item of the dataset that is not `missing` is in the archive exactly once, byte for byte and in order, and

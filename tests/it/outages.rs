@@ -7,9 +7,9 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
-use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
+use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
-use crate::harness::{INVALID_TOKEN, Missing, World, always, assert_whole, fault, status};
+use crate::harness::{INVALID_TOKEN, World, always, assert_all, fault, status};
 
 fn clock() -> Arc<ManualClock> {
     ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap())
@@ -43,7 +43,7 @@ async fn assert_completed(world: &World, id: &str) {
     );
     let data = world.sim.dataset().clone();
     let days = (data.first_day(), data.last_day());
-    assert_whole(&world.archive(id).await, &data, days, ItemOptions::default(), &Missing::default());
+    assert_all(&world.archive(id).await, &data, days);
 }
 
 /// Advances the clock by minutes, one at a time, each noticed by the prober.
@@ -116,7 +116,7 @@ async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
     let failures = archive.json("_metadata/failures.json");
     let days = [&failures[0]["from"], &failures[0]["to"]];
     assert_eq!((failures.as_array().unwrap().len(), days), (1, [&json!(from.to_string()); 2]));
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
 }
 
 /// A gateway's page that happens to be JSON is not an answer of Zoom.
@@ -142,8 +142,7 @@ async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
         world.sim.script(fault(faults_of, 0, 40, FaultAnswer::Reset));
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, is_waiting).await;
-        while world.get(&format!("/v1/jobs/{id}")).await.json::<Value>().await.unwrap()["state"] == "running"
-        {
+        while world.job(&id).await["state"] == "running" {
             clock.advance(Duration::from_secs(30));
             clock.sleep(Duration::from_millis(20)).await;
         }
@@ -213,7 +212,7 @@ async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
     world.sim.set_down(false);
     clock.advance(Duration::from_secs(60));
     let before = world.sim.stats().requests;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    world.retry(&id).await;
     assert_completed(&world, &id).await;
     assert!(world.sim.stats().requests - before < 200, "what was there is not asked for again");
 }
@@ -263,7 +262,7 @@ async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_fo
         (Some("completed_with_failures"), Some(12))
     );
     world.restart().await;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    world.retry(&id).await;
     let job = world.wait_until(&id, |job| is_waiting(job) || !job["finished_at"].is_null()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "server-error"));
@@ -352,7 +351,7 @@ async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
     assert!(job["progress"]["messages"].as_u64().unwrap() > 2_000, "everything is kept");
     let before = world.sim.stats().requests;
     world.sim.set_credentials_valid(true);
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    world.retry(&id).await;
     assert_completed(&world, &id).await;
     let all = world.finished(&id).await["progress"]["requests"].as_u64().unwrap();
     assert!(world.sim.stats().requests - before < all);
@@ -377,7 +376,7 @@ async fn a_clock_set_an_hour_forward_or_back_stops_nothing_and_expires_nothing()
         clock.advance(Duration::from_secs(120));
         let third = world.submit(&world.everything()).await;
         world.finished(&third).await;
-        let job: Value = world.get(&format!("/v1/jobs/{done}")).await.json().await.unwrap();
+        let job = world.job(&done).await;
         assert_eq!(job["state"], "completed", "set by {hours} h: half an hour has not passed");
         // Now it has passed by both clocks.
         clock.advance(Duration::from_secs(2 * 3_600));

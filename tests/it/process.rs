@@ -196,6 +196,10 @@ impl Service {
         panic!("it did not stop within 30 s");
     }
 
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         self.client.post(self.url(path)).json(body).send().await.unwrap()
     }
@@ -207,7 +211,7 @@ impl Service {
     }
 
     pub async fn job(&self, id: &str) -> Value {
-        self.client.get(self.url(&format!("/v1/jobs/{id}"))).send().await.unwrap().json().await.unwrap()
+        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
     }
 
     /// Polls every few milliseconds until `done`, for half a minute at most.
@@ -228,7 +232,7 @@ impl Service {
     }
 
     pub async fn archive(&self, id: &str) -> Archive {
-        let answer = self.client.get(self.url(&format!("/v1/jobs/{id}/archive"))).send().await.unwrap();
+        let answer = self.get(&format!("/v1/jobs/{id}/archive")).await;
         assert_eq!(answer.status(), 200);
         Archive::read(answer.bytes().await.unwrap().to_vec())
     }

@@ -76,8 +76,7 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     assert_eq!((job["state"].as_str(), job["archive"].is_null()), (Some("cancelled"), true));
     world.sim.clear_script();
     let before = world.sim.stats().requests;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    let job = world.finished(&id).await;
+    let job = world.retried(&id).await;
     assert_eq!(job["state"], "completed");
     assert_eq!(world.archive(&id).await.comparable(), expected.comparable());
     let (rest, all) = (world.sim.stats().requests - before, undisturbed_requests(&expected));
@@ -122,7 +121,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
     world.settings.jobs.max_running = 1;
     world.restart().await;
     for id in [&first, &second] {
-        let job: Value = world.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap();
+        let job = world.job(id).await;
         assert!(job["progress"]["messages"].as_u64().unwrap() > 1_000, "from the first answer on: {job:#}");
     }
     for (id, other) in [(&second, "running"), (&first, "cancelled")] {
@@ -133,7 +132,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
         let figures = ["messages", "requests", "sessions_total"].map(|name| progress[name].as_u64().unwrap());
         assert!(figures[0] > 1_000 && figures[1] > 10 && figures[2] > 1, "{cancelled:#}");
         let another = if id == &second { &first } else { &second };
-        let job: Value = world.get(&format!("/v1/jobs/{another}")).await.json().await.unwrap();
+        let job = world.job(another).await;
         assert_eq!(job["state"], other, "it need not end first");
     }
 }
@@ -155,8 +154,7 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     assert_eq!(world.sim.stats().requests, asked);
     world.settings.zoom.credentials.account_id = own;
     world.restart().await;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(&id).await["state"], "completed");
+    assert_eq!(world.retried(&id).await["state"], "completed");
 }
 
 /// "There is nothing" is also the answer of a particular account.
@@ -192,13 +190,13 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     let old = world.archive(&id).await;
     world.sim.clear_script();
     let before = world.sim.stats().requests;
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
+    world.retry(&id).await;
     assert_eq!(world.get(&format!("/v1/jobs/{id}/archive")).await.status(), 200, "the old archive stays");
     let job = world.finished(&id).await;
     assert_eq!((job["state"].as_str(), job["failures_total"].as_u64()), (Some("completed"), Some(0)));
     let archive = world.archive(&id).await;
     assert_ne!(archive.bytes, old.bytes);
-    let directory = world.settings.jobs.data_dir.join("jobs").join(&id);
+    let directory = world.directory_of(&id);
     let left = archives_come_to(&directory, 1).await;
     assert!(std::fs::read(&left[0]).unwrap() == archive.bytes, "and the old one is gone");
     assert_eq!(archive.comparable(), undisturbed(account(0)).await.comparable());
@@ -214,18 +212,16 @@ async fn an_archive_that_no_record_refers_to_goes_once_another_run_has_made_one(
     let (job, _) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let id = job["id"].as_str().unwrap();
-    let directory = world.settings.jobs.data_dir.join("jobs").join(id);
+    let directory = world.directory_of(id);
     let stray = directory.join("archive-0123456789abcdef.zip");
     std::fs::write(&stray, "it may hold more").unwrap();
     world.sim.clear_script();
     refuse(Match::Messages, 400, r#"{"code":4711,"message":"no scope"}"#);
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(id).await["state"], "failed");
+    assert_eq!(world.retried(id).await["state"], "failed");
     world.restart().await;
     assert_eq!(archives_come_to(&directory, 2).await.len(), 2, "a run that failed decides nothing");
     world.sim.clear_script();
-    assert_eq!(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    assert_eq!(world.finished(id).await["state"], "completed");
+    assert_eq!(world.retried(id).await["state"], "completed");
     assert!(archives_come_to(&directory, 1).await[0] != stray);
     // As if it had been killed before it removed it.
     std::fs::write(&stray, "").unwrap();

@@ -469,7 +469,7 @@ async fn what_is_made_is_for_its_owner_only() {
     let data = &world.settings.jobs.data_dir;
     assert_eq!(mode_of(data), 0o700);
     // On its own as well, in case the data directory existed before with wider permissions.
-    let job = data.join("jobs").join(&id);
+    let job = world.directory_of(&id);
     assert_eq!(mode_of(&job), 0o700);
     let of_the_job = [archive_in(&job), job.join("capture.db"), job.join("capture.segments")];
     for file in of_the_job.iter().chain(&[data.join("state.db"), data.join("audit.jsonl")]) {

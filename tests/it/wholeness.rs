@@ -8,7 +8,7 @@ use jiff::ToSpan;
 use serde_json::{Value, json};
 use zoom_chat_reports::sim::{FaultLevel, ItemOptions, SimSettings};
 
-use crate::harness::{Missing, World, assert_whole};
+use crate::harness::{Missing, World, assert_all, assert_whole};
 
 fn account(sessions: u32, messages: u64, faults: FaultLevel) -> SimSettings {
     SimSettings { sessions, messages, months: 6, faults, ..SimSettings::default() }
@@ -23,7 +23,7 @@ async fn six_months_from_mid_month_to_mid_month_come_out_whole() {
     assert_eq!(job["state"], "completed", "{job:#}");
     assert_eq!(job["progress"]["sessions_done"], job["progress"]["sessions_total"]);
     assert_eq!(job["progress"]["percent"], 100.0);
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
     let summary = archive.json("_metadata/extraction_summary.json");
     assert_eq!(summary["unknown_members"], serde_json::json!(["x_sim_note"]));
     let file = world.directory.path().join("a.zip");
@@ -46,7 +46,7 @@ async fn a_session_that_holds_half_of_all_messages_is_split_and_whole_and_costs_
     let (from, to) = (data.first_day(), data.last_day());
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed", "{job:#}");
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
     let summary = archive.json("_metadata/extraction_summary.json");
     let least: u64 = summary["windows"]
         .as_array()
@@ -79,7 +79,7 @@ async fn a_session_that_is_split_keeps_the_order_of_its_messages_also_when_the_n
     let (job, archive) = world.run(&body).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     assert_eq!(job["progress"]["windows_total"], 1);
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
     let (sent, least) = (world.sim.stats().requests, data.least_requests(from, to, ItemOptions::default()));
     assert!(sent > least, "it was split: {sent} of {least}");
 }
@@ -100,7 +100,7 @@ async fn days_without_messages_may_be_told_as_not_found() {
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed", "{:#?}", world.failures(job["id"].as_str().unwrap()).await);
     let days = (data.first_day(), data.last_day());
-    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, days);
     let summary = archive.json("_metadata/extraction_summary.json");
     let stats = world.sim.stats();
     let not_found = stats.requests - stats.pages_served;
@@ -117,7 +117,7 @@ async fn a_paced_run_that_lasts_for_seconds_comes_out_whole() {
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     let days = (data.first_day(), data.last_day());
-    assert_whole(&archive, &data, days, ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, days);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +128,7 @@ async fn light_faults_lose_nothing() {
     let (job, archive) = world.run(&json!({ "from": from.to_string(), "to": to.to_string() })).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     assert!(world.sim.stats().faults > 50, "there were faults: {:?}", world.sim.stats());
-    assert_whole(&archive, &data, (from, to), ItemOptions::default(), &Missing::default());
+    assert_all(&archive, &data, (from, to));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
