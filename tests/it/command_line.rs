@@ -12,12 +12,11 @@ use jiff::ToSpan;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::Connection;
-use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultLevel, Match, SimSettings, Simulator};
 
-use crate::harness::{NO_PERMISSION, always, eventually, status};
+use crate::harness::{NO_PERMISSION, always, eventually, open_sqlite, status};
 use crate::process::{Setup, binary, connected, run};
 
 fn account() -> SimSettings {
@@ -34,6 +33,18 @@ fn extract(sim: &Simulator, directory: &Path) -> Command {
         "--to-date",
         &data.last_day().to_string(),
     ]);
+    command
+}
+
+fn zip(sim: &Simulator, directory: &Path) -> Command {
+    let mut command = extract(sim, directory);
+    command.args(["--zip", "out.zip"]);
+    command
+}
+
+fn check(sim: &Simulator, directory: &Path) -> Command {
+    let mut command = connected(sim, directory);
+    command.arg("check");
     command
 }
 
@@ -270,8 +281,7 @@ async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
     let first = sim.dataset().first_day();
     let [before, first] = [first.yesterday().unwrap(), first].map(|day| day.to_string());
     let capture = home.path().join("zoom_chat_reports/.capture/capture.db");
-    let mut capture =
-        sqlx::SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(capture)).await.unwrap();
+    let mut capture = open_sqlite(&capture).await;
     let earlier = sqlx::query("UPDATE meta SET value = replace(value, ?, ?) WHERE key = 'request'");
     earlier.bind(&first).bind(&before).execute(&mut capture).await.unwrap();
     capture.close().await.unwrap();
@@ -288,20 +298,15 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
         Simulator::start(SimSettings { latency: Duration::from_millis(40), ..account() }).await.unwrap();
     let home = TempDir::new().unwrap();
     std::fs::write(home.path().join("out.zip.tmp"), "another's").unwrap();
-    let mut command = extract(&sim, home.path());
-    command
-        .args(["--zip", "out.zip"])
-        .stderr(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null());
+    let mut command = zip(&sim, home.path());
+    command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null());
     let mut child = command.spawn().unwrap();
     eventually("it has some pages", || sim.stats().pages_served >= 30).await;
     assert!(child.try_wait().unwrap().is_none(), "it has ended");
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!home.path().join("out.zip").exists());
-    let mut command = extract(&sim, home.path());
-    command.args(["--zip", "out.zip"]);
-    let (code, out, err) = run(command).await;
+    let (code, out, err) = run(zip(&sim, home.path())).await;
     assert_eq!(code, 0, "{out}{err}");
     assert!(err.contains("resuming from"), "{err}");
     assert!(out.contains("2,000 messages"), "{out}");
@@ -323,9 +328,7 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     };
     half_removed();
     let whole = std::fs::read(home.path().join("out.zip")).unwrap();
-    let mut command = extract(&sim, home.path());
-    command.args(["--zip", "out.zip"]);
-    let (code, _, err) = run(command).await;
+    let (code, _, err) = run(zip(&sim, home.path())).await;
     assert!(code == 1 && err.contains("already exists"), "{code} {err}");
     assert!(std::fs::read(home.path().join("out.zip")).unwrap() == whole);
     assert_eq!(in_home(), ["out.zip"], "nothing says any more that it is incomplete");
@@ -334,26 +337,20 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     // Once the zip has been moved away, the command makes it anew.
     half_removed();
     std::fs::rename(home.path().join("out.zip"), home.path().join("moved.zip")).unwrap();
-    let mut command = extract(&sim, home.path());
-    command.args(["--zip", "out.zip"]);
-    let (code, out, err) = run(command).await;
+    let (code, out, err) = run(zip(&sim, home.path())).await;
     assert!(code == 0, "{code} {out}{err}");
     std::fs::remove_file(home.path().join("moved.zip")).unwrap();
     assert_eq!(in_home(), ["out.zip"]);
     // Something with that name that is not a capture belongs to somebody else.
     std::fs::create_dir(home.path().join("out.zip.capture-removed")).unwrap();
     std::fs::write(home.path().join("out.zip.capture-removed/mine"), "mine").unwrap();
-    let mut command = extract(&sim, home.path());
-    command.args(["--zip", "out.zip"]);
-    assert_eq!(run(command).await.0, 1);
+    assert_eq!(run(zip(&sim, home.path())).await.0, 1);
     assert!(home.path().join("out.zip.capture-removed/mine").exists());
     std::fs::remove_dir_all(home.path().join("out.zip.capture-removed")).unwrap();
     // A symlink belongs to somebody else, even a dangling one.
     std::fs::remove_file(home.path().join("out.zip")).unwrap();
     std::os::unix::fs::symlink("nowhere", home.path().join("out.zip")).unwrap();
-    let mut command = extract(&sim, home.path());
-    command.args(["--zip", "out.zip"]);
-    let (code, _, err) = run(command).await;
+    let (code, _, err) = run(zip(&sim, home.path())).await;
     assert!(code == 1 && err.contains("already exists"), "{code} {err}");
     assert_eq!(in_home(), ["out.zip"]);
 }
@@ -363,17 +360,12 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
 async fn a_damaged_capture_stays_also_when_the_zip_is_whole() {
     let sim = Simulator::start(account()).await.unwrap();
     let home = TempDir::new().unwrap();
-    let command = || {
-        let mut command = extract(&sim, home.path());
-        command.args(["--zip", "out.zip"]);
-        command
-    };
     for kept in ["out.zip.damaged", "out.zip.damaged-2"] {
         sim.script(always(Match::Session(0), status(500, "")));
-        assert_eq!(run(command()).await.0, 3);
+        assert_eq!(run(zip(&sim, home.path())).await.0, 3);
         sim.clear_script();
         std::fs::write(home.path().join("out.zip.capture/capture.db"), [0x5a; 8_192]).unwrap();
-        let (code, out, err) = run(command()).await;
+        let (code, out, err) = run(zip(&sim, home.path())).await;
         assert_eq!(code, 0, "{out}{err}");
         let kept = home.path().join(kept);
         let mut names: Vec<_> =
@@ -451,19 +443,15 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     let (code, _, err) = run(bare).await;
     assert_eq!(code, 2);
     assert!(err.contains("ZOOM_ACCOUNT_ID") && err.contains("ZOOM_CLIENT_SECRET"), "{err}");
-    let mut unset = connected(&sim, home.path());
-    unset.arg("check").env("ZOOM_CLIENT_SECRET", " ");
+    let mut unset = check(&sim, home.path());
+    unset.env("ZOOM_CLIENT_SECRET", " ");
     let (code, _, err) = run(unset).await;
     assert!(code == 2 && err.contains("ZOOM_CLIENT_SECRET is not set"), "{err}");
     // A `.env` in a parent directory is not read: it may be somebody else's, where others may write.
     std::fs::write(home.path().join(".env"), "ZOOM_PLAN=pro\nno setting\n").unwrap();
     std::fs::create_dir(home.path().join("own")).unwrap();
-    let mut below = connected(&sim, &home.path().join("own"));
-    below.arg("check");
-    assert_eq!(run(below).await.0, 0);
-    let mut beside = connected(&sim, home.path());
-    beside.arg("check");
-    let (code, _, err) = run(beside).await;
+    assert_eq!(run(check(&sim, &home.path().join("own"))).await.0, 0);
+    let (code, _, err) = run(check(&sim, home.path())).await;
     assert!(code == 2 && err.contains(".env: line 2 is malformed"), "{err}");
     let mut help = connected(&sim, home.path());
     help.arg("--help");
@@ -472,8 +460,8 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
     // Its values count, except where a variable is already set.
     std::fs::write(home.path().join(".env"), "ZOOM_CLIENT_SECRET='sim-secret'\nZOOM_ACCOUNT_ID=wrong\n")
         .unwrap();
-    let mut told = connected(&sim, home.path());
-    told.arg("check").env_remove("ZOOM_CLIENT_SECRET").env("ZOOM_RATELIMIT", "20");
+    let mut told = check(&sim, home.path());
+    told.env_remove("ZOOM_CLIENT_SECRET").env("ZOOM_RATELIMIT", "20");
     told.env("ZOOM_API_BASE_URL", format!(" {} ", sim.api_base_url()));
     let (code, _, err) = run(told).await;
     assert!(code == 0 && err == "warning: ZOOM_RATELIMIT is not a known setting and is ignored\n", "{err}");
@@ -491,17 +479,13 @@ async fn exit_codes_and_messages_say_what_happened_and_what_to_do() {
 async fn check_prints_a_line_a_step() {
     let sim = Simulator::start(account()).await.unwrap();
     let home = TempDir::new().unwrap();
-    let mut check = connected(&sim, home.path());
-    check.arg("check");
-    let (code, out, _) = run(check).await;
+    let (code, out, _) = run(check(&sim, home.path())).await;
     assert_eq!(code, 0, "{out}");
     for step in ["settings", "token", "scopes", "list", "messages", "the account is ready"] {
         assert!(out.contains(step), "{step} in {out}");
     }
     sim.script(always(Match::Messages, status(400, NO_PERMISSION)));
-    let mut check = connected(&sim, home.path());
-    check.arg("check");
-    let (code, out, _) = run(check).await;
+    let (code, out, _) = run(check(&sim, home.path())).await;
     assert_eq!(code, 1);
     assert!(out.contains("FAIL messages") && out.contains("Pro plan"), "{out}");
 }
@@ -519,9 +503,7 @@ async fn check_passes_where_nobody_has_written() {
     ] {
         sim.clear_script();
         sim.script(always(matches, answer.clone()));
-        let mut check = connected(&sim, home.path());
-        check.arg("check");
-        let (code, out, _) = run(check).await;
+        let (code, out, _) = run(check(&sim, home.path())).await;
         assert!(code == 0 && out.contains(told), "{code} {out}");
     }
 }

@@ -7,13 +7,14 @@ use std::path::Path;
 
 use serde_json::Value;
 use sqlx::Connection;
-use sqlx::sqlite::SqliteConnectOptions;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
 use crate::disks::account;
-use crate::harness::{TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, status};
+use crate::harness::{
+    TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, open_sqlite, status,
+};
 use crate::process::{Setup, is_final};
 
 /// Overwrites a part of a file.
@@ -23,10 +24,15 @@ fn spoil(file: &Path, from: u64, bytes: usize) {
     file.write_all(&vec![0x5a; bytes]).unwrap();
 }
 
+fn remove_index(directory: &Path) {
+    for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
+        let _ = std::fs::remove_file(directory.join(file));
+    }
+}
+
 /// Checkpoints the WAL into the database file: the last connection to close does that as well, but maybe a little later.
 async fn checkpoint(file: &Path) {
-    let options = SqliteConnectOptions::new().filename(file);
-    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut connection = open_sqlite(file).await;
     let checkpoint = sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)");
     let busy: i64 = checkpoint.fetch_one(&mut connection).await.unwrap();
     assert_eq!(busy, 0);
@@ -73,8 +79,7 @@ async fn what_an_earlier_build_had_set_aside_is_compared_before_the_archive_is_m
     let id = job["id"].as_str().unwrap().to_owned();
     world.stop().await;
     let directory = world.directory_of(&id);
-    let options = SqliteConnectOptions::new().filename(directory.join("capture.db"));
-    let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut capture = open_sqlite(&directory.join("capture.db")).await;
     let set_aside = sqlx::query(
         "INSERT INTO set_aside SELECT r.unit, r.first_day, r.last_day, kind, items, raw_len, crc32, offset, length
          FROM pages JOIN ranges r ON r.id = range",
@@ -100,9 +105,7 @@ async fn messages_without_their_index_are_set_aside_and_not_overwritten() {
         world.stop().await;
         world.sim.clear_script();
         let directory = world.directory_of(&id);
-        for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
-            let _ = std::fs::remove_file(directory.join(file));
-        }
+        remove_index(&directory);
         if damage == "without tables" {
             File::create(directory.join("capture.db")).unwrap();
         }
@@ -132,9 +135,7 @@ async fn a_capture_that_never_got_its_plan_is_planned_by_a_retry() {
     world.stop().await;
     let [empty, planless] = ids.each_ref().map(|id| world.directory_of(id));
     for directory in [&empty, &planless] {
-        for file in ["capture.db", "capture.db-wal", "capture.db-shm"] {
-            let _ = std::fs::remove_file(directory.join(file));
-        }
+        remove_index(directory);
     }
     File::create(empty.join("capture.db")).unwrap();
     Location::in_directory(&planless).open_writer().await.unwrap().close().await;
@@ -180,9 +181,9 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         let (job, expected) = world.run(&world.everything()).await;
         let id = job["id"].as_str().unwrap();
         let directory = world.directory_of(id);
-        let options = SqliteConnectOptions::new().filename(directory.join("capture.db")).foreign_keys(false);
-        let mut capture = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        let as_a_bad_disk_would = format!("PRAGMA ignore_check_constraints = ON; {wrong}");
+        let mut capture = open_sqlite(&directory.join("capture.db")).await;
+        let as_a_bad_disk_would =
+            format!("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; {wrong}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(as_a_bad_disk_would)).execute(&mut capture).await.unwrap();
         capture.close().await.unwrap();
         std::fs::remove_file(archive_in(&directory)).unwrap();
@@ -254,9 +255,7 @@ async fn an_archive_that_holds_more_than_the_next_one_stays_beside_it() {
     let fullest = std::fs::read(fullest_in).unwrap();
     // A retry of a completed job only checks whether its archive is lost, so the job is marked as failed.
     std::fs::write(directory.join("capture.segments"), "").unwrap();
-    let table = world.settings.jobs.data_dir.join("state.db");
-    let options = SqliteConnectOptions::new().filename(table);
-    let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
     // And the archive is not recorded, as after the loss of the table.
     let failed = "UPDATE jobs SET state = 'failed',
                   job = json_set(job, '$.state', 'failed', '$.archive', NULL) WHERE id = ?";
@@ -314,8 +313,7 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
 
 /// Removes the records of jobs whose ids are `like` this.
 async fn forget(table: &Path, like: &str) {
-    let options = SqliteConnectOptions::new().filename(table);
-    let mut table = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut table = open_sqlite(table).await;
     sqlx::query("DELETE FROM jobs WHERE id LIKE ?").bind(like).execute(&mut table).await.unwrap();
     table.close().await.unwrap();
 }
@@ -386,11 +384,7 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
         jobs.push(service.submit(&everything(&sim)).await);
         service.finished(jobs.last().unwrap()).await;
     }
-    let mut table = sqlx::SqliteConnection::connect_with(
-        &SqliteConnectOptions::new().filename(setup.data.join("state.db")),
-    )
-    .await
-    .unwrap();
+    let mut table = open_sqlite(&setup.data.join("state.db")).await;
     sqlx::query("UPDATE jobs SET job = '{\"of\":\"another version\"}', state = 'running' WHERE id = ?")
         .bind(&jobs[1])
         .execute(&mut table)

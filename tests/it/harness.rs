@@ -12,6 +12,8 @@ use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use zoom_chat_reports::app::{App, AppSettings};
 use zoom_chat_reports::clock::{SharedClock, SystemClock};
@@ -255,6 +257,10 @@ pub fn status(code: u16, body: &str) -> FaultAnswer {
 pub fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultAnswer {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     FaultAnswer::Status { status, headers, body: body.to_owned() }
+}
+
+pub async fn open_sqlite(file: &Path) -> SqliteConnection {
+    SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file)).await.unwrap()
 }
 
 /// The archives in a job's directory.
