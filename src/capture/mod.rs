@@ -106,6 +106,8 @@ pub enum Meta {
     Requester,
     /// Identifies the account whose chats it holds, without naming it.
     Account,
+    /// The day from which Zoom was found to answer, if that is later than six months ago.
+    ReachBegins,
 }
 
 impl Meta {
@@ -120,6 +122,7 @@ impl Meta {
             Self::JobId => "job_id",
             Self::Requester => "requester",
             Self::Account => "account",
+            Self::ReachBegins => "reach_begins",
         }
     }
 }

@@ -143,25 +143,33 @@ impl Reader {
             .await?)
     }
 
-    /// Another session and the days of a window, ending on `oldest` or later, in which it has a unit; a unit that is done if
-    /// there is one, else a pending one.
-    pub async fn comparable_session(
+    /// Up to three other sessions, each with the days of a window, ending on `oldest` or later, in which it has a unit: such with
+    /// units that are done, then such with pending ones.
+    pub async fn comparable_sessions(
         &mut self,
         zoom_id: &str,
         oldest: Date,
-    ) -> Result<Option<(String, DateRange)>, CaptureError> {
-        let row = sqlx::query(
+    ) -> Result<Vec<(String, DateRange)>, CaptureError> {
+        let rows = sqlx::query(
             "WITH others AS NOT MATERIALIZED (SELECT s.zoom_id, u.state, w.first_day, w.last_day FROM units u
                  JOIN sessions s ON s.id = u.session JOIN windows w ON w.idx = u.window
                  WHERE s.zoom_id <> ? AND w.last_day >= ?)
              SELECT * FROM others WHERE state = 'done'
-             UNION ALL SELECT * FROM others WHERE state = 'pending' LIMIT 1",
+             UNION ALL SELECT * FROM others WHERE state = 'pending' LIMIT 21",
         )
         .bind(zoom_id)
         .bind(oldest.to_string())
-        .fetch_optional(&mut self.connection)
+        .fetch_all(&mut self.connection)
         .await?;
-        row.as_ref().map(session_days).transpose()
+        let mut sessions: Vec<(String, DateRange)> = Vec::new();
+        // A session has at most seven units.
+        for row in &rows {
+            let (session, days) = session_days(row)?;
+            if sessions.len() < 3 && sessions.iter().all(|(known, _)| *known != session) {
+                sessions.push((session, days));
+            }
+        }
+        Ok(sessions)
     }
 
     /// The days of a list that Zoom answered, if only with "not found".

@@ -57,7 +57,8 @@ impl Checking<'_> {
     async fn run(&self, tell: &mut impl FnMut(Step)) -> Result<(), Step> {
         let (step, token) = self.token().await?;
         tell(step);
-        tell(scopes(&token)?);
+        // With the next token, any scopes that are granted meanwhile are used.
+        tell(scopes(&token).inspect_err(|_| self.account.tokens().invalidate(token.generation))?);
         let (step, session) = self.list().await?;
         tell(step);
         tell(match session {

@@ -101,7 +101,10 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
             Step::More => {
                 let Some(seen) = following.observed else { continue };
                 let forecast = following.forecast(&days, &seen, &mut outlook);
-                if let Some(split) = shared.splitter.while_running(&days, &seen, forecast) {
+                // Days that have left Zoom's reach can be had by following the chain, but not by another.
+                if !shared.has_lost_days_of(following.range.chain.days)
+                    && let Some(split) = shared.splitter.while_running(&days, &seen, forecast)
+                {
                     return following.split(split.parts, split.expected_pages).await;
                 }
             }

@@ -7,9 +7,9 @@ use jiff::ToSpan;
 use jiff::civil::Date;
 
 use super::refused::{ask, is_answer};
-use super::shared::Shared;
+use super::shared::{ExtractError, Shared};
 use super::windows;
-use crate::capture::{Failed, PendingRange};
+use crate::capture::{Change, Failed, Meta, PendingRange};
 use crate::clock::SharedClock;
 use crate::days::DateRange;
 use crate::sync::lock;
@@ -36,6 +36,11 @@ impl Reach {
     pub fn oldest(&self) -> Date {
         let told = *lock(&self.told);
         self.by_the_calendar().max(told)
+    }
+
+    /// Remembers that Zoom answers from this day on.
+    pub fn begins(&self, day: Date) {
+        *lock(&self.told) = day;
     }
 
     fn by_the_calendar(&self) -> Date {
@@ -66,25 +71,27 @@ impl Shared {
 
 /// Whether a range was refused because Zoom's reach begins some days later than we computed. Listing single days tells, as that
 /// depends on no session; the result is remembered.
-pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> bool {
-    let DateRange { from, to } = range.chain.days;
+pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+    let from = range.chain.days.from;
     let _one_at_a_time = shared.reach.learning.lock().await;
     if from < shared.reach.oldest() {
         // Another chain has found out meanwhile.
-        return true;
+        return Ok(true);
     }
-    let last = to.min(shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days()));
+    let last = shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days());
     for day in from.series(1.day()).take_while(|day| *day <= last) {
         let listed = ask(shared, &Call::sessions(DateRange::day(day))).await;
         match listed {
             Err(refused) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reports begin later than six months ago");
-                *lock(&shared.reach.told) = day;
-                return true;
+                shared.reach.begins(day);
+                // For later runs: the days before it would be refused one by one.
+                shared.commit(Change::SetMeta(vec![(Meta::ReachBegins, day.to_string())])).await?;
+                return Ok(true);
             }
-            _ => return false,
+            _ => return Ok(false),
         }
     }
-    false
+    Ok(false)
 }

@@ -41,7 +41,7 @@ pub(super) async fn verdict(
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
         return Ok(Verdict::Nothing);
     }
-    if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await {
+    if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await? {
         return Ok(Verdict::BeginAgain);
     }
     if failure.kind.concerns_the_account() && !only_this_session_is_refused(shared, range, failure).await? {
@@ -54,7 +54,8 @@ pub(super) fn is_answer(asked: &Result<(), Failure>) -> bool {
     asked.as_ref().map_or_else(Failure::is_not_found_by_zoom, |()| true)
 }
 
-/// Whether only this session is refused, perhaps by a firewall: another one is answered.
+/// Whether only this session is refused, perhaps by a firewall: another one is answered. Several are asked for, as there may be
+/// others that are refused for reasons of their own.
 async fn only_this_session_is_refused(
     shared: &Shared,
     range: &PendingRange,
@@ -65,11 +66,15 @@ async fn only_this_session_is_refused(
     }
     let oldest = shared.reach.oldest();
     let but = range.session_id.clone();
-    let another =
-        shared.with_reader(async move |stored| stored.comparable_session(&but, oldest).await).await?;
-    let reachable = another.and_then(|(session_id, days)| Some((session_id, days.since(oldest)?)));
-    let Some((session_id, days)) = reachable else { return Ok(false) };
-    Ok(is_answer(&first_page(shared, &session_id, days).await))
+    let others = shared.with_reader(async move |stored| stored.comparable_sessions(&but, oldest).await);
+    for (session_id, days) in others.await? {
+        if let Some(days) = days.since(oldest)
+            && is_answer(&first_page(shared, &session_id, days).await)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part

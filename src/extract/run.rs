@@ -140,6 +140,9 @@ impl Shared {
         for call in &answered {
             account.remember(call);
         }
+        if let Some(day) = reader.meta(Meta::ReachBegins).await?.and_then(|day| day.parse().ok()) {
+            self.reach.begins(day);
+        }
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;
             let now = self.context.clock.now();

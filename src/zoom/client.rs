@@ -111,7 +111,8 @@ impl Account {
 
     /// Why nothing is being sent at the moment, or nothing to one endpoint, if so.
     pub fn waiting(&self) -> Option<Waiting> {
-        self.budget.waiting().or_else(|| self.outages.all().into_iter().find_map(Outage::waiting))
+        let mut probed = self.outages.all().into_iter().filter(|outage| outage.is_probed());
+        self.budget.waiting().or_else(|| probed.find_map(Outage::waiting))
     }
 
     /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only where Zoom was
@@ -193,13 +194,15 @@ impl Answered {
         if call.is_a_list() { self.list.is_some() } else { self.other_session(call).is_some() }
     }
 
-    /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation.
+    /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation; if
+    /// none is known, of the same session on other days.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
         if call.is_a_list() {
             let is_of_others = |known: &&Call| !known.days.overlaps(call.days);
             return self.list.as_ref().filter(is_of_others).cloned();
         }
-        let probe = self.other_session(call).cloned();
+        let same_session = || self.messages.iter().find(|known| !known.days.overlaps(call.days));
+        let probe = self.other_session(call).or_else(same_session).cloned();
         self.messages.rotate_left(1.min(self.messages.len()));
         probe
     }

@@ -156,6 +156,11 @@ impl Outage {
         }
     }
 
+    /// Whether anybody waits for its end.
+    pub fn is_probed(&self) -> bool {
+        self.probing.try_lock().is_err()
+    }
+
     /// What a job reports during an outage.
     pub fn waiting(&self) -> Option<Waiting> {
         self.with(|state| {

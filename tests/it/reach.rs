@@ -75,6 +75,18 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
     let stats = world.sim.stats();
     let refused = stats.requests - stats.pages_served;
     assert!(refused < 40 + 30, "not one by one for each session: {refused}");
+    assert_eq!(world.retried(&id).await["state"], "completed_with_failures");
+    let sessions_of = |failures: &[Value]| -> BTreeSet<String> {
+        failures
+            .iter()
+            .filter(|failure| failure["what"] == "session")
+            .map(|failure| told(failure)[1..].to_vec())
+            .map(|told| format!("{told:?}"))
+            .collect()
+    };
+    let again = world.failures(&id).await;
+    assert_eq!((again.len(), sessions_of(&again)), (failures.len(), sessions_of(&failures)), "{again:?}");
+    assert!(world.sim.stats().requests < stats.requests + 10, "a retry does not ask for them again");
     let missing = without(&data, first, lost[1]);
     let archive = world.archive(&id).await;
     assert_whole(&archive, &data, (first, data.last_day()), ItemOptions::default(), &missing);
