@@ -200,6 +200,7 @@ pub async fn summary(
     let traffic = reader.meta(Meta::Traffic).await?.and_then(|text| serde_json::from_str(&text).ok());
     let traffic: Value = traffic.unwrap_or(Value::Null);
     let captured_until = reader.time(Meta::CapturedUntil).await?;
+    let is_open = reader.meta(Meta::CapturedUntil).await?.is_some();
     let windows = reader.windows().await?;
     let last = windows.len().saturating_sub(1);
     let mut items = [0; 3];
@@ -212,7 +213,7 @@ pub async fn summary(
             items.iter_mut().zip(total.items).for_each(|(sum, more)| *sum = u64::saturating_add(*sum, more));
             json!({
                 "from": days.from.to_string(), "to": days.to.to_string(),
-                "open": index == last && captured_until.is_some(),
+                "open": index == last && is_open,
                 "sessions": total.listed,
                 "messages": messages, "edited_messages": edited, "deleted_messages": deleted,
             })

@@ -45,7 +45,7 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "must be a whole number".to_owned())
+    text.parse().map_err(|_| "must be a whole number, and not too large".to_owned())
 }
 
 pub(super) fn decimal(text: &str) -> Result<f64, String> {

@@ -58,7 +58,7 @@ impl Checking<'_> {
         let (step, token) = self.token().await?;
         tell(step);
         // With the next token, any scopes that are granted meanwhile are used.
-        tell(scopes(&token).inspect_err(|_| self.account.tokens().invalidate(token.generation))?);
+        tell(scopes(&token).inspect_err(|_| self.account.tokens().outdate(token.generation))?);
         let (step, session) = self.list().await?;
         tell(step);
         tell(match session {

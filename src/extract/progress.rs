@@ -215,10 +215,7 @@ impl Progress {
             edited_messages: self.edited_messages.get(),
             deleted_messages: self.deleted_messages.get(),
             traffic: totals,
-            // During a pause nothing is sent.
-            requests_per_second: requests_per_second
-                .filter(|_| waiting.is_none())
-                .map(|rate| (rate * 10.0).round() / 10.0),
+            requests_per_second: requests_per_second.map(|rate| (rate * 10.0).round() / 10.0),
             percent: share.map(|share| (share * 1000.0).floor() / 10.0),
             eta_seconds,
             waiting,

@@ -69,6 +69,14 @@ impl Shared {
     }
 }
 
+/// Believes what an earlier run found out, that Zoom answers from this day on, unless Zoom answers for the day before.
+pub(super) async fn recall(shared: &Shared, day: Date) {
+    let before = Call::sessions(DateRange::day(day.saturating_sub(1.day())));
+    if !is_answer(&ask(shared, &before).await) {
+        shared.reach.begins(day);
+    }
+}
+
 /// Whether a range was refused because Zoom's reach begins some days later than we computed. Listing single days tells, as that
 /// depends on no session; the result is remembered.
 pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {

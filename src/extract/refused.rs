@@ -68,10 +68,11 @@ async fn only_this_session_is_refused(
     let but = range.session_id.clone();
     let others = shared.with_reader(async move |stored| stored.comparable_sessions(&but, oldest).await);
     for (session_id, days) in others.await? {
-        if let Some(days) = days.since(oldest)
-            && is_answer(&first_page(shared, &session_id, days).await)
-        {
-            return Ok(true);
+        let Some(days) = days.since(oldest) else { continue };
+        match first_page(shared, &session_id, days).await {
+            Err(failure) if failure.kind == FailureKind::Unreachable => return Ok(false),
+            answer if is_answer(&answer) => return Ok(true),
+            _ => {}
         }
     }
     Ok(false)

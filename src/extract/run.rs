@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::earlier::{self, check_earlier};
 use super::feed::Feed;
 use super::shared::{ExtractError, LONG_COMMIT_INTERVAL, RunContext, Shared};
-use super::{listing, ranges, reconcile, windows};
+use super::{listing, ranges, reach, reconcile, windows};
 use crate::capture::{CaptureError, Change, Counts, Location, Meta, PendingRange, RangeId, Reader};
 
 /// The result of a run.
@@ -52,7 +52,7 @@ impl Extent {
     /// Whether it holds everything `other` did, as far as can be told: at least as many items, and no damage in between. What
     /// was refetched after damage may have left Zoom's reach by then.
     pub fn covers(&self, other: &Self) -> bool {
-        self.sound_since == other.sound_since && self.items >= other.items
+        self.sound_since.is_some() && self.sound_since == other.sound_since && self.items >= other.items
     }
 }
 
@@ -141,7 +141,7 @@ impl Shared {
             account.remember(call);
         }
         if let Some(day) = reader.meta(Meta::ReachBegins).await?.and_then(|day| day.parse().ok()) {
-            self.reach.begins(day);
+            reach::recall(self, day).await;
         }
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;

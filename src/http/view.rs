@@ -80,7 +80,7 @@ pub struct ProgressView {
     pub requests_per_second: Option<f64>,
     pub percent: Option<f64>,
     pub eta_seconds: Option<u64>,
-    /// Some or all requests to Zoom wait until this time.
+    /// Some or all requests to Zoom wait until this time; once it has passed, the next attempt is under way.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub waiting_until: Option<Timestamp>,
     pub waiting_reason: Option<String>,

@@ -135,6 +135,16 @@ impl Tokens {
         });
     }
 
+    /// Has the token of this generation renewed before it is handed out again; it stays in use where that fails.
+    pub fn outdate(&self, generation: u64) {
+        self.with(|state| {
+            if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
+            {
+                cached.renew_at = Duration::ZERO;
+            }
+        });
+    }
+
     fn current(&self) -> Option<Token> {
         self.with(|state| {
             let cached = state.cached.as_ref().filter(|cached| self.clock.elapsed() < cached.renew_at);
@@ -206,8 +216,8 @@ impl Tokens {
 }
 
 /// A refusal that would concern the request at the API concerns the credentials here. One without a message comes from
-/// something on the way, once a token has been granted; before, perhaps from a wrong ZOOM_OAUTH_BASE_URL, so it is not waited
-/// out.
+/// something on the way, once a token has been granted; before, perhaps from a wrong ZOOM_OAUTH_BASE_URL, so the account decides
+/// whether to wait ([`super::Account::looks_like_an_outage`]).
 fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestError {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
         // A 429 here says nothing about the pace of report requests: it is waited out like a busy server.

@@ -118,7 +118,12 @@ impl Account {
     /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only where Zoom was
     /// reached before: otherwise it may come from a wrong address.
     pub(super) fn looks_like_an_outage(&self, call: &Call, error: &RequestError) -> bool {
-        error.looks_like_an_outage() || (error.came_from_gateway() && self.known().has_similar(call))
+        let was_reached = || match error {
+            // Tokens are the same for all calls.
+            RequestError::NoToken(_) => self.known().has_any(),
+            _ => self.known().has_similar(call),
+        };
+        error.looks_like_an_outage() || (error.came_from_gateway() && was_reached())
     }
 
     /// The outage state of this call's endpoint.
@@ -189,20 +194,22 @@ impl Answered {
         self.messages.truncate(Self::SESSIONS);
     }
 
+    fn has_any(&self) -> bool {
+        self.list.is_some() || !self.messages.is_empty()
+    }
+
     /// Whether Zoom has answered a call like this one: any list, or messages of another session.
     fn has_similar(&self, call: &Call) -> bool {
         if call.is_a_list() { self.list.is_some() } else { self.other_session(call).is_some() }
     }
 
-    /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation; if
-    /// none is known, of the same session on other days.
+    /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
         if call.is_a_list() {
             let is_of_others = |known: &&Call| !known.days.overlaps(call.days);
             return self.list.as_ref().filter(is_of_others).cloned();
         }
-        let same_session = || self.messages.iter().find(|known| !known.days.overlaps(call.days));
-        let probe = self.other_session(call).or_else(same_session).cloned();
+        let probe = self.other_session(call).cloned();
         self.messages.rotate_left(1.min(self.messages.len()));
         probe
     }

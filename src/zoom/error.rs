@@ -210,6 +210,11 @@ impl RequestError {
             Self::NoAnswer(what) => what.clone(),
             Self::Unreadable(what) => format!("the answer could not be read: {what}"),
             Self::TooLarge => "the answer is larger than MAX_ANSWER_BYTES".to_owned(),
+            Self::NoToken(refusal) if refusal.message.is_empty() => format!(
+                "no access token, only status {} and {}; is ZOOM_OAUTH_BASE_URL right?",
+                refusal.status,
+                said(refusal)
+            ),
             Self::NoToken(refusal) => format!(
                 "Zoom refused ZOOM_ACCOUNT_ID, ZOOM_CLIENT_ID or ZOOM_CLIENT_SECRET (status {}): {}",
                 refusal.status,

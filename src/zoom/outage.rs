@@ -21,6 +21,9 @@ pub(super) const DIFFERENT: usize = 5;
 /// The delay after the first probe; it doubles with each.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// Failures so far apart say nothing of one outage: even after the longest delay that an answer may ask for, a request is sent
+/// again sooner.
+const LONG_AGO: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Debug)]
 pub struct Outage {
@@ -43,8 +46,9 @@ struct State {
     outages: u64,
     /// What has failed since the last answer: sessions, or the list.
     failing: HashSet<String>,
-    /// When the first of these failed.
+    /// When the first of these failed, and the last.
     failing_since: Option<Timestamp>,
+    failed_last: Duration,
     down: Option<Down>,
 }
 
@@ -110,10 +114,16 @@ impl Outage {
     /// time to probe: many different subjects fail, or this request is about to be given up and nothing has been answered since
     /// it was sent.
     pub fn failed(&self, subject: &str, last_try: bool, sent: Mark) -> bool {
-        let now = self.clock.now();
+        let (now, wall) = (self.clock.elapsed(), self.clock.now());
         self.with(|state| {
+            if now.saturating_sub(state.failed_last) > LONG_AGO {
+                // Nobody has asked meanwhile.
+                state.failing.clear();
+                state.failing_since = None;
+            }
+            state.failed_last = now;
             state.failing.insert(subject.to_owned());
-            state.failing_since.get_or_insert(now);
+            state.failing_since.get_or_insert(wall);
             state.failing.len() >= DIFFERENT || (last_try && state.answers == sent.answers)
         })
     }
