@@ -199,8 +199,9 @@ pub async fn summary(
 ) -> Result<String, ArchiveError> {
     let traffic = reader.meta(Meta::Traffic).await?.and_then(|text| serde_json::from_str(&text).ok());
     let traffic: Value = traffic.unwrap_or(Value::Null);
-    let captured_until = reader.time(Meta::CapturedUntil).await?;
-    let is_open = reader.meta(Meta::CapturedUntil).await?.is_some();
+    let captured_until = reader.meta(Meta::CapturedUntil).await?;
+    let is_open = captured_until.is_some();
+    let captured_until: Option<Timestamp> = captured_until.and_then(|text| text.parse().ok());
     let windows = reader.windows().await?;
     let last = windows.len().saturating_sub(1);
     let mut items = [0; 3];

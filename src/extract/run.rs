@@ -140,8 +140,11 @@ impl Shared {
         for call in &answered {
             account.remember(call);
         }
-        if let Some(day) = reader.meta(Meta::ReachBegins).await?.and_then(|day| day.parse().ok()) {
-            reach::recall(self, day).await;
+        if let Some(day) = reader.meta(Meta::ReachBegins).await?.and_then(|day| day.parse().ok())
+            // It asks Zoom, which may take as long as an outage.
+            && self.stop.run_until_cancelled(reach::recall(self, day)).await.is_none()
+        {
+            return Err(ExtractError::Cancelled);
         }
         if reader.meta(Meta::Request).await?.is_none() {
             let request = &self.context.request;

@@ -127,21 +127,21 @@ impl Tokens {
 
     /// Discards the token of this generation: it is not handed out again.
     pub fn invalidate(&self, generation: u64) {
-        self.with(|state| {
-            if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
-            {
-                (cached.renew_at, cached.expires_at) = (Duration::ZERO, Duration::ZERO);
-            }
+        self.with_cached(generation, |cached| {
+            (cached.renew_at, cached.expires_at) = (Duration::ZERO, Duration::ZERO);
         });
     }
 
     /// Has the token of this generation renewed before it is handed out again; it stays in use where that fails.
     pub fn outdate(&self, generation: u64) {
+        self.with_cached(generation, |cached| cached.renew_at = Duration::ZERO);
+    }
+
+    /// Changes the cached token if it is still of this generation.
+    fn with_cached(&self, generation: u64, change: impl FnOnce(&mut Cached)) {
         self.with(|state| {
-            if let Some(cached) = state.cached.as_mut().filter(|cached| cached.token.generation == generation)
-            {
-                cached.renew_at = Duration::ZERO;
-            }
+            let cached = state.cached.as_mut().filter(|cached| cached.token.generation == generation);
+            cached.map(change);
         });
     }
 

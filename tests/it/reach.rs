@@ -90,6 +90,14 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
     let missing = without(&data, first, lost[1]);
     let archive = world.archive(&id).await;
     assert_whole(&archive, &data, (first, data.last_day()), ItemOptions::default(), &missing);
+
+    // What an earlier run found out is checked first, which does not keep the job from being cancelled.
+    world.sim.set_down(true);
+    world.retry(&id).await;
+    let asked = world.sim.stats().requests;
+    eventually("it asks Zoom", || world.sim.stats().requests > asked + 3).await;
+    world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+    assert_eq!(world.finished(&id).await["state"], "cancelled");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
