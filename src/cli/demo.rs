@@ -86,7 +86,7 @@ pub(super) async fn run(args: &DemoArgs) -> anyhow::Result<u8> {
     Ok(WHOLE)
 }
 
-/// Whether a file is small enough and, as far as its names tell, an archive of ours.
+/// Whether a file is no larger than a demo's archive and contains a name that our archives contain.
 fn is_of_a_demo(path: &Path) -> bool {
     let name = b"_metadata/extraction_summary.json";
     let is_small = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= MOST);
@@ -161,7 +161,7 @@ async fn show(
 ) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build()?;
     let data = simulator.dataset();
-    // From mid-month to mid-month: more than one window, none of them a calendar month.
+    // The two months up to yesterday: more than one window, as a rule none of them a calendar month.
     let (from, to) = (data.first_day(), data.last_day());
     let body = json!({ "from": from.to_string(), "to": to.to_string(), "label": "demo" });
     say(format_args!("\nPOST /v1/jobs {body}"));
@@ -263,6 +263,8 @@ impl Unfinished {
             hash.update(&chunk);
             self.file.write_all(&chunk).await?;
         }
+        // Before `sync_all`, which does not report that the last write has failed.
+        self.file.flush().await?;
         self.file.sync_all().await?;
         let renamed = tokio::fs::rename(&self.path, &self.archive).await;
         renamed.map_err(|error| anyhow::anyhow!("{} cannot be replaced: {error}", self.archive.display()))?;

@@ -23,11 +23,11 @@ const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 /// Bytes of a zip.
 #[derive(Debug, ToSchema)]
 #[schema(value_type = String, format = Binary)]
-pub(super) struct Zip(#[expect(dead_code, reason = "it only describes")] Vec<u8>);
+pub(super) struct Zip(#[expect(dead_code, reason = "used only for its OpenAPI schema")] Vec<u8>);
 
 /// Download the archive
 ///
-/// One zip with everything. Supports ranges (`Range`, `If-Range`) and conditions (`If-Match`, `If-None-Match`); the ETag is strong.
+/// One zip with everything the job captured. Supports ranges (`Range`, `If-Range`) and conditions (`If-Match`, `If-None-Match`); the ETag is strong.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/archive", tag = "archive", operation_id = "download_archive",
     params(("id" = uuid::Uuid, Path, description = "The job's id"),
@@ -146,31 +146,25 @@ fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
 
 /// Parses a single byte range. Several ranges, other units and malformed ones get the whole archive, as RFC 9110 allows.
 fn parse_range(range: &str, size: u64) -> Wanted {
-    let Some(spec) = range.trim().strip_prefix("bytes=") else {
+    let bounds = range.trim().strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-'));
+    let Some((Some(first), Some(last))) = bounds.map(|(first, last)| (bound(first), bound(last))) else {
         return Wanted::Whole;
     };
-    let Some((first, last)) = spec.trim().split_once('-') else {
-        return Wanted::Whole;
-    };
-    let number = |text: &str| -> Option<u64> {
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        // A number that overflows lies beyond the end of any archive.
-        Some(text.parse().unwrap_or(u64::MAX))
-    };
-    match (number(first), number(last)) {
-        (Some(from), Some(to)) if from <= to && from < size => Wanted::Part { from, to: to.min(size - 1) },
-        (Some(from), Some(to)) if from > to => Wanted::Whole,
-        (Some(from), None) if last.is_empty() && from < size => Wanted::Part { from, to: size - 1 },
-        (Some(_), None) if !last.is_empty() => Wanted::Whole,
-        (None, Some(suffix)) if first.is_empty() && suffix > 0 && size > 0 => {
-            Wanted::Part { from: size.saturating_sub(suffix), to: size - 1 }
-        }
-        (None, Some(_)) if !first.is_empty() => Wanted::Whole,
+    match (first, last) {
         (None, None) => Wanted::Whole,
-        _ => Wanted::Unsatisfiable,
+        (Some(from), Some(to)) if from > to => Wanted::Whole,
+        (Some(from), _) if from >= size => Wanted::Unsatisfiable,
+        (Some(from), to) => Wanted::Part { from, to: to.unwrap_or(u64::MAX).min(size - 1) },
+        (None, Some(suffix)) if suffix == 0 || size == 0 => Wanted::Unsatisfiable,
+        (None, Some(suffix)) => Wanted::Part { from: size.saturating_sub(suffix), to: size - 1 },
     }
+}
+
+/// A bound of a range: `None` if it is malformed, `Some(None)` if it is left out. One that overflows lies beyond the end of any
+/// archive.
+fn bound(text: &str) -> Option<Option<u64>> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| (!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

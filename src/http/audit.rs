@@ -67,7 +67,7 @@ impl Audit {
         self.looks.count(look, now).is_some_and(|(_, looks)| looks > 1)
     }
 
-    /// Appends the line in one write, before the caller gets its answer: what was answered is in the trail.
+    /// Appends the line in one write, before the caller gets its answer, so that everything answered is in the trail.
     fn write(&self, line: &Line<'_>) {
         let mut text = serde_json::to_string(line).expect("a line is plain data");
         text.push('\n');

@@ -168,7 +168,7 @@ pub async fn require_key(State(state): State<AppState>, mut request: Request, ne
         let candidate = bearer(request.headers());
         match candidate.and_then(|candidate| state.api_keys.find(candidate)) {
             Some(caller) => caller,
-            // A request without a key is not a guess: browsers and health checks send such.
+            // A request without a key is not a guess: browsers and health checks send such requests.
             None => return refuse(&state, candidate.and_then(|_| peer(&request))),
         }
     };
@@ -247,7 +247,7 @@ fn check_local_request(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(
         StatusCode::FORBIDDEN,
         "not-this-machine",
-        "Without API keys only this machine may call",
+        "Without API keys, only this machine can use the service",
         "call the service as localhost or 127.0.0.1, not from a web page; or set API_KEYS",
     ))
 }

@@ -14,7 +14,7 @@ use crate::json::duplicate_members;
 /// What a job extracts.
 #[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 #[schema(example = json!({"from": "2026-09-15", "to": "2026-10-14", "label": "case 4711"}))]
 pub struct JobRequest {
     /// First day, UTC, `yyyy-mm-dd`; at most six months back.
@@ -37,7 +37,7 @@ pub struct JobRequest {
 /// What to extract besides messages; each is true by default.
 #[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub struct IncludeRequest {
     /// Earlier versions of edited messages.
     pub edited: Option<bool>,
@@ -53,7 +53,7 @@ pub struct IncludeRequest {
 
 #[derive(Debug, ToSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub enum EditsByRequest {
     SentTime,
     ModificationTime,
@@ -62,9 +62,9 @@ pub enum EditsByRequest {
 /// Only sessions that match all given filters; without filters, all sessions. Filters save requests.
 #[derive(Debug, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub struct SessionsRequest {
-    /// `1:1` or `group`.
+    /// `1:1` or `group`; sessions of any other type pass this filter.
     #[schema(max_items = 1000)]
     pub types: Option<Vec<SessionType>>,
     /// Zoom's session ids.
@@ -81,11 +81,11 @@ pub struct SessionsRequest {
 /// An id as Zoom reports it.
 #[derive(Debug, ToSchema)]
 #[schema(min_length = 1, max_length = 200, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub struct ZoomId(String);
 
 #[derive(Debug, ToSchema)]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub enum SessionType {
     #[serde(rename = "1:1")]
     OneToOne,
@@ -96,7 +96,7 @@ pub enum SessionType {
 /// The maximum length of a label, a name or an id.
 const MAX_CHARACTERS: usize = 200;
 const MAX_FILTER: usize = 1_000;
-/// The most unknown fields of an object, and the most repeated fields, that are named.
+/// At most this many unknown fields of an object are named, and this many repeated ones in all.
 const MAX_UNKNOWN: usize = 100;
 
 /// A valid body, except perhaps that its first day has left Zoom's reach.
@@ -123,7 +123,7 @@ pub fn read(body: &[u8], today: Date) -> Result<Submitted, Problem> {
         reader.wrong(&member, "occurs more than once");
     }
     let Reader { errors, is_out_of_reach } = reader;
-    // Nothing else becomes wrong because time passes.
+    // No other error can appear merely because time has passed.
     let is_only_out_of_reach = is_out_of_reach && errors.len() == 1;
     let problem = |errors| Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors);
     let Some(request) = request.filter(|_| errors.is_empty() || is_only_out_of_reach) else {

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
@@ -47,7 +47,7 @@ pub(super) struct SentEvent {
 pub(super) async fn events(
     State(state): State<AppState>,
     PathId(id): PathId,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+) -> Result<impl IntoResponse, Problem> {
     let follower = state.jobs.follow(id);
     let job = state.jobs.get(id).await?;
     let place = state.event_streams.clone().try_acquire_owned();
@@ -59,8 +59,10 @@ pub(super) async fn events(
     if job.state.is_final() {
         feed.queue.push_back(event("state", &job));
     }
-    let stream = unfold(feed, |mut feed| async move { Some((Ok(feed.next().await?), feed)) });
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+    let stream =
+        unfold(feed, |mut feed| async move { Some((Ok::<_, Infallible>(feed.next().await?), feed)) });
+    // Else nginx collects a few kilobytes before it passes anything on.
+    Ok(([("x-accel-buffering", "no")], Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))))
 }
 
 struct Feed {

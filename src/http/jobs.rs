@@ -40,7 +40,7 @@ fn accepted(job: &Job) -> Response {
 #[utoipa::path(
     post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]([ -~]*[!-~])?$",
-        description = "Any text you choose, 1 to 255 printable ASCII characters; repeating the same key and body returns the same job")),
+        description = "Any text you choose, 1 to 255 printable ASCII characters; repeating it with the same body and API key name returns the same job")),
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
         (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "URL of the job"))),
@@ -68,7 +68,7 @@ pub(super) async fn create(
     };
     let Submitted { request, out_of_reach } = body::read(&body, state.clock.today())?;
     if let Some(problem) = out_of_reach {
-        // A request that is repeated after midnight may have created its job before.
+        // If this repeats a request from before midnight, its job may exist already.
         let known = state.jobs.known(&request, caller.name.as_deref(), key.as_deref()).await?;
         return known.map(|job| accepted(&job)).ok_or(problem);
     }
@@ -131,7 +131,7 @@ pub(super) struct JobPage {
 
 /// List jobs
 ///
-/// Newest first, a page at a time. A page may hold fewer than asked for, or none: only a null `next_cursor` marks the end.
+/// Newest first, one page at a time. A page may hold fewer jobs than `limit`, or none: only a null `next_cursor` marks the end.
 #[utoipa::path(
     get, path = "/v1/jobs", tag = "jobs", operation_id = "list_jobs", params(ListQuery),
     responses(
@@ -244,7 +244,7 @@ impl Shown {
         (status = 202, description = "The job is cancelled, or will be within moments", body = JobView, headers(("Location" = String, description = "URL of the job"))),
         (status = 400, description = "This operation takes no parameters", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "The job has already ended in another way", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has already ended, in a state other than `cancelled`", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The job has ended, but this cannot be recorded yet; see Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
@@ -260,8 +260,8 @@ pub(super) async fn cancel(
 /// Retry a job
 ///
 /// Fetches only the failed or missing parts of a failed, cancelled or incomplete job and rebuilds the archive; the old one
-/// stays until then. Also repairs a completed job whose archive is lost or altered: its archive is read in full before the
-/// answer.
+/// stays until then. Also repairs a completed job whose archive is lost or altered; to find out, it reads the archive in full
+/// before it answers.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
     params(("id" = uuid::Uuid, Path, description = "The job's id")),
@@ -361,8 +361,8 @@ pub(super) struct FailureView {
 
 /// List failures
 ///
-/// Every part that failed, with Zoom's answer, a page at a time. Empty when a completed job lacks nothing. If a job stopped
-/// early, the parts it had not reached are missing as well, but not listed: `progress` shows how much that is.
+/// Every part that failed, with Zoom's answer, a page at a time. Empty for a completed job that lacks nothing. If a job
+/// stopped early, the parts it had not reached are missing too, but are not listed: `progress` shows how many there are.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/failures", tag = "jobs", operation_id = "list_failures",
     params(("id" = uuid::Uuid, Path, description = "The job's id"), FailuresQuery),

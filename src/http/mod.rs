@@ -206,7 +206,7 @@ pub fn metrics_router(state: AppState) -> Router {
     finished(metrics_routes().split_for_parts().0, state, None)
 }
 
-/// A `Content-Length` in a 304 would be taken for the document's (RFC 9110, 8.6): for a body of unknown length none is sent.
+/// A `Content-Length` in a 304 would be taken for the document's (RFC 9110, 8.6). None is sent for a body of unknown length.
 fn without_length_of_nothing(answer: Response) -> Response {
     let of_unknown_length = Body::from_stream(futures_util::stream::empty::<Result<Bytes, Infallible>>());
     if answer.status() == StatusCode::NOT_MODIFIED { answer.map(|_| of_unknown_length) } else { answer }

@@ -10,13 +10,17 @@ use utoipa::openapi::{
 
 const DESCRIPTION: &str = "Extracts every Team Chat message of a Zoom account. Submit a job with a date range, follow it, and \
 download one zip. Errors are RFC 9457 problem documents with a stable `code`. If the service has API keys, press \
-*Authorize* and enter one.";
+*Authorize* and enter one, without its name.";
 
-/// Responses of every operation under `/v1` and of `/metrics`: status, description, and what is added where something is
-/// changed.
+/// Responses of every operation under `/v1` and of `/metrics`: status, description, and what is appended to that if the
+/// operation changes something.
 const COMMON: [(&str, &str, &str); 4] = [
     ("401", "A valid API key is needed", ""),
-    ("403", "The service has no API keys and the caller is not this machine", "; or the key is read-only"),
+    (
+        "403",
+        "The service has no API keys, and the request is not addressed to this machine or comes from another site's page",
+        "; or the key is read-only",
+    ),
     ("429", "Too many wrong keys from this address; see Retry-After", ""),
     ("500", "Internal error; the service's log has the details", ""),
 ];

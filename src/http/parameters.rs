@@ -1,4 +1,4 @@
-//! The parts of a request beside its body: ids in the path, parameters, headers. Invalid ones are refused by name.
+//! The parts of a request other than its body: ids in the path, parameters, headers. Invalid ones are refused by name.
 
 use std::error::Error;
 use std::time::Duration;
@@ -104,7 +104,12 @@ pub(super) fn parse_cursor(list: char, cursor: Option<&str>) -> Result<Option<i6
 }
 
 pub(super) fn parse_wait(text: &str) -> Result<Duration, Problem> {
-    let bad = || bad_parameter("wait", "must be a time such as 30s, 500ms or 1m; at most a minute is waited");
+    let bad = || {
+        bad_parameter(
+            "wait",
+            "must be a time such as 30s, 500ms or 1m; more than a minute counts as a minute",
+        )
+    };
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| bad())?;
     let wait = match &text[digits..] {

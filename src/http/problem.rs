@@ -20,7 +20,7 @@ pub struct FieldError {
     #[schema(example = "from")]
     pub field: String,
     #[schema(
-        example = "2025-01-01 is older than the six months Zoom reports on; the oldest possible date is 2026-05-24"
+        example = "2025-01-01 is older than the six months that Zoom's reports cover; the oldest possible date is 2026-05-24"
     )]
     pub message: String,
 }
@@ -149,12 +149,12 @@ impl From<JobsError> for Problem {
                 "the job is deleted; removing the remaining files is retried every minute, and when you repeat this request",
             )
             .caused_by(error),
-            JobsError::Comparing => Self::too_many_at_once(detail),
+            JobsError::HashCheckRunning => Self::too_many_at_once(detail),
             JobsError::QueueFull { .. } => Self {
                 retry_after: Some(Duration::from_secs(30)),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue-full", "Too many jobs are queued", detail)
             },
-            JobsError::WrongState { .. } => {
+            JobsError::WrongState { .. } | JobsError::NothingToRetry => {
                 Self::new(StatusCode::CONFLICT, "wrong-state", "The job's state does not allow this", detail)
             }
             JobsError::EndNotRecorded => Self {

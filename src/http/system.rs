@@ -90,15 +90,15 @@ pub(super) struct StepView {
 
 /// Check the Zoom account
 ///
-/// Tries the settings, a token, its scopes, the list of sessions and the messages of one. Answers 200 even if a step
-/// fails; see `ok`. Only one check runs at a time.
+/// Tests the settings, an access token, its scopes, the session list and one session's messages, in this order. Answers 200
+/// even if a step fails; see `ok`. Only one check runs at a time.
 #[utoipa::path(post, path = "/v1/check", tag = "service", operation_id = "check_account",
     responses(
         (status = 200, description = "The steps", body = CheckAnswer),
         (status = 429, description = "Another check is running; see Retry-After", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn check_account(State(state): State<AppState>) -> Result<Json<CheckAnswer>, Problem> {
-    // A check's requests take turns with those of jobs: many checks would leave the jobs little.
+    // A check's requests take turns with those of jobs: many checks at once would leave little for the jobs.
     let _one_at_a_time = state
         .checks
         .try_acquire()

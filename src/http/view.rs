@@ -12,7 +12,7 @@ use crate::jobs::{Job, JobState};
 /// period is over.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(dead_code, reason = "it only describes")]
+#[expect(dead_code, reason = "used only for its OpenAPI schema")]
 pub enum State {
     Queued,
     Running,
@@ -46,7 +46,7 @@ pub struct JobView {
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     pub progress: ProgressView,
-    /// Parts that have failed permanently so far; `/v1/jobs/{id}/failures` lists them.
+    /// Parts given up so far; `retry` may still fetch them. `/v1/jobs/{id}/failures` lists them.
     pub failures_total: u64,
     /// Why the job failed; null otherwise.
     pub error: Option<ErrorView>,

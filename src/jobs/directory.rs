@@ -21,8 +21,7 @@ pub fn path_of(data_dir: &Path, id: JobId) -> PathBuf {
     data_dir.join("jobs").join(id.to_string())
 }
 
-/// The directories named by a job's id, oldest job first. Anything else there was put there by somebody, or set aside by
-/// `recovery`.
+/// The directories named after job ids, oldest job first. Anything else was set aside by `recovery` or put there by a person.
 pub fn all(data_dir: &Path) -> io::Result<Vec<(JobId, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(data_dir.join("jobs"))? {
@@ -50,8 +49,8 @@ pub async fn unmark_deleted(directory: &Path) -> io::Result<()> {
     unless_absent(tokio::fs::remove_file(directory.join(DELETED)).await)
 }
 
-/// Removes a job's directory, which takes a while if the capture has many gigabytes. The deletion mark goes last: the remains
-/// of an interrupted deletion must still show that it was intended.
+/// Removes a job's directory, which takes a while if the capture has many gigabytes. The deletion mark goes last: what an
+/// interrupted deletion leaves must still be recognisable as such.
 pub async fn remove(directory: PathBuf) -> io::Result<()> {
     blocking(move || remove_but_last(&directory, DELETED)).await
 }
@@ -103,8 +102,8 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The archives that the job's record does not refer to, if its last run made one: earlier ones, and those of runs that were
-/// killed before they were recorded.
+/// If the job's last run made an archive, the archives that its record does not refer to: those of earlier runs, and of runs
+/// killed before they could record theirs.
 pub fn superseded_archives(directory: &Path, job: &Job) -> io::Result<Vec<PathBuf>> {
     if !job.state.is_complete() {
         return Ok(Vec::new());
@@ -120,7 +119,7 @@ pub async fn remove_each(files: Vec<PathBuf>) -> io::Result<()> {
     blocking(move || files.iter().try_for_each(|file| unless_absent(fs::remove_file(file)))).await
 }
 
-/// Whether an open file has this hash, which takes a while if it is large. An unreadable file has not.
+/// Whether an open file has this hash; slow if the file is large. An unreadable file does not.
 pub async fn has_hash(file: File, sha256: String, cancel: CancellationToken) -> Result<bool, ArchiveError> {
     let compare = move || match sha256_of(file, &cancel) {
         Err(ArchiveError::Io(error)) if is_unreadable(&error) => Ok(false),

@@ -15,12 +15,14 @@ pub enum JobsError {
     QueueFull { queued: u64 },
     #[error("a job in state {} cannot be {action}", state.as_str())]
     WrongState { state: JobState, action: &'static str },
-    #[error("the job has ended, but this cannot be recorded at the moment; it is retried every few seconds")]
+    #[error("the job is complete and its archive is intact: there is nothing to retry")]
+    NothingToRetry,
+    #[error("the job has ended, but its result could not be saved yet; saving is retried every few seconds")]
     EndNotRecorded,
     #[error("the archive is not ready")]
     ArchiveNotReady { state: JobState },
     #[error("another archive is being checked against its hash; try again later")]
-    Comparing,
+    HashCheckRunning,
     #[error("the archive file is missing or was altered")]
     ArchiveLost,
     #[error("the archive is gone")]

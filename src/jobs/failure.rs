@@ -25,8 +25,15 @@ fn failed(code: &str, error: &impl std::fmt::Display, help: Option<&str>) -> Run
 
 /// A job's directory could not be made.
 pub fn no_directory(error: &io::Error) -> RunEnd {
-    let code = if is_full(error) { "disk-full" } else { "data-directory" };
-    failed(code, error, Some("check that DATA_DIR exists, its permissions and its disk; then retry the job"))
+    let (code, help) = if is_full(error) {
+        ("disk-full", "make room, then retry the job")
+    } else {
+        (
+            "data-directory",
+            "check that DATA_DIR exists and is writable and that its disk is sound, then retry the job",
+        )
+    };
+    failed(code, error, Some(help))
 }
 
 impl From<ExtractError> for RunEnd {

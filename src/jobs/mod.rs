@@ -3,7 +3,8 @@
 //!
 //! `model` defines jobs and their state transitions, `store` persists them (SQLite), `repair` opens its file and repairs a
 //! damaged one, `recovery` rebuilds lost records, `registry` holds live state, `runner` runs jobs, `failure` explains what
-//! stopped them, `service` is the interface for callers, `retention` expires old jobs; `directory` manages a job's files.
+//! stopped them, `service` and `results` are the interface for callers, `retention` expires old jobs; `directory` manages a
+//! job's files.
 
 mod directory;
 mod error;
@@ -12,6 +13,7 @@ mod model;
 mod recovery;
 mod registry;
 mod repair;
+mod results;
 mod retention;
 mod runner;
 mod service;

@@ -26,7 +26,7 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
         };
         match in_order {
             Ok(was_rebuilt) => rebuilt += u32::from(was_rebuilt),
-            // It takes up space, but must not hold anything else up.
+            // The directory takes up space, but must not hold anything else up.
             Err(error) => tracing::error!(
                 %error, directory = %directory.display(),
                 "a job's directory could not be cleaned up or recovered; retrying at the next start"

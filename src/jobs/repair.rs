@@ -1,4 +1,4 @@
-//! Opens the table of jobs. A damaged file is set aside, and what can be read of it is copied into a new one.
+//! Opens the table of jobs. A damaged file is set aside, and whatever can still be read is copied into a new one.
 
 use std::path::Path;
 

@@ -32,13 +32,13 @@ pub(super) async fn run(jobs: Arc<Jobs>) {
     }
 }
 
-/// A clock for removing files. As the wall clock may be set forward by mistake, it is believed only if it agrees with an
-/// earlier reading plus the monotonic time since then, or has been ahead of that by the same amount for a day, as after the
-/// machine has slept.
+/// A clock for removing files. The wall clock may be set forward by mistake, so it is believed only up to an earlier reading
+/// plus the monotonic time since, or as far beyond that as it has been ahead for a whole day, as after the machine has slept:
+/// the monotonic clock stands still meanwhile.
 struct TrustedClock {
     since: Duration,
     at: Timestamp,
-    /// Since when the wall clock has been ahead, and by how much.
+    /// Since when the wall clock has been ahead, and its smallest lead since then.
     ahead: Option<(Duration, SignedDuration)>,
 }
 
@@ -59,21 +59,19 @@ impl TrustedClock {
             self.ahead = None;
             return steady.min(wall);
         }
-        let since = match self.ahead {
-            Some((since, before)) if (by - before).abs() <= Self::TOLERANCE => since,
-            _ => elapsed,
-        };
-        self.ahead = Some((since, by));
+        let (since, least) = self.ahead.map_or((elapsed, by), |(since, least)| (since, least.min(by)));
+        self.ahead = Some((since, least));
         if elapsed.saturating_sub(since) < Self::TRUSTED_AFTER {
             return steady;
         }
-        *self = Self::at(elapsed, wall);
-        wall
+        let caught_up = steady.checked_add(least).unwrap_or(Timestamp::MAX);
+        *self = Self::at(elapsed, caught_up);
+        caught_up
     }
 }
 
-/// Expires jobs whose time is over and removes their files, until the service stops. The state changes first: an expired job is
-/// promised to have no files, a completed one without files would be a lie.
+/// Expires jobs whose time is up and removes their files; ends early if the service stops. The state changes first: nobody
+/// expects files of an expired job, but a completed one without files would be a lie.
 async fn expire(jobs: &Jobs, now: Timestamp) -> Result<(), JobsError> {
     for state in JobState::ENDS {
         let mut before = None;
@@ -126,10 +124,23 @@ mod tests {
         assert_eq!(time(30, 90_000), minutes(30), "set forward");
         assert_eq!(time(40, 40), minutes(40), "and put right");
         assert_eq!(time(45, 50), minutes(45), "it has slept for five minutes");
-        for passed in [50, 1_000, 1_489] {
+        for passed in [50, 1_000, 1_484] {
             assert_eq!(time(passed, passed.cast_signed() + 90_000), minutes(passed.cast_signed()));
         }
-        assert_eq!(time(1_490, 91_490), minutes(91_490), "a day after it was seen to be ahead by so much");
-        assert_eq!(time(1_500, 91_500), minutes(91_500));
+        assert_eq!(time(1_485, 91_485), minutes(1_490), "by so much it has been ahead for a day");
+        assert_eq!(time(1_490, 91_490), minutes(1_495), "but not by more");
+        assert_eq!(time(2_929, 92_929), minutes(2_934));
+        assert_eq!(time(2_930, 92_930), minutes(92_930), "a day later");
+    }
+
+    #[test]
+    fn a_machine_that_sleeps_every_night_is_at_most_a_day_behind() {
+        let hours = |count: u64| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(count.cast_signed());
+        let mut trusted = TrustedClock::at(Duration::ZERO, hours(0));
+        for awake in 0..60 * 16 {
+            let wall = hours(awake / 16 * 24 + awake % 16);
+            let behind = wall.duration_since(trusted.time(Duration::from_hours(awake), wall));
+            assert!(behind <= SignedDuration::from_hours(24), "{awake}: {behind:?}");
+        }
     }
 }

@@ -163,7 +163,7 @@ async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
     }
 }
 
-/// Fills in what is to be recorded of a job that has ended.
+/// Fills in the record of a job that has ended.
 fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
@@ -219,7 +219,7 @@ async fn record_end(jobs: &Jobs, entered: &Entered, claimed: &Job, job: &Job) ->
             }
             Err(error) => {
                 tracing::error!(%error, "the end of a job could not be recorded, retrying");
-                // Published all the same, as it has ended. After a restart it would be resumed, which loses nothing.
+                // Published all the same: the job has ended. A restart would resume it, which loses nothing.
                 entered.publish(job.clone());
                 let slept = jobs.stop.run_until_cancelled(jobs.clock.sleep(STORE_TROUBLE)).await;
                 if slept.is_none() {
@@ -254,8 +254,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
     let cancel = context.cancel.clone();
     let input = archive::AssembleInput { directory: directory.clone(), form: Form::Zip, cancel };
     let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
-    let (summary, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await;
-    let summary = summary?;
+    let (summary, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await?;
     let assembled = archive::assemble(begun).await?;
     let archive = assembled.archive.clone().expect("a zip has a size and a hash");
     let name = directory::archive_name(&archive);
@@ -268,7 +267,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
             tracing::warn!(?kept, "earlier archives may hold more than the new one and are kept beside it");
         }
     }
-    // A file with this name has the same bytes, or should have. Until the record is updated, it refers to the previous archive.
+    // Any file of this name holds the same bytes, or should. Until it is updated, the record refers to the previous archive.
     assembled.publish(directory.join(name), |_| None).await?;
     Ok(Made { archive, kept, summary })
 }

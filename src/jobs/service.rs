@@ -1,4 +1,4 @@
-//! The operations on jobs for callers: create, get, follow, cancel, retry, delete, read failures and archives.
+//! The operations on jobs for callers: create, get, follow, cancel, retry, delete.
 //!
 //! Persists before it announces. Knows nothing of HTTP; errors are in terms of jobs.
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,18 +17,16 @@ use super::directory;
 use super::error::JobsError;
 use super::model::{Job, JobId, JobState};
 use super::registry::{Follower, Registry};
+use super::results::ResultLimits;
 use super::store::{AccountPause, JobStore, ListFilter, Listed, StoreError};
 use super::{recovery, retention, runner};
-use crate::archive::{ArchiveFile, FailureLine, failures_page};
 use crate::clock::SharedClock;
 use crate::extract::{Account, ExtractRequest, ExtractSettings};
-use crate::files::{blocking, free_space};
+use crate::files::free_space;
 use crate::sync::lock;
 
 /// The free space needed to record a new job.
 const ROOM_FOR_A_JOB: u64 = 1 << 20;
-/// The most captures opened for callers at the same time: each takes some file descriptors.
-const READINGS: usize = 4;
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone)]
@@ -56,10 +54,7 @@ pub struct Jobs {
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
-    /// Limits reading an archive in full to one caller at a time.
-    hashing: Semaphore,
-    /// Limits how many captures are open for callers at the same time.
-    reading: Arc<Semaphore>,
+    pub(super) result_limits: ResultLimits,
     /// Held while a job is admitted to the queue.
     queueing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -92,13 +87,12 @@ impl Jobs {
             pending_removals: Mutex::default(),
             wake_runner: Notify::new(),
             stop: CancellationToken::new(),
-            hashing: Semaphore::new(1),
-            reading: Arc::new(Semaphore::new(READINGS)),
+            result_limits: ResultLimits::default(),
             queueing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
         });
         for state in JobState::ENDS {
-            ended(state).increment(0);
+            ended_counter(state).increment(0);
         }
         if let Some(AccountPause { account, waiting }) = jobs.store.pause().await?
             && account == jobs.account.fingerprint()
@@ -241,7 +235,7 @@ impl Jobs {
         Ok(is_written)
     }
 
-    /// Recorded before the job is signalled: after a crash in between it still ends as `cancelled`.
+    /// Records the request before signalling the job: after a crash in between, the job still ends as `cancelled`.
     async fn ask_to_stop(&self, id: JobId) -> Result<bool, JobsError> {
         let is_written = self.store.ask_to_stop(id).await?;
         if is_written {
@@ -257,14 +251,16 @@ impl Jobs {
         loop {
             let read = self.stored(id).await?;
             let state = read.state;
-            let is_whole = state == JobState::Completed && self.has_sound_archive(id).await?;
-            if is_whole || !state.may_become(JobState::Queued) {
+            if !state.may_become(JobState::Queued) {
                 return Err(JobsError::WrongState { state, action: "retried" });
+            }
+            if state == JobState::Completed && self.has_sound_archive(id).await? {
+                return Err(JobsError::NothingToRetry);
             }
             let mut job = read.clone();
             if state == JobState::Completed {
                 tracing::warn!(job.id = %id, "the job's archive is lost or altered");
-                // It is lost or altered: what is told of it is no longer true.
+                // The record must no longer refer to it.
                 job.archive = None;
             }
             job.state = JobState::Queued;
@@ -349,92 +345,6 @@ impl Jobs {
         }
     }
 
-    /// What is missing and why, a page at a time.
-    pub async fn failures(
-        &self,
-        id: JobId,
-        after: Option<i64>,
-        most: usize,
-    ) -> Result<(Vec<FailureLine>, Option<i64>), JobsError> {
-        let job = self.get(id).await?;
-        if job.state == JobState::Expired {
-            return Err(JobsError::ArchiveGone);
-        }
-        let directory = self.directory(id);
-        let one_of_few = self.reading.clone().acquire_owned().await.expect("the semaphore is never closed");
-        // Runs to completion even if the caller hangs up, so that the capture is closed then, not some time later.
-        let page = self.run_to_completion(async move {
-            let page = failures_page(&directory, after, most).await;
-            drop(one_of_few);
-            page
-        });
-        let page = page.await.map_err(std::io::Error::other)?;
-        // The job's files may have been removed meanwhile: an empty page would claim that nothing is missing.
-        let may_be_gone = page.as_ref().map_or(true, |(lines, _)| lines.is_empty());
-        if may_be_gone && self.get(id).await?.state == JobState::Expired {
-            return Err(JobsError::ArchiveGone);
-        }
-        Ok(page?)
-    }
-
-    /// The job, its archive's expected size and hash, and the archive's open file, if there is one.
-    pub async fn archive(&self, id: JobId) -> Result<(Job, ArchiveFile, File), JobsError> {
-        loop {
-            let job = self.stored_or_ended(id).await?;
-            let state = job.state;
-            if state == JobState::Expired {
-                return Err(JobsError::ArchiveGone);
-            }
-            let archive = job.archive.clone().ok_or(JobsError::ArchiveNotReady { state })?;
-            let path = self.directory(id).join(directory::archive_name(&archive));
-            let named = path.clone();
-            let open = move || {
-                let file = File::open(path)?;
-                let size = file.metadata()?.len();
-                Ok::<_, std::io::Error>((file, size))
-            };
-            match blocking(open).await {
-                Ok((file, size)) if size == archive.size => return Ok((job, archive, file)),
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    let named = format!("{}: {error}", named.display());
-                    return Err(std::io::Error::new(error.kind(), named).into());
-                }
-                _ => {}
-            }
-            // A new archive may have replaced it since the record was read.
-            if self.stored_or_ended(id).await?.archive.as_ref() == Some(&archive) {
-                // While the job runs it is being made again.
-                let is_final = state.is_final();
-                return Err(if is_final {
-                    JobsError::ArchiveLost
-                } else {
-                    JobsError::ArchiveNotReady { state }
-                });
-            }
-        }
-    }
-
-    /// A job as recorded, or as it ended if its end could not be recorded yet.
-    async fn stored_or_ended(&self, id: JobId) -> Result<Job, JobsError> {
-        match self.registry.latest(id) {
-            Some(ended) if ended.state.is_final() => Ok(ended),
-            _ => self.stored(id).await,
-        }
-    }
-
-    /// Whether the archive exists and is intact, byte for byte.
-    async fn has_sound_archive(&self, id: JobId) -> Result<bool, JobsError> {
-        match self.archive(id).await {
-            Ok((_, archive, file)) => {
-                let _one_at_a_time = self.hashing.try_acquire().map_err(|_| JobsError::Comparing)?;
-                Ok(directory::has_hash(file, archive.sha256, self.stop.clone()).await?)
-            }
-            Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
-            // The archive may exist all the same.
-            Err(error) => Err(error),
-        }
-    }
-
     /// Fails if somebody has removed the data directory, or the table in it, from under us.
     pub fn check_files(&self) -> Result<(), JobsError> {
         match self.settings.data_dir.join(super::store::FILE_NAME).try_exists() {
@@ -475,21 +385,21 @@ impl Jobs {
         interrupted.iter().position(is_wanted).and_then(|place| interrupted.remove(place))
     }
 
-    async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
+    pub(super) async fn stored(&self, id: JobId) -> Result<Job, JobsError> {
         self.store.get(id).await?.ok_or(JobsError::NotFound)
     }
 }
 
 pub(super) fn count_end(job: &Job) {
-    ended(job.state).increment(1);
+    ended_counter(job.state).increment(1);
 }
 
-fn ended(state: JobState) -> metrics::Counter {
+fn ended_counter(state: JobState) -> metrics::Counter {
     metrics::counter!("zcr_jobs_ended_total", "state" => state.as_str())
 }
 
-/// The scope in which an idempotency key is unique: holders of API keys with different names may use the same for different
-/// requests.
+/// The scope in which an idempotency key is unique: callers whose API keys have different names may use the same one for
+/// different requests.
 fn scope(requester: Option<&str>, idempotency_key: Option<&str>) -> Option<String> {
     idempotency_key.map(|key| format!("{}\n{key}", requester.unwrap_or_default()))
 }

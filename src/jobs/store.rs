@@ -306,7 +306,7 @@ impl JobStore {
     }
 }
 
-/// Reads what can be read of a damaged table: from its beginning to the damage, and from its end back to it.
+/// Reads what a damaged table still yields: forwards from its beginning to the damage, and backwards from its end.
 pub async fn salvage(path: &Path) -> (Vec<(Job, Option<String>)>, Option<AccountPause>) {
     let mut records: BTreeMap<i64, (Job, Option<String>)> = BTreeMap::new();
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
