@@ -1,4 +1,4 @@
-//! What most JSON readers ignore: strings that are not valid Unicode and repeated members; and reading single members of an
+//! JSON that most readers mishandle (strings that are not valid Unicode, repeated members), and reading single members of an
 //! object without the rest. A leaf: it imports nothing of ours, anyone may use it.
 
 use std::collections::HashMap;
@@ -112,7 +112,7 @@ impl<'de> Visitor<'de> for Repeated<'_> {
             let value: &RawValue = members.next_value()?;
             if self.nested.contains(&name.as_str()) {
                 let inner = Repeated { prefix: &format!("{name}."), nested: &[], found: &mut *self.found };
-                // Nothing is repeated in what is no object.
+                // What is not an object has no members to repeat.
                 let _ = serde_json::Deserializer::from_str(value.get()).deserialize_map(inner);
             }
             match known.entry(name) {

@@ -18,7 +18,7 @@
 //!
 //! # What is deliberately absent
 //! No unsafe code (except for one call in `main.rs`), no `abort` of tasks, no second writer of a capture, no parsing of message
-//! content, no request to Zoom outside [`zoom::Lane`], no clock but [`clock::Clock`].
+//! content, no request for a report outside [`zoom::Lane`], no wall clock and no timer but [`clock::Clock`] (`sim` has its own).
 
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex, even if whoever held it panicked: each state that is guarded by one here is valid after every statement.
+/// Locks a mutex, even if whoever held it panicked: whatever a mutex guards here is valid after every statement.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// For a service: whoever reads its log, unless it is a terminal, is a machine.
+    /// For a service: a machine reads its log, unless that goes to a terminal.
     pub fn of_a_service() -> Self {
         if std::io::stderr().is_terminal() { Self::Text } else { Self::Json }
     }
@@ -35,7 +35,7 @@ pub fn init(format: LogFormat, default_level: &str) -> Result<(), String> {
         })?
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // It would print its own errors to stderr, which cannot be written to either, and panic.
+    // Otherwise a line that cannot be written to stderr would be reported there, which fails as well, and panics.
     let builder = builder.log_internal_errors(false);
     let _ = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -29,7 +29,7 @@ const DATA_DIR: &str = "DATA_DIR";
 const LOCK: &str = "lock";
 /// More open files and sockets than this are never needed.
 const ENOUGH_DESCRIPTORS: u64 = 65_536;
-/// A metrics collector needs one.
+/// The most connections to the address of the metrics; a collector needs one.
 const METRICS_CONNECTIONS: usize = 32;
 /// A running job has up to ten connections to its capture, each of two or three files, its archive, the files used to sort
 /// that, and connections to Zoom.
@@ -37,7 +37,7 @@ const DESCRIPTORS_OF_A_JOB: usize = 128;
 /// The table of jobs, the audit trail, listeners, the runtime's own.
 const OTHER_DESCRIPTORS: usize = 64;
 
-/// Everything a service needs to be told.
+/// All the settings of a service.
 #[derive(Debug, Clone)]
 pub struct AppSettings {
     pub listen: SocketAddr,
@@ -94,12 +94,13 @@ impl App {
             other => other.into(),
         })?;
         let stopping = CancellationToken::new();
-        let offer = &settings.http;
+        let http_settings = &settings.http;
         let servers = TaskTracker::new();
-        let most = offer.max_connections.min(for_connections(descriptors, offer.max_downloads, max_running));
-        if most < offer.max_connections {
+        let possible = for_connections(descriptors, http_settings.max_downloads, max_running);
+        let allowed = http_settings.max_connections.min(possible);
+        if allowed < http_settings.max_connections {
             tracing::warn!(
-                most,
+                max_connections = allowed,
                 descriptors,
                 "accepting fewer connections than MAX_CONNECTIONS: the limit of open files is too low"
             );
@@ -111,16 +112,31 @@ impl App {
                 "MAX_RUNNING_JOBS jobs may need more open files than this process may have"
             );
         }
-        let state = AppState::new(jobs.clone(), account, audit, offer, most, clock.clone(), stopping.clone());
-        let serve = |listener, router, most| {
-            http::serve(listener, router, most, stopping.clone(), offer.shutdown_grace, clock.clone())
+        let state = AppState::new(
+            jobs.clone(),
+            account,
+            audit,
+            http_settings,
+            allowed,
+            clock.clone(),
+            stopping.clone(),
+        );
+        let serve = |listener, router, allowed| {
+            http::serve(
+                listener,
+                router,
+                allowed,
+                stopping.clone(),
+                http_settings.shutdown_grace,
+                clock.clone(),
+            )
         };
         let metrics_address = metrics.as_ref().map(|(_, address)| *address);
         if let Some((listener, address)) = metrics {
             servers.spawn(serve(listener, http::metrics_router(state.clone()), METRICS_CONNECTIONS));
             tracing::info!(%address, "serving metrics");
         }
-        servers.spawn(serve(listener, http::router(state, offer), most));
+        servers.spawn(serve(listener, http::router(state, http_settings), allowed));
         servers.close();
         tracing::info!(%address, "listening");
         Ok(Self { address, metrics_address, jobs, stopping, servers, _lock: lock })
@@ -162,7 +178,7 @@ fn raise_descriptors() -> usize {
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// Creates a directory, which `setting` names, and locks it for this process.
+/// Creates a directory and locks it for this process; errors name the `setting` that it comes from.
 fn lock(directory: &Path, setting: &'static str) -> Result<File, AppError> {
     let path = directory.join(LOCK);
     let of_lock = |error| unusable(setting, &path, error);

@@ -58,7 +58,7 @@ impl Output {
         }
     }
 
-    /// The first file or folder of it that exists.
+    /// The first of its files or folders that exists.
     fn found(&self) -> Option<PathBuf> {
         match self {
             Self::Directory(directory) => {
@@ -68,7 +68,7 @@ impl Output {
         }
     }
 
-    /// Where to move what is in a place if it is kept while something else is put there.
+    /// Where to move what is at `place` if it is to be kept when something else goes there.
     pub(super) fn kept_as(&self, place: &Path) -> PathBuf {
         free_name(|suffix| match (self, place.file_name()) {
             (Self::Directory(_), Some(folder)) => self.before(suffix).join(folder),
@@ -225,12 +225,11 @@ impl OneJob {
             let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
             loop {
                 tokio::select! {
-                    ended = &mut running => break ended,
+                    ended = &mut running => break ended?,
                     () = self.clock.sleep(REPORT_EVERY) => report(&figures()),
                 }
             }
         };
-        let summary = summary?;
         let last = figures();
         report(&last);
         let assembled = assemble(begun).await?;
@@ -243,7 +242,7 @@ impl OneJob {
             self.output.kept().into_iter().partition(|path| kept_before.contains(path));
         let mut left = None;
         if matches!(self.output, Output::Zip(_)) && summary.counts.failures == 0 {
-            // The zip holds everything; a directory keeps its capture as the mark of what it holds.
+            // The zip holds everything; a directory keeps its capture, which shows what the directory holds.
             match remove_capture(&self.directory) {
                 Ok(damaged) => kept.extend(damaged),
                 Err(error) => left = Some(error),
@@ -279,7 +278,7 @@ fn remove(directory: &Path) -> Result<(), OneJobError> {
     if is_there(&directory.join(LOCK)) {
         return at(directory, remove_but_last(directory, LOCK));
     }
-    // If it is ours it is empty. Anything else is somebody else's, and stays.
+    // Removes the directory only if it is empty; otherwise, without a lock file, it is somebody else's.
     let _ = std::fs::remove_dir(directory);
     Ok(())
 }
@@ -314,7 +313,7 @@ async fn can_resume(request: &ExtractRequest, account: &str, output: &Output) ->
             return Ok(false);
         }
         Ok(captured) => captured,
-        // A damaged one is set aside by the run. After any other error it is unknown what is in it.
+        // The run sets a damaged capture aside. After any other error, what is in the capture is unknown.
         Err(error) => match location.check(&CancellationToken::new()).await {
             Err(damage) if damage.is_damaged() => None,
             _ => return Err(error.into()),
@@ -327,7 +326,7 @@ async fn can_resume(request: &ExtractRequest, account: &str, output: &Output) ->
     }
     let captured = captured.map(|Captured { request, .. }| request);
     let published = published.map(|Published { request, .. }| request);
-    // A damaged capture without a mark does not say whose it is: the run sets it aside.
+    // Without a mark, nothing shows which request a damaged capture belongs to: the run sets it aside.
     let Some(stored) = captured.or(published) else { return Ok(true) };
     if stored == *request {
         return Ok(true);

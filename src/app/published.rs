@@ -1,4 +1,4 @@
-//! Publishes what `extract` made where the user wants it. Its own earlier output is replaced if the new one covers as much;
+//! Puts what `extract` made where the user wants it. Earlier output of `extract` is replaced if the new output covers as much;
 //! anything else found there is kept under another name.
 
 use std::fs::File;
@@ -32,7 +32,7 @@ struct Made {
     items: Vec<Identity>,
 }
 
-/// Identifies a file or a folder: it stays the same when that is renamed, and differs once that is changed.
+/// Identifies a file or a folder: still the same after a rename, but different after a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     device: u64,
@@ -40,20 +40,20 @@ struct Identity {
     modified: (i64, i64),
     /// For a folder: a hash that stays the same as long as none of its files is changed.
     #[serde(default)]
-    files: u64,
+    hash_of_files: u64,
 }
 
 impl Identity {
     fn of(path: &Path) -> io::Result<Self> {
         let data = path.symlink_metadata()?;
         let (device, inode, modified) = (data.dev(), data.ino(), (data.mtime(), data.mtime_nsec()));
-        let files = if data.is_dir() { files_in(path)? } else { 0 };
-        Ok(Self { device, inode, modified, files })
+        let hash_of_files = if data.is_dir() { hash_of_files(path)? } else { 0 };
+        Ok(Self { device, inode, modified, hash_of_files })
     }
 }
 
 /// Hashes a folder's files, in whatever order the system lists them.
-fn files_in(folder: &Path) -> io::Result<u64> {
+fn hash_of_files(folder: &Path) -> io::Result<u64> {
     let mut all = 0_u64;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -92,7 +92,7 @@ impl Published {
         File::open(directory)?.sync_all()
     }
 
-    /// Whether this was made here and may be replaced by something of that extent.
+    /// Whether what is at `path` was made here and may be replaced by something of the extent `by`.
     fn may_be_replaced(&self, path: &Path, by: &Extent) -> bool {
         let Ok(there) = Identity::of(path) else { return false };
         let made = self.made.iter().find(|made| made.items.contains(&there));
@@ -100,7 +100,7 @@ impl Published {
     }
 }
 
-/// Publishes what was made of a capture, and updates the mark.
+/// Publishes what was made from a capture, and updates the mark.
 pub(super) async fn put_in_place(
     assembled: Assembled,
     request: ExtractRequest,

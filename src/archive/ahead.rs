@@ -12,8 +12,8 @@ use super::Form;
 use super::assemble::{AssembleInput, Assembly, on_own_thread};
 use crate::clock::SharedClock;
 
-/// It rests after each look for complete sessions, for as long as the look took and at least this long: a look scans everything
-/// that has ended since the last complete session.
+/// The shortest rest between two looks for complete sessions; a look that takes longer is followed by a rest as long: each look
+/// scans everything that has ended since the last complete session.
 const LEAST_REST: Duration = Duration::from_secs(2);
 
 /// As much of an archive as could be made before everything was fetched; perhaps nothing.
@@ -28,32 +28,46 @@ impl Begun {
     pub fn nothing(input: AssembleInput) -> Self {
         Self { input, assembly: None }
     }
+
+    /// Removes what was made, on a thread that may block.
+    async fn discard(self) {
+        if let Some(assembly) = self.assembly {
+            let _ = on_own_thread(|_| Ok(assembly.discard())).await;
+        }
+    }
 }
 
 /// Runs `fetching` to its end, and meanwhile starts on the archive as soon as `all_listed` signals that no more sessions or
-/// units will be found. Without `all_listed` it waits for the end, which is as fast when fetching keeps the processors busy.
-/// Errors here are left for the end, where they recur and are reported. Only a zip is started early: the files of a directory
+/// units will be found. If fetching fails, what was begun is removed before this returns. Without `all_listed`, it waits for
+/// the end, which is as fast when fetching keeps the processors busy.
+/// Early errors are left for the end, where they recur and are reported. Only a zip is started early: the files of a directory
 /// are several times as large as the capture, and might take the disk space that the rest of the capture needs.
-pub async fn alongside<T>(
-    fetching: impl Future<Output = T>,
+pub async fn alongside<T, E>(
+    fetching: impl Future<Output = Result<T, E>>,
     input: AssembleInput,
     all_listed: Option<CancellationToken>,
     clock: &SharedClock,
-) -> (T, Begun) {
+) -> Result<(T, Begun), E> {
     let Some(all_listed) = all_listed.filter(|_| input.form == Form::Zip) else {
-        return (fetching.await, Begun::nothing(input));
+        return Ok((fetching.await?, Begun::nothing(input)));
     };
     let fetched = CancellationToken::new();
     let told = fetched.clone().drop_guard();
     let beginning = begin(input, all_listed, fetched.clone(), clock.clone());
     let fetching = async {
-        // Even if it panics: what was begun must have ended before another run begins its own in the same place.
+        // Even if it panics: the early start must have ended before another run begins in the same place.
         let result = AssertUnwindSafe(fetching).catch_unwind().await;
         drop(told);
         result
     };
     let (fetched, begun) = tokio::join!(fetching, beginning);
-    (fetched.unwrap_or_else(|panic| resume_unwind(panic)), begun)
+    match fetched.unwrap_or_else(|panic| resume_unwind(panic)) {
+        Ok(fetched) => Ok((fetched, begun)),
+        Err(error) => {
+            begun.discard().await;
+            Err(error)
+        }
+    }
 }
 
 async fn begin(
@@ -65,9 +79,9 @@ async fn begin(
     if fetched.run_until_cancelled(all_listed.cancelled()).await.is_none() {
         return Begun::nothing(input);
     }
-    let of = input.clone();
+    let assembly_input = input.clone();
     let begun = on_own_thread(move |runtime| {
-        let mut assembly = Assembly::begin(of, runtime.clone())?;
+        let mut assembly = Assembly::begin(assembly_input, runtime.clone())?;
         loop {
             let started = clock.elapsed();
             assembly.add_complete(&fetched)?;
@@ -190,7 +204,8 @@ mod tests {
         let input = input(directory.path());
         let clock = crate::clock::SystemClock::shared();
         for all_listed in [None, Some(CancellationToken::new())] {
-            let (ended, begun) = alongside(async { 7 }, input.clone(), all_listed, &clock).await;
+            let fetching = async { Ok::<_, ()>(7) };
+            let (ended, begun) = alongside(fetching, input.clone(), all_listed, &clock).await.unwrap();
             assert!(ended == 7 && begun.assembly.is_none());
         }
         let all_listed = CancellationToken::new();
@@ -200,20 +215,24 @@ mod tests {
             while !temporary.exists() {
                 tokio::task::yield_now().await;
             }
+            Ok::<_, ()>(())
         };
-        let begun = alongside(fetching, input.clone(), Some(all_listed.clone()), &clock).await.1;
+        let begun = alongside(fetching, input.clone(), Some(all_listed.clone()), &clock).await.unwrap().1;
         assert!(begun.assembly.is_some());
         drop(begun);
         assert!(!temporary.exists(), "nothing half-written stays");
-        let failing = async {
-            while !temporary.exists() {
-                tokio::task::yield_now().await;
-            }
-            panic!("as it was to be tested");
-        };
-        let run = alongside(failing, input, Some(all_listed), &clock);
-        assert!(AssertUnwindSafe(run).catch_unwind().await.is_err());
-        assert!(!temporary.exists(), "what was begun has ended");
+        for panics in [false, true] {
+            let failing = async {
+                while !temporary.exists() {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!panics, "as it was to be tested");
+                Err::<(), _>(())
+            };
+            let run = alongside(failing, input.clone(), Some(all_listed.clone()), &clock);
+            assert!(AssertUnwindSafe(run).catch_unwind().await.is_ok_and(|ended| ended.is_err()) != panics);
+            assert!(!temporary.exists(), "what was begun has ended");
+        }
         writer.close().await;
     }
 }

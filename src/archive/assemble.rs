@@ -1,8 +1,8 @@
-//! Builds the archive from the capture, session by session: what the capture holds of each is copied into its files and hashed
-//! in parallel. Summaries, hashes and the archive's sorted directory come last. Runs on a thread of its own.
+//! Builds the archive from the capture, session by session: each one's captured pages are copied into its files and, in
+//! parallel, hashed. Summaries, hashes and the archive's sorted directory come last. Runs on a thread of its own.
 //!
-//! Sessions are added in the order of their completion, not of their names, so that writing can begin while fetching goes on,
-//! and the same capture gives the same bytes however early it began.
+//! Sessions are added in the order of their completion, not of their names, so that writing can begin while fetching goes on.
+//! However early it begins, the same capture gives the same bytes.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -46,17 +46,16 @@ pub struct AssembleInput {
 /// Makes the archive, or the rest of it.
 pub async fn assemble(Begun { input, assembly }: Begun) -> Result<Assembled, ArchiveError> {
     on_own_thread(move |runtime| {
-        let mut assembly = match assembly {
+        let assembly = match assembly {
             Some(assembly) => assembly,
             None => Assembly::begin(input, runtime)?,
         };
-        assembly.add_all()?;
-        assembly.finish()
+        assembly.complete()
     })
     .await
 }
 
-/// Inflating and hashing would block the threads that serve sockets.
+/// Runs `work` where it may block: inflating and hashing would hold up the threads that serve sockets.
 pub(super) async fn on_own_thread<T: Send + 'static>(
     work: impl FnOnce(Handle) -> Result<T, ArchiveError> + Send + 'static,
 ) -> Result<T, ArchiveError> {
@@ -113,15 +112,23 @@ impl Assembly {
         let mut reader = runtime.block_on(Location::in_directory(&input.directory).open_reader())?;
         let facts = runtime.block_on(Facts::read(&mut reader))?;
         let mut names = Names::create(&input.directory)?;
-        let mut after = 0;
-        loop {
-            let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
-            let Some(last) = sessions.last() else { break };
-            after = last.0;
+        let mut read = |after| runtime.block_on(reader.session_infos(after, AT_A_TIME));
+        let mut sessions = read(0)?;
+        while let Some((last, ..)) = sessions.last() {
             check(&input.cancel)?;
-            for (session, zoom_id, info) in &sessions {
-                names.add(*session, zoom_id, &SessionInfo::name_in(info))?;
-            }
+            // While some names are added, the next are read.
+            let (added, next) = std::thread::scope(|scope| {
+                let adding = scope.spawn(|| {
+                    let mut each = sessions.iter();
+                    each.try_for_each(|(id, zoom_id, info)| {
+                        names.add(*id, zoom_id, &SessionInfo::name_in(info))
+                    })
+                });
+                let next = read(*last);
+                (join(adding), next)
+            });
+            added?;
+            sessions = next?;
         }
         let (keys, scratch) = names.settle()?;
         let sink = sink::open(&input.directory, input.form, facts.started_at)?;
@@ -137,14 +144,27 @@ impl Assembly {
         self.add_sessions(Which::Complete { until: stop })
     }
 
-    /// Adds all remaining sessions; nothing more may be fetched.
+    /// Adds all that is missing; nothing more may be fetched.
+    fn complete(mut self) -> Result<Assembled, ArchiveError> {
+        let added = self.add_all().and_then(|()| self.add_summaries());
+        self.runtime.block_on(self.reader.close());
+        added?;
+        self.sink.finish(self.scratch.entries()?)
+    }
+
+    /// Removes what was made.
+    pub(super) fn discard(self) {
+        self.runtime.block_on(self.reader.close());
+    }
+
+    /// Adds all remaining sessions.
     fn add_all(&mut self) -> Result<(), ArchiveError> {
         let captured = self.reader.segments().size()?;
         let all = self.runtime.block_on(async {
             match self.input.form {
-                // More than there is would be damage, which is told when it is read.
+                // If the index claims more than there is, it is damaged, which is reported when it is read.
                 Form::Zip => Ok(self.reader.packed_bytes().await?.min(captured)),
-                // Nothing of a directory has been made before.
+                // A directory is never begun early: all of it is still to be written.
                 Form::Directory => self.reader.raw_bytes().await,
             }
         })?;
@@ -159,7 +179,7 @@ impl Assembly {
         self.scratch.missing()
     }
 
-    /// Whether the disk has room for the sessions that are missing, with this many bytes of items, and for as much beside.
+    /// Fails unless the disk has room for the missing sessions, with `to_copy` bytes of items, and for `beside` bytes more.
     fn check_room(&self, to_copy: u64, beside: u64) -> Result<(), ArchiveError> {
         let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
         let free = free_space(&File::open(&self.input.directory)?)?;
@@ -179,8 +199,8 @@ impl Assembly {
             && !which.is_told_to_stop()
         {
             check(cancel)?;
-            // While one round is copied and hashed, the one before is put away and the next one is read. When copying or
-            // hashing fails the other need not go on.
+            // While one round is copied and hashed, the one before is put away and the next one is read. If copying or hashing
+            // fails, the other is stopped.
             let stop = cancel.child_token();
             let (copied, hashed, put, after) = std::thread::scope(|scope| {
                 let copying = scope.spawn(|| {
@@ -207,19 +227,20 @@ impl Assembly {
         put_away(made, scratch)
     }
 
-    /// Adds the entries that belong to no session, and completes the archive.
-    fn finish(self) -> Result<Assembled, ArchiveError> {
-        let Self { input, runtime, mut reader, mut scratch, mut sink, facts, totals, .. } = self;
-        add_lines(&mut scratch, &mut *sink, &input.cancel)?;
-        let summary = runtime.block_on(render::summary(&mut reader, &facts, scratch.sessions(), &totals))?;
+    /// Adds the entries that belong to no session.
+    fn add_summaries(&mut self) -> Result<(), ArchiveError> {
+        let Self { input, runtime, reader, scratch, sink, facts, totals, .. } = self;
+        let sink = &mut **sink;
+        add_lines(scratch, sink, &input.cancel)?;
+        let summary = runtime.block_on(render::summary(reader, facts, scratch.sessions(), totals))?;
         let mut after = RangeId::default();
-        while let Some((last, some)) = runtime.block_on(render::not_found(&mut reader, after))? {
+        while let Some((last, some)) = runtime.block_on(render::not_found(reader, after))? {
             check(&input.cancel)?;
             some.iter().try_for_each(|(key, line)| scratch.add_not_found(key, line))?;
             after = last;
         }
         let mut not_found = scratch.sorted_not_found()?;
-        add_hashed(&mut scratch, &mut *sink, layout::SUMMARY, &mut |entry| {
+        add_hashed(scratch, sink, layout::SUMMARY, &mut |entry| {
             entry.text(summary.as_bytes())?;
             add_array(entry, || Ok(not_found.next()?.map(str::to_owned)))?;
             entry.text(render::AFTER_SUMMARY.as_bytes())
@@ -227,17 +248,16 @@ impl Assembly {
         let (mut after, mut some) = (i64::MIN, Vec::new().into_iter());
         let mut next_failure = || {
             if some.len() == 0
-                && let Some((last, failures)) = runtime.block_on(render::failures(&mut reader, after))?
+                && let Some((last, failures)) = runtime.block_on(render::failures(reader, after))?
             {
                 (after, some) = (last, failures.into_iter());
             }
             check(&input.cancel).map(|()| some.next())
         };
-        add_hashed(&mut scratch, &mut *sink, layout::FAILURES, &mut |entry| {
+        add_hashed(scratch, sink, layout::FAILURES, &mut |entry| {
             add_array(entry, &mut next_failure)?;
             entry.text(b"\n")
         })?;
-        runtime.block_on(reader.close());
         let located = sink.entry(layout::SUMS, &mut |entry| {
             write_pipelined(entry, |put| {
                 let mut lines = Lines::new(put, b"", b"\n");
@@ -245,8 +265,7 @@ impl Assembly {
                 lines.finish(b"\n")
             })
         })?;
-        scratch.add_entry(layout::SUMS, None, located)?;
-        sink.finish(scratch.entries()?)
+        scratch.add_entry(layout::SUMS, None, located)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Copies what the capture holds of sessions into their files, without compressing it again.
+//! Copies the captured pages of sessions into their files, without compressing them again.
 
 use tokio_util::sync::CancellationToken;
 
@@ -8,7 +8,7 @@ use super::zip::Located;
 use super::{ArchiveError, check};
 use crate::capture::PrefetchedSegments;
 
-/// Writes the files of these sessions, one after the other. Returns what the sink returned for each.
+/// Writes the files of these sessions, one after another. Returns, by session, what the sink returned for each file.
 pub fn sessions(
     sessions: &[ArchivedSession],
     stored: &PrefetchedSegments,

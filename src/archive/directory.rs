@@ -54,9 +54,9 @@ impl Sink for DirectorySink {
 
 /// Moves a finished tree into place.
 pub fn publish(staging: &Path, target: &Path, keep: &BackupPath<'_>) -> std::io::Result<()> {
-    // What is replaced is moved there before it is removed.
+    // What is replaced is moved here before it is removed.
     let old = staging.with_extension("old");
-    // If an earlier one was interrupted.
+    // In case an earlier publication was interrupted.
     put_back(&old, target)?;
     unless_absent(fs::remove_dir_all(&old))?;
     fs::create_dir_all(&old)?;
@@ -89,7 +89,7 @@ pub fn publish(staging: &Path, target: &Path, keep: &BackupPath<'_>) -> std::io:
 }
 
 /// Moves old folders back where they are missing, unless new ones have begun to take their places: those are complete, and
-/// their like is about to replace them.
+/// about to be replaced anyway.
 fn put_back(old: &Path, target: &Path) -> std::io::Result<()> {
     let places = FOLDERS.map(|folder| (old.join(folder), target.join(folder)));
     if places.iter().any(|(old, place)| is_there(old) && is_there(place)) {
@@ -152,7 +152,7 @@ mod tests {
         assert!(FOLDERS.iter().all(|folder| fs::read_dir(target.join(folder)).unwrap().next().is_none()));
     }
 
-    /// Killed after so many of its six moves; the next publication then fails as early as it can.
+    /// A publication is killed after each possible number of its six moves; the next one then fails as early as it can.
     #[test]
     fn what_is_told_of_an_archive_never_stands_beside_another() {
         for moves in 0..=6 {

@@ -70,7 +70,7 @@ impl ArchivedSession {
         Self { zoom_id, not_found, incomplete, info, key, files, frame, pages }
     }
 
-    /// Returns the parts of its file that holds this, from the first byte to the last.
+    /// Returns the parts of the file that holds this, from the first byte to the last.
     pub fn parts(&self, holds: Holds) -> Parts<'_> {
         let text = |text| iter::once(Part::Text(text));
         match holds {

@@ -221,7 +221,7 @@ fn inflating_ahead(
     })
 }
 
-/// Ends early when nobody receives any more: a page could not be read, or the job was cancelled.
+/// Inflates these batches; ends early when nobody receives any more: a page could not be read, or the job was cancelled.
 fn inflate_all<'a>(
     batches: impl Iterator<Item = &'a [&'a PageRef]>,
     stored: &PrefetchedSegments,

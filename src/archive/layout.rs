@@ -24,7 +24,7 @@ pub fn key(id: &str) -> String {
     if is_safe(id) { id.to_owned() } else { hashed_key(id) }
 }
 
-/// A readable, unique key for an id that is no safe file name, or whose plain key collides (ids that differ only in case).
+/// A readable, unique key for an id that is not a safe file name, or whose plain key collides (ids that differ only in case).
 pub fn hashed_key(id: &str) -> String {
     let readable: String =
         id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect();

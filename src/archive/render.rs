@@ -4,7 +4,6 @@
 //! versions, counts of requests) comes from the capture.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -21,12 +20,14 @@ use crate::capture::{
 use crate::days::DateRange;
 use crate::json::{members, text_of};
 
-/// What the capture says of the whole extraction.
+/// What the capture records about the extraction as a whole.
 #[derive(Debug, Clone)]
 pub struct Facts {
     request: Value,
     from: String,
     to: String,
+    /// The text that follows the id in each session's frame.
+    days: String,
     pub started_at: Timestamp,
 }
 
@@ -39,9 +40,11 @@ impl Facts {
             .and_then(|text| serde_json::from_str(&text).ok())
             .ok_or_else(missing("the request"))?;
         let day = |field: &str| request[field].as_str().unwrap_or_default().to_owned();
+        let days = ["from", "to"].map(|field| json_text(&day(field)));
         Ok(Self {
             from: day("from"),
             to: day("to"),
+            days: format!("\"from\": {}, \"to\": {},\n\"messages\": [\n", days[0], days[1]),
             started_at: reader.time(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
             request,
         })
@@ -84,7 +87,7 @@ impl SessionInfo {
         }
     }
 
-    /// Only the name.
+    /// Reads only the name.
     pub fn name_in(info: &str) -> String {
         let [name] = members(info, ["name"]).unwrap_or_default();
         name.and_then(text_of).unwrap_or_default()
@@ -131,21 +134,18 @@ pub struct SessionFrame {
 
 impl SessionFrame {
     pub fn new(info: &str, id: &str, facts: &Facts, totals: [u64; 3]) -> Self {
-        let text = |value: &str| Value::String(value.to_owned()).to_string();
-        let mut head = String::with_capacity(info.len() + 200);
-        let _ = write!(
-            head,
-            "{{\"session_info\": {info},\n\"messages_data\": {{\"session_id\": {}, \"from\": {}, \"to\": {},\n\"messages\": [\n",
-            text(id),
-            text(&facts.from),
-            text(&facts.to)
-        );
+        let (id, days) = (json_text(id), &facts.days);
+        let head = format!("{{\"session_info\": {info},\n\"messages_data\": {{\"session_id\": {id}, {days}");
         let [messages, edited, deleted] = totals;
         let tail = format!(
             "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
         );
         Self { head, tail }
     }
+}
+
+fn json_text(text: &str) -> String {
+    serde_json::to_string(text).expect("a text is plain data")
 }
 
 /// What separates the array of this kind from the one before.

@@ -18,7 +18,7 @@ use crate::capture::{CaptureError, SessionRow};
 /// Memory for each kind of record before it is sorted and spilled to the file.
 const SORT_MEMORY: usize = 1 << 20;
 
-/// What is remembered of an entry; the file of hashes has no hash itself.
+/// What is remembered about an entry; the file of hashes has no hash of its own.
 type Noted = (Option<Sha256Digest>, Located);
 
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Names {
             }
             before = (folded.to_vec(), number);
         }
-        // A new file: the old one is gone before the system has written much of it to disk.
+        // A new file, so that the old one is gone before the system has written much of it to disk.
         let spill = spill(&self.directory)?;
         let scratch = Scratch {
             sessions: self.sessions,
@@ -99,8 +99,7 @@ fn spill(directory: &Path) -> std::io::Result<Arc<Spill>> {
     Spill::create(&directory.join("assemble.tmp"))
 }
 
-/// Equal for two names that differ only in the case of letters. For others almost never, and then they merely get less readable
-/// keys.
+/// Equal for names that differ only in case, and almost never for others, which would merely get less readable keys.
 fn folded(name: &str) -> [u8; 8] {
     let digest = Sha256::digest(name.to_lowercase());
     *digest.first_chunk().expect("a digest has 32 bytes")

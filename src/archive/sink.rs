@@ -18,7 +18,7 @@ pub const TEMPORARY: &str = "archive.zip.tmp";
 /// Likewise for a directory.
 const STAGING: &str = "output";
 
-/// What an archive is to be. Until it is published it is in the job's directory.
+/// The form of an archive, which is in the job's directory until it is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// One file.
@@ -79,7 +79,7 @@ impl Assembled {
     }
 }
 
-/// Says where to move what is in a place; `None` if it is not to be kept.
+/// Says where to move what is at a path; `None` if it need not be kept.
 pub type BackupPath<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
 
 /// Writes the content of an entry.
@@ -96,7 +96,7 @@ pub trait Entry: Text {
     fn piece(&mut self, packed: &[u8], raw_len: u64, crc32: u32) -> Result<(), ArchiveError>;
 }
 
-/// Every entry of a zip carries the time `modified`.
+/// Opens a sink in `directory`. Every entry of a zip carries the time `modified`.
 pub fn open(directory: &Path, form: Form, modified: Timestamp) -> Result<Box<dyn Sink>, ArchiveError> {
     Ok(match form {
         Form::Zip => Box::new(ZipSink::new(WriteBehind::create(directory.join(TEMPORARY))?, modified)),

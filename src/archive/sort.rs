@@ -183,7 +183,7 @@ impl SortedRun {
     }
 }
 
-/// Reversed, so that the greatest of a heap is the one with the least key.
+/// Reversed, so that the top of a max-heap is the run with the least key.
 impl Ord for SortedRun {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         other.key().cmp(self.key())

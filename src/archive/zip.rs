@@ -1,8 +1,8 @@
 //! The zip sink: entries made of ready-made deflate pieces; the whole archive is hashed while it is written.
 //!
 //! Owns the format (PKWARE's APPNOTE 6.3, zip64 where a size, an offset or the number of entries requires it). Entries come in
-//! any order. What the central directory needs of each is returned to the caller, who keeps it sorted on disk: for 400,000
-//! entries it would be 80 MB of memory.
+//! any order. What the central directory records about each is returned to the caller, who keeps it sorted on disk: for 400,000
+//! entries it would take 80 MB of memory.
 
 use std::io::Write;
 
@@ -17,7 +17,7 @@ use super::write_behind::WriteBehind;
 use super::{ArchiveError, ArchiveFile};
 use crate::capture::pack;
 
-/// A regular file, readable by all: without it Info-ZIP warns about non-ASCII names at zip64 offsets.
+/// A regular file, readable by all: without this mode, Info-ZIP warns about non-ASCII names at zip64 offsets.
 const PERMISSIONS: u32 = 0o100_644;
 /// An empty final block: ends a stream of segments that each end on a byte boundary.
 const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
@@ -29,7 +29,7 @@ const FLAG_UTF8: u16 = 1 << 11;
 const VERSION: u16 = 20;
 const VERSION_ZIP64: u16 = 45;
 const MADE_ON_UNIX: u16 = 3 << 8;
-/// Values from this on do not go into a field of 32 bits, which then holds this.
+/// A field of 32 bits holds this in place of this value or any larger one, which goes into a zip64 field.
 const ZIP32_MAX: u64 = u32::MAX as u64;
 const MOST_ENTRIES: u64 = u16::MAX as u64;
 
@@ -38,7 +38,7 @@ const STORED_MAX: usize = 1 << 10;
 /// The compression level. Longer text is mostly hashes and ids, of which a higher level saves little.
 const LEVEL: u32 = 2;
 
-/// When an entry was last modified, as DOS has it (to two seconds, without a time zone) and as a Unix timestamp.
+/// When an entry was last modified, in DOS form (in steps of two seconds, without a time zone) and as a Unix timestamp.
 #[derive(Debug, Clone, Copy)]
 struct Modified {
     time: u16,
@@ -59,7 +59,7 @@ impl From<Timestamp> for Modified {
     }
 }
 
-/// What the central directory says of an entry besides its name.
+/// What the central directory records about an entry, apart from its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Located {
     crc: u32,
@@ -122,12 +122,12 @@ impl<W: Write> ZipDirectory<W> {
         // "UT": only the time of the last modification.
         extra.u16(0x5455).u16(5).bytes(&[1]).u32(unix);
         let too_long: Vec<u64> =
-            [raw_len, packed_len, offset].into_iter().filter(|of| *of >= ZIP32_MAX).collect();
+            [raw_len, packed_len, offset].into_iter().filter(|value| *value >= ZIP32_MAX).collect();
         let version = if too_long.is_empty() { VERSION } else { VERSION_ZIP64 };
         if !too_long.is_empty() {
             extra.u16(1).u16(too_long.len() as u16 * 8);
-            for of in too_long {
-                extra.u64(of);
+            for value in too_long {
+                extra.u64(value);
             }
             self.any_zip64 = true;
         }

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 
 use super::set_aside::{reset_range, restore};
-use super::settled::settle;
+use super::settled::update_units;
 use super::statements::{json, run_with_id};
 use super::writer::{Change, Effect, Items, MessagesPage};
 use super::{CaptureError, Failed, Meta, RangeId, Tx, WindowId, listed};
@@ -56,7 +56,7 @@ pub(super) async fn apply<'a>(
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::Compared { unit, as_of, restored } => {
             let range: Option<RangeId> = sqlx::query_scalar(
-                "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.settled IS ?2
+                "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.last_commit IS ?2
                  AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending') LIMIT 1",
             )
             .bind(unit)
@@ -66,17 +66,17 @@ pub(super) async fn apply<'a>(
             if let Some(range) = range {
                 let items = restore(tx, restored, offset).await?;
                 run_with_id(tx, "DELETE FROM set_aside WHERE unit = ?", unit.0).await?;
-                effect = Effect { items, ..settle(tx, commit, &[range]).await? };
+                effect = Effect { items, ..update_units(tx, commit, &[range]).await? };
             }
         }
         Change::RangeNotFound { range } => {
             run_with_id(tx, "UPDATE ranges SET state = 'not_found' WHERE id = ?", range.0).await?;
-            effect = settle(tx, commit, &[*range]).await?;
+            effect = update_units(tx, commit, &[*range]).await?;
         }
         Change::FailRange { range, failed } => {
             let statement = "UPDATE ranges SET state = 'failed', failure = ?, failed_at = ? WHERE id = ?";
             fail(tx, statement, range.0, failed).await?;
-            effect = Effect { failures: 1, ..settle(tx, commit, &[*range]).await? };
+            effect = Effect { failures: 1, ..update_units(tx, commit, &[*range]).await? };
         }
         Change::CutRange { range, oldest, failed } => {
             effect.items = cut_range(tx, *range, *oldest, failed).await?;

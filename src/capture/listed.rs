@@ -18,8 +18,8 @@ use crate::files::unless_absent;
 use crate::sqlite;
 
 /// Zoom's ids of all sessions, in a throw-away database beside the capture, built from the sessions when needed. An index in
-/// the capture would change at random places, nearly a page of it for each new session, each written to the log and from there
-/// into the capture; here the operating system writes back now and then.
+/// the capture would change at random places: nearly a page for each new session, written to the log and from there to the
+/// capture. This file is written back by the operating system now and then.
 #[derive(Debug)]
 pub(super) struct KnownSessions {
     path: PathBuf,
@@ -67,7 +67,7 @@ pub(super) async fn list_page(
         .bind(page.chain)
         .fetch_one(&mut **tx)
         .await?;
-    // If the list began again. The sessions that this page listed before stay.
+    // In case the list began again. The sessions listed by the earlier page stay.
     sqlx::query("DELETE FROM unknown_members WHERE list = ? AND seq = ?")
         .bind(page.chain)
         .bind(page.seq)
@@ -155,8 +155,8 @@ async fn insert_new(tx: &mut Tx<'_>, new: &[(i64, &ListedSession)]) -> Result<()
     Ok(())
 }
 
-/// Updates sessions that are already stored. The info of the latest window that lists one wins; one that loses or is unchanged
-/// is not written.
+/// Updates sessions that are already stored. A session's info is that of the latest window that lists it; nothing is written if
+/// it stays the same.
 async fn list_again(
     tx: &mut Tx<'_>,
     window: WindowId,
@@ -224,7 +224,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
     Ok(effect)
 }
 
-/// Adds ranges over these days for these sessions, known from elsewhere, where they are not listed.
+/// Adds ranges over these days for those of these sessions that the window does not list.
 pub(super) async fn probe_days(
     tx: &mut Tx<'_>,
     window: WindowId,
@@ -242,9 +242,8 @@ pub(super) async fn probe_days(
     .bind(last)
     .execute(&mut **tx)
     .await?;
-    // Days that a unit covers already are not asked for twice: a session listed beside them has a range over the whole window,
-    // and they may have been probed before, in one range or in parts. Most units cover none of the days, or all of them in one
-    // range.
+    // Days that a unit covers already are not requested twice: a listed session has a range over the whole window, and others
+    // may have been probed before, in one range or in parts. Most units cover none of the days, or all in one range.
     for statement in [
         "INSERT INTO ranges (unit, window, first_day, last_day)
          SELECT u.id, u.window, ?2, ?3 FROM units u
@@ -433,7 +432,7 @@ mod tests {
             if let Change::Compared { unit, as_of, .. } = &mut change {
                 let stale = Change::Compared { unit: *unit, as_of: *as_of, restored: kept(1) };
                 assert_eq!(writer.commit(stale).await.unwrap(), Effect::default(), "it has changed since");
-                *as_of = reader.settled_in(*unit).await.unwrap();
+                *as_of = reader.last_commit_of(*unit).await.unwrap();
             }
             let effect = writer.commit(change).await.unwrap();
             let Settled { sessions_done, units_done, units_failed } = effect.settled;

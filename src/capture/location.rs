@@ -20,7 +20,7 @@ use crate::sqlite;
 /// The name of a job's capture file in its directory.
 const FILE_NAME: &str = "capture.db";
 const SEGMENTS: &str = "capture.segments";
-/// SQLite asks whether to go on every time it has executed this many instructions, which takes a moment.
+/// During a check, SQLite asks whether to go on after every so many instructions, a moment's work.
 const STEPS: i32 = 10_000;
 /// Appended to the file names of a damaged capture that has been moved away.
 const DAMAGED: &str = ".damaged";
@@ -92,22 +92,23 @@ impl Location {
         .await?;
         let path = self.segments();
         let segments = blocking(move || Appender::open(&path, end as u64)).await?;
-        let commits =
-            sqlx::query_scalar("SELECT coalesce(max(settled), 0) FROM units WHERE settled IS NOT NULL")
-                .fetch_one(&mut connection)
-                .await?;
+        let commits = sqlx::query_scalar(
+            "SELECT coalesce(max(last_commit), 0) FROM units WHERE last_commit IS NOT NULL",
+        )
+        .fetch_one(&mut connection)
+        .await?;
         let known = KnownSessions::new(self.path.with_file_name("known.tmp"));
         Ok(Store { connection, segments, known, commits })
     }
 
-    /// Opens a reader, calls `at` with it and closes it whatever the outcome: a reader that is merely dropped is closed later,
+    /// Opens a reader, calls `read` with it and closes it whatever the outcome: a reader that is merely dropped is closed later,
     /// and may then remove the write-ahead log of another capture that has taken its place.
     pub async fn with_reader<T, E: From<CaptureError>>(
         &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+        read: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut reader = self.open_reader().await?;
-        let seen = at(&mut reader).await;
+        let seen = read(&mut reader).await;
         reader.close().await;
         seen
     }
@@ -115,13 +116,13 @@ impl Location {
     /// The same for a capture that has a plan; `None` if it has none, or does not exist.
     pub async fn with_planned_reader<T, E: From<CaptureError>>(
         &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
+        read: impl AsyncFnOnce(&mut Reader) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
         if !self.exists() {
             return Ok(None);
         }
         self.with_reader(
-            async |reader| if reader.has_plan().await? { at(reader).await.map(Some) } else { Ok(None) },
+            async |reader| if reader.has_plan().await? { read(reader).await.map(Some) } else { Ok(None) },
         )
         .await
     }
@@ -129,9 +130,9 @@ impl Location {
     /// The same, but fails if there are messages without a plan.
     pub async fn with_sound_planned_reader<T>(
         &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
+        read: impl AsyncFnOnce(&mut Reader) -> Result<T, CaptureError>,
     ) -> Result<Option<T>, CaptureError> {
-        match self.with_planned_reader(at).await? {
+        match self.with_planned_reader(read).await? {
             None if self.has_messages() => {
                 Err(CaptureError::Damaged("there are messages but no index of them".to_owned()))
             }

@@ -31,7 +31,7 @@ use crate::days::DateRange;
 pub use error::CaptureError;
 pub use ids::{ListId, RangeId, UnitId, WindowId};
 pub use location::{Location, is_damaged_copy};
-pub use reader::{PageRef, Reader, UnitRange};
+pub use reader::{PageRef, Reader, UnitPages, UnitRange};
 pub use segment::{SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{PrefetchedSegments, SegmentReader};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
@@ -95,7 +95,7 @@ pub enum Meta {
     StartedAt,
     /// When damaged messages, to be fetched again, were last found in it.
     DamagedAt,
-    /// Present only if the last day was not over when the job was planned.
+    /// When the job was planned; present only if its last day was not over.
     CapturedUntil,
     /// Totals of the traffic with Zoom, as JSON.
     Traffic,

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::set_aside::set_aside;
-use super::settled::settle;
+use super::settled::update_units;
 use super::statements::json;
 use super::writer::{Effect, Items, MessagesPage};
 use super::{CaptureError, Kind, ListId, PageRef, RangeId, Tx};
@@ -31,8 +31,8 @@ struct ChainState<'a> {
     ends: bool,
 }
 
-/// Stores pages of different chains, each with where its chain continues; the segments of each page are stored from the offset
-/// beside it on. `commit` is the number of the commit.
+/// Stores pages of different chains, each with where its chain continues and the offset from which its segments are stored.
+/// `commit` is the number of the commit.
 pub(super) async fn messages_pages(
     tx: &mut Tx<'_>,
     commit: i64,
@@ -85,7 +85,7 @@ pub(super) async fn messages_pages(
         .filter(|(page, _)| page.position.is_the_end())
         .map(|(page, _)| page.position.chain)
         .collect();
-    let effect = if ended.is_empty() { Effect::default() } else { settle(tx, commit, &ended).await? };
+    let effect = if ended.is_empty() { Effect::default() } else { update_units(tx, commit, &ended).await? };
     Ok(Effect { items, ..effect })
 }
 
@@ -116,8 +116,7 @@ pub(super) async fn insert_pages(tx: &mut Tx<'_>, mut rows: Vec<Row>) -> Result<
     Ok(items)
 }
 
-/// Sets aside what ranges held before they began again, for those whose first page is among these. Returns the (negative)
-/// change in items.
+/// Sets aside the earlier pages of ranges whose new first page is among these. Returns the (negative) change in items.
 async fn replace_pages(tx: &mut Tx<'_>, pages: &[(&MessagesPage, u64)]) -> Result<Items, CaptureError> {
     let first = pages.iter().filter(|(page, _)| page.position.seq == 0);
     let first: Vec<RangeId> = first.map(|(page, _)| page.position.chain).collect();

@@ -75,6 +75,16 @@ pub struct UnitRange {
     pub failed: bool,
 }
 
+/// What a session has returned in a window, as seen from one range of it.
+#[derive(Debug, Clone, Copy)]
+pub struct UnitPages {
+    pub window: DateRange,
+    /// Whether the range itself has pages, or the unit had some that were set aside.
+    pub own: bool,
+    /// The latest other range that has pages.
+    pub other: Option<DateRange>,
+}
+
 /// A connection for reading.
 #[derive(Debug)]
 pub struct Reader {
@@ -143,8 +153,8 @@ impl Reader {
             .await?)
     }
 
-    /// Up to three other sessions, each with the days of a window, ending on `oldest` or later, in which it has a unit: such with
-    /// units that are done, then such with pending ones.
+    /// Up to three other sessions to compare with, each with one of its windows that ends on `oldest` or later; those whose
+    /// unit there is done come first.
     pub async fn comparable_sessions(
         &mut self,
         zoom_id: &str,
@@ -162,7 +172,7 @@ impl Reader {
         .fetch_all(&mut self.connection)
         .await?;
         let mut sessions: Vec<(String, DateRange)> = Vec::new();
-        // A session has at most seven units.
+        // A session has at most seven units, so 21 rows hold three sessions.
         for row in &rows {
             let (session, days) = session_days(row)?;
             if sessions.len() < 3 && sessions.iter().all(|(known, _)| *known != session) {
@@ -199,26 +209,27 @@ impl Reader {
         rows.iter().map(session_days).collect()
     }
 
-    /// Days of a range's window to ask its session for beside those of the range, and whether it has returned pages for them:
-    /// those of another range that has pages and ends on `oldest` or later, or else the whole window, for which it has if pages
-    /// are only remembered or are the range's own.
-    pub async fn other_days(
-        &mut self,
-        range: RangeId,
-        oldest: Date,
-    ) -> Result<(DateRange, bool), CaptureError> {
+    /// What a range's session has returned so far in the range's window.
+    pub async fn unit_pages(&mut self, range: RangeId) -> Result<UnitPages, CaptureError> {
         let row = sqlx::query(
-            "SELECT coalesce(o.first_day, w.first_day) AS first_day, coalesce(o.last_day, w.last_day) AS last_day,
-                    (u.expected_pages > 0 OR r.pages > 0 OR o.id IS NOT NULL) AS has_pages
-             FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window
-             LEFT JOIN ranges o ON o.unit = u.id AND o.id <> r.id AND o.pages > 0 AND o.last_day >= ?2
-             WHERE r.id = ?1 LIMIT 1",
+            "SELECT w.first_day, w.last_day, (u.expected_pages > 0 OR r.pages > 0) AS own
+             FROM ranges r JOIN units u ON u.id = r.unit JOIN windows w ON w.idx = u.window WHERE r.id = ?",
         )
         .bind(range)
-        .bind(oldest.to_string())
         .fetch_one(&mut self.connection)
         .await?;
-        Ok((days(&row)?, row.try_get("has_pages")?))
+        let other = sqlx::query(
+            "SELECT first_day, last_day FROM ranges WHERE unit = (SELECT unit FROM ranges WHERE id = ?1) AND id <> ?1
+             AND pages > 0 ORDER BY last_day DESC LIMIT 1",
+        )
+        .bind(range)
+        .fetch_optional(&mut self.connection)
+        .await?;
+        Ok(UnitPages {
+            window: days(&row)?,
+            own: row.try_get("own")?,
+            other: other.as_ref().map(days).transpose()?,
+        })
     }
 
     /// Where a range's stored segments are, in the order of pages and kinds.
@@ -243,8 +254,8 @@ impl Reader {
     }
 
     /// The number of the commit that last ended a range of a unit, or compared it.
-    pub async fn settled_in(&mut self, unit: UnitId) -> Result<Option<i64>, CaptureError> {
-        Ok(sqlx::query_scalar("SELECT settled FROM units WHERE id = ?")
+    pub async fn last_commit_of(&mut self, unit: UnitId) -> Result<Option<i64>, CaptureError> {
+        Ok(sqlx::query_scalar("SELECT last_commit FROM units WHERE id = ?")
             .bind(unit)
             .fetch_one(&mut self.connection)
             .await?)

@@ -34,11 +34,11 @@ CREATE TABLE units (
     window INTEGER NOT NULL REFERENCES windows(idx),
     listed INTEGER NOT NULL,                        -- 0: known from another window and probed in this one
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'done', 'not_found', 'failed')),
-    expected_pages INTEGER NOT NULL DEFAULT 0,      -- an estimate, set when pages of it are set aside or a range is split
-    settled INTEGER,                                -- the last commit to end a range of it or compare it; numbers ascend
+    expected_pages INTEGER NOT NULL DEFAULT 0,      -- an estimate, made once pages have come: when some are set aside or a range is split
+    last_commit INTEGER,                            -- the last commit to end a range of it or compare it; numbers ascend
     UNIQUE (session, window)
 ) STRICT;
-CREATE INDEX units_settled ON units(settled, session) WHERE settled IS NOT NULL;
+CREATE INDEX units_by_commit ON units(last_commit, session) WHERE last_commit IS NOT NULL;
 
 CREATE TABLE ranges (
     id INTEGER PRIMARY KEY,

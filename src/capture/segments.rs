@@ -1,5 +1,5 @@
 //! The file beside the index: every segment once, in order of arrival, never modified. Segments are synced before the index
-//! refers to them; what follows the last of those is left over from an unfinished commit, and dropped.
+//! refers to them; anything after the last of those is left over from an unfinished commit, and dropped.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -20,7 +20,7 @@ const WRITE_BUFFER: usize = 64 << 10;
 
 /// Segments of at most this many bytes in total are read ahead.
 const READ_AHEAD_MAX: u64 = 2 << 20;
-/// A gap between two of them is read as well if it is no longer than this, nor than the second: a system call costs as much.
+/// A gap between two of them is read as well if it is no longer than this, nor than the second: a further read costs as much.
 const GAP: u64 = 2 << 10;
 
 /// The writer's side of the file.

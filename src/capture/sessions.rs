@@ -28,7 +28,7 @@ pub struct SessionRow {
 /// session's own number. Incomplete sessions come last. A session that becomes complete later sorts later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    settled: i64,
+    last_commit: i64,
     session: i64,
 }
 
@@ -101,7 +101,7 @@ impl Place {
 macro_rules! placed {
     ($places:literal) => {
         concat!(
-            "SELECT json_group_array(json_array(p.settled, p.session, s.zoom_id, s.info,
+            "SELECT json_group_array(json_array(p.last_commit, p.session, s.zoom_id, s.info,
                 (SELECT json_group_array(json_array(window, listed, state,
                     (SELECT json_group_array(json_array(first_day, id, pages, newest_first)) FROM ranges WHERE unit = u.id)))
                  FROM units u WHERE u.session = p.session)))
@@ -164,14 +164,14 @@ impl Reader {
         most_pages: i64,
     ) -> Result<Vec<PlacedSession>, CaptureError> {
         let complete = placed!(
-            "SELECT settled, session FROM units u INDEXED BY units_settled
-             WHERE (settled, session) > (?1, ?2) AND settled IS NOT NULL
+            "SELECT last_commit, session FROM units u INDEXED BY units_by_commit
+             WHERE (last_commit, session) > (?1, ?2) AND last_commit IS NOT NULL
              AND NOT EXISTS (SELECT 1 FROM units v WHERE v.session = u.session
-                 AND (v.state IN ('pending', 'failed') OR (v.settled, v.id) > (u.settled, u.id)))
-             ORDER BY settled, session LIMIT ?3"
+                 AND (v.state IN ('pending', 'failed') OR (v.last_commit, v.id) > (u.last_commit, u.id)))
+             ORDER BY last_commit, session LIMIT ?3"
         );
         let incomplete = placed!(
-            "SELECT DISTINCT ?4 AS settled, session FROM units
+            "SELECT DISTINCT ?4 AS last_commit, session FROM units
              WHERE session > iif(?1 = ?4, ?2, 0) AND state IN ('pending', 'failed')
              ORDER BY session LIMIT ?3"
         );
@@ -190,7 +190,7 @@ impl Reader {
         most_pages: i64,
     ) -> Result<Vec<PlacedSession>, CaptureError> {
         let sessions: String = sqlx::query_scalar(statement)
-            .bind(after.settled)
+            .bind(after.last_commit)
             .bind(after.session)
             .bind(most)
             .bind(Place::INCOMPLETE)
@@ -206,8 +206,8 @@ impl Reader {
     }
 
     /// Returns where the stored segments of each session are, in the order of kinds, windows, ranges, pages, and the totals of
-    /// these sessions in each window. The result is small even for a session of millions of messages; ranges of
-    /// `at_a_time` pages in total, or a longer one, are read at a time.
+    /// these sessions in each window. The result is small even for a session of millions of messages; ranges are read in
+    /// batches of at most `at_a_time` pages, a longer one by itself.
     pub async fn pages_of(
         &mut self,
         sessions: &[PlacedSession],
@@ -267,7 +267,7 @@ fn fitting(sizes: impl Iterator<Item = i64>, most: i64) -> usize {
 /// A session as SQLite returns it: a JSON array with these fields in this order.
 #[derive(Deserialize)]
 struct ReadSession<'a> {
-    settled: i64,
+    last_commit: i64,
     id: i64,
     zoom_id: String,
     info: String,
@@ -293,7 +293,7 @@ struct ReadRange<'a> {
 }
 
 impl From<ReadSession<'_>> for PlacedSession {
-    fn from(ReadSession { settled, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
+    fn from(ReadSession { last_commit, id, zoom_id, info, mut units }: ReadSession<'_>) -> Self {
         let not_found = !units.is_empty() && units.iter().all(|unit| unit.state == "not_found");
         units.sort_by_key(|unit| unit.window);
         let listed_in = units.iter().filter(|unit| unit.listed != 0).map(|unit| unit.window).collect();
@@ -307,8 +307,8 @@ impl From<ReadSession<'_>> for PlacedSession {
         });
         let ranges = ranges.collect();
         Self {
-            row: SessionRow { id, zoom_id, info, not_found, incomplete: settled == Place::INCOMPLETE },
-            place: Place { settled, session: id },
+            row: SessionRow { id, zoom_id, info, not_found, incomplete: last_commit == Place::INCOMPLETE },
+            place: Place { last_commit, session: id },
             ranges,
             listed_in,
         }
@@ -347,7 +347,7 @@ mod tests {
         }
         let mut reader = location.open_reader().await.unwrap();
         // The first has four pages, the second one; the third is pending.
-        let place = |settled, session| Place { settled, session };
+        let place = |last_commit, session| Place { last_commit, session };
         let (second, first, third) = (place(5, 2), place(8, 1), place(Place::INCOMPLETE, 3));
         let places = |found: &[PlacedSession]| found.iter().map(|session| session.place).collect::<Vec<_>>();
         for (after, most, most_pages, expected) in [
@@ -394,7 +394,7 @@ mod tests {
             writer.commit(Change::MessagesPage(page)).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
-        let first = Place { settled: Place::INCOMPLETE, session: 1 };
+        let first = Place { last_commit: Place::INCOMPLETE, session: 1 };
         for (after, most, most_pages, expected) in [
             (Place::default(), 9, 9, &[1, 2, 3][..]),
             (Place::default(), 2, 9, &[1, 2]),

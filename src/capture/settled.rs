@@ -6,7 +6,7 @@ use super::statements::json;
 use super::writer::Effect;
 use super::{CaptureError, RangeId, Tx, UnitId};
 
-/// How many sessions and units are settled, or by how much that changed: negative where something done has more to do again.
+/// How many sessions and units are settled, or by how much that changed: negative if something settled is pending again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Sessions all of whose units are done.
@@ -48,9 +48,13 @@ impl Settled {
 
 /// Updates the states of the units of these ranges. A unit is pending while any of its ranges is, or while pages set aside from
 /// them are still to be compared; else failed if any range is, else not found if all are, else done.
-pub(super) async fn settle(tx: &mut Tx<'_>, commit: i64, ranges: &[RangeId]) -> Result<Effect, CaptureError> {
+pub(super) async fn update_units(
+    tx: &mut Tx<'_>,
+    commit: i64,
+    ranges: &[RangeId],
+) -> Result<Effect, CaptureError> {
     let units: Vec<(UnitId, i64, String, bool)> = sqlx::query_as(
-        "UPDATE units SET settled = ?2, state = (
+        "UPDATE units SET last_commit = ?2, state = (
              SELECT CASE WHEN sum(r.state = 'pending') > 0
                              OR EXISTS (SELECT 1 FROM set_aside WHERE unit = units.id) THEN 'pending'
                          WHEN sum(r.state = 'failed') > 0 THEN 'failed'

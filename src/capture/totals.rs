@@ -152,8 +152,8 @@ impl Reader {
             .collect()
     }
 
-    /// Ranges of sessions that were listed but that Zoom knows nothing of in that window: at most `most`, after the range
-    /// `after`.
+    /// Ranges for which Zoom answered "not found", of listed units without a range that is done: at most `most`, after the
+    /// range `after`.
     pub async fn not_found(&mut self, after: RangeId, most: i64) -> Result<Vec<NotFoundRow>, CaptureError> {
         let rows = sqlx::query(
             "SELECT r.id, s.zoom_id, r.first_day, r.last_day FROM ranges r CROSS JOIN units u ON u.id = r.unit

@@ -139,8 +139,8 @@ pub enum Change {
     /// A page of a range. The first page of a chain replaces all pages that the range has: what was received before the chain
     /// began again stays until then.
     MessagesPage(MessagesPage),
-    /// A unit has been compared with what was set aside from it: `restored` is appended to its ranges, in order; they have the rest
-    /// already. Does nothing if any of the unit has been fetched since commit `as_of`, or is still pending.
+    /// A unit has been compared with what was set aside from it: `restored` is appended to its ranges, in order; they hold the
+    /// rest already. Does nothing if any of the unit has been fetched since commit `as_of`, or is still pending.
     Compared {
         unit: UnitId,
         as_of: Option<i64>,
@@ -169,8 +169,7 @@ pub enum Change {
         /// The estimated number of pages of its unit: a hint for the session's other units.
         expected_pages: i64,
     },
-    /// Sessions numbered from the first to the last of `sessions`, known from elsewhere, are asked for these days even if not
-    /// listed there.
+    /// The sessions numbered `sessions.0` to `sessions.1` are fetched for these days where the window does not list them.
     ProbeDays {
         window: WindowId,
         days: DateRange,
@@ -297,7 +296,7 @@ async fn run(location: Location, store: Store, mut receiver: mpsc::Receiver<Requ
             }
             Err(error) => {
                 tracing::error!(%error, "changes could not be committed");
-                // The files show how far it got, once they are opened again.
+                // How far it got is read from the files when the next commit opens them.
                 close(store.take()).await;
                 for (_, reply) in group.drain(..) {
                     let _ = reply.send(Err(error.clone()));

@@ -25,7 +25,7 @@ use crate::shutdown;
 #[command(override_usage = "zoom-chat-reports extract [OPTIONS] --from-date <DATE> --to-date <DATE>")]
 #[command(group(ArgGroup::new("output").args(["output_dir", "zip"])))]
 #[command(after_help = "Run the same command again to resume an interrupted run and retry what failed.\n\
-    Exit codes: 0 complete (also when there was nothing), 3 finished with failures, 1 failed, 2 wrong use.")]
+    Exit codes: 0 complete (even if there was nothing), 3 finished with failures, 1 failed, 2 invalid usage or settings.")]
 pub(super) struct ExtractArgs {
     /// First day, UTC, yyyy-mm-dd; at most six months back
     #[arg(long, value_name = "DATE")]
@@ -36,7 +36,7 @@ pub(super) struct ExtractArgs {
     /// Directory to write the files to
     #[arg(long, value_name = "DIR", default_value = "./zoom_chat_reports")]
     output_dir: PathBuf,
-    /// Write one zip instead of a directory; directories that are missing on the way to it are created
+    /// Write one zip instead of a directory; missing parent directories are created
     #[arg(long, value_name = "FILE")]
     zip: Option<PathBuf>,
     /// Leave out earlier versions of edited messages
@@ -104,7 +104,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
 /// Checks what can be checked about the place before anything is created there.
 fn check_place(output: &Output) -> Result<(), WrongUse> {
     let (path, setting) = (output.path(), output.setting());
-    let is_wrong = match output {
+    let objection = match output {
         Output::Zip(file) => {
             let is_directory = file.is_dir() || file.as_os_str().as_encoded_bytes().ends_with(b"/");
             let is_stream = file.as_os_str() == "-" || (file.exists() && !file.is_file());
@@ -113,12 +113,13 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
                 .or(is_stream.then_some("must name a file of its own, not a stream or a device"))
         }
         Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
-            .then_some("must name a directory; what is there is not one"),
+            .then_some("must name a directory, but something else is there"),
     };
     let is_within = |path: &Path| path.parent().is_some_and(|parent| is_there(parent) && !parent.is_dir());
-    let is_wrong = is_wrong.or(is_within(path).then_some("must be in a directory; its parent is not one"));
-    let is_wrong = is_wrong.or(path.to_str().is_none().then_some("must be UTF-8"));
-    is_wrong.map_or(Ok(()), |is_wrong| Err(WrongUse(format!("{setting} {is_wrong}: {}", path.display()))))
+    let objection = objection
+        .or(is_within(path).then_some("must be in a directory; its parent is not one"))
+        .or(path.to_str().is_none().then_some("must be UTF-8"));
+    objection.map_or(Ok(()), |objection| Err(WrongUse(format!("{setting} {objection}: {}", path.display()))))
 }
 
 /// Parses and checks the two days; everything that is wrong with them is reported at once.
@@ -229,7 +230,7 @@ struct Missing {
     parts: u64,
 }
 
-/// Puts failures of adjoining days into one: a month that could not be listed is one for each day.
+/// Merges failures of adjoining days: a month that could not be listed is a failure for each of its days.
 fn of_adjoining_days(failures: &[FailureLine]) -> Vec<Missing> {
     let read = |failure: &FailureLine| {
         let what = failure.session_id.as_deref().map_or("listing".to_owned(), |id| format!("session {id:?}"));

@@ -17,7 +17,7 @@ use clap::{Arg, CommandFactory, Parser, Subcommand};
 use crate::config::{self, ConfigError, LogArgs};
 use crate::telemetry::{self, LogFormat};
 
-/// Everything is there (also when there was nothing to extract).
+/// Everything is there (even if there was nothing to extract).
 const WHOLE: u8 = 0;
 /// The command failed.
 const FAILED: u8 = 1;
@@ -39,7 +39,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
     version,
     max_term_width = 110,
     after_help = "Precedence of settings: flags, then the environment, then .env.\n\
-                  Exit codes: 0 complete, 3 finished with failures, 1 failed, 2 wrong use."
+                  Exit codes: 0 complete, 3 finished with failures, 1 failed, 2 invalid usage or settings."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -67,7 +67,7 @@ enum Command {
 }
 
 impl Command {
-    /// Level and form of the log: commands whose output is for a person log errors only, among that output.
+    /// Level and form of the log: commands whose output is for a person log errors only, as text.
     fn log(&self) -> (&'static str, LogFormat) {
         match self {
             Self::Serve(_) | Self::Simulate(_) => ("info", LogFormat::of_a_service()),
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = dotenv
         && !parsed.as_ref().is_err_and(|told| told.exit_code() == 0)
     {
-        // Help and version need no settings.
+        // Unless help or the version was asked for, which need no settings.
         return complain(&error.into());
     }
     let cli = match parsed {
@@ -138,7 +138,7 @@ pub fn main() -> ExitCode {
         Err(error) => return complain(&anyhow::Error::from(error)),
     };
     let ended = runtime.block_on(run(cli.command));
-    // What remains may be the lookup of a name.
+    // What is still running may be a DNS lookup, which cannot be interrupted.
     runtime.shutdown_timeout(LAST_WAIT);
     match ended {
         Ok(code) => ExitCode::from(code),
@@ -218,7 +218,7 @@ fn say(line: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// For people, apart from the results.
+/// Standard error is for people, apart from the results.
 fn remark(line: impl std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{line}");

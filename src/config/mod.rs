@@ -24,7 +24,7 @@ pub use dotenv::load_dotenv;
 pub use values::address;
 use values::{base_url, decimal, duration, origin_of, secret, whole};
 
-/// What is wrong with the settings; names each that is wrong.
+/// Names each wrong setting and says what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
@@ -64,7 +64,7 @@ pub struct ZoomArgs {
     /// The account's plan, which sets Zoom's limit: pro 20/s, business 60/s (also education, enterprise, partners)
     #[arg(long, env = "ZOOM_PLAN", value_name = "PLAN", default_value = "pro", ignore_case = true)]
     pub zoom_plan: Plan,
-    /// Share of the limit this service may use; leave some for other apps of the account
+    /// Share of the rate limit to use; leave some for other apps of the account
     #[arg(long, env = "ZOOM_RATE_SHARE", value_name = "SHARE", default_value_t = 1.0, value_parser = decimal)]
     pub zoom_rate_share: f64,
     /// Requests a second, instead of plan and share; 0 disables pacing (for measurements only)
@@ -82,7 +82,7 @@ pub struct ZoomArgs {
     /// Time limit for connecting
     #[arg(long, env = "CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub connect_timeout: Duration,
-    /// The longest time without data during an answer
+    /// Time limit without receiving any data
     #[arg(long, env = "IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub idle_timeout: Duration,
     /// The largest answer to accept, in bytes
@@ -94,7 +94,7 @@ pub struct ZoomArgs {
     /// First delay before a retry; it doubles, up to 60 times this
     #[arg(long, env = "RETRY_BASE", value_name = "TIME", default_value = "500ms", value_parser = duration)]
     pub retry_base: Duration,
-    /// How long to wait for Zoom to answer again before a job fails (it can be retried)
+    /// How long a job waits out a Zoom outage before it fails (it can then be retried)
     #[arg(long, env = "MAX_OUTAGE", value_name = "TIME", default_value = "12h", value_parser = duration)]
     pub max_outage: Duration,
     /// Concurrent requests per job
@@ -106,7 +106,7 @@ pub struct ZoomArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Service")]
 pub struct ServiceArgs {
-    /// Where to listen; any address but loopback needs API keys
+    /// Address and port to listen on; any address but loopback requires API keys
     #[arg(long, env = "LISTEN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address)]
     pub listen_addr: SocketAddr,
     /// Keys that may call the API, comma-separated, each `key` or `name:key`
@@ -133,7 +133,7 @@ pub struct ServiceArgs {
     /// Maximum number of concurrent downloads
     #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS, value_parser = whole::<usize>)]
     pub max_downloads: usize,
-    /// Time for requests and downloads under way to finish when the service is told to stop
+    /// How long requests and downloads in progress may take to finish at shutdown
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
     pub shutdown_grace: Duration,
     /// Where jobs and archives are kept
@@ -163,7 +163,7 @@ const API_BASE_URL: &str = "https://api.zoom.us/v2";
 const OAUTH_BASE_URL: &str = "https://zoom.us";
 /// With fewer requests a second no job would ever finish.
 const LEAST_LIMIT: f64 = 0.01;
-/// Each may occupy one of the runtime's 512 blocking threads while it waits.
+/// Each may occupy one of the runtime's 512 blocking threads for most of its run.
 const MOST_RUNNING_JOBS: usize = 256;
 /// No server answers sooner.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
@@ -183,7 +183,7 @@ impl ZoomArgs {
         ] {
             if value.is_empty() {
                 errors.push(format!(
-                    "{name} is not set, or empty; see the app's page \"App Credentials\" in the Zoom App Marketplace"
+                    "{name} is not set, or empty; copy it from the app's \"App Credentials\" page in the Zoom App Marketplace"
                 ));
             }
         }

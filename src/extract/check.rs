@@ -57,13 +57,13 @@ impl Checking<'_> {
     async fn run(&self, tell: &mut impl FnMut(Step)) -> Result<(), Step> {
         let (step, token) = self.token().await?;
         tell(step);
-        // With the next token, any scopes that are granted meanwhile are used.
+        // The next call renews the token, with any scopes granted meanwhile.
         tell(scopes(&token).inspect_err(|_| self.account.tokens().outdate(token.generation))?);
         let (step, session) = self.list().await?;
         tell(step);
         tell(match session {
             Some(id) => self.messages(&id).await?,
-            None => fine("messages", Duration::ZERO, "no session in the last four weeks to try with"),
+            None => fine("messages", Duration::ZERO, "skipped: there was no session in the last four weeks"),
         });
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Checking<'_> {
             && !missing_scopes(old).is_empty()
         {
             // The cached token may predate the granting of the scopes.
-            tokens.invalidate(old.generation);
+            tokens.outdate(old.generation);
             token = get().await;
         }
         let elapsed = self.since(started);
@@ -170,7 +170,7 @@ fn scopes(token: &Token) -> Result<Step, Step> {
     Err(Step { name: "scopes", ok: false, elapsed_ms: 0, detail, help: Some(help) })
 }
 
-/// The scopes that the app still lacks, as far as the token tells.
+/// The scopes that the app still lacks; none if the token names no scopes.
 fn missing_scopes(token: &Token) -> Vec<&'static str> {
     let granted: Vec<&str> = token.scopes.split([' ', ',']).filter(|scope| !scope.is_empty()).collect();
     let missing = |wanted: [&'static str; 2]| -> Vec<_> {

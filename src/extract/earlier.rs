@@ -14,8 +14,8 @@ use crate::capture::{CaptureError, Location, Meta, Reader};
 use crate::zoom::lane::Traffic;
 use crate::zoom::{Call, ItemChoice, Stalled};
 
-/// Checks that what an earlier run left is sound. A retry goes ahead even if it is not: a damaged index is set aside and
-/// everything refetched; the ranges with damaged messages are returned, to be refetched.
+/// Checks that what an earlier run left is sound. A retry goes ahead even if it is not: a damaged index is moved away and
+/// everything refetched; ranges with damaged messages are returned, to be refetched.
 pub(super) async fn check_earlier(
     location: &Location,
     retrying: bool,
@@ -76,7 +76,7 @@ pub(super) async fn traffic_in(reader: &mut Reader) -> Result<TrafficTotals, Cap
     Ok(totals.and_then(|totals| serde_json::from_str(&totals).ok()).unwrap_or_default())
 }
 
-/// Calls for first pages that Zoom has answered: repeating them tells whether it still does.
+/// Calls for first pages that Zoom has answered: repeating one shows whether it still does.
 pub(super) async fn answered_in(reader: &mut Reader, choice: ItemChoice) -> Result<Vec<Call>, CaptureError> {
     let list = reader.answered_list().await?.map(Call::sessions);
     let sessions = reader.answered_sessions().await?;

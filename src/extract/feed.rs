@@ -1,5 +1,5 @@
-//! Decides which range is fetched next: the parts of a split at once, else the oldest window first, and in it the sessions
-//! longest elsewhere.
+//! Decides which range is fetched next: the parts of a split first, else the oldest window, and in it the sessions that are
+//! longest in others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -18,8 +18,8 @@ pub(super) struct Feed {
 impl Feed {
     const AT_A_TIME: i64 = 1_000;
 
-    /// Queues the parts of a large session first, as they would be the last to end. The first part keeps the id of the whole
-    /// range; the others are new, and may have been found in the capture before the split was reported.
+    /// Puts the parts of a range at the head of the queue, as they would be the last to end. The first part keeps the range's
+    /// id; the others are new, but may have been read from the capture already, before the split was reported.
     pub fn put_first(&mut self, parts: Vec<PendingRange>) {
         for (index, part) in parts.into_iter().enumerate().rev() {
             let found = self.queued_up_to.get(&part.chain.window).is_some_and(|last| part.chain.id <= *last);

@@ -1,7 +1,7 @@
 //! Lists the sessions of every window, page by page; windows that cannot be listed whole are cut.
 //!
 //! Each list page is committed with the units it brings before the next is requested. Days that cannot be listed even singly
-//! are reported, and sessions known from other windows are asked for them anyway.
+//! are reported, and sessions known from other windows are fetched for them anyway.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
+use super::refused::ask;
 use super::shared::{COMMIT_INTERVAL, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
@@ -26,7 +27,7 @@ const ATTEMPTS_FOR_A_PART: u32 = 3;
 /// A list of several pages may shift while it is read: a session with a new message moves to another place. It is reread until
 /// that brings nothing new, in at most this many passes.
 const MAX_PASSES: u32 = 5;
-/// The number of sessions asked, in one change, for days that could not be listed; bounded, as pages wait for its commit.
+/// The number of sessions probed in one change for days that could not be listed; bounded, as pages wait for its commit.
 const PROBED_AT_A_TIME: i64 = 10_000;
 
 /// Lists every window not listed yet: windows concurrently, the pages of each sequentially.
@@ -42,7 +43,7 @@ pub(super) async fn list_all(shared: &Shared) -> Result<(), ExtractError> {
     // Days that have left Zoom's reach are already reported by their failed list.
     let reachable =
         days_not_listed.into_iter().filter_map(|(window, days)| Some((window, days.since(oldest)?)));
-    // A chat may have had another name in some months: one selected in any month is asked for in all. Its days that have left
+    // A chat may have had another name in some months: one selected in any month is fetched for all. Its days that have left
     // Zoom's reach since they were listed are recorded as missing.
     let by_name = shared.context.request.sessions.selects_by_name();
     for (window, days) in if by_name { windows } else { reachable.collect() } {
@@ -109,6 +110,8 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
         shared.commit(change).await?;
         return Ok(());
     }
+    // The days of the window still in reach: only a list of fewer days is a partial one.
+    let whole = whole.since(oldest).unwrap_or(days);
     let at_most = (days != whole).then_some(ATTEMPTS_FOR_A_PART);
     let effort = Effort { at_most, ..run_effort(Urgency::Everything) };
     match ListReader::new(shared, list, whole, effort).read().await? {
@@ -166,12 +169,12 @@ enum ListEnd {
 struct ListReader<'a> {
     shared: &'a Shared,
     list: &'a Chain<ListId>,
-    /// The window that the list is of, or is part of.
+    /// The part of the list's window still in Zoom's reach.
     whole: DateRange,
     effort: Effort,
     pass: Pass,
     passes: u32,
-    /// Whether any page of it has been answered.
+    /// Whether any of its pages has been received.
     has_shown: bool,
     /// The digests of pages read: one that comes again unchanged need not be stored again.
     read: HashSet<u128>,
@@ -223,7 +226,7 @@ impl<'a> ListReader<'a> {
             shared.wait_for_commit_tick(COMMIT_INTERVAL).await;
             let then = match page.next {
                 Some(token) if trouble.is_none() => Then::Next(PageToken { token, at: shared.now() }),
-                // After trouble a later run must not resume here: it would not know of it.
+                // After trouble a later run must not resume here, unaware of the trouble.
                 _ => Then::Unfinished,
             };
             let position = PagePosition { chain: self.list.id, seq: pass.seq, then, unknown: page.unknown };
@@ -249,7 +252,7 @@ impl<'a> ListReader<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Decides what an answer means that brought no page.
+    /// Decides what to do when a request brought no page.
     async fn after(&mut self, failure: Failure) -> Result<ControlFlow<ListEnd>, ExtractError> {
         if self.shared.has_left_reach(&failure, self.list.days) {
             return Ok(ControlFlow::Break(ListEnd::LeftReach));
@@ -266,8 +269,8 @@ impl<'a> ListReader<'a> {
         Ok(ControlFlow::Break(ListEnd::Failed(failure)))
     }
 
-    /// Whether "not found" means that there are no sessions in these days: for part of a window that has listed some, only if
-    /// the whole window is still answered.
+    /// Whether "not found" means that there are no sessions in these days: for part of a window that has returned a list page,
+    /// only if Zoom still answers for the whole window.
     async fn has_nothing(&self) -> Result<bool, ExtractError> {
         let (shared, whole, window) = (self.shared, self.whole, self.list.window);
         if self.list.days == whole
@@ -275,8 +278,7 @@ impl<'a> ListReader<'a> {
         {
             return Ok(true);
         }
-        let call = Call::sessions(whole);
-        Ok(shared.context.lane.fetch(&call, self.effort, call.any_answer()).await.is_ok())
+        Ok(ask(shared, &Call::sessions(whole)).await?.is_ok())
     }
 }
 

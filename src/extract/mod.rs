@@ -1,7 +1,7 @@
 //! A run: from a date range to a capture that holds everything Zoom has for it.
 //!
 //! Owns the order of the work: plan windows, list sessions, follow each range's chain of pages, record what failed.
-//! Knows nothing of jobs, of HTTP towards users, or of what is made of the capture afterwards.
+//! Knows nothing of jobs, of the HTTP API, or of what becomes of the capture afterwards.
 
 pub mod check;
 mod digest;

@@ -1,6 +1,6 @@
 //! How far a run has got: counters that many tasks update and anyone may read.
 //!
-//! Owns the figures and the honest estimate based on them. Knows no user interface; reporters take a [`Snapshot`].
+//! Owns the figures and the estimate based on them. Knows no user interface; reporters take a [`Snapshot`].
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -100,7 +100,7 @@ pub struct Snapshot {
     pub percent: Option<f64>,
     pub eta_seconds: Option<u64>,
     pub waiting: Option<Waiting>,
-    /// Requests that wait for their next attempt, where little else is left to do.
+    /// Requests waiting for their next attempt, if they are most of what is left to do; else 0.
     #[serde(default)]
     pub retrying: u64,
 }

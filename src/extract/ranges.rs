@@ -1,4 +1,4 @@
-//! Follows one range, page after page to the last, each committed before the next is requested.
+//! Fetches one range page by page, committing each page before it requests the next.
 //!
 //! Owns the edge cases of a chain: an expired page token, a repeated item, a session that is gone, days that have left Zoom's
 //! reach, a chain that turns out too long.
@@ -23,8 +23,8 @@ use crate::zoom::lane::Urgency;
 use crate::zoom::wire::{MESSAGES, Page, sent_at};
 use crate::zoom::{Call, Failure, FailureKind};
 
-/// Deflate levels of stored pages, for when the processors have time to spare and for when they have not: the fast one takes
-/// half the time, and the page is a third larger.
+/// Deflate levels of stored pages: `DENSE` if the processors have time to spare, else `FAST`, which takes half the time but
+/// makes pages a third larger.
 pub(super) const DENSE: u32 = 6;
 const FAST: u32 = 1;
 
@@ -76,8 +76,8 @@ fn read_page(body: &Bytes, days: DateRange, previous: &Digests, level: u32) -> R
     })
 }
 
-/// Follows the chain of a range to its end, whatever that is, or until it turns out too long. Returns the ranges still to be
-/// fetched in its place, if any. Only what concerns the whole run is an error.
+/// Follows a range's chain until it ends, fails or turns out too long. Returns the ranges to fetch in its place, if any. Only
+/// what concerns the whole run is an error.
 pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<PendingRange>, ExtractError> {
     let oldest = shared.reach.oldest();
     let Some(rest) = range.chain.days.since(oldest) else {
@@ -101,7 +101,7 @@ pub(super) async fn follow(shared: &Shared, range: PendingRange) -> Result<Vec<P
             Step::More => {
                 let Some(seen) = following.observed else { continue };
                 let forecast = following.forecast(&days, &seen, &mut outlook);
-                // Days that have left Zoom's reach can be had by following the chain, but not by another.
+                // Days that have left Zoom's reach may still come on this chain, but not on a new one.
                 if !shared.has_lost_days_of(following.range.chain.days)
                     && let Some(split) = shared.splitter.while_running(&days, &seen, forecast)
                 {
@@ -144,13 +144,13 @@ struct Following<'a> {
     range: PendingRange,
     token: Option<String>,
     seq: i64,
-    /// Whether the run would end up waiting for the rest of the chain.
+    /// Raised if the run would end up waiting for the rest of the chain.
     urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
-    /// What the chain fails with at its end, if one of its pages did not cover all the days requested.
+    /// The failure to end with, if a page of the chain did not cover all the days requested.
     leaves_out: Option<Failure>,
-    /// `None` for a chain resumed midway: it is not known which days the earlier pages span.
+    /// `None` for a chain resumed midway: the days that its earlier pages span are unknown.
     observed: Option<Seen>,
 }
 
@@ -228,8 +228,8 @@ impl<'a> Following<'a> {
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
         let left_reach = self.token.is_none() && shared.has_lost_days_of(days);
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
-        // Otherwise a later run must not resume here: after a loop it would go round once more, after a page stored without its
-        // repeats it would not recognise them, and it would not know that days were left out.
+        // A later run may resume only after a sound page without repeats: otherwise it would go round a loop once more, not
+        // recognise repeats of items dropped here, or not know that days were left out.
         let then = match &page.next {
             Some(token) if is_sound && page.repeats == 0 => {
                 Then::Next(PageToken { token: token.clone(), at: shared.now() })
@@ -247,8 +247,8 @@ impl<'a> Following<'a> {
         })
     }
 
-    /// Tells the run how many pages of the chain are still expected, judging by those seen, and sets how urgent they are.
-    /// Returns the pace, with this chain included.
+    /// Estimates from the pages seen how many are still to come, reports that to the run, and sets their urgency. Returns the
+    /// run's forecast, with this chain included.
     fn forecast(&mut self, days: &split::Days, seen: &Seen, outlook: &mut Outlook) -> RunForecast {
         let shared = self.shared;
         let to_come = seen.pages_to_come(days).unwrap_or_default();
@@ -290,7 +290,7 @@ impl<'a> Following<'a> {
         self.token = page.next;
         self.seq += 1;
         self.range.chain.pages = self.seq;
-        // A page with no items of a kind says nothing about what the next may repeat.
+        // If this page has no items of a kind, the next may repeat those of an earlier page.
         let mut last = page.digests;
         for (own, before) in last.iter_mut().zip(self.previous.iter()).filter(|(own, _)| own.is_empty()) {
             own.clone_from(before);
@@ -337,7 +337,7 @@ impl<'a> Following<'a> {
         let numbers = std::iter::once(range.chain.id).chain(new_ranges);
         let part = |(id, days)| {
             let chain = Chain { id, window: range.chain.window, days, pages: 0, resume: None };
-            // Already planned at the right length: not to be split again before it has shown something.
+            // No hint: planned at the right length, a part is not split again before its first pages.
             PendingRange { chain, query: None, pages_elsewhere: 0, ..range.clone() }
         };
         Ok(numbers.zip(parts).map(part).collect())

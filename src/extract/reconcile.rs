@@ -1,7 +1,7 @@
-//! Keeps every item ever received, also from pages that were taken off a range.
+//! Keeps every item ever received, even from pages later removed from a range.
 //!
-//! Pages are taken off when a chain restarts or is cut; the capture sets them aside. Once a unit has been fetched completely,
-//! it is compared with what was set aside from it, and the items it lacks are added.
+//! Pages are removed when a chain restarts or is cut; the capture sets them aside. Once a unit has been fetched completely, it
+//! is compared with what was set aside from it, and the items it lacks are added.
 
 use std::collections::HashSet;
 
@@ -44,7 +44,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     let stop = shared.stop.clone();
     let by_modification_time = shared.context.request.item_choice().by_modification_time;
     let compare = async move |stored: &mut Reader| {
-        let as_of = stored.settled_in(unit).await?;
+        let as_of = stored.last_commit_of(unit).await?;
         let restored = missing_items(stored, unit, by_modification_time, &stop).await?;
         Ok::<_, ExtractError>(Change::Compared { unit, as_of, restored })
     };
@@ -59,7 +59,7 @@ pub(super) async fn compare(shared: &Shared, unit: UnitId) -> Result<(), Extract
     Ok(())
 }
 
-/// Compares all units still to be compared because a run ended before it got to that.
+/// Compares all units still to be compared, as when a run ended before it got to them.
 pub(super) async fn compare_all(shared: &Shared) -> Result<(), ExtractError> {
     while let Some(unit) = shared.with_reader(async |stored| stored.unit_to_compare().await).await? {
         compare(shared, unit).await?;
@@ -76,8 +76,8 @@ async fn missing_items(
 ) -> Result<Vec<(RangeId, Restored)>, ExtractError> {
     let (segments, ranges) = (stored.segments().clone(), stored.ranges_of(unit).await?);
     let (mut kept, mut known) = (Vec::new(), HashSet::<Identity>::new());
-    // Deletions first, as a message is not kept beside its own deletion; otherwise, of an item set aside more than once, the
-    // latest.
+    // Deletions first, as a message is not kept beside its own deletion. Of an item set aside more than once, the latest is
+    // kept.
     let (deleted, others): (Vec<_>, Vec<_>) =
         stored.set_aside(unit).await?.into_iter().partition(|(_, page)| page.kind == Kind::Deleted);
     for set_aside in [deleted, others] {
@@ -109,8 +109,8 @@ async fn missing_items(
     Ok(kept)
 }
 
-/// Removes from `lacking` what these ranges hold. An item is usually found at its old place in the chain, in a range at either
-/// end of its days.
+/// Removes from `lacking` what these ranges hold. An item is usually found at its old place in the chain, in the first or last
+/// range of these days.
 async fn look_for(
     lacking: &mut HashSet<Identity>,
     stored: &mut Reader,
@@ -132,7 +132,7 @@ async fn look_for(
             if lacking.is_empty() {
                 break;
             }
-            // Fails on a damaged page, which does not prove that an item is lacking: its range is to be refetched.
+            // Fails on a damaged page, which may hold the item: its range is to be refetched.
             let array = array_of(&segments.inflated(page)?);
             for known in items_of(&array).into_iter().flat_map(|item| identities_covered_by(page.kind, item))
             {
@@ -182,8 +182,8 @@ fn id_of(item: &RawValue) -> u128 {
     id.map_or_else(|| digest_of_content(item.get()), |id| digest(&id))
 }
 
-/// Groups these items of a page by the range to add each to: that of its day, but only among failed ranges if there are any, so
-/// that they are compared again once those have been fetched.
+/// Groups these items of a page by the range to add each to: that of its day, or the last; if any ranges have failed, one of
+/// those, so that the items are compared again once it has been fetched.
 fn in_ranges(
     ranges: &[UnitRange],
     page: &PageRef,

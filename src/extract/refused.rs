@@ -3,13 +3,11 @@
 //!
 //! Finds out by sending comparable requests. What to do about it is decided elsewhere.
 
-use jiff::civil::Date;
-
 use super::reach::reach_begins_later;
 use super::reconcile;
 use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
-use crate::capture::PendingRange;
+use crate::capture::{PendingRange, UnitPages};
 use crate::days::DateRange;
 use crate::zoom::lane::Urgency;
 use crate::zoom::{Call, Failure, FailureKind};
@@ -54,8 +52,8 @@ pub(super) fn is_answer(asked: &Result<(), Failure>) -> bool {
     asked.as_ref().map_or_else(Failure::is_not_found_by_zoom, |()| true)
 }
 
-/// Whether only this session is refused, perhaps by a firewall: another one is answered. Several are asked for, as there may be
-/// others that are refused for reasons of their own.
+/// Whether only this session is refused, perhaps by a firewall, and another one is answered. Several are tried, as some of them
+/// may be refused for reasons of their own.
 async fn only_this_session_is_refused(
     shared: &Shared,
     range: &PendingRange,
@@ -69,10 +67,8 @@ async fn only_this_session_is_refused(
     let others = shared.with_reader(async move |stored| stored.comparable_sessions(&but, oldest).await);
     for (session_id, days) in others.await? {
         let Some(days) = days.since(oldest) else { continue };
-        match first_page(shared, &session_id, days).await {
-            Err(failure) if failure.kind == FailureKind::Unreachable => return Ok(false),
-            answer if is_answer(&answer) => return Ok(true),
-            _ => {}
+        if is_answer(&first_page(shared, &session_id, days).await?) {
+            return Ok(true);
         }
     }
     Ok(false)
@@ -80,7 +76,7 @@ async fn only_this_session_is_refused(
 
 /// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part
 /// of a window it is ambiguous: the days count as empty only if Zoom still answers for days that have yielded pages or, if none
-/// have, for the whole window. Only Zoom's own word counts: a gateway may reject an id that it cannot parse.
+/// have, for the whole window. Only Zoom's own "not found" counts: a gateway may send one for an id that it cannot parse.
 async fn holds_nothing(
     shared: &Shared,
     range: &PendingRange,
@@ -94,19 +90,19 @@ async fn holds_nothing(
         return Ok(false);
     }
     let oldest = shared.reach.oldest();
-    let id = range.chain.id;
-    let (days, has_pages) =
-        shared.with_reader(async move |stored| stored.other_days(id, oldest).await).await?;
-    let Some(days) = days.since(oldest) else { return Ok(false) };
+    let unit = unit_pages(shared, range).await?;
+    let other = unit.other.and_then(|days| days.since(oldest));
+    let has_pages = unit.own || other.is_some();
+    let Some(days) = other.or_else(|| unit.window.since(oldest)) else { return Ok(false) };
     if days == range.chain.days {
         return Ok(!has_pages);
     }
-    let others = first_page(shared, &range.session_id, days).await;
-    Ok(others.map_or_else(|ended| !has_pages && ended.is_not_found_by_zoom(), |()| true))
+    let answer = first_page(shared, &range.session_id, days).await?;
+    Ok(answer.map_or_else(|failure| !has_pages && failure.is_not_found_by_zoom(), |()| true))
 }
 
-/// Whether a single page of the range, or something on it, may be at fault: the session has yielded others in its window. The
-/// rest of the days can then be fetched without it.
+/// Whether a single page of the range may be at fault: one page can cause such a failure, and the session has yielded others in
+/// this window. The other days can then be fetched without it.
 async fn may_be_one_page(
     shared: &Shared,
     range: &PendingRange,
@@ -121,19 +117,28 @@ async fn may_be_one_page(
     ) {
         return Ok(false);
     }
+    let unit = unit_pages(shared, range).await?;
+    Ok(unit.own || unit.other.is_some())
+}
+
+async fn unit_pages(shared: &Shared, range: &PendingRange) -> Result<UnitPages, ExtractError> {
     let id = range.chain.id;
-    let (_, has_pages) =
-        shared.with_reader(async move |stored| stored.other_days(id, Date::MIN).await).await?;
-    Ok(has_pages)
+    shared.with_reader(async move |reader| reader.unit_pages(id).await).await
 }
 
 /// Asks for the first page of a session in these days.
-async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Result<(), Failure> {
+async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Asked {
     let choice = shared.context.request.item_choice();
     ask(shared, &Call::messages(session_id, days, choice)).await
 }
 
-/// Sends a call only to see whether it is answered.
-pub(super) async fn ask(shared: &Shared, call: &Call) -> Result<(), Failure> {
-    shared.context.lane.fetch(call, run_effort(Urgency::Everything), call.any_answer()).await
+/// What came of a call; or why the run cannot go on.
+type Asked = Result<Result<(), Failure>, ExtractError>;
+
+/// Sends a call only to see whether it is answered. An outage that is too long to wait out ends the run.
+pub(super) async fn ask(shared: &Shared, call: &Call) -> Asked {
+    match shared.context.lane.fetch(call, run_effort(Urgency::Everything), call.any_answer()).await {
+        Err(failure) if failure.kind == FailureKind::Unreachable => Err(ExtractError::Account(failure)),
+        answer => Ok(answer),
+    }
 }

@@ -49,8 +49,8 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Whether it holds everything `other` did, as far as can be told: at least as many items, and no damage in between. What
-    /// was refetched after damage may have left Zoom's reach by then.
+    /// Whether it holds everything `other` did, as far as can be told: at least as many items, and no damage in between.
+    /// Damaged items may have left Zoom's reach before they were refetched.
     pub fn covers(&self, other: &Self) -> bool {
         self.sound_since.is_some() && self.sound_since == other.sound_since && self.items >= other.items
     }
@@ -89,7 +89,7 @@ pub async fn run(context: RunContext) -> Result<RunSummary, ExtractError> {
 async fn summary(reader: &mut Reader, damage: Damage) -> Result<RunSummary, CaptureError> {
     let counts = reader.counts().await?;
     let sound_since = match reader.meta(Meta::DamagedAt).await? {
-        // If it cannot be read, this extent covers no other: better one archive kept too many.
+        // If it cannot be read, this extent covers no other: better to keep one archive too many.
         Some(damaged_at) => damaged_at.parse().ok(),
         None => reader.time(Meta::StartedAt).await?,
     };
@@ -133,7 +133,7 @@ impl Shared {
         let (mark, begun_with) = (account.fingerprint(), reader.meta(Meta::Account).await?);
         let answered = earlier::answered_in(reader, self.context.request.item_choice()).await?;
         let is_of_others = begun_with.as_ref().is_some_and(|begun_with| *begun_with != mark);
-        // A capture that has received nothing belongs to no account: the earlier one may have been mistyped.
+        // A capture that has received nothing belongs to no account: the earlier id may have been mistyped.
         if is_of_others && !answered.is_empty() {
             return Err(ExtractError::OtherAccount);
         }
@@ -141,7 +141,7 @@ impl Shared {
             account.remember(call);
         }
         if let Some(day) = reader.meta(Meta::ReachBegins).await?.and_then(|day| day.parse().ok())
-            // It asks Zoom, which may take as long as an outage.
+            // It asks Zoom, which may take as long as a pause of the account.
             && self.stop.run_until_cancelled(reach::recall(self, day)).await.is_none()
         {
             return Err(ExtractError::Cancelled);
@@ -195,7 +195,7 @@ impl Shared {
     ) -> Result<(), ExtractError> {
         let (mut feed, mut fetched_since) = (Feed::default(), true);
         loop {
-            // Checked before reading the capture: whatever is listed after this is announced again.
+            // Checked before reading the capture: whatever is listed after this triggers `found` again.
             let all_listed = self.context.all_listed.is_cancelled();
             let mut exhausted = false;
             let most = self.context.lane.target_chains();
@@ -218,7 +218,7 @@ impl Shared {
                 if !std::mem::take(&mut fetched_since) {
                     return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
                 }
-                // Ranges with low ids that were waiting for a list have been passed over.
+                // Again, as ranges with low ids that were waiting for a list have been passed over.
                 Box::pin(reconcile::compare_all(self)).await?;
                 feed = Feed::default();
                 continue;

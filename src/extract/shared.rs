@@ -33,7 +33,7 @@ pub(super) const LONG_COMMIT_INTERVAL: Duration = COMMIT_INTERVAL.saturating_mul
 /// The maximum number of concurrent reads of the capture.
 const READERS: usize = 4;
 
-/// For how long a run trusts what it was told.
+/// How long Zoom's page tokens are trusted.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtractSettings {
     /// A page token older than this is not used after a restart (Zoom's tokens live 15 minutes).
@@ -112,7 +112,7 @@ impl Shared {
     /// Reads the capture on a blocking thread; only a few reads run concurrently.
     pub async fn with_reader<T, E>(
         &self,
-        at: impl AsyncFnOnce(&mut Reader) -> Result<T, E> + Send + 'static,
+        read: impl AsyncFnOnce(&mut Reader) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ExtractError>
     where
         T: Send + 'static,
@@ -122,7 +122,7 @@ impl Shared {
         let one_of_few = self.readers.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (location, runtime) = (self.location.clone(), Handle::current());
         let look = move || {
-            let seen = runtime.block_on(location.with_reader(at));
+            let seen = runtime.block_on(location.with_reader(read));
             drop(one_of_few);
             Ok::<_, CaptureError>(seen)
         };
@@ -134,8 +134,8 @@ impl Shared {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// Waits for the next beat of length `longest`, or else of [`COMMIT_INTERVAL`], unless that would hold things up: changes between two
-    /// beats are committed together.
+    /// Waits for the next beat of `longest` or, if that would hold things up, of [`COMMIT_INTERVAL`], or not at all: changes
+    /// between two beats are committed together.
     pub async fn wait_for_commit_tick(&self, longest: Duration) {
         let RunContext { lane, clock, .. } = &self.context;
         if let Some(beat) = [longest, COMMIT_INTERVAL].into_iter().find(|beat| lane.has_time_for(*beat)) {

@@ -1,4 +1,4 @@
-//! When a range is too long for one chain of pages, and into which shorter ones it is cut. Pure.
+//! Decides when a range is too long for one chain of pages, and where to cut it. Pure.
 //!
 //! A chain is fetched one page after another, so a session that holds half of all messages would leave the budget idle at the
 //! end. Cutting costs requests (the pages already received are dropped, and each part ends on a page that is not full), so it
@@ -16,15 +16,15 @@ use crate::days::{DateRange, begins, day_of};
 const MIN_PAGES_TO_SPLIT: f64 = 72.0;
 /// The largest share of the expected pages that cutting may drop.
 const MAX_DROPPED_SHARE: f64 = 1.0 / 12.0;
-/// When nothing else is left to do, parts are planned to take this long, clamped to between these numbers of pages.
+/// When nothing else is left to do, parts are planned to take this long, within these bounds on their pages.
 const IDLE_PART: Duration = Duration::from_millis(1_200);
 const IDLE_PART_PAGES: (f64, f64) = (2.0, 32.0);
 /// The fewest pages planned for a part, unless callers are idle.
 const PART_PAGES: f64 = 16.0;
-/// A chain is assumed to have at most this many times the pages it has shown still to come: one busy hour is no busy month.
+/// The pages still to come are estimated at no more than this many times those seen: one busy hour is not a busy month.
 const MAX_EXTRAPOLATION: f64 = 24.0;
 /// Higher without a rate limit: the run is then estimated to be longer, so more may be spent on splitting early, and with more
-/// chains running until its end, more pages are committed together. With a limit, long chains would be cut too late.
+/// chains running until its end, more pages are committed together. With a limit, this would cut long chains too late.
 const MAX_EXTRAPOLATION_UNPACED: f64 = 400.0;
 /// A chain that would take more than this share of the rest of the run must not wait for others.
 const TIGHT: f64 = 0.5;
@@ -77,7 +77,7 @@ impl RunForecast {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
     pub parts: Vec<DateRange>,
-    /// The number of pages extrapolated from those it has shown; 0 if it has shown none.
+    /// The total number of pages, extrapolated from those seen; 0 if none were.
     pub expected_pages: i64,
     /// The share of the splitting allowance that may be spent on this. A chain that barely outlasts the run leaves most of it
     /// to longer ones.
@@ -85,7 +85,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// The number of requests it costs: the pages that are dropped, and half a page for each part, as none ends on a full one.
+    /// The number of requests it costs: the pages that are dropped and, as no part ends on a full page, half a page for each.
     pub fn costs(&self, seen: &Seen) -> u64 {
         u64::from(seen.pages) + self.parts.len() as u64 / 2
     }
@@ -97,7 +97,7 @@ pub fn affordable(costs: u64, worth: f64, spent: u64, requests: u64) -> bool {
     (spent + costs) as f64 <= (ALLOWANCE.0 + ALLOWANCE.1 * requests as f64) * worth
 }
 
-/// The days of a range, and the time until which messages may have been sent in them.
+/// The days of a range, and until when messages can have been sent in them.
 #[derive(Debug, Clone, Copy)]
 pub struct Days {
     range: DateRange,
@@ -113,7 +113,7 @@ impl Days {
         Self { range, end, last_sent: last_sent.filter(|last| *last < end) }
     }
 
-    /// Cuts into parts with about equally many of the days in which messages were sent, fewer if there are not enough days.
+    /// Cuts into at most this many parts that share the days in which messages were sent, as far as known, about evenly.
     fn cut(&self, parts: usize, seen: &Seen) -> Option<Vec<DateRange>> {
         let (first, last) = seen.bounds(self);
         let from = day_of(first).unwrap_or(self.range.from).clamp(self.range.from, self.range.to);
@@ -125,7 +125,7 @@ impl Days {
     }
 }
 
-/// The time order of a page: 1 if its first message is later than its last, -1 if it is earlier.
+/// The time order of a page: 1 if its first message is later than its last, -1 if earlier, else 0.
 pub fn direction(ends: Option<(i64, i64)>) -> i64 {
     ends.map_or(0, |(first, last)| i64::from(first > last) - i64::from(first < last))
 }
@@ -160,7 +160,7 @@ impl Seen {
         if self.direction > 0 {
             return (start, last);
         }
-        // A message sent later than that shows that the list was wrong.
+        // A message sent after `last_sent` shows that the list is wrong.
         (first, last_sent.filter(|sent| *sent >= last).unwrap_or(end))
     }
 
@@ -179,8 +179,7 @@ impl Seen {
     }
 }
 
-/// Cuts a chain under way if what it has shown predicts that the run would end up waiting for it; also returns how many pages
-/// are expected.
+/// Cuts a chain under way if the pages seen predict that the run would end up waiting for it.
 pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);
@@ -195,9 +194,8 @@ pub fn while_running(days: &Days, seen: &Seen, forecast: RunForecast) -> Option<
     Some(Split { parts, expected_pages: expected as i64, worth })
 }
 
-/// Cuts a chain under way when nothing else is left to do, for the benefit of `idle` callers: requesting pages twice then costs
-/// no time, and only what is still to come must be worth it. That must be at least the `mean` of all chains under way, so that
-/// the longest are cut first.
+/// Cuts a chain under way when nothing else is left to do, to occupy `idle` callers: requesting pages twice then costs no time,
+/// so only the pages still to come count. They must be at least the `mean` of the chains under way: the longest are cut first.
 pub fn for_idle(days: &Days, seen: &Seen, forecast: RunForecast, mean: f64, idle: usize) -> Option<Split> {
     let to_come = seen.pages_to_come(days)?;
     let expected = to_come + f64::from(seen.pages);

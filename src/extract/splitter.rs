@@ -45,13 +45,13 @@ impl Splitter {
         RunForecast { time_of_a_page: self.lane.time_of_a_page(), rest_of_run }
     }
 
-    /// How to split a chain that has shown nothing yet, judging by the pages its session has in another window.
+    /// Decides whether to split a chain before its first page, judging by its session's pages in another window.
     pub fn before_start(&self, days: &Days, pages_elsewhere: i64) -> Option<Split> {
         let split = split::before_start(days, pages_elsewhere, self.forecast())?;
         self.try_charge(&split, &Seen::default()).then_some(split)
     }
 
-    /// How to split a chain that, judging by what it has shown, turns out too long.
+    /// Decides whether to split a chain under way: if it turns out too long, or for idle callers.
     pub fn while_running(&self, days: &Days, seen: &Seen, forecast: RunForecast) -> Option<Split> {
         let idle = self.idle.load(Relaxed);
         let split = split::while_running(days, seen, forecast).or_else(|| {
@@ -66,7 +66,7 @@ impl Splitter {
         Some(split)
     }
 
-    /// Charges the cost of a split to what may be spent on splitting; false if that is not enough.
+    /// Charges a split to the allowance for splitting; false, and nothing is charged, if that is too small.
     fn try_charge(&self, split: &Split, seen: &Seen) -> bool {
         let to_come = self.requests_to_come().unwrap_or_default();
         let requests = self.lane.traffic.requests.load(Relaxed) + to_come as u64;

@@ -34,7 +34,9 @@ pub fn parse_day(text: &str) -> Result<Date, String> {
 pub enum RangeError {
     #[error("must not be after the last day ({from} > {to})")]
     Reversed { from: Date, to: Date },
-    #[error("{from} is older than the six months Zoom reports on; the oldest possible date is {oldest}")]
+    #[error(
+        "{from} is older than the six months that Zoom's reports cover; the oldest possible date is {oldest}"
+    )]
     OutOfReach { from: Date, oldest: Date },
     #[error("must not be in the future; today (UTC) is {today}")]
     InFuture { today: Date },

@@ -127,7 +127,7 @@ impl Api {
             let opened = tokens::open(self.noise, &key, token, self.settings.page_token_ttl);
             opened.ok_or_else(|| error(400, 300, "The next page token is either invalid or has expired."))
         });
-        // The key holds the token's cursor, because its text differs each time it is issued.
+        // The key holds the page token's cursor, not its text, which differs each time it is issued.
         let asked_key = format!("{key} {:?}", opened.as_ref().map(|opened| opened.as_ref().ok()));
         let has_page_token = query.page_token.is_some();
         let (from, to) = query.days;

@@ -234,7 +234,7 @@ impl Dataset {
             }
             out.push_str("\"]");
         }
-        // Zoom's API description has it for groups only.
+        // Zoom's API description gives only groups a status.
         if shape.group {
             out.push_str(if noise.with(7).one_in(15) {
                 ",\"status\":\"deleted\""
@@ -361,7 +361,7 @@ impl Inner {
         }
     }
 
-    /// The n-th session, from 0, without a special id that has at least five messages and spans the whole period.
+    /// The nth session, from 0, that has no special id, holds at least five messages and spans the whole period.
     fn ordinary(&self, nth: usize) -> Option<u32> {
         if self.faults != FaultLevel::Nasty {
             return None;

@@ -167,8 +167,8 @@ impl Faults {
         let noise = self.noise.with_text(key);
         let asked = self.asked.entry(noise.value()).or_default();
         let noise = noise.with(u64::from(*asked));
-        // The fourth time it is asked, in whatever job, and ever after a request is let through, so that a client that keeps
-        // retrying always gets everything.
+        // From its fourth arrival on, in whatever job, a report request is let through, so that a client that keeps retrying
+        // always gets everything.
         let spared = *asked >= 3 && !matches!(request, Request::Token);
         *asked = asked.saturating_add(1);
         if spared || noise.with(0).below(1_000) >= per_mille {

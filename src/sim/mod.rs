@@ -1,4 +1,4 @@
-//! A simulator of the parts of Zoom's HTTP API that reports need: for the demo, tests and measurements only.
+//! A simulator of the parts of Zoom's HTTP API that reports need: for `demo`, `simulate`, tests and measurements only.
 //!
 //! Imports nothing of this crate and shares no type with `zoom::wire`: a field misspelt on both sides would pass every test.
 //! Content is computed from a seed instead of stored (`dataset`, `feed`, `render`), so that an account of ten million messages

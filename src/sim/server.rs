@@ -72,8 +72,8 @@ async fn sleep(duration: Duration) {
     }
 }
 
-/// Uniformly distributed around the configured latency. It follows from the number of report requests so far: a token
-/// request has that of the report request before it, and concurrent answers may share one.
+/// Uniformly distributed around the configured latency. Derived from the number of report requests so far: a token request gets
+/// the latency of the report request before it, and concurrent answers may share one.
 fn latency(api: &Api) -> Duration {
     let (middle, jitter) = (api.settings.latency, api.settings.latency_jitter);
     if jitter.is_zero() {

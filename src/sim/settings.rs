@@ -86,6 +86,6 @@ pub enum FaultLevel {
     None,
     /// About 2 % of requests fail, but succeed when repeated.
     Light,
-    /// About 6 % fail that way, and one session, one listed session and one month never work.
+    /// About 6 % fail that way, one session always fails, one listed session does not exist, and one month cannot be listed.
     Nasty,
 }

@@ -102,7 +102,7 @@ impl Tokens {
         }
     }
 
-    /// Returns the current token or a new one, or why there is none if another caller found out while this one waited.
+    /// Returns the current token or a new one, or the error of another caller that asked for one while this one waited.
     pub async fn get(&self, waits_since: Duration) -> Result<Token, RequestError> {
         if let Some(token) = self.current() {
             return Ok(token);
@@ -132,7 +132,7 @@ impl Tokens {
         });
     }
 
-    /// Has the token of this generation renewed before it is handed out again; it stays in use where that fails.
+    /// Has the token of this generation renewed before it is handed out again; it stays in use if that fails.
     pub fn outdate(&self, generation: u64) {
         self.with_cached(generation, |cached| cached.renew_at = Duration::ZERO);
     }
@@ -197,7 +197,7 @@ impl Tokens {
         token
     }
 
-    /// Falls back to the cached token until it expires: even if the credentials were refused, that may be gone in a moment.
+    /// Falls back to the cached token until it expires: even a refusal of the credentials may be over in a moment.
     fn use_cached(&self, error: RequestError) -> Result<Token, RequestError> {
         let now = self.clock.elapsed();
         self.with(|state| {
@@ -215,9 +215,9 @@ impl Tokens {
     }
 }
 
-/// A refusal that would concern the request at the API concerns the credentials here. One without a message comes from
-/// something on the way, once a token has been granted; before, perhaps from a wrong ZOOM_OAUTH_BASE_URL, so the account decides
-/// whether to wait ([`super::Account::looks_like_an_outage`]).
+/// A refusal that would blame the request at the API blames the credentials here. Without a message it is put down to an
+/// intermediary if a token was granted before; else perhaps to a wrong ZOOM_OAUTH_BASE_URL, so the account decides whether to
+/// wait ([`super::Account::looks_like_an_outage`]).
 fn classify_token_failure(error: RequestError, was_given_one: bool) -> RequestError {
     let is_of_credentials = |refusal: &Refusal| match refusal.status {
         // A 429 here says nothing about the pace of report requests: it is waited out like a busy server.

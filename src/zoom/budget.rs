@@ -44,14 +44,14 @@ const HOLD: Duration = Duration::from_millis(100);
 const RECOVERY: f64 = 0.00008;
 /// The share never falls below this.
 const FLOOR: f64 = 0.05;
-/// Pauses that end within this of each other are the same: each answer is read a little later than the one before.
+/// Pauses that end this close to each other are the same one, named in answers that were read one after another.
 const SAME_END: SignedDuration = SignedDuration::from_secs(1);
 /// After nothing but 429s for this long, the limit in force is not the per-second one.
 const HOPELESS: Duration = Duration::from_secs(60);
 /// A pause is slept in slices, so that a wall clock set forward or back is noticed.
 const PAUSE_SLICE: Duration = Duration::from_secs(20);
 
-/// Why nothing is being asked of Zoom at the moment, and until when.
+/// Why nothing is being sent to Zoom at the moment, and until when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     pub until: Timestamp,
@@ -173,7 +173,7 @@ impl Budget {
         self.with_pace(|pace| pace.refused_since = None);
     }
 
-    /// Sends nothing until the pause is over. Returns false if the one in force ends about then, or later: nothing changes.
+    /// Sends nothing until the pause is over. Returns false, changing nothing, if the one in force ends about then or later.
     pub fn pause(&self, pause: Waiting) -> bool {
         let longer = self.with_pace(|pace| {
             let is_longer = |waiting: &Waiting| pause.until.duration_since(waiting.until) > SAME_END;

@@ -104,7 +104,7 @@ impl Account {
         self.budget.limit().is_some()
     }
 
-    /// Whether there is processor time to spare: with a limit, as long as answers do not wait for a processor.
+    /// Whether there is processor time to spare: only with a limit, and while answers do not wait for a processor.
     pub fn processors_have_time(&self) -> bool {
         self.is_paced() && !self.readers.are_behind()
     }
@@ -115,11 +115,11 @@ impl Account {
         self.budget.waiting().or_else(|| probed.find_map(Outage::waiting))
     }
 
-    /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only where Zoom was
-    /// reached before: otherwise it may come from a wrong address.
+    /// Whether this outcome looks like an outage of the call's endpoint. A gateway's refusal does so only if Zoom was reached
+    /// before: otherwise the address may be wrong.
     pub(super) fn looks_like_an_outage(&self, call: &Call, error: &RequestError) -> bool {
         let was_reached = || match error {
-            // Tokens are the same for all calls.
+            // All calls use the same tokens.
             RequestError::NoToken(_) => self.known().has_any(),
             _ => self.known().has_similar(call),
         };
@@ -161,7 +161,7 @@ impl Account {
         if self.outage(call).failing() >= DIFFERENT {
             return call.clone();
         }
-        // A list of one day, one that `call` does not cover if it is a list.
+        // A list of one day; if `call` is a list too, of a day that it does not cover.
         let (today, days) = (DateRange::day(self.clock.today()), call.days);
         let day_before = || DateRange::day(days.from.saturating_sub(1.day()));
         let days = if call.is_a_list() && days.covers(today) { day_before() } else { today };
@@ -174,7 +174,7 @@ impl Account {
     }
 }
 
-/// Calls for first pages that were answered: of a list, and of two different sessions, the latest first.
+/// Calls for first pages that were answered: of a list, and of two different sessions.
 #[derive(Debug, Default)]
 struct Answered {
     list: Option<Call>,
@@ -206,8 +206,8 @@ impl Answered {
     /// Returns a probe when `call` is not answered: a list with none of its days, or messages of other sessions, in rotation.
     fn probe_for(&mut self, call: &Call) -> Option<Call> {
         if call.is_a_list() {
-            let is_of_others = |known: &&Call| !known.days.overlaps(call.days);
-            return self.list.as_ref().filter(is_of_others).cloned();
+            let is_of_other_days = |known: &&Call| !known.days.overlaps(call.days);
+            return self.list.as_ref().filter(is_of_other_days).cloned();
         }
         let probe = self.other_session(call).cloned();
         self.messages.rotate_left(1.min(self.messages.len()));

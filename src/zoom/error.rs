@@ -17,11 +17,11 @@ pub enum FailureKind {
     MissingScopes,
     /// The account's plan or role does not allow the report.
     NoPermission,
-    /// Zoom says that the thing does not exist; or, where there is no Zoom code, something on the way says so.
+    /// Zoom says that the thing does not exist or, if there is no Zoom code, an intermediary says so.
     NotFound,
     /// Zoom does not know the path of the request.
     UnknownEndpoint,
-    /// Zoom refuses the request (any other 4xx).
+    /// Zoom refuses the request (any other answer that is not a success).
     Rejected,
     /// The page token is no longer valid: the chain of pages may restart. If it does not, this is why it failed.
     PageTokenExpired,
@@ -105,7 +105,7 @@ impl Failure {
         Self { status: Some(200), attempts: 1, ..Self::without_answer(kind, message) }
     }
 
-    /// The failure of a call that is not even tried.
+    /// A failure without an answer to quote.
     pub fn without_answer(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, status: None, zoom_code: None, message: message.into(), attempts: 0 }
     }
@@ -166,7 +166,7 @@ pub struct Refusal {
     pub message: String,
     pub retry_after: Option<RetryAfter>,
     pub limit: LimitKind,
-    /// Whether the body is HTML, as of something on the way.
+    /// Whether the body is HTML, as intermediaries send it.
     pub is_html: bool,
     /// Whether the request carried a page token (code 300 is then about the token, otherwise about the parameters).
     pub page_token_sent: bool,
@@ -263,7 +263,7 @@ impl Refusal {
             _ => None,
         };
         let text = |name: &str| body.get(name)?.as_str();
-        // A code that repeats the status comes from something on the way, or says no more than the status.
+        // A code that repeats the status comes from an intermediary, or says no more than the status.
         let zoom_code = CODES.into_iter().filter_map(number).find(|code| *code != i64::from(status));
         let message = TEXTS.into_iter().find_map(text).unwrap_or_default();
         let retry_after = header("retry-after").and_then(RetryAfter::parse);
@@ -281,7 +281,7 @@ impl Refusal {
     }
 }
 
-/// As of a proxy, a firewall or a login page, which answer in Zoom's place.
+/// Whether this is HTML, as proxies, firewalls and login pages send in Zoom's place.
 pub(super) fn looks_like_html(body: &[u8]) -> bool {
     let text = body.trim_ascii_start();
     text.starts_with(b"<") && !text.starts_with(b"<?xml")

@@ -34,7 +34,7 @@ pub struct Effort {
     pub urgency: Urgency,
 }
 
-/// What waits for a call. More of the turns are for urgent calls, and for those with the most calls to follow first.
+/// What a call holds up. Urgent calls get more of the turns; among them, the one with the most calls to follow goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// Nothing but its own chain of pages.
@@ -65,7 +65,7 @@ impl Traffic {
     }
 }
 
-/// A try that was not answered well.
+/// A try that got no usable answer.
 struct FailedTry {
     error: RequestError,
     /// The generation of the token it was sent with; `None` if there was no token, and nothing was sent.
@@ -236,9 +236,10 @@ impl Lane {
     fn heed(&self, decision: &Decision, generation: Option<u64>, now: Timestamp) {
         match (decision, generation) {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),
-            // The next token will have any scopes added in the meantime.
-            (Decision::RenewToken { .. } | Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
-                self.account.tokens.invalidate(generation);
+            (Decision::RenewToken { .. }, Some(generation)) => self.account.tokens.invalidate(generation),
+            // The next token will have any scopes added meanwhile; this one may do for other calls.
+            (Decision::Fail(FailureKind::MissingScopes), Some(generation)) => {
+                self.account.tokens.outdate(generation);
             }
             _ => {}
         }
@@ -292,7 +293,7 @@ impl Lane {
             LimitKind::Daily => ("Zoom's daily request limit is reached", after),
         };
         let until = now + after;
-        // Many requests in flight may be told so.
+        // Logged once, however many requests get this answer.
         if budget.pause(Waiting { until, reason: reason.to_owned() }) {
             tracing::warn!(%until, "{reason}, waiting");
         }
@@ -357,7 +358,7 @@ impl Lane {
         account.readers.read(body, read).await.map_err(RequestError::Unreadable)
     }
 
-    /// Where a response names its per-second limit, the response is right and our table is out of date.
+    /// Follows the per-second limit if a response names it: our table may be out of date.
     fn note_reported_limit(&self, headers: &HeaderMap) {
         let limit =
             headers.get("x-ratelimit-limit").and_then(|limit| limit.to_str().ok()?.parse::<f64>().ok());

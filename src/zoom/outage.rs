@@ -1,8 +1,8 @@
-//! Whether one of Zoom's endpoints answers at all: tells an outage from a request that fails for a reason of its own.
+//! Whether one of Zoom's endpoints answers at all: distinguishes an outage from a request that fails for its own reasons.
 //!
-//! Owns the suspicion, the one prober, and the pause. Calls that begin during an outage wait, and no attempts are spent;
-//! requests queued before it are still sent. One prober asks, with growing delay. Knows no HTTP: callers say what happened and
-//! how to probe.
+//! Owns the suspicion, the one prober, and the pause. Calls that begin during an outage wait and spend no attempts; requests
+//! queued before it are still sent. One caller at a time probes, with growing delay. Knows no HTTP: callers say what happened
+//! and how to probe.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -21,7 +21,7 @@ pub(super) const DIFFERENT: usize = 5;
 /// The delay after the first probe; it doubles with each.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// Failures so far apart say nothing of one outage: even after the longest delay that an answer may ask for, a request is sent
+/// Failures this far apart do not point to one outage: even after the longest delay an answer may ask for, a request is sent
 /// again sooner.
 const LONG_AGO: Duration = Duration::from_secs(15 * 60);
 
@@ -56,7 +56,7 @@ struct State {
 struct Down {
     since: Timestamp,
     delay: Duration,
-    /// When the next probe is due, and the same to the second as people are told.
+    /// When the next probe is due; `until` is the same for users, to the second.
     next: Duration,
     until: Timestamp,
     why: String,
@@ -133,8 +133,8 @@ impl Outage {
         self.with(|state| state.failing.len())
     }
 
-    /// Probes until Zoom answers. The error of `probe` is why it got no answer. Returns true when there was an outage, false
-    /// when the first probe was answered.
+    /// Probes until Zoom answers, for at most `longest`. An error of `probe` says why there was no answer. Returns true if
+    /// there was an outage, false if the first probe was answered.
     pub async fn wait_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
     where
         F: Future<Output = Result<(), String>>,
@@ -176,7 +176,7 @@ impl Outage {
         self.with(|state| {
             let Down { since, until, why, .. } = state.down.as_ref()?;
             let since = since.strftime("%Y-%m-%dT%H:%M:%SZ");
-            let reason = format!("Zoom has not answered since {since} ({why}); the next attempt is then");
+            let reason = format!("Zoom has not answered since {since} ({why})");
             Some(Waiting { until: *until, reason })
         })
     }
@@ -184,6 +184,10 @@ impl Outage {
     fn unanswered(&self, why: &str) {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         let began = self.with(|state| {
+            if state.down.as_ref().is_some_and(|down| now.saturating_sub(down.next) > LONG_AGO) {
+                // Nobody has asked meanwhile.
+                (state.down, state.failing_since) = (None, None);
+            }
             let began = state.down.is_none();
             state.outages += u64::from(began);
             let (since, delay) = match &state.down {

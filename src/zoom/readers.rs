@@ -13,8 +13,8 @@ use tokio::task::JoinError;
 use crate::clock::SharedClock;
 use crate::sync::lock;
 
-/// The answers of all jobs held at the same time have about this many KiB at most: one of unknown length (perhaps because it is
-/// compressed) counts as an average one. At 60 typical pages a second, each may take two seconds to arrive.
+/// All jobs together hold answers of at most about this many KiB at a time: one of unknown length (perhaps because it is
+/// compressed) counts as average. At 60 typical pages a second, each may take two seconds to arrive.
 const ROOM_KIB: u32 = 8 << 10;
 /// Pages up to this size are read where they arrive, in half a millisecond or less: moving them to another thread costs
 /// about as much. Larger ones would hold up the threads that serve sockets.
@@ -23,9 +23,8 @@ const READ_AT_ONCE: usize = 256 << 10;
 /// A reader turns a body into what the caller wants, or says why it cannot.
 pub type ReadResult<T> = Result<T, String>;
 
-/// A few threads for large answers: always the same, since each keeps a compressor and memory of what it has read. The pool that
-/// all blocking work shares would go round all of its threads. The runtime is there for its pool of blocking threads only: nothing
-/// else runs on it. `None` once it is being dropped.
+/// A few threads for large answers, always the same ones, since each keeps a compressor and buffers: on the shared blocking
+/// pool, every thread would end up with its own. The runtime only provides the threads. `None` once it is being dropped.
 #[derive(Debug)]
 struct Threads(Option<Runtime>);
 
@@ -88,7 +87,7 @@ impl Readers {
         R: FnOnce(Bytes) -> ReadResult<T> + Send + 'static,
     {
         let arrived = self.clock.elapsed();
-        // Queue behind the tasks that are due: if that takes long, it shows overload just as an interrupted reader does.
+        // Let the tasks that are due go first: if they take long, that shows overload just as an interrupted reader does.
         tokio::task::yield_now().await;
         let _reading = self.reading.acquire().await.expect("the semaphore is never closed");
         let (read, worked) = if body.len() <= READ_AT_ONCE {
@@ -121,8 +120,8 @@ fn processor_time() -> Duration {
 }
 
 /// How long recent answers waited for a processor, and how long it worked on them, in seconds, as sums that decay with each
-/// answer. Waiting is 0.03 to 0.2 of working where there is little else to do, up to 0.6 with long messages, and 2 to 20 with
-/// twice as many services as the processors can bear.
+/// answer. Their ratio is 0.03 to 0.2 where there is little else to do, up to 0.6 with long messages, and 2 to 20 with twice as
+/// many services as the processors can bear.
 #[derive(Debug, Default)]
 struct Waits(Mutex<[f64; 2]>);
 

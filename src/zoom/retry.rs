@@ -17,7 +17,7 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// The ceiling of the first delay; it doubles with each attempt.
     pub base: Duration,
-    /// No delay is longer, unless the answer asks for it; then five minutes at most.
+    /// The longest delay, unless the answer asks for more; then up to five minutes.
     pub cap: Duration,
 }
 
@@ -33,7 +33,7 @@ const TRIES_FOR_A_TOKEN: u32 = 3;
 const LEAST_PAUSE: Duration = Duration::from_secs(60);
 /// A limit is tested again after a little more than a day, whatever instant was named.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(25 * 3_600);
-/// The longest wait after a server error, whatever the answer asks for: the wait of a single chain is shown nowhere.
+/// The longest wait after a server error, whatever the answer asks for: users are not shown that a single chain waits.
 const LONGEST_DELAY: Duration = Duration::from_secs(5 * 60);
 
 /// What to do next.
@@ -106,7 +106,7 @@ impl RetryPolicy {
     }
 }
 
-/// Counts failed tries. Refusals of tokens, and refusals to grant one, are counted separately, and only those in a row: a
+/// Counts failed tries. Refused tokens and refusals to grant one are counted separately, and anew after any other failure: a
 /// server error followed by one of them says nothing about the credentials.
 #[derive(Debug, Default)]
 pub struct Tries {
@@ -142,7 +142,7 @@ impl Tries {
 }
 
 impl RequestError {
-    /// True when a gateway on the way refused this, not Zoom in its own words.
+    /// True if this looks like a gateway's refusal, not one by Zoom itself.
     pub fn came_from_gateway(&self) -> bool {
         match self {
             Self::Refused(refusal) => {

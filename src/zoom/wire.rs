@@ -133,12 +133,12 @@ fn day_of(value: &RawValue) -> Option<Date> {
     text_of(value)?.get(..10)?.parse().ok()
 }
 
-/// When a message was sent, in milliseconds since 1970; `None` if it does not say so in the usual form.
+/// When a message was sent, in milliseconds since 1970; `None` if it has no such number.
 pub fn sent_at(message: &RawValue) -> Option<i64> {
     instant_in(message, "timestamp")
 }
 
-/// The same for when it was edited or deleted.
+/// Likewise, when an item was edited or deleted.
 pub fn modified_at(message: &RawValue) -> Option<i64> {
     instant_in(message, "action_timestamp")
 }

@@ -221,7 +221,7 @@ async fn a_part_of_a_session_that_is_not_found_once_is_not_taken_for_empty() {
     }
 }
 
-/// The same for the first part to be answered of a session that was split before any of its pages arrived.
+/// The same when a session was split before any of its pages arrived, and the first part requested is not found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_part_of_a_session_that_is_not_found_is_not_taken_for_empty() {
     let sim = SimSettings { messages: 2_000, sessions: 1, months: 1, ..account() };

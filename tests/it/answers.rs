@@ -425,7 +425,7 @@ async fn answers_of_fewer_days_are_kept_and_told_of() {
     assert_whole(&archive, &data, (from, to), ItemOptions::default(), &missing);
 }
 
-/// A session that is written in while the list is read may move from a page not yet read to one already read.
+/// A message sent while the list is being read may move its session from a page not yet read to one already read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     let sim =
@@ -455,7 +455,7 @@ async fn a_session_that_moves_within_the_list_while_it_is_read_is_found() {
     assert_eq!(world.sim.stats().list_requests, pages * 6);
 }
 
-/// What a last page brings decides whether another pass is due, also when the job is resumed there.
+/// Whether the list is read once more depends on what its last page brought, even if the job is resumed at that point.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_was_to_be_read_again_is_so_after_a_restart() {
     let sim =

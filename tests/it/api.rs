@@ -310,10 +310,10 @@ async fn a_running_job_has_no_archive_and_cannot_be_deleted_and_a_deleted_one_is
         is(409, "wrong-state")
     );
     assert_eq!(world.finished(&id).await["state"], "completed");
-    assert_eq!(
-        problem(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await).await,
-        is(409, "wrong-state")
-    );
+    for action in ["cancel", "retry"] {
+        let refused = world.post(&format!("/v1/jobs/{id}/{action}"), &Value::Null).await;
+        assert_eq!(problem(refused).await, is(409, "wrong-state"), "{action}");
+    }
     assert_eq!(delete().await.unwrap().status(), 204);
     assert_eq!(problem(delete().await.unwrap()).await, is(404, "job-not-found"));
     assert_eq!(problem(world.get(&format!("/v1/jobs/{id}")).await).await, is(404, "job-not-found"));
@@ -370,6 +370,7 @@ async fn events_begin_with_progress_and_end_with_a_final_state() {
     let id = world.submit(&world.everything()).await;
     let stream = world.get(&format!("/v1/jobs/{id}/events")).await;
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    assert_eq!(stream.headers()["x-accel-buffering"], "no", "for nginx");
     let text = stream.text().await.unwrap();
     let events: Vec<(&str, Value)> = text
         .split("\n\n")

@@ -183,7 +183,7 @@ async fn what_may_hold_more_is_kept_when_extract_makes_its_files_anew() {
         other.arg("--no-edited");
         let (code, _, err) = run(other).await;
         assert!(code == 1 && err.contains("with other options"), "{code} {err}");
-        // The same command replaces nothing either when no record shows any more how the files were made.
+        // Nor does the same command replace anything once no record shows how the files were made.
         std::fs::write(capture.join("publishing"), "").unwrap();
         let before = std::fs::read(&made).unwrap();
         let (code, _, err) = run(command()).await;

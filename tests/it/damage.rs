@@ -168,7 +168,7 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         "UPDATE ranges SET token_at = 'some day', next_token = 'x', state = 'pending' WHERE id = 1"
             .to_owned(),
         "UPDATE units SET state = 'dome' WHERE id = 1".to_owned(),
-        "UPDATE units SET settled = NULL WHERE id = 1".to_owned(),
+        "UPDATE units SET last_commit = NULL WHERE id = 1".to_owned(),
         "UPDATE sessions SET info = replace(info, '\"name\"', '\"name') WHERE id = 1".to_owned(),
         "UPDATE sessions SET info = CAST(info || x'ff' AS TEXT) WHERE id = 1".to_owned(),
         "UPDATE sessions SET zoom_id = CAST(x'ff' AS TEXT) WHERE id = 1".to_owned(),

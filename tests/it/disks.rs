@@ -22,8 +22,8 @@ pub fn account() -> SimSettings {
     }
 }
 
-/// A setup that starts the service in its own mount namespace, after these commands. `None` where the machine allows none and
-/// whoever runs the tests has accepted that.
+/// A setup that runs these commands in a new mount namespace and then starts the service there. `None` if the machine allows no
+/// such namespace and `ALLOW_NO_MOUNTS` is set.
 fn with_mounts(setup: &Setup, commands: &str) -> Option<Setup> {
     let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
     let allowed = Command::new(namespace[0]).args(&namespace[1..]).arg("true").status();
@@ -40,7 +40,7 @@ fn with_mounts(setup: &Setup, commands: &str) -> Option<Setup> {
     Some(Setup { wrapper, ..setup.clone() })
 }
 
-/// A disk of its own for the service: a small tmpfs in a mount namespace. `None` where the machine allows none.
+/// A service with a disk of its own: a small tmpfs in a mount namespace.
 struct SmallDisk {
     service: Service,
     /// The disk as seen from outside the namespace.

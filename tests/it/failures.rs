@@ -104,6 +104,18 @@ async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
     }
 }
 
+/// Scopes may have been added: a new token is asked for, but the old one is not given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_lacks_a_scope_does_not_take_the_others_their_token() {
+    let world = World::new(account()).await;
+    let lacks = status(400, r#"{"code":4711,"message":"does not contain scopes"}"#);
+    world.sim.script(always(Match::Session(0), lacks));
+    world.sim.script(fault(Match::Token, 1, u32::MAX, status(503, "")));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    assert!(world.failures(&id).await.iter().all(|failure| failure["code"] == "missing-scopes"));
+}
+
 /// Items that a page repeats are recognised even when a page without messages came in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_page_does_not_hide_that_the_next_repeats_the_one_before() {
@@ -189,7 +201,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert!(job["error"]["detail"].as_str().unwrap().contains("report:read:list_chat_sessions:admin"));
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["steps"].as_array().unwrap().last().unwrap()["name"], "scopes");
-    // The scopes are added: they apply at once, not only to the tokens of an hour later.
+    // The scopes are added: they apply at once, not only to the next token, an hour later.
     world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["ok"], true, "{check:#}");

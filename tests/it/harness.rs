@@ -240,7 +240,7 @@ pub const INVALID_TOKEN: &str = r#"{"code":124,"message":"Invalid access token."
 pub const NO_PERMISSION: &str = r#"{"code":200,"message":"No permission."}"#;
 pub const GONE: &str = r#"{"code":5301,"message":"gone"}"#;
 
-/// Answers matching requests, after so many of them, so many times.
+/// Lets the first `after` matching requests pass and answers the next `times` of them.
 pub fn fault(matches: Match, after: u32, times: u32, answer: FaultAnswer) -> ScriptedFault {
     ScriptedFault { matches, after, times, answer }
 }
@@ -269,7 +269,7 @@ pub fn archives_in(directory: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "zip")).collect()
 }
 
-/// Waits until it is so, for half a minute at most.
+/// Waits until `is_so` returns true, for half a minute at most.
 pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let clock = SystemClock::shared();
     for _ in 0..30_000 {
@@ -281,7 +281,7 @@ pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("not so after half a minute: {what}");
 }
 
-/// Waits until a job's directory has so many archives: those that a new one replaces go once the job has ended.
+/// Waits until a job's directory has `count` archives: replaced ones are removed only after the job has ended.
 pub async fn archives_come_to(directory: &Path, count: usize) -> Vec<PathBuf> {
     eventually("there are so many archives", || archives_in(directory).len() == count).await;
     archives_in(directory)

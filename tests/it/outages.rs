@@ -279,7 +279,7 @@ async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
         world.sim.script(always(Match::Any, status(403, "")));
         minutes(2, &world, &clock, &id).await;
         if let Some(code) = of_tokens {
-            // Only a new token is refused, which the next process needs.
+            // Only new tokens are refused; the next process needs one.
             world.stop().await;
             world.sim.clear_script();
             world.sim.script(always(Match::Token, status(code, "")));

@@ -9,7 +9,7 @@ use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::failures::account;
-use crate::harness::{Missing, TOO_OLD, World, always, assert_whole, eventually, sent, status};
+use crate::harness::{GONE, Missing, TOO_OLD, World, always, assert_whole, eventually, fault, sent, status};
 
 /// What is missing when these first days are lost; sessions active only then cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
@@ -91,13 +91,57 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
     let archive = world.archive(&id).await;
     assert_whole(&archive, &data, (first, data.last_day()), ItemOptions::default(), &missing);
 
-    // What an earlier run found out is checked first, which does not keep the job from being cancelled.
-    world.sim.set_down(true);
-    world.retry(&id).await;
+    // The job first checks what an earlier run found out; it can be cancelled meanwhile.
+    world.sim.clear_script();
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let asked = world.sim.stats().requests;
-    eventually("it asks Zoom", || world.sim.stats().requests > asked + 3).await;
+    world.retry(&id).await;
+    eventually("it asks Zoom", || world.sim.stats().requests > asked).await;
     world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
     assert_eq!(world.finished(&id).await["state"], "cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_fetched_while_it_cannot_be_checked_where_zooms_reach_begins() {
+    let world = World::new(SimSettings { months: 6, ..account() }).await;
+    let lost = world.sim.dataset().first_day();
+    let refuse_lost = || {
+        for touching in [Match::ListTouching(lost), Match::MessagesTouching(lost)] {
+            world.sim.script(always(touching, status(400, TOO_OLD)));
+        }
+    };
+    world.sim.script(always(Match::Session(0), status(500, "")));
+    refuse_lost();
+    let id = world.submit(&world.everything()).await;
+    let before = world.finished(&id).await;
+    assert_eq!(before["state"], "completed_with_failures");
+    world.sim.clear_script();
+    world.sim.script(always(Match::List, FaultAnswer::Reset));
+    refuse_lost();
+    world.retry(&id).await;
+    let messages = |job: &Value| job["progress"]["messages"].as_u64().unwrap();
+    world.wait_until(&id, |job| messages(job) > messages(&before)).await;
+    world.sim.clear_script();
+    refuse_lost();
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_without_sessions_is_no_failure_once_its_window_has_partly_left_zooms_reach() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let today = jiff::civil::date(2026, 11, 24);
+    let sim = SimSettings { months: 6, today: Some(today), ..account() };
+    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let (first, day) = (world.sim.dataset().first_day(), jiff::civil::date(2026, 6, 10));
+    world.sim.script(always(Match::ListTouching(day), status(500, "")));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    clock.advance(Duration::from_secs(5 * 86_400));
+    world.sim.clear_script();
+    world.sim.script(always(Match::ListTouching(first), status(400, TOO_OLD)));
+    world.sim.script(fault(Match::ListTouching(day), 0, 2, status(404, GONE)));
+    let job = world.retried(&id).await;
+    assert_eq!(job["state"], "completed", "{:?}", world.failures(&id).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -157,7 +157,7 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
     assert_eq!(world.retried(&id).await["state"], "completed");
 }
 
-/// "There is nothing" is also the answer of a particular account.
+/// "There is nothing" is an answer about one particular account.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
     let mut world = World::new(SimSettings { months: 2, ..account(20) }).await;
@@ -223,7 +223,7 @@ async fn an_archive_that_no_record_refers_to_goes_once_another_run_has_made_one(
     world.sim.clear_script();
     assert_eq!(world.retried(id).await["state"], "completed");
     assert!(archives_come_to(&directory, 1).await[0] != stray);
-    // As if it had been killed before it removed it.
+    // As if the run had been killed before it removed the stray archive.
     std::fs::write(&stray, "").unwrap();
     world.restart().await;
     assert!(!stray.exists());

@@ -33,7 +33,7 @@ where
     port
 }
 
-/// A TLS server in front of a simulator that offers HTTP/2 first.
+/// A TLS server that offers HTTP/2 first, in front of a simulator.
 struct Front {
     sim: Simulator,
     port: u16,
