@@ -11,8 +11,8 @@ const PAGE: usize = 100;
 /// The compression level used without a rate limit.
 const LEVEL: u32 = 1;
 
-/// Seconds per megabyte of such messages: parsed as a page, compressed, inflated, hashed once for each of the two files that
-/// contain them, and hashed in compressed form as often for the archive, which contains both files.
+/// Seconds per megabyte of messages of this length: parsed as pages, compressed, inflated, hashed once for each of the two
+/// files that contain them, and hashed in compressed form as often for the archive, which contains both files.
 pub fn seconds_for_a_megabyte(text_scale: u32) -> f64 {
     let messages = 40_000 / u64::from(text_scale);
     let settings = SimSettings { sessions: 1, messages, text_scale, ..SimSettings::default() };

@@ -69,7 +69,7 @@ const ALL: [Measurement; 27] = [
 ];
 
 /// The figures that jobs have or may have, and their column headings in the table.
-const COLUMNS: [(&str, &str); 11] = [
+const COLUMNS: [(&str, &str); 12] = [
     ("efficiency", "of limit"),
     ("requests_over_least", "of least"),
     ("answers_429", "429s"),
@@ -77,7 +77,8 @@ const COLUMNS: [(&str, &str); 11] = [
     ("cpu_s_per_1000_pages", "CPU/1000"),
     ("cpu_over_floor", "of floor"),
     ("json_mb_per_s", "MB/s"),
-    ("assembly_raw_mb_per_s", "assembly"),
+    ("assembly_json_mb_per_s", "assembly"),
+    ("assembly_of_received_mb_per_s", "of received"),
     ("assembly_over_copy", "of copy"),
     ("written_per_archive_byte", "written"),
     ("peak_rss_mib", "MiB"),
@@ -117,7 +118,7 @@ fn tell(result: &Value, of: &str) {
 fn main() {
     let (options, wanted): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
-    // Cargo passes it for `cargo bench` only; `cargo test --all-targets` runs this too and should not take an hour.
+    // Cargo passes `--bench` for `cargo bench` only; `cargo test --all-targets` runs this too and should not take an hour.
     if !options.iter().any(|option| option == "--bench") {
         return;
     }

@@ -118,7 +118,7 @@ impl Simulator {
         json!({ "from": self.days.0.to_string(), "to": self.days.1.to_string() })
     }
 
-    /// The fewest requests in which all of its days can be fetched; the day may have changed since it started.
+    /// The fewest requests that fetch all of its days. Computed for the date at its start, as the day may have changed since.
     pub fn least_requests(&self) -> f64 {
         let Profile { sessions, messages, months, heaviest_share, text_scale, .. } = self.profile;
         let settings =
