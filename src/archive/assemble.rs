@@ -112,23 +112,15 @@ impl Assembly {
         let mut reader = runtime.block_on(Location::in_directory(&input.directory).open_reader())?;
         let facts = runtime.block_on(Facts::read(&mut reader))?;
         let mut names = Names::create(&input.directory)?;
-        let mut read = |after| runtime.block_on(reader.session_infos(after, AT_A_TIME));
-        let mut sessions = read(0)?;
-        while let Some((last, ..)) = sessions.last() {
+        let mut after = 0;
+        loop {
+            let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
+            let Some(last) = sessions.last() else { break };
+            after = last.0;
             check(&input.cancel)?;
-            // While some names are added, the next are read.
-            let (added, next) = std::thread::scope(|scope| {
-                let adding = scope.spawn(|| {
-                    let mut each = sessions.iter();
-                    each.try_for_each(|(id, zoom_id, info)| {
-                        names.add(*id, zoom_id, &SessionInfo::name_in(info))
-                    })
-                });
-                let next = read(*last);
-                (join(adding), next)
-            });
-            added?;
-            sessions = next?;
+            for (session, zoom_id, info) in &sessions {
+                names.add(*session, zoom_id, &SessionInfo::name_in(info))?;
+            }
         }
         let (keys, scratch) = names.settle()?;
         let sink = sink::open(&input.directory, input.form, facts.started_at)?;
