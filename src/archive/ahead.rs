@@ -32,7 +32,12 @@ impl Begun {
     /// Removes what was made, on a thread that may block.
     async fn discard(self) {
         if let Some(assembly) = self.assembly {
-            let _ = on_own_thread(|_| Ok(assembly.discard())).await;
+            let discard = |_| {
+                assembly.discard();
+                Ok(())
+            };
+            // Best effort: the next archive overwrites what is left.
+            let _ = on_own_thread(discard).await;
         }
     }
 }
@@ -84,7 +89,10 @@ async fn begin(
         let mut assembly = Assembly::begin(assembly_input, runtime.clone())?;
         loop {
             let started = clock.elapsed();
-            assembly.add_complete(&fetched)?;
+            if let Err(error) = assembly.add_complete(&fetched) {
+                assembly.discard();
+                return Err(error);
+            }
             let rest = clock.elapsed().saturating_sub(started).max(LEAST_REST);
             if runtime.block_on(fetched.run_until_cancelled(clock.sleep(rest))).is_none() {
                 return Ok(assembly);

@@ -26,7 +26,7 @@ const STEPS: i32 = 10_000;
 const DAMAGED: &str = ".damaged";
 
 /// Bumped when the schema changes; a capture of an unknown version is refused, never guessed at.
-pub(super) const SCHEMA_VERSION: i64 = 6;
+pub(super) const SCHEMA_VERSION: i64 = 7;
 
 /// A capture's place on disk.
 #[derive(Debug, Clone)]

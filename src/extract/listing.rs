@@ -278,7 +278,7 @@ impl<'a> ListReader<'a> {
         {
             return Ok(true);
         }
-        Ok(ask(shared, &Call::sessions(whole)).await?.is_ok())
+        Ok(ask(shared, &Call::sessions(whole), self.effort).await?.is_ok())
     }
 }
 

@@ -100,7 +100,7 @@ pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) ->
     }
     let last = shared.reach.by_the_calendar().saturating_add(UNSURE_REACH.days());
     for day in from.series(1.day()).take_while(|day| *day <= last) {
-        match ask(shared, &Call::sessions(DateRange::day(day))).await? {
+        match ask(shared, &Call::sessions(DateRange::day(day)), run_effort(Urgency::Everything)).await? {
             Err(refused) if refused.is_refused_by_zoom() => {}
             listed if is_answer(&listed) && day > from => {
                 tracing::warn!(%day, "Zoom's reports begin later than six months ago");

@@ -9,7 +9,7 @@ use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{PendingRange, UnitPages};
 use crate::days::DateRange;
-use crate::zoom::lane::Urgency;
+use crate::zoom::lane::{Effort, Urgency};
 use crate::zoom::{Call, Failure, FailureKind};
 
 /// What the refusal of a range means.
@@ -129,15 +129,15 @@ async fn unit_pages(shared: &Shared, range: &PendingRange) -> Result<UnitPages, 
 /// Asks for the first page of a session in these days.
 async fn first_page(shared: &Shared, session_id: &str, days: DateRange) -> Asked {
     let choice = shared.context.request.item_choice();
-    ask(shared, &Call::messages(session_id, days, choice)).await
+    ask(shared, &Call::messages(session_id, days, choice), run_effort(Urgency::Everything)).await
 }
 
 /// What came of a call; or why the run cannot go on.
 type Asked = Result<Result<(), Failure>, ExtractError>;
 
 /// Sends a call only to see whether it is answered. An outage that is too long to wait out ends the run.
-pub(super) async fn ask(shared: &Shared, call: &Call) -> Asked {
-    match shared.context.lane.fetch(call, run_effort(Urgency::Everything), call.any_answer()).await {
+pub(super) async fn ask(shared: &Shared, call: &Call, effort: Effort) -> Asked {
+    match shared.context.lane.fetch(call, effort, call.any_answer()).await {
         Err(failure) if failure.kind == FailureKind::Unreachable => Err(ExtractError::Account(failure)),
         answer => Ok(answer),
     }

@@ -147,7 +147,7 @@ fn wanted_range(headers: &HeaderMap, etag: &HeaderValue, size: u64) -> Wanted {
 /// Parses a single byte range. Several ranges, other units and malformed ones get the whole archive, as RFC 9110 allows.
 fn parse_range(range: &str, size: u64) -> Wanted {
     let bounds = range.trim().strip_prefix("bytes=").and_then(|spec| spec.trim().split_once('-'));
-    let Some((Some(first), Some(last))) = bounds.map(|(first, last)| (bound(first), bound(last))) else {
+    let Some((Ok(first), Ok(last))) = bounds.map(|(first, last)| (bound(first), bound(last))) else {
         return Wanted::Whole;
     };
     match (first, last) {
@@ -160,11 +160,13 @@ fn parse_range(range: &str, size: u64) -> Wanted {
     }
 }
 
-/// A bound of a range: `None` if it is malformed, `Some(None)` if it is left out. One that overflows lies beyond the end of any
-/// archive.
-fn bound(text: &str) -> Option<Option<u64>> {
-    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| (!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
+/// A bound of a range, `None` if it is left out; an error if it is malformed.
+fn bound(text: &str) -> Result<Option<u64>, ()> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(());
+    }
+    // A number that overflows lies beyond the end of any archive.
+    Ok((!text.is_empty()).then(|| text.parse().unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

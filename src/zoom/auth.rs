@@ -104,15 +104,22 @@ impl Tokens {
 
     /// Returns the current token or a new one, or the error of another caller that asked for one while this one waited.
     pub async fn get(&self, waits_since: Duration) -> Result<Token, RequestError> {
-        if let Some(token) = self.current() {
+        let fresh = || self.cached_before(|cached| cached.renew_at);
+        if let Some(token) = fresh() {
             return Ok(token);
         }
         let _permit = self.renewal.acquire().await.expect("the semaphore is never closed");
-        if let Some(token) = self.current() {
+        if let Some(token) = fresh() {
             return Ok(token);
         }
         if let Some((failed_at, error)) = self.with(|state| state.failed.clone()) {
             let pause = (failed_at + PAUSE).saturating_sub(self.clock.elapsed());
+            // It has been outdated again since the renewal failed.
+            if !pause.is_zero()
+                && let Some(token) = self.cached_before(|cached| cached.expires_at)
+            {
+                return Ok(token);
+            }
             if failed_at > waits_since && !pause.is_zero() {
                 return Err(error);
             }
@@ -145,9 +152,10 @@ impl Tokens {
         });
     }
 
-    fn current(&self) -> Option<Token> {
+    /// The cached token until this time of it.
+    fn cached_before(&self, end: impl Fn(&Cached) -> Duration) -> Option<Token> {
         self.with(|state| {
-            let cached = state.cached.as_ref().filter(|cached| self.clock.elapsed() < cached.renew_at);
+            let cached = state.cached.as_ref().filter(|cached| self.clock.elapsed() < end(cached));
             cached.map(|cached| cached.token.clone())
         })
     }

@@ -21,7 +21,7 @@ pub enum FailureKind {
     NotFound,
     /// Zoom does not know the path of the request.
     UnknownEndpoint,
-    /// Zoom refuses the request (any other answer that is not a success).
+    /// Zoom refuses the request (any status that means nothing else).
     Rejected,
     /// The page token is no longer valid: the chain of pages may restart. If it does not, this is why it failed.
     PageTokenExpired,

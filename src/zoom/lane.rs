@@ -232,7 +232,7 @@ impl Lane {
             .await
     }
 
-    /// Applies what an answer means for all callers: that a limit is reached, or that the token is no longer usable.
+    /// Applies what an answer means for all callers: that a limit is reached, or that a new token is needed.
     fn heed(&self, decision: &Decision, generation: Option<u64>, now: Timestamp) {
         match (decision, generation) {
             (Decision::Limited { kind, after }, _) => self.limited(*kind, *after, now),

@@ -116,11 +116,6 @@ impl Outage {
     pub fn failed(&self, subject: &str, last_try: bool, sent: Mark) -> bool {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         self.with(|state| {
-            if now.saturating_sub(state.failed_last) > LONG_AGO {
-                // Nobody has asked meanwhile.
-                state.failing.clear();
-                state.failing_since = None;
-            }
             state.failed_last = now;
             state.failing.insert(subject.to_owned());
             state.failing_since.get_or_insert(wall);
@@ -184,10 +179,6 @@ impl Outage {
     fn unanswered(&self, why: &str) {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         let began = self.with(|state| {
-            if state.down.as_ref().is_some_and(|down| now.saturating_sub(down.next) > LONG_AGO) {
-                // Nobody has asked meanwhile.
-                (state.down, state.failing_since) = (None, None);
-            }
             let began = state.down.is_none();
             state.outages += u64::from(began);
             let (since, delay) = match &state.down {
@@ -215,7 +206,14 @@ impl Outage {
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        act(&mut lock(&self.state))
+        let mut state = lock(&self.state);
+        let last = state.down.as_ref().map_or(Duration::ZERO, |down| down.next).max(state.failed_last);
+        if self.clock.elapsed().saturating_sub(last) > LONG_AGO {
+            // Nobody has asked since.
+            state.failing.clear();
+            (state.failing_since, state.down) = (None, None);
+        }
+        act(&mut state)
     }
 }
 

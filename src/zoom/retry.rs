@@ -106,8 +106,8 @@ impl RetryPolicy {
     }
 }
 
-/// Counts failed tries. Refused tokens and refusals to grant one are counted separately, and anew after any other failure: a
-/// server error followed by one of them says nothing about the credentials.
+/// Counts failed tries. Refused tokens and refusals to grant one are counted separately, and anew after a failure of another
+/// kind, except a 429: a server error followed by one of them says nothing about the credentials.
 #[derive(Debug, Default)]
 pub struct Tries {
     tokens_refused: u32,

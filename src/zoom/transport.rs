@@ -38,12 +38,15 @@ pub fn is_http(url: &reqwest::Url) -> bool {
     ["http", "https"].contains(&url.scheme()) && url.has_host()
 }
 
+const CERTIFICATES: &str = "SSL_CERT_FILE";
+
 /// What is wrong with the environment variables that the client reads by itself and would ignore if they are invalid.
 pub fn wrong_environment() -> impl Iterator<Item = String> {
     let names =
-        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE"];
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", CERTIFICATES];
     names.into_iter().filter_map(|name| {
-        let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+        // An empty proxy is none.
+        let value = std::env::var_os(name).filter(|value| !value.is_empty() || name == CERTIFICATES)?;
         let trouble =
             value.to_str().map_or(Some("must be UTF-8".to_owned()), |value| trouble_with(name, value));
         Some(format!("{name} {}", trouble?))
@@ -51,13 +54,13 @@ pub fn wrong_environment() -> impl Iterator<Item = String> {
 }
 
 fn trouble_with(name: &str, value: &str) -> Option<String> {
-    if name == "SSL_CERT_FILE" {
+    if name == CERTIFICATES {
         return match std::fs::read(value) {
             Ok(file) if file.windows(b"BEGIN CERTIFICATE".len()).any(|some| some == b"BEGIN CERTIFICATE") => {
                 None
             }
             Ok(_) => Some(format!("{value} contains no PEM certificate")),
-            Err(error) => Some(format!("{value} cannot be read: {error}")),
+            Err(error) => Some(format!("{value:?} cannot be read: {error}")),
         };
     }
     let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };

@@ -5,19 +5,19 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use jiff::ToSpan;
+use rustix::process::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::Connection;
 use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
-use zoom_chat_reports::sim::{FaultLevel, Match, SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, SimSettings, Simulator};
 
 use crate::harness::{NO_PERMISSION, always, eventually, open_sqlite, status};
-use crate::process::{Setup, binary, connected, run};
+use crate::process::{Setup, binary, connected, run, signal};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 30, messages: 2_000, ..SimSettings::default() }
@@ -293,18 +293,54 @@ async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn extract_that_is_interrupted_says_so_and_continues() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    sim.script(always(Match::Session(0), FaultAnswer::Hang));
+    let mut command = zip(&sim, home.path());
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it has some pages", || sim.stats().pages_served >= 20).await;
+    signal(&child, Signal::INT);
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.code() == Some(1) && said.contains("stopped; received data is kept in"), "{said}");
+    sim.clear_script();
+    let (code, out, err) = run(zip(&sim, home.path())).await;
+    assert!(code == 0 && err.contains("resuming from") && out.contains("2,000 messages"), "{out}{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_tells_whether_the_service_is_ready() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, home.path());
+    let health = || {
+        let mut command = binary();
+        command.arg("health").env("LISTEN_ADDR", format!("127.0.0.1:{}", setup.port));
+        run(command)
+    };
+    let service = setup.start().await;
+    let (code, out, err) = health().await;
+    assert!(code == 0 && out.contains("ready"), "{out}{err}");
+    drop(service);
+    let (code, out, err) = health().await;
+    assert!(code == 1 && out.contains("no answer from"), "{out}{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn extract_continues_after_a_kill_and_makes_a_zip() {
-    let sim =
-        Simulator::start(SimSettings { latency: Duration::from_millis(40), ..account() }).await.unwrap();
+    let sim = Simulator::start(account()).await.unwrap();
+    // Keeps it from ending by itself.
+    sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let home = TempDir::new().unwrap();
     std::fs::write(home.path().join("out.zip.tmp"), "another's").unwrap();
     let mut command = zip(&sim, home.path());
-    command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    command.stderr(Stdio::null()).stdout(Stdio::null());
     let mut child = command.spawn().unwrap();
-    eventually("it has some pages", || sim.stats().pages_served >= 30).await;
-    assert!(child.try_wait().unwrap().is_none(), "it has ended");
+    eventually("it has some pages", || sim.stats().pages_served >= 20).await;
     child.kill().unwrap();
     child.wait().unwrap();
+    sim.clear_script();
     assert!(!home.path().join("out.zip").exists());
     let (code, out, err) = run(zip(&sim, home.path())).await;
     assert_eq!(code, 0, "{out}{err}");

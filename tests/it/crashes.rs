@@ -113,8 +113,11 @@ impl Experiment {
                 drop(service);
                 // Without a rate limit, assembly begins only when everything has been fetched.
                 let service = self.setup.clone().with("ZOOM_RATE_LIMIT", "0").spawn();
-                let scratch = self.directory_of(&id).join("archive.zip.tmp");
-                eventually("it is assembled", || scratch.exists()).await;
+                let directory = self.directory_of(&id);
+                let scratch = directory.join("archive.zip.tmp");
+                // It may exist only very briefly.
+                eventually("it is assembled", || scratch.exists() || !archives_in(&directory).is_empty())
+                    .await;
                 service.clock.sleep(self.somewhere(60)).await;
                 drop(service);
                 return id;

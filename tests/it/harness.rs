@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::ToSpan;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use reqwest::header::HeaderValue;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -157,21 +158,18 @@ impl World {
 
     /// Follows a job by long polling until `done` says so.
     pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
-        let (mut etag, mut unchanged) = (None, 0);
+        // Another ETag than the job's is answered at once.
+        let (mut etag, mut unchanged) = (HeaderValue::from_static("\"none yet\""), 0);
         for _ in 0..2_000 {
-            let mut request = self.client.get(self.url(&format!("/v1/jobs/{id}?wait=20s")));
-            if let Some(etag) = &etag {
-                request = request.header("if-none-match", etag);
-            } else {
-                request = self.client.get(self.url(&format!("/v1/jobs/{id}")));
-            }
-            let response = request.send().await.unwrap();
+            let request = self.client.get(self.url(&format!("/v1/jobs/{id}?wait=20s")));
+            let response = request.header("if-none-match", &etag).send().await.unwrap();
             if response.status() == 304 {
                 unchanged += 1;
                 assert!(unchanged < 3, "nothing has changed for a minute");
                 continue;
             }
-            etag = response.headers().get("etag").cloned();
+            unchanged = 0;
+            etag = response.headers()["etag"].clone();
             let job: Value = response.json().await.unwrap();
             if done(&job) {
                 return job;
@@ -466,14 +464,13 @@ pub fn assert_whole(
                 truth[kind as usize].push(text);
             }
         }
-        let name = line["files"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|file| file.as_str().unwrap())
-            .find(|file| file.starts_with("sessions/"));
-        let name = name.unwrap();
-        expected_files.insert(name.to_owned());
+        let listed: BTreeSet<_> =
+            line["files"].as_array().unwrap().iter().map(|file| file.as_str().unwrap().to_owned()).collect();
+        let name = listed.iter().find(|file| file.starts_with("sessions/")).unwrap();
+        let mut own_files = BTreeSet::from([name.clone()]);
+        let [messages, edited, deleted] = truth.each_ref().map(Vec::len);
+        let counts = json!({ "messages": messages, "edited_messages": edited, "deleted_messages": deleted });
+        assert_eq!(line["counts"], counts, "session {index}");
         let file = members(&archive.files[name]);
         assert_eq!(
             file["session_info"].get(),
@@ -498,10 +495,12 @@ pub fn assert_whole(
             } else {
                 let text = String::from_utf8(archive.files[&own].clone()).unwrap();
                 assert_eq!(text, format!("[\n{}\n]\n", items.join(",\n")), "one message a line");
-                expected_files.insert(own);
+                own_files.insert(own);
             }
             totals[position] += truth[position].len() as u64;
         }
+        assert_eq!(listed, own_files, "session {index}");
+        expected_files.extend(own_files);
     }
     assert!(by_id.is_empty(), "sessions nobody asked for: {:?}", by_id.keys());
     assert_eq!(archive.names.iter().cloned().collect::<BTreeSet<_>>(), expected_files);
@@ -509,4 +508,8 @@ pub fn assert_whole(
     let told = ["total_messages", "total_edited_messages", "total_deleted_messages"]
         .map(|name| summary[name].as_u64().unwrap());
     assert_eq!(told, totals);
+    let windows = summary["windows"].as_array().unwrap();
+    let of_windows = ["messages", "edited_messages", "deleted_messages"]
+        .map(|name| windows.iter().map(|window| window[name].as_u64().unwrap()).sum::<u64>());
+    assert_eq!(of_windows, totals);
 }

@@ -9,7 +9,7 @@ use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
-use crate::harness::{INVALID_TOKEN, World, always, assert_all, fault, status};
+use crate::harness::{INVALID_TOKEN, World, always, assert_all, eventually, fault, status};
 
 fn clock() -> Arc<ManualClock> {
     ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap())
@@ -54,6 +54,18 @@ async fn minutes(count: u32, world: &World, clock: &ManualClock, id: &str) {
         clock.advance(Duration::from_secs(60));
         world.wait_until(id, |job| is_waiting(job) && job["progress"]["waiting_until"] != until).await;
     }
+}
+
+/// Answers to requests that had carried the old token come later than the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_token_is_replaced_once() {
+    let late = Duration::from_millis(200);
+    let world = World::new(SimSettings { latency: late, latency_jitter: late, ..account() }).await;
+    let id = world.submit(&world.everything()).await;
+    eventually("some pages have come", || world.sim.stats().pages_served >= 20).await;
+    world.sim.revoke_tokens();
+    assert_completed(&world, &id).await;
+    assert_eq!(world.sim.stats().token_requests, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -72,6 +72,10 @@ pub async fn run(mut command: Command) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
+pub fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
 /// How to start the service.
 #[derive(Clone)]
 pub struct Setup {
@@ -135,7 +139,7 @@ impl Setup {
     }
 
     pub async fn ready(&self, mut service: Service) -> Service {
-        for _ in 0..400 {
+        for _ in 0..2_000 {
             let ready = service.client.get(service.url("/readyz")).send().await;
             if ready.is_ok_and(|answer| answer.status() == 200) {
                 return service;
@@ -174,7 +178,7 @@ impl Service {
     }
 
     pub fn send_sigterm(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        signal(&self.child, Signal::TERM);
     }
 
     /// Asks for an orderly stop and waits for it.

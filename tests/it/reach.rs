@@ -97,8 +97,10 @@ async fn where_zooms_reach_begins_later_than_ours_only_the_days_before_are_lost(
     let asked = world.sim.stats().requests;
     world.retry(&id).await;
     eventually("it asks Zoom", || world.sim.stats().requests > asked).await;
+    let asked_at = world.clock.elapsed();
     world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
     assert_eq!(world.finished(&id).await["state"], "cancelled");
+    assert!(world.clock.elapsed() - asked_at < world.settings.zoom.idle_timeout, "at once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::harness::{
@@ -65,7 +66,12 @@ async fn a_page_token_that_grew_old_begins_the_chain_again_without_loss_or_doubl
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     let expected = undisturbed(account(0)).await;
-    let world = World::new(account(5)).await;
+    // Cancelling waits for no answer.
+    let never = Duration::from_secs(3_600);
+    let timeouts = |settings: &mut AppSettings| {
+        (settings.zoom.idle_timeout, settings.zoom.request_timeout) = (never, never);
+    };
+    let world = World::with(account(5), timeouts).await;
     // Keeps the job from ending by itself.
     world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
@@ -178,7 +184,8 @@ async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one() {
-    let world = World::new(account(0)).await;
+    let soon = Duration::from_millis(300);
+    let world = World::with(account(0), |settings| settings.zoom.idle_timeout = soon).await;
     let data = world.sim.dataset().clone();
     // The account's biggest chat fails in mid-chain, and so do all parts into which its days are cut.
     world.sim.script(fault(Match::Session(0), 3, u32::MAX, status(500, "")));
@@ -189,9 +196,12 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     assert!(failures.iter().all(|failure| failure["session_id"] == data.session(0).id.as_str()));
     let old = world.archive(&id).await;
     world.sim.clear_script();
+    world.sim.script(fault(Match::Session(0), 0, 1, FaultAnswer::Hang));
     let before = world.sim.stats().requests;
     world.retry(&id).await;
-    assert_eq!(world.get(&format!("/v1/jobs/{id}/archive")).await.status(), 200, "the old archive stays");
+    world.wait_until(&id, |job| job["state"] == "running").await;
+    assert_eq!(world.archive(&id).await.bytes, old.bytes, "the old archive stays");
+    assert_eq!(world.job(&id).await["state"], "running");
     let job = world.finished(&id).await;
     assert_eq!((job["state"].as_str(), job["failures_total"].as_u64()), (Some("completed"), Some(0)));
     let archive = world.archive(&id).await;

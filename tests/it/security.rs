@@ -487,6 +487,7 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path())
         .with("API_KEYS", &format!("ops:{KEY}"))
+        .with("READ_ONLY_API_KEYS", &format!("viewer:{VIEWER}"))
         .with("RUST_LOG", "trace")
         .with("LOG_FORMAT", "json");
     let service = setup.start().await;
@@ -505,6 +506,8 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
         .await
         .unwrap();
     let id = created["id"].as_str().unwrap().to_owned();
+    let of_viewer = service.client.post(service.url("/v1/jobs")).bearer_auth(VIEWER).json(&body);
+    assert_eq!(of_viewer.send().await.unwrap().status(), 403);
     let mut said = Vec::new();
     let mut state = "queued".to_owned();
     while ["queued", "running"].contains(&&state[..]) {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{Match, SimSettings, Simulator};
 
-use crate::harness::{archives_in, everything, fault, with_headers};
+use crate::harness::{archives_in, eventually, everything, fault, with_headers};
 use crate::process::{Service, Setup, is_final};
 
 fn account() -> SimSettings {
@@ -65,9 +65,8 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 let directory = setup.data.join("jobs").join(&id);
                 let scratch = directory.join("archive.zip.tmp");
                 // It may exist only very briefly.
-                while !scratch.exists() && archives_in(&directory).is_empty() {
-                    running.clock.sleep(Duration::from_millis(1)).await;
-                }
+                eventually("it is assembled", || scratch.exists() || !archives_in(&directory).is_empty())
+                    .await;
                 id
             }
             "repeating" => {

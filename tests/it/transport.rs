@@ -3,6 +3,7 @@
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::CertifiedKey;
 use tempfile::TempDir;
@@ -12,9 +13,26 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
-use zoom_chat_reports::sim::{SimSettings, Simulator};
+use zoom_chat_reports::app::AppSettings;
+use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
+use crate::harness::{World, fault};
 use crate::process::{connected, run};
+
+/// Each of the two limits by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_does_not_come_is_asked_for_again() {
+    let (soon, never) = (Duration::from_millis(500), Duration::from_secs(3_600));
+    for (whole, idle) in [(soon, never), (never, soon)] {
+        let timeouts = |settings: &mut AppSettings| {
+            (settings.zoom.request_timeout, settings.zoom.idle_timeout) = (whole, idle);
+        };
+        let sim = SimSettings { sessions: 10, messages: 500, ..SimSettings::default() };
+        let world = World::with(sim, timeouts).await;
+        world.sim.script(fault(Match::Messages, 0, 1, FaultAnswer::Hang));
+        assert_eq!(world.run(&world.one_window().0).await.0["state"], "completed", "{whole:?} {idle:?}");
+    }
+}
 
 type Told = Arc<Mutex<Vec<String>>>;
 
