@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 
 use tokio_util::sync::CancellationToken;
 
@@ -83,12 +84,23 @@ pub fn has_archive(directory: &Path, archive: &ArchiveFile) -> bool {
 }
 
 /// The names of everything in a job's directory; names that are not valid UTF-8 are none of ours.
-pub fn names(directory: &Path) -> io::Result<Vec<String>> {
+fn names(directory: &Path) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         found.extend(entry?.file_name().into_string());
     }
     Ok(found)
+}
+
+/// The same for each of these directories, of which there may be thousands.
+pub fn names_of_each(directories: &[(JobId, PathBuf)]) -> Vec<io::Result<Vec<String>>> {
+    let threads = available_parallelism().map_or(1, usize::from);
+    let share = directories.len().div_ceil(threads).max(1);
+    let list = |some: &[(JobId, PathBuf)]| -> Vec<_> { some.iter().map(|(_, path)| names(path)).collect() };
+    std::thread::scope(|scope| {
+        let shares: Vec<_> = directories.chunks(share).map(|some| scope.spawn(move || list(some))).collect();
+        shares.into_iter().flat_map(|share| share.join().expect("listing does not panic")).collect()
+    })
 }
 
 pub fn is_archive(name: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Reconciles the table of jobs with the disk at start. The captures are the truth: each knows its own request, so a job
 //! missing from the table is rebuilt. Only what was deleted, has expired or has no data is removed.
 
+use std::io;
 use std::path::Path;
 
 use super::directory::{self, DELETED};
@@ -18,9 +19,11 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
     let store = repair::open(data_dir, clock.now()).await?;
     let known = store.ids_with_files().await?;
     let mut rebuilt = 0_u32;
-    for (id, directory) in directory::all(data_dir)? {
+    let directories = directory::all(data_dir)?;
+    let names = directory::names_of_each(&directories);
+    for ((id, directory), names) in directories.into_iter().zip(names) {
         let in_order = if known.contains(&id.to_string()) {
-            remove_leftovers(&store, id, &directory).await.map(|()| false)
+            remove_leftovers(&store, id, &directory, names).await.map(|()| false)
         } else {
             rebuild_or_remove(&store, id, &directory, clock).await
         };
@@ -40,9 +43,13 @@ pub(super) async fn open(data_dir: &Path, clock: &dyn Clock) -> Result<JobStore,
 }
 
 /// Removes what an unfinished archive, an abandoned deletion or a run killed at its very end left behind.
-async fn remove_leftovers(store: &JobStore, id: JobId, directory: &Path) -> Result<(), JobsError> {
-    // There may be thousands of directories: one look at each.
-    let names = directory::names(directory)?;
+async fn remove_leftovers(
+    store: &JobStore,
+    id: JobId,
+    directory: &Path,
+    names: io::Result<Vec<String>>,
+) -> Result<(), JobsError> {
+    let names = names?;
     for name in names.iter().filter(|name| [TEMPORARY, DELETED].contains(&name.as_str())) {
         unless_absent(std::fs::remove_file(directory.join(name)))?;
     }
