@@ -102,7 +102,8 @@ impl Tokens {
         }
     }
 
-    /// Returns the current token or a new one, or the error of another caller that asked for one while this one waited.
+    /// Returns the current token or a new one. If another caller asked for one in vain while this one waited: the old one until
+    /// it expires, else that caller's error.
     pub async fn get(&self, waits_since: Duration) -> Result<Token, RequestError> {
         let fresh = || self.cached_before(|cached| cached.renew_at);
         if let Some(token) = fresh() {
@@ -114,14 +115,9 @@ impl Tokens {
         }
         if let Some((failed_at, error)) = self.with(|state| state.failed.clone()) {
             let pause = (failed_at + PAUSE).saturating_sub(self.clock.elapsed());
-            // It has been outdated again since the renewal failed.
-            if !pause.is_zero()
-                && let Some(token) = self.cached_before(|cached| cached.expires_at)
-            {
-                return Ok(token);
-            }
             if failed_at > waits_since && !pause.is_zero() {
-                return Err(error);
+                // The cached token may have been outdated again since.
+                return self.cached_before(|cached| cached.expires_at).ok_or(error);
             }
             self.clock.sleep(pause).await;
         }

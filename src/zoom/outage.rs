@@ -208,8 +208,8 @@ impl Outage {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = lock(&self.state);
         let last = state.down.as_ref().map_or(Duration::ZERO, |down| down.next).max(state.failed_last);
-        if self.clock.elapsed().saturating_sub(last) > LONG_AGO {
-            // Nobody has asked since.
+        // Unless somebody is asking: a probe may wait for hours while the account is paused.
+        if !self.is_probed() && self.clock.elapsed().saturating_sub(last) > LONG_AGO {
             state.failing.clear();
             (state.failing_since, state.down) = (None, None);
         }
@@ -316,6 +316,46 @@ mod tests {
         assert!(outage.is_on() && !second.is_finished());
         outage.answered();
         assert!(second.await.unwrap().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_is_forgotten_when_nobody_has_asked_for_long() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed("1", true, outage.mark());
+        outage.unanswered("503");
+        clock.sleep(LONG_AGO).await;
+        assert!(outage.is_on() && outage.failing() == 1);
+        clock.sleep(FIRST_DELAY * 2).await;
+        assert!(!outage.is_on() && outage.failing() == 0 && outage.waiting().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspicion_is_not_forgotten_while_a_probe_is_under_way() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed("1", true, outage.mark());
+        let first = tokio::spawn({
+            let outage = outage.clone();
+            async move { outage.wait_out(std::future::pending).await }
+        });
+        clock.sleep(Duration::from_millis(10)).await;
+        let probes = Arc::new(AtomicU32::new(0));
+        let second = tokio::spawn({
+            let (outage, probes) = (outage.clone(), probes.clone());
+            async move {
+                let probe = || async {
+                    probes.fetch_add(1, Relaxed);
+                    Ok(())
+                };
+                outage.wait_out(probe).await
+            }
+        });
+        clock.sleep(LONG_AGO * 2).await;
+        assert_eq!(outage.failing(), 1);
+        first.abort();
+        assert!(!second.await.unwrap().unwrap());
+        assert_eq!(probes.load(Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]

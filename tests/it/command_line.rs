@@ -17,7 +17,7 @@ use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, Match, SimSettings, Simulator};
 
 use crate::harness::{NO_PERMISSION, always, eventually, open_sqlite, status};
-use crate::process::{Setup, binary, connected, run, signal};
+use crate::process::{Setup, binary, connected, ended, run, signal};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 30, messages: 2_000, ..SimSettings::default() }
@@ -298,12 +298,11 @@ async fn extract_that_is_interrupted_says_so_and_continues() {
     let home = TempDir::new().unwrap();
     sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let mut command = zip(&sim, home.path());
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     eventually("it has some pages", || sim.stats().pages_served >= 20).await;
     signal(&child, Signal::INT);
-    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
-    let said = String::from_utf8(ended.stderr).unwrap();
-    assert!(ended.status.code() == Some(1) && said.contains("stopped; received data is kept in"), "{said}");
+    let (code, _, said) = ended(child).await;
+    assert!(code == 1 && said.contains("stopped; received data is kept in"), "{code} {said}");
     sim.clear_script();
     let (code, out, err) = run(zip(&sim, home.path())).await;
     assert!(code == 0 && err.contains("resuming from") && out.contains("2,000 messages"), "{out}{err}");

@@ -203,6 +203,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert_eq!(check["steps"].as_array().unwrap().last().unwrap()["name"], "scopes");
     // The scopes are added: they apply at once, not only to the next token, an hour later.
     world.sim.set_scopes(&["report_chat:read:admin", "imchat:read:admin"]);
+    world.sim.script(fault(Match::Token, 0, 1, status(503, "")));
     let check: Value = world.post("/v1/check", &Value::Null).await.json().await.unwrap();
     assert_eq!(check["ok"], true, "{check:#}");
     world.sim.set_scopes(&["report_chat:read:admin"]);

@@ -60,7 +60,11 @@ pub fn connected(sim: &Simulator, directory: &Path) -> Command {
 
 /// Runs the command, for two minutes at most; returns its exit code, stdout and stderr.
 pub async fn run(mut command: Command) -> (i32, String, String) {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    ended(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()).await
+}
+
+/// Waits for the end, for two minutes at most; returns the same.
+pub async fn ended(child: Child) -> (i32, String, String) {
     let pid = Pid::from_child(&child);
     let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
     let Ok(output) = tokio::time::timeout(Duration::from_secs(120), ended).await else {

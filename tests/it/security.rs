@@ -507,8 +507,9 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
         .unwrap();
     let id = created["id"].as_str().unwrap().to_owned();
     let of_viewer = service.client.post(service.url("/v1/jobs")).bearer_auth(VIEWER).json(&body);
-    assert_eq!(of_viewer.send().await.unwrap().status(), 403);
-    let mut said = Vec::new();
+    let refused = of_viewer.send().await.unwrap();
+    assert_eq!(refused.status(), 403);
+    let mut said = vec![refused.text().await.unwrap()];
     let mut state = "queued".to_owned();
     while ["queued", "running"].contains(&&state[..]) {
         let text = call(reqwest::Method::GET, format!("/v1/jobs/{id}?wait=2s"))
@@ -552,7 +553,7 @@ async fn secrets_and_chats_are_nowhere_but_in_capture_and_archive() {
     let SimSettings { client_id, client_secret, .. } = SimSettings::default();
     // Also in the form in which it is sent.
     let basic = BASE64_STANDARD.encode(format!("{client_id}:{client_secret}"));
-    secrets.extend([KEY.to_owned(), client_secret, basic]);
+    secrets.extend([KEY.to_owned(), VIEWER.to_owned(), client_secret, basic]);
     for index in data.sessions_listed(data.first_day(), data.last_day()).take(30) {
         let session = data.session(index);
         secrets.extend((session.name.len() > 12).then_some(session.name));
