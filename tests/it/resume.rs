@@ -198,12 +198,12 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     world.sim.clear_script();
     // Keeps the job from ending by itself.
     world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
-    let before = world.sim.stats().requests;
     world.retry(&id).await;
     world.wait_until(&id, |job| job["state"] == "running").await;
     assert_eq!(world.archive(&id).await.bytes, old.bytes, "the old archive stays");
     assert_eq!(world.job(&id).await["state"], "running");
     world.sim.clear_script();
+    let before = world.sim.stats().requests;
     let job = world.finished(&id).await;
     assert_eq!((job["state"].as_str(), job["failures_total"].as_u64()), (Some("completed"), Some(0)));
     let archive = world.archive(&id).await;
