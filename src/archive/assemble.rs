@@ -109,21 +109,13 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Requires that all sessions are known.
     pub(super) fn begin(input: AssembleInput, runtime: Handle) -> Result<Self, ArchiveError> {
-        let mut reader = runtime.block_on(Location::in_directory(&input.directory).open_reader())?;
-        let prepared = read_names(&input, &runtime, &mut reader).and_then(|(facts, keys, scratch)| {
-            let sink = sink::open(&input.directory, input.form, facts.started_at)?;
-            Ok((facts, keys, scratch, sink))
-        });
-        match prepared {
-            Ok((facts, keys, scratch, sink)) => {
-                let (last, totals) = (Place::default(), WindowTotals::default());
-                Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
-            }
-            Err(error) => {
-                runtime.block_on(reader.close());
-                Err(error)
-            }
-        }
+        let location = Location::in_directory(&input.directory);
+        let names = location.with_reader(async |reader| read_names(&input, reader).await);
+        let (facts, keys, scratch) = runtime.block_on(names)?;
+        let sink = sink::open(&input.directory, input.form, facts.started_at)?;
+        let reader = runtime.block_on(location.open_reader())?;
+        let (last, totals) = (Place::default(), WindowTotals::default());
+        Ok(Self { input, runtime, reader, keys, scratch, sink, facts, last, totals, copied: 0 })
     }
 
     /// Adds the sessions that are completely fetched, until told to stop. Leaves as much of the disk free as the capture takes
@@ -260,16 +252,15 @@ impl Assembly {
 }
 
 /// Reads what must be known of all sessions before the files of any are named.
-fn read_names(
+async fn read_names(
     input: &AssembleInput,
-    runtime: &Handle,
     reader: &mut Reader,
 ) -> Result<(Facts, Keys, Scratch), ArchiveError> {
-    let facts = runtime.block_on(Facts::read(reader))?;
+    let facts = Facts::read(reader).await?;
     let mut names = Names::create(&input.directory)?;
     let mut after = 0;
     loop {
-        let sessions = runtime.block_on(reader.session_infos(after, AT_A_TIME))?;
+        let sessions = reader.session_infos(after, AT_A_TIME).await?;
         let Some(last) = sessions.last() else { break };
         after = last.0;
         check(&input.cancel)?;
