@@ -154,8 +154,11 @@ impl Outage {
                     () = over => continue,
                 }
             }
+            let before_probe = self.mark();
             match probe().await {
                 Ok(()) => self.answered(),
+                // Another request has been answered meanwhile: only the probe was not.
+                Err(_) if self.mark().answers != before_probe.answers => {}
                 Err(why) => self.unanswered(&why),
             }
         }
@@ -316,6 +319,18 @@ mod tests {
         assert!(outage.is_on() && !second.is_finished());
         outage.answered();
         assert!(second.await.unwrap().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_fails_while_others_are_answered_shows_no_outage() {
+        let outage = outage(&clock());
+        outage.failed("1", true, outage.mark());
+        let probe = || async {
+            outage.answered();
+            Err("it timed out".to_owned())
+        };
+        assert!(!outage.wait_out(probe).await.unwrap());
+        assert!(!outage.is_on());
     }
 
     #[tokio::test(start_paused = true)]
