@@ -220,6 +220,7 @@ async fn list_units(tx: &mut Tx<'_>, window: WindowId, sessions: &[i64]) -> Resu
             .execute(&mut **tx)
             .await?;
     }
+    effect.newly_listed = all.len() as u64;
     effect.new_units = (all.len() - probed.len()) as u64;
     Ok(effect)
 }
@@ -329,6 +330,20 @@ mod tests {
         assert_eq!(stored.iter().map(|(_, id, _)| &id[..]).collect::<Vec<_>>(), ids);
         let ranges = reader.pending_ranges(WindowId(1), RangeId::default(), 99).await.unwrap();
         assert_eq!(ranges.iter().map(|range| &range.session_id[..]).collect::<Vec<_>>(), ids);
+        writer.close().await;
+    }
+
+    /// Or a list that has shifted would not be read again.
+    #[tokio::test]
+    async fn a_session_that_was_only_probed_in_a_window_is_new_to_its_list() {
+        let (_directory, _, writer) = planned(&[days(3), days(4)]).await;
+        writer.commit(list(1, &["a"])).await.unwrap();
+        let probe = Change::ProbeDays { window: WindowId(1), days: april(3, 3), sessions: (1, 9) };
+        writer.commit(probe).await.unwrap();
+        for newly_listed in [1, 0] {
+            let effect = writer.commit(list(2, &["a"])).await.unwrap();
+            assert_eq!((effect.newly_listed, effect.new_units), (newly_listed, 0));
+        }
         writer.close().await;
     }
 

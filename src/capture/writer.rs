@@ -166,7 +166,7 @@ pub enum Change {
     SplitRange {
         range: RangeId,
         parts: Vec<DateRange>,
-        /// The estimated number of pages of its unit: a hint for the session's other units.
+        /// Its estimated number of pages: a hint for the session's other units, and a sign that it has yielded some.
         expected_pages: i64,
     },
     /// The sessions numbered `sessions.0` to `sessions.1` are fetched for these days where the window does not list them.
@@ -203,6 +203,8 @@ impl Change {
 pub struct Effect {
     pub new_sessions: u64,
     pub new_units: u64,
+    /// Sessions that the window did not list before; some may have been probed in it. Only set by a list page.
+    pub newly_listed: u64,
     /// The numbers of new ranges; only set by a split.
     pub new_ranges: Vec<RangeId>,
     /// Units that have been fetched completely and are to be compared with what was set aside from them.

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::refused::ask;
+use super::refused::{ask, is_answer};
 use super::shared::{COMMIT_INTERVAL, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
@@ -121,11 +121,30 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
             shared.commit(Change::EndList { list: list.id }).await?;
             Ok(())
         }
-        ListEnd::Failed(failure) if failure.kind.concerns_the_account() => {
+        ListEnd::Failed(failure)
+            if failure.kind.concerns_the_account()
+                && !only_this_list_is_refused(shared, list.window, &failure).await? =>
+        {
             Err(ExtractError::Account(failure))
         }
-        ListEnd::Failed(failure) => give_up(shared, list, days, &failure).await,
+        ListEnd::Failed(failure) => give_up(shared, list, &failure).await,
     }
+}
+
+/// Whether the lists of this window are refused, perhaps by a firewall, and that of another one is answered.
+async fn only_this_list_is_refused(
+    shared: &Shared,
+    window: WindowId,
+    failure: &Failure,
+) -> Result<bool, ExtractError> {
+    if failure.kind == FailureKind::Unreachable {
+        return Ok(false);
+    }
+    let oldest = shared.reach.oldest();
+    let windows = shared.with_reader(async |reader| reader.windows().await).await?;
+    let mut others = windows.into_iter().filter(|(other, _)| *other != window);
+    let Some(days) = others.find_map(|(_, days)| days.since(oldest)) else { return Ok(false) };
+    Ok(is_answer(&ask(shared, &Call::sessions(days), run_effort(Urgency::Everything)).await?))
 }
 
 /// One pass over a list, from its first page or from where an earlier run stopped.
@@ -269,20 +288,23 @@ impl<'a> ListReader<'a> {
         Ok(ControlFlow::Break(ListEnd::Failed(failure)))
     }
 
-    /// Whether "not found" means that there are no sessions in these days: for part of a window that has returned a list page,
-    /// only if Zoom still answers for the whole window.
+    /// Whether "not found" means that there are no sessions in these days: for part of a window, only if Zoom answers for the
+    /// whole window or, while none of its lists has returned a page, does not find that either.
     async fn has_nothing(&self) -> Result<bool, ExtractError> {
         let (shared, whole, window) = (self.shared, self.whole, self.list.window);
-        if self.list.days == whole
-            || !shared.with_reader(async move |reader| reader.has_listed(window).await).await?
-        {
+        if self.list.days == whole {
             return Ok(true);
         }
-        Ok(ask(shared, &Call::sessions(whole), self.effort).await?.is_ok())
+        match ask(shared, &Call::sessions(whole), self.effort).await? {
+            Err(failure) if failure.is_not_found_by_zoom() => {
+                Ok(!shared.with_reader(async move |reader| reader.has_listed(window).await).await?)
+            }
+            answer => Ok(answer.is_ok()),
+        }
     }
 }
 
-/// Commits a list page and returns how many sessions were new to its window.
+/// Commits a list page and returns how many sessions its window had not listed before.
 async fn commit_page(
     shared: &Shared,
     page: PagePosition<ListId>,
@@ -296,16 +318,12 @@ async fn commit_page(
         .collect();
     let effect = shared.commit(Change::ListPage { page, sessions }).await?;
     shared.found.notify_one();
-    Ok(effect.new_units)
+    Ok(effect.newly_listed)
 }
 
 /// Cuts a list that failed for good, down to single days; a failed single day is reported.
-async fn give_up(
-    shared: &Shared,
-    list: &Chain<ListId>,
-    days: DateRange,
-    failure: &Failure,
-) -> Result<(), ExtractError> {
+async fn give_up(shared: &Shared, list: &Chain<ListId>, failure: &Failure) -> Result<(), ExtractError> {
+    let days = list.days;
     // After "not found", the parts would seem to be empty.
     let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
     let change = if let Some(parts) = parts {

@@ -91,7 +91,10 @@ pub(super) async fn recall(shared: &Shared, day: Date) {
 
 /// Whether a range was refused because Zoom's reach begins some days later than we computed. Lists single days to find out, as
 /// that depends on no session; remembers the result.
-pub(super) async fn reach_begins_later(shared: &Shared, range: &PendingRange) -> Result<bool, ExtractError> {
+pub(super) async fn learn_whether_reach_begins_later(
+    shared: &Shared,
+    range: &PendingRange,
+) -> Result<bool, ExtractError> {
     let from = range.chain.days.from;
     let _one_at_a_time = shared.reach.learning.lock().await;
     if from < shared.reach.oldest() {

@@ -1,4 +1,5 @@
-//! Keeps every item ever received, even from pages later removed from a range.
+//! Keeps every message, edit and deletion ever received, even from pages later removed from a range: a message in its latest
+//! form, or only its deletion.
 //!
 //! Pages are removed when a chain restarts or is cut; the capture sets them aside. Once a unit has been fetched completely, it
 //! is compared with what was set aside from it, and the items it lacks are added.
@@ -20,7 +21,7 @@ use crate::days::{self, DateRange};
 use crate::json::{members, text_of};
 use crate::zoom::wire::{modified_at, sent_at};
 
-/// The number of set-aside pages compared at a time, so that the memory this takes does not grow with the chat.
+/// The number of set-aside pages whose items are compared at a time: only the list of pages grows with the chat.
 const AT_A_TIME: usize = 1_000;
 
 /// The digests of a stored page's items.

@@ -1,9 +1,9 @@
 //! What a refusal of a session's days means: that every session is refused, that only this one is, or that there is nothing
 //! there.
 //!
-//! Finds out by sending comparable requests. What to do about it is decided elsewhere.
+//! Finds out by sending comparable requests. What it learns of Zoom's reach is kept (`reach`).
 
-use super::reach::reach_begins_later;
+use super::reach::learn_whether_reach_begins_later;
 use super::reconcile;
 use super::shared::{ExtractError, Shared, run_effort};
 use super::windows;
@@ -39,7 +39,10 @@ pub(super) async fn verdict(
     if failure.kind == FailureKind::NotFound && holds_nothing(shared, range, failure).await? {
         return Ok(Verdict::Nothing);
     }
-    if is_first_page && failure.is_refused_by_zoom() && reach_begins_later(shared, range).await? {
+    if is_first_page
+        && failure.is_refused_by_zoom()
+        && learn_whether_reach_begins_later(shared, range).await?
+    {
         return Ok(Verdict::BeginAgain);
     }
     if failure.kind.concerns_the_account() && !only_this_session_is_refused(shared, range, failure).await? {

@@ -152,7 +152,10 @@ impl Shared {
     {
         let lane = &self.context.lane;
         match lane.fetch(call, effort, read.clone()).await {
-            Err(failure) if failure.is_not_found_by_zoom() => lane.fetch(call, effort, read).await,
+            Err(first) if first.is_not_found_by_zoom() => {
+                let again = lane.fetch(call, effort, read).await;
+                again.map_err(|again| Failure { attempts: first.attempts + again.attempts, ..again })
+            }
             answered => answered,
         }
     }

@@ -272,6 +272,27 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
     assert_all(&archive, &data, (from, to));
 }
 
+/// Nor while no part of the list has returned anything: the whole must be answered, or not be found either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
+    let world = World::new(SimSettings { months: 1, ..account() }).await;
+    let (body, (from, to)) = world.one_window();
+    // The whole list fails; its first half is not found; the whole fails again.
+    world.sim.script(fault(Match::ListTouching(from), 0, 8, status(500, "")));
+    world.sim.script(fault(Match::ListTouching(from), 8, 2, status(404, GONE)));
+    world.sim.script(fault(Match::ListTouching(from), 10, u32::MAX, status(500, "")));
+    let id = world.submit(&body).await;
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    let told: Vec<_> =
+        failures.iter().map(|line| (&line["what"], &line["code"], &line["attempts"])).collect();
+    assert_eq!(told, [(&json!("listing"), &json!("not-found"), &json!(2))]);
+    world.sim.clear_script();
+    assert_eq!(world.retried(&id).await["state"], "completed");
+    assert_all(&world.archive(&id).await, world.sim.dataset(), (from, to));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
     whole_despite(vec![fault(Match::List, 0, 1, status(404, r#"{"code":5301,"message":"nothing"}"#))]).await;
