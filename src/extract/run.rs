@@ -117,6 +117,8 @@ impl Shared {
         };
         let (listed, fetched) = tokio::join!(listing, self.fetch_all(reader));
         self.stop.cancel();
+        // Only now, as either half may begin another.
+        self.wait_for_reads().await;
         bookkeeping.await.map_err(|_| ExtractError::Panicked)?;
         match listed {
             // The cause is what the other half failed with.
@@ -183,7 +185,6 @@ impl Shared {
             self.stop.cancel();
         }
         while chains.join_next().await.is_some() {}
-        self.wait_for_reads().await;
         fetched
     }
 
