@@ -72,7 +72,7 @@ impl Checking<'_> {
         let (started, tokens) = (self.clock.elapsed(), self.account.tokens());
         let get = || tokens.get(self.clock.elapsed());
         let mut token = get().await;
-        if token.as_ref().is_err_and(RequestError::looks_like_an_outage) {
+        if token.as_ref().is_err_and(RequestError::is_no_answer) {
             token = get().await;
         }
         if let Ok(old) = &token

@@ -123,7 +123,7 @@ impl Account {
             RequestError::NoToken(_) => self.known().has_any(),
             _ => self.known().has_similar(call),
         };
-        error.looks_like_an_outage() || (error.came_from_gateway() && was_reached())
+        error.is_no_answer() || (error.came_from_gateway() && was_reached())
     }
 
     /// The outage state of this call's endpoint.

@@ -67,7 +67,7 @@ impl FailureKind {
         }
     }
 
-    /// True when every other call of the account would fail the same way, so that going on is pointless.
+    /// True when every other call is likely to fail the same way. One that is answered shows that it is not so.
     pub fn concerns_the_account(self) -> bool {
         matches!(
             self,
@@ -186,15 +186,6 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// True when this may be due to an outage. Anything else counts as an answer.
-    pub fn looks_like_an_outage(&self) -> bool {
-        match self {
-            Self::NoAnswer(_) | Self::Unreadable(_) => true,
-            Self::Refused(refusal) => refusal.status >= 500,
-            Self::TooLarge | Self::NoToken(_) => false,
-        }
-    }
-
     /// What happened, in one line.
     pub fn describe(&self) -> String {
         let said = |refusal: &Refusal| match (&refusal.message[..], refusal.is_html) {

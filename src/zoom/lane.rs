@@ -116,6 +116,11 @@ pub struct Stalled {
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// A call that gets more 429s than this, one after the other, waits longer and longer: each of them slows all calls down.
+const QUICK_REFUSALS: u32 = 2;
+/// A call that gets nothing but this many 429s, one after the other, is refused for its own reasons. When all calls get them
+/// and a single one is left, it is sent once a minute: for four hours.
+const MOST_REFUSALS: u32 = 240;
 /// A refusal's body is ignored if it is larger.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 
@@ -150,7 +155,7 @@ impl Lane {
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
     {
         let account = &*self.account;
-        let mut tries = Tries::default();
+        let (mut tries, mut refusals) = (Tries::default(), 0);
         let outage = account.outage(call);
         let mut sent = outage.mark();
         loop {
@@ -181,9 +186,20 @@ impl Lane {
                 continue;
             }
             self.heed(&decision, generation, now);
+            let is_too_fast = matches!(decision, Decision::Limited { kind: LimitKind::PerSecond, .. });
+            refusals = if is_too_fast { refusals + 1 } else { 0 };
             match decision {
                 Decision::Fail(kind) => return Err(error.into_failure(kind, attempt)),
-                Decision::Limited { .. } => {}
+                Decision::Limited { .. } if refusals >= MOST_REFUSALS => {
+                    return Err(error.into_failure(FailureKind::Rejected, refusals));
+                }
+                Decision::Limited { .. } => {
+                    if let Some(further) = refusals.checked_sub(QUICK_REFUSALS).filter(|further| *further > 0)
+                    {
+                        let retry = account.settings.retry;
+                        account.clock.sleep(retry.backoff(further, account.clock.random())).await;
+                    }
+                }
                 Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);

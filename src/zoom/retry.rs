@@ -100,7 +100,7 @@ impl RetryPolicy {
     }
 
     /// The delay before the try after `attempt`: a random share of `base * 2^(attempt-1)`, at most `cap`.
-    fn backoff(&self, attempt: u32, random: f64) -> Duration {
+    pub(super) fn backoff(&self, attempt: u32, random: f64) -> Duration {
         let ceiling = self.base.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.cap);
         ceiling.mul_f64(random.clamp(0.0, 1.0))
     }
@@ -142,6 +142,15 @@ impl Tries {
 }
 
 impl RequestError {
+    /// True if nothing usable came, or a server error: perhaps nobody is answered.
+    pub fn is_no_answer(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) | Self::Unreadable(_) => true,
+            Self::Refused(refusal) => (500..=599).contains(&refusal.status),
+            Self::TooLarge | Self::NoToken(_) => false,
+        }
+    }
+
     /// True if this looks like a gateway's refusal, not one by Zoom itself.
     pub fn came_from_gateway(&self) -> bool {
         match self {

@@ -524,6 +524,8 @@ fn the_document_has_a_row_for_each_test_and_a_test_for_each_row() {
     tested.extend([
         "a message on two pages",
         "a session listed twice",
+        "403 without a code to the list of one month for good",
+        "429 to one session for good",
         "5xx to one page of a session for good",
         "429 a day",
         "nothing at all, for minutes",

@@ -6,6 +6,7 @@ use jiff::ToSpan;
 use serde_json::{Value, json};
 use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
+use zoom_chat_reports::zoom::retry::RetryPolicy;
 
 use crate::harness::{
     INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_all, assert_whole, fault, sent, status,
@@ -102,6 +103,64 @@ async fn a_session_that_is_forbidden_for_good_does_not_end_the_job() {
         let days = (data.first_day(), data.last_day());
         assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
     }
+}
+
+/// As a firewall may do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_is_forbidden_for_good_does_not_end_the_job_while_another_is_answered() {
+    let world = World::new(SimSettings { months: 2, ..account() }).await;
+    let data = world.sim.dataset().clone();
+    let (first, last) = (data.first_day(), data.last_day());
+    world.sim.script(always(Match::ListTouching(first), status(403, "<html>no</html>")));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    let failures = world.failures(&id).await;
+    let told: Vec<_> =
+        failures.iter().map(|line| ["what", "code", "from", "to"].map(|name| &line[name])).collect();
+    let day = first.to_string();
+    assert_eq!(told, [["listing", "no-permission", &day, &day].map(|text| json!(text)).each_ref()]);
+    world.sim.clear_script();
+    assert_eq!(world.retried(&id).await["state"], "completed");
+    assert_all(&world.archive(&id).await, &data, (first, last));
+}
+
+/// Nor does it slow down the others, or go on for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_gets_nothing_but_429s_is_a_failure() {
+    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
+    let today = Some(jiff::civil::date(2026, 11, 24));
+    let sim = SimSettings { sessions: 20, messages: 30_000, today, ..account() };
+    let world = World::with_clock(sim, clock.clone(), |settings| {
+        settings.zoom.limit = Some(200.0);
+        settings.zoom.retry = RetryPolicy::default();
+    })
+    .await;
+    world.sim.script(always(Match::Session(0), status(429, "")));
+    let data = world.sim.dataset().clone();
+    let id = world.submit(&world.everything()).await;
+    let others_are_done = |job: &Value| {
+        let figure = |name: &str| job["progress"][name].as_u64().unwrap();
+        figure("windows_listed") == figure("windows_total")
+            && figure("sessions_done") + 1 == figure("sessions_total")
+    };
+    let job = world.wait_until(&id, others_are_done).await;
+    let figure = |name: &str| job["progress"][name].as_u64().unwrap();
+    assert!(figure("rate_limited") * 10 < figure("requests"), "it is asked for less and less often: {job:#}");
+    // It is alone now: once a minute.
+    for _ in 0..5_000 {
+        if world.job(&id).await["state"] != "running" {
+            break;
+        }
+        clock.advance(Duration::from_secs(61));
+    }
+    let job = world.finished(&id).await;
+    assert_eq!(job["state"], "completed_with_failures", "{job:#}");
+    let failures = world.failures(&id).await;
+    assert!(failures.iter().all(|line| line["session_id"] == data.session(0).id.as_str()), "{failures:?}");
+    assert!(failures.iter().all(|line| line["code"] == "rejected" && line["status"] == 429), "{failures:?}");
+    let missing = Missing { empty: [0].into(), ..Missing::default() };
+    let days = (data.first_day(), data.last_day());
+    assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
 }
 
 /// Scopes may have been added: a new token is asked for, but the old one is not given up.
