@@ -77,17 +77,17 @@ fn capture_commit(bencher: Bencher<'_, '_>) {
     // A range for each of 32 sessions.
     let sessions =
         (0..32).map(|id| ListedSession { zoom_id: id.to_string(), info: "{}".to_owned() }).collect();
-    let page = PagePosition { chain: ListId(1), seq: 0, then: Then::Unfinished, unknown: Vec::new() };
-    runtime.block_on(writer.commit(Change::ListPage { page, sessions })).unwrap();
+    let page = PagePosition { chain: ListId(1), seq: 0, unknown: Vec::new() };
+    runtime.block_on(writer.commit(Change::ListPage { page, next: None, sessions })).unwrap();
     let segment = Segment::of_items(&items(), 1).unwrap();
     let next = PageToken { token: "x".repeat(60), at: "2026-11-24T12:00:00Z".parse().unwrap() };
     let mut seq = 0;
     bencher.counter(ItemsCount::new(32_u32)).bench_local(|| {
         seq += 1;
         let commits = (1..=32).map(RangeId).map(|chain| {
-            let page = PagePosition { chain, seq, then: Then::Next(next.clone()), unknown: Vec::new() };
+            let page = PagePosition { chain, seq, unknown: Vec::new() };
             let segments = [Some(segment.clone()), None, None];
-            writer.commit(Change::MessagesPage(MessagesPage::new(page, segments)))
+            writer.commit(Change::MessagesPage(MessagesPage::new(page, Then::Next(next.clone()), segments)))
         });
         runtime.block_on(futures_util::future::try_join_all(commits)).unwrap().len()
     });

@@ -110,8 +110,8 @@ mod tests {
 
     use super::*;
     use crate::archive::assemble;
-    use crate::capture::testing::{failed, last_page, list, planned};
-    use crate::capture::{Change, MessagesPage, Meta, RangeId, Segment, Writer};
+    use crate::capture::testing::{failed, list, planned, position};
+    use crate::capture::{Change, MessagesPage, Meta, RangeId, Segment, Then, Writer};
     use crate::days::DateRange;
     use jiff::civil::date;
     use proptest::prelude::*;
@@ -149,11 +149,13 @@ mod tests {
 
     fn end_of(range: i64, end: End) -> Change {
         let range = RangeId(range);
-        let page = last_page(range, 0);
+        let page = position(range, 0);
         let text = format!("{{\"text\":\"{}\"}}", range.0);
         let segment = if matches!(end, End::Items) { Segment::of_items(&[&text], 6) } else { None };
         match end {
-            End::Items | End::Empty => Change::MessagesPage(MessagesPage::new(page, [segment, None, None])),
+            End::Items | End::Empty => {
+                Change::MessagesPage(MessagesPage::new(page, Then::End, [segment, None, None]))
+            }
             End::NotFound => Change::RangeNotFound { range },
             End::Failed => Change::FailRange { range, failed: failed() },
         }

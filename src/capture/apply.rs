@@ -33,7 +33,9 @@ pub(super) async fn apply<'a>(
             set_meta(tx, meta).await?;
         }
         Change::SetMeta(meta) => set_meta(tx, meta).await?,
-        Change::ListPage { page, sessions } => effect = listed::list_page(tx, page, sessions).await?,
+        Change::ListPage { page, next, sessions } => {
+            effect = listed::list_page(tx, page, next.as_ref(), sessions).await?;
+        }
         Change::EndList { list } => {
             run_with_id(tx, "UPDATE lists SET state = 'done' WHERE id = ?", list.0).await?;
         }

@@ -12,7 +12,7 @@ use super::set_aside::set_aside;
 use super::settled::Settled;
 use super::statements::json;
 use super::writer::{Effect, ListedSession, PagePosition};
-use super::{CaptureError, ListId, RangeId, Tx, UnitId, WindowId};
+use super::{CaptureError, ListId, PageToken, RangeId, Tx, UnitId, WindowId};
 use crate::days::DateRange;
 use crate::files::unless_absent;
 use crate::sqlite;
@@ -61,6 +61,7 @@ impl KnownSessions {
 pub(super) async fn list_page(
     tx: &mut Tx<'_>,
     page: &PagePosition<ListId>,
+    next: Option<&PageToken>,
     sessions: &[ListedSession],
 ) -> Result<Effect, CaptureError> {
     let window: WindowId = sqlx::query_scalar("SELECT window FROM lists WHERE id = ?")
@@ -81,8 +82,8 @@ pub(super) async fn list_page(
     unknown_members(tx, std::iter::once(unknown)).await?;
     sqlx::query("UPDATE lists SET pages = ?, next_token = ?, token_at = ? WHERE id = ?")
         .bind(page.seq + 1)
-        .bind(page.next().map(|next| &next.token))
-        .bind(page.next().map(|next| next.at.to_string()))
+        .bind(next.map(|next| &next.token))
+        .bind(next.map(|next| next.at.to_string()))
         .bind(page.chain)
         .execute(&mut **tx)
         .await?;
@@ -285,7 +286,7 @@ pub(super) async fn probe_days(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{empty_page, failed, last_page, list, planned};
+    use crate::capture::testing::{empty_page, failed, list, planned, position};
     use crate::capture::writer::Items;
     use crate::capture::{Change, Effect, Kind, MessagesPage, PageToken, Place, Restored, Segment, Then};
     use jiff::civil::date;
@@ -303,8 +304,8 @@ mod tests {
         let (_directory, location, writer) = planned(&[days(3)]).await;
         for seq in [0, 1, 2, 0, 1, 2] {
             let unknown = vec![("x".to_owned(), seq.to_string())];
-            let page = PagePosition { then: Then::Unfinished, unknown, ..last_page(ListId(1), seq) };
-            writer.commit(Change::ListPage { page, sessions: Vec::new() }).await.unwrap();
+            let page = PagePosition { unknown, ..position(ListId(1), seq) };
+            writer.commit(Change::ListPage { page, next: None, sessions: Vec::new() }).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
         let all = sqlx::query_scalar("SELECT value FROM unknown_members ORDER BY seq");
@@ -417,8 +418,7 @@ mod tests {
             |from, to| Change::ProbeDays { window: WindowId(1), days: april(from, to), sessions: (1, 9) };
         let page_then = |range, items: usize, then| {
             let segments = [Segment::of_items(&vec!["{}"; items], 1), None, None];
-            let position = PagePosition { then, ..last_page(RangeId(range), 0) };
-            Change::MessagesPage(MessagesPage::new(position, segments))
+            Change::MessagesPage(MessagesPage::new(position(RangeId(range), 0), then, segments))
         };
         let page = |range, items| page_then(range, items, Then::End);
         let kept = |range| {
@@ -458,7 +458,7 @@ mod tests {
             let counts = reader.counts().await.unwrap();
             let there = [counts.sessions_done, counts.units_done, counts.units_failed];
             assert_eq!(settled.map(i64::cast_unsigned), there);
-            assert_eq!(items.0.map(i64::cast_unsigned), counts.items);
+            assert_eq!(items.0.map(i64::cast_unsigned), counts.items());
         }
         assert_eq!(most_kept, 5);
         writer.close().await;
@@ -469,18 +469,15 @@ mod tests {
     async fn probed_ranges_wait_for_the_list_of_their_window() {
         let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
         let probe = Change::ProbeDays { window: WindowId(1), days: april(3, 3), sessions: (1, 9) };
-        let then =
-            Then::Next(PageToken { token: "x".to_owned(), at: "2026-05-01T00:00:00Z".parse().unwrap() });
+        let next = Some(PageToken { token: "x".to_owned(), at: "2026-05-01T00:00:00Z".parse().unwrap() });
         let session = ListedSession { zoom_id: "b".to_owned(), info: "{}".to_owned() };
-        let first_page = PagePosition { then, ..last_page(ListId(2), 0) };
+        let first_page = Change::ListPage { page: position(ListId(2), 0), next, sessions: vec![session] };
         let mut reader = location.open_reader().await.unwrap();
         let mut pending = async || {
             let ranges = reader.pending_ranges(WindowId(1), RangeId::default(), 9).await.unwrap();
             ranges.into_iter().map(|range| (range.session_id, range.chain.days)).collect::<Vec<_>>()
         };
-        for change in
-            [list(1, &["a", "c"]), probe, Change::ListPage { page: first_page, sessions: vec![session] }]
-        {
+        for change in [list(1, &["a", "c"]), probe, first_page] {
             writer.commit(change).await.unwrap();
         }
         let range = |session: &str, days| (session.to_owned(), days);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::set_aside::set_aside;
 use super::settled::update_units;
 use super::statements::json;
-use super::writer::{Effect, Items, MessagesPage};
+use super::writer::{Effect, Items, MessagesPage, Then};
 use super::{CaptureError, Kind, ListId, PageRef, RangeId, Tx};
 
 /// The items of one kind of a page, as a row of the `pages` table.
@@ -55,8 +55,8 @@ pub(super) async fn messages_pages(
     unknown_members(tx, unknown).await?;
     let places: Vec<_> = pages
         .iter()
-        .map(|(MessagesPage { position, query, repeats, direction, .. }, _)| {
-            let next = position.next();
+        .map(|(MessagesPage { position, then, query, repeats, direction, .. }, _)| {
+            let next = if let Then::Next(next) = then { Some(next) } else { None };
             ChainState {
                 range: position.chain,
                 pages: position.seq + 1,
@@ -65,7 +65,7 @@ pub(super) async fn messages_pages(
                 query: next.map(|_| &query[..]),
                 repeats: *repeats,
                 direction: *direction,
-                ends: position.is_the_end(),
+                ends: matches!(then, Then::End),
             }
         })
         .collect();
@@ -82,7 +82,7 @@ pub(super) async fn messages_pages(
     .await?;
     let ended: Vec<RangeId> = pages
         .iter()
-        .filter(|(page, _)| page.position.is_the_end())
+        .filter(|(page, _)| matches!(page.then, Then::End))
         .map(|(page, _)| page.position.chain)
         .collect();
     let effect = if ended.is_empty() { Effect::default() } else { update_units(tx, commit, &ended).await? };

@@ -322,8 +322,8 @@ fn of_json<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CaptureError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, MessagesPage, PagePosition, Segment, Then};
+    use crate::capture::testing::{list, planned, position};
+    use crate::capture::{Change, MessagesPage, Segment, Then};
     use crate::days::DateRange;
     use jiff::civil::date;
 
@@ -340,7 +340,8 @@ mod tests {
             let segment =
                 |kind: usize| Segment::of_items(&["x".repeat(range * 100 + seq * 10 + kind).as_str()], 1);
             let page = MessagesPage::new(
-                last_page(RangeId(range as i64), seq as i64),
+                position(RangeId(range as i64), seq as i64),
+                Then::End,
                 [segment(0), None, segment(2)],
             );
             writer.commit(Change::MessagesPage(page)).await.unwrap();
@@ -389,8 +390,11 @@ mod tests {
             planned(&[DateRange::new(date(2026, 3, 1), date(2026, 3, 28))]).await;
         writer.commit(list(1, &["a", "b", "c"])).await.unwrap();
         for chain in (1..=3).map(RangeId) {
-            let position = PagePosition { then: Then::Unfinished, ..last_page(chain, 0) };
-            let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
+            let page = MessagesPage::new(
+                position(chain, 0),
+                Then::Unfinished,
+                [Segment::of_items(&["{}"], 1), None, None],
+            );
             writer.commit(Change::MessagesPage(page)).await.unwrap();
         }
         let mut reader = location.open_reader().await.unwrap();
@@ -428,7 +432,7 @@ mod tests {
                 let segments = [Segment::of_items(&["x".repeat(range).as_str()], 1), None, None];
                 let page = MessagesPage {
                     direction,
-                    ..MessagesPage::new(last_page(RangeId(range as i64), seq), segments)
+                    ..MessagesPage::new(position(RangeId(range as i64), seq), Then::End, segments)
                 };
                 writer.commit(Change::MessagesPage(page)).await.unwrap();
             }

@@ -90,8 +90,8 @@ mod tests {
     use sqlx::{ConnectOptions, Connection};
 
     use super::*;
-    use crate::capture::testing::{last_page, list, planned};
-    use crate::capture::{Change, MessagesPage, PagePosition, Segment, Then};
+    use crate::capture::testing::{list, planned, position};
+    use crate::capture::{Change, MessagesPage, Segment, Then};
     use crate::days::DateRange;
 
     #[tokio::test]
@@ -101,15 +101,15 @@ mod tests {
         writer.commit(list(1, &["a"])).await.unwrap();
         let range = RangeId(1);
         for (seq, then) in [(0, Then::Unfinished), (1, Then::End)] {
-            let position = PagePosition { then, ..last_page(range, seq) };
-            let page = MessagesPage::new(position, [Segment::of_items(&["{}"], 1), None, None]);
+            let page =
+                MessagesPage::new(position(range, seq), then, [Segment::of_items(&["{}"], 1), None, None]);
             writer.commit(Change::MessagesPage(page)).await.unwrap();
         }
         let mut connection = SqliteConnectOptions::new().filename(location.path()).connect().await.unwrap();
         sqlx::query("UPDATE pages SET items = ?").bind(i64::MAX).execute(&mut connection).await.unwrap();
         connection.close().await.unwrap();
         let mut reader = location.open_reader().await.unwrap();
-        assert_eq!(reader.counts().await.unwrap().items, [i64::MAX as u64, 0, 0]);
+        assert_eq!(reader.counts().await.unwrap().items(), [i64::MAX as u64, 0, 0]);
         reader.close().await;
         let ranges = vec![range];
         writer.commit(Change::RefetchDamaged { ranges, found_at: Timestamp::UNIX_EPOCH }).await.unwrap();

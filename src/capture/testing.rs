@@ -22,18 +22,19 @@ pub(crate) async fn planned(windows: &[DateRange]) -> (TempDir, Location, Writer
 pub(crate) fn list(list: i64, ids: &[&str]) -> Change {
     let session = |id: &&str| ListedSession { zoom_id: (*id).to_owned(), info: "{}".to_owned() };
     Change::ListPage {
-        page: PagePosition { then: Then::Unfinished, ..last_page(ListId(list), 0) },
+        page: position(ListId(list), 0),
+        next: None,
         sessions: ids.iter().map(session).collect(),
     }
 }
 
 /// The only page of a range that holds nothing.
 pub(crate) fn empty_page(range: i64) -> Change {
-    Change::MessagesPage(MessagesPage::new(last_page(RangeId(range), 0), Default::default()))
+    Change::MessagesPage(MessagesPage::new(position(RangeId(range), 0), Then::End, Default::default()))
 }
 
-pub(crate) fn last_page<Id>(chain: Id, seq: i64) -> PagePosition<Id> {
-    PagePosition { chain, seq, then: Then::End, unknown: Vec::new() }
+pub(crate) fn position<Id>(chain: Id, seq: i64) -> PagePosition<Id> {
+    PagePosition { chain, seq, unknown: Vec::new() }
 }
 
 pub(crate) fn failed() -> Failed {

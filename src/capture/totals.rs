@@ -1,5 +1,6 @@
 //! Reading a capture: its totals, and what is missing from it.
 
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
 use super::reader::{Reader, date, days, number};
@@ -7,19 +8,45 @@ use super::{CaptureError, FailureNote, RangeId};
 use crate::days::DateRange;
 
 /// What a capture holds, in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub windows_total: u64,
-    pub windows_listed: u64,
-    pub sessions_total: u64,
-    pub sessions_done: u64,
-    pub units_total: u64,
-    pub units_done: u64,
-    pub units_failed: u64,
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts<N = u64> {
+    pub windows_total: N,
+    pub windows_listed: N,
+    pub sessions_total: N,
+    pub sessions_done: N,
+    pub units_total: N,
+    pub units_done: N,
+    pub units_failed: N,
     /// Ranges and listings that failed for good.
-    pub failures: u64,
-    /// Messages, edited, deleted.
-    pub items: [u64; 3],
+    pub failures: N,
+    pub messages: N,
+    pub edited_messages: N,
+    pub deleted_messages: N,
+}
+
+impl<N> Counts<N> {
+    pub fn map<M>(self, of: impl Fn(N) -> M) -> Counts<M> {
+        Counts {
+            windows_total: of(self.windows_total),
+            windows_listed: of(self.windows_listed),
+            sessions_total: of(self.sessions_total),
+            sessions_done: of(self.sessions_done),
+            units_total: of(self.units_total),
+            units_done: of(self.units_done),
+            units_failed: of(self.units_failed),
+            failures: of(self.failures),
+            messages: of(self.messages),
+            edited_messages: of(self.edited_messages),
+            deleted_messages: of(self.deleted_messages),
+        }
+    }
+}
+
+impl Counts {
+    /// Messages, edits and deletions.
+    pub fn items(&self) -> [u64; 3] {
+        [self.messages, self.edited_messages, self.deleted_messages]
+    }
 }
 
 /// SQL for the number of ranges and listings that failed for good.
@@ -65,9 +92,9 @@ impl Reader {
             " AS failures
              FROM (SELECT count(*) AS units_total, count(*) FILTER (WHERE state IN ('done', 'not_found')) AS units_done,
                           count(*) FILTER (WHERE state = 'failed') AS units_failed FROM units) u,
-                  (SELECT CAST(total(items) FILTER (WHERE kind = 0) AS INTEGER) AS m0,
-                          CAST(total(items) FILTER (WHERE kind = 1) AS INTEGER) AS m1,
-                          CAST(total(items) FILTER (WHERE kind = 2) AS INTEGER) AS m2 FROM pages) p",
+                  (SELECT CAST(total(items) FILTER (WHERE kind = 0) AS INTEGER) AS messages,
+                          CAST(total(items) FILTER (WHERE kind = 1) AS INTEGER) AS edited_messages,
+                          CAST(total(items) FILTER (WHERE kind = 2) AS INTEGER) AS deleted_messages FROM pages) p",
         ))
         .fetch_one(&mut self.connection)
         .await?;
@@ -80,7 +107,9 @@ impl Reader {
             units_done: number(&row, "units_done")?,
             units_failed: number(&row, "units_failed")?,
             failures: number(&row, "failures")?,
-            items: [number(&row, "m0")?, number(&row, "m1")?, number(&row, "m2")?],
+            messages: number(&row, "messages")?,
+            edited_messages: number(&row, "edited_messages")?,
+            deleted_messages: number(&row, "deleted_messages")?,
         })
     }
 

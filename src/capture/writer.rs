@@ -36,40 +36,30 @@ pub struct ListedSession {
     pub info: String,
 }
 
-/// Which chain a page belongs to, its number there, what follows it, and its unknown members.
+/// Which chain a page belongs to, its number there, and its unknown members.
 #[derive(Debug, Clone)]
 pub struct PagePosition<Id> {
     pub chain: Id,
     pub seq: i64,
-    pub then: Then,
     pub unknown: Vec<(String, String)>,
 }
 
-/// What follows a page.
+/// What follows a page of a range.
 #[derive(Debug, Clone)]
 pub enum Then {
     Next(PageToken),
-    /// Nothing: the whole range has been received. Lists end by a change of their own, as they are read more than once.
+    /// Nothing: the whole range has been received.
     End,
-    /// Neither a token nor the end: the list or range stays pending until another change ends it, or a later run begins its
-    /// chain again.
+    /// Neither a token nor the end: the range stays pending until another change ends it, or a later run begins its chain
+    /// again.
     Unfinished,
-}
-
-impl<Id> PagePosition<Id> {
-    pub(super) fn next(&self) -> Option<&PageToken> {
-        if let Then::Next(token) = &self.then { Some(token) } else { None }
-    }
-
-    pub(super) fn is_the_end(&self) -> bool {
-        matches!(self.then, Then::End)
-    }
 }
 
 /// A page of a range, parsed.
 #[derive(Debug)]
 pub struct MessagesPage {
     pub position: PagePosition<RangeId>,
+    pub then: Then,
     /// The query that its next page token belongs to.
     pub query: String,
     /// Its items, by kind.
@@ -81,8 +71,8 @@ pub struct MessagesPage {
 }
 
 impl MessagesPage {
-    pub fn new(position: PagePosition<RangeId>, segments: [Option<Segment>; 3]) -> Self {
-        Self { position, query: String::new(), segments, repeats: 0, direction: 0 }
+    pub fn new(position: PagePosition<RangeId>, then: Then, segments: [Option<Segment>; 3]) -> Self {
+        Self { position, then, query: String::new(), segments, repeats: 0, direction: 0 }
     }
 }
 
@@ -118,9 +108,11 @@ pub enum Change {
         meta: Vec<(Meta, String)>,
     },
     SetMeta(Vec<(Meta, String)>),
-    /// A list page, with a unit and a range for each session new in that window.
+    /// A list page, with a unit and a range for each session new in that window. With a token of the next page, a later run may
+    /// go on there; without one it begins the list again, until another change ends it.
     ListPage {
         page: PagePosition<ListId>,
+        next: Option<PageToken>,
         sessions: Vec<ListedSession>,
     },
     /// All of the list has been received.

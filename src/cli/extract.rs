@@ -91,7 +91,7 @@ pub(super) async fn run(args: &ExtractArgs) -> anyhow::Result<u8> {
     let mut reporter = Reporter::new(clock.clone());
     let mut has_received = false;
     let show = |snapshot: &Snapshot| {
-        has_received |= snapshot.sessions_total > 0;
+        has_received |= snapshot.counts.sessions_total > 0;
         reporter.show(snapshot);
     };
     let ended = job.run(stop, show).await;
@@ -157,16 +157,16 @@ fn explain(error: &OneJobError, output: &Output, has_received: bool) -> anyhow::
 
 fn tell(report: &Report, output: &Output) {
     let RunSummary { counts, captured_until, damage, .. } = &report.summary;
-    let [messages, edited, deleted] = counts.items;
-    if counts.sessions_total == 0 {
+    // If lists failed, nobody knows.
+    if counts.sessions_total == 0 && counts.failures == 0 {
         say("there were no sessions in this range");
     }
     say(format_args!(
         "{}, {}, {} edited, {} deleted; {} in total, {} retried -> {}",
         counted(counts.sessions_total, "session"),
-        counted(messages, "message"),
-        grouped(edited),
-        grouped(deleted),
+        counted(counts.messages, "message"),
+        grouped(counts.edited_messages),
+        grouped(counts.deleted_messages),
         counted(report.last.traffic.requests, "request"),
         grouped(report.last.traffic.retries),
         output.path().display()
@@ -300,13 +300,14 @@ impl Reporter {
 }
 
 fn line(snapshot: &Snapshot) -> String {
+    let counts = snapshot.counts;
     let mut text = format!(
         "windows {}/{}  sessions {}/{}  messages {}  {:.1}/s",
-        snapshot.windows_listed,
-        snapshot.windows_total,
-        grouped(snapshot.sessions_done),
-        grouped(snapshot.sessions_total),
-        grouped(snapshot.messages),
+        counts.windows_listed,
+        counts.windows_total,
+        grouped(counts.sessions_done),
+        grouped(counts.sessions_total),
+        grouped(counts.messages),
         snapshot.requests_per_second.unwrap_or(0.0)
     );
     if let Some(waiting) = &snapshot.waiting {
@@ -316,8 +317,8 @@ fn line(snapshot: &Snapshot) -> String {
     } else if let Some(seconds) = snapshot.eta_seconds {
         text.push_str(&format!("  about {} left", clock_face(seconds)));
     }
-    if snapshot.failures > 0 {
-        text.push_str(&format!("  {} missing", counted(snapshot.failures, "part")));
+    if counts.failures > 0 {
+        text.push_str(&format!("  {} missing", counted(counts.failures, "part")));
     }
     text
 }

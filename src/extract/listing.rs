@@ -15,7 +15,7 @@ use super::refused::{ask, is_answer};
 use super::shared::{COMMIT_INTERVAL, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
-    CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, Then, WindowId,
+    CaptureError, Chain, Change, ListId, ListedSession, PagePosition, PageToken, Reader, WindowId,
 };
 use crate::days::DateRange;
 use crate::zoom::lane::{Effort, Urgency};
@@ -65,7 +65,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
         lists = pending().await?;
     }
     if had_work {
-        shared.context.progress.windows_listed.add(1);
+        shared.context.progress.window_listed();
         shared.found.notify_one();
         let units = shared.with_reader(async move |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
@@ -243,13 +243,11 @@ impl<'a> ListReader<'a> {
         // A page that was read before brings nothing new.
         if is_new || self.passes == 1 {
             shared.wait_for_commit_tick(COMMIT_INTERVAL).await;
-            let then = match page.next {
-                Some(token) if trouble.is_none() => Then::Next(PageToken { token, at: shared.now() }),
-                // After trouble a later run must not resume here, unaware of the trouble.
-                _ => Then::Unfinished,
-            };
-            let position = PagePosition { chain: self.list.id, seq: pass.seq, then, unknown: page.unknown };
-            let brought = commit_page(shared, position, page.sessions).await?;
+            // After trouble a later run must not resume here, unaware of the trouble.
+            let next = page.next.filter(|_| trouble.is_none());
+            let next = next.map(|token| PageToken { token, at: shared.now() });
+            let position = PagePosition { chain: self.list.id, seq: pass.seq, unknown: page.unknown };
+            let brought = commit_page(shared, position, next, page.sessions).await?;
             pass.found_nothing_new &= brought == 0;
         }
         self.has_shown = true;
@@ -308,6 +306,7 @@ impl<'a> ListReader<'a> {
 async fn commit_page(
     shared: &Shared,
     page: PagePosition<ListId>,
+    next: Option<PageToken>,
     sessions: Vec<(SessionHead, String)>,
 ) -> Result<u64, ExtractError> {
     let filter = &shared.context.request.sessions;
@@ -316,7 +315,7 @@ async fn commit_page(
         .filter(|(head, _)| filter.matches(head))
         .map(|(head, info)| ListedSession { zoom_id: head.id, info })
         .collect();
-    let effect = shared.commit(Change::ListPage { page, sessions }).await?;
+    let effect = shared.commit(Change::ListPage { page, next, sessions }).await?;
     shared.found.notify_one();
     Ok(effect.newly_listed)
 }

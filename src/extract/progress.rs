@@ -1,9 +1,9 @@
-//! How far a run has got: counters that many tasks update and anyone may read.
+//! How far a run has got: figures that many tasks update and anyone may read.
 //!
 //! Owns the figures and the estimate based on them. Knows no user interface; reporters take a [`Snapshot`].
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,53 +12,26 @@ use crate::capture::{Counts, Effect};
 use crate::sync::lock;
 use crate::zoom::{Stalled, Traffic, Waiting};
 
-/// A counter updated by many tasks. A subtraction may overtake the addition it belongs to: a value below zero reads as zero.
-#[derive(Debug, Default)]
-pub struct Figure(AtomicI64);
-
-impl Figure {
-    pub fn add(&self, count: u64) {
-        self.change(count.cast_signed());
-    }
-
-    pub fn sub(&self, count: u64) {
-        self.change(count.cast_signed().wrapping_neg());
-    }
-
-    pub fn change(&self, by: i64) {
-        self.0.fetch_add(by, Relaxed);
-    }
-
-    pub fn set(&self, count: u64) {
-        self.0.store(count.cast_signed(), Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Relaxed).max(0).cast_unsigned()
-    }
+/// A subtraction may overtake the addition that it belongs to: less than nothing reads as nothing.
+fn unsigned(figure: i64) -> u64 {
+    figure.max(0).cast_unsigned()
 }
 
-/// Live counters of one run. They start from what the capture already holds.
+/// Live figures of one run. They start from what the capture already holds.
 #[derive(Debug, Default)]
 pub struct Progress {
-    pub windows_total: Figure,
-    pub windows_listed: Figure,
-    pub sessions_total: Figure,
-    pub sessions_done: Figure,
-    pub units_total: Figure,
-    pub units_done: Figure,
-    pub units_failed: Figure,
-    /// Ranges and lists that failed for good.
-    pub failures: Figure,
-    pub messages: Figure,
-    pub edited_messages: Figure,
-    pub deleted_messages: Figure,
-    /// The number of chains whose length can be estimated, and the pages still expected of all of them.
-    chains: Figure,
-    pages_to_come: Figure,
+    counts: Mutex<Counts<i64>>,
+    to_come: Mutex<ToCome>,
     /// Traffic of earlier runs of the same job, which a restart must not forget.
     earlier: Mutex<TrafficTotals>,
     rate: Mutex<Rate>,
+}
+
+/// The number of chains whose length can be estimated, and the pages still expected of all of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct ToCome {
+    chains: u64,
+    pages: u64,
 }
 
 /// Totals of a job's traffic with Zoom.
@@ -81,18 +54,8 @@ struct Rate {
 /// All figures at one moment, as shown by the API.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
-    pub windows_total: u64,
-    pub windows_listed: u64,
-    pub sessions_total: u64,
-    pub sessions_done: u64,
-    pub units_total: u64,
-    pub units_done: u64,
-    pub units_failed: u64,
-    /// Ranges and listings that failed for good.
-    pub failures: u64,
-    pub messages: u64,
-    pub edited_messages: u64,
-    pub deleted_messages: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
     pub traffic: TrafficTotals,
     /// Over about the last ten seconds; null before there is a measurement.
     pub requests_per_second: Option<f64>,
@@ -106,36 +69,33 @@ pub struct Snapshot {
 }
 
 impl Progress {
-    /// Sets the counters to what the capture holds.
+    /// Sets the figures to what the capture holds.
     pub fn set_to(&self, counts: &Counts) {
-        let [messages, edited, deleted] = counts.items;
-        for (counter, value) in [
-            (&self.windows_total, counts.windows_total),
-            (&self.windows_listed, counts.windows_listed),
-            (&self.sessions_total, counts.sessions_total),
-            (&self.sessions_done, counts.sessions_done),
-            (&self.units_total, counts.units_total),
-            (&self.units_done, counts.units_done),
-            (&self.units_failed, counts.units_failed),
-            (&self.failures, counts.failures),
-            (&self.messages, messages),
-            (&self.edited_messages, edited),
-            (&self.deleted_messages, deleted),
-        ] {
-            counter.set(value);
-        }
+        *lock(&self.counts) = counts.map(u64::cast_signed);
     }
 
-    /// Adds the effect of a change to the counters.
+    /// Adds the effect of a change to the figures.
     pub fn count(&self, effect: &Effect) {
-        self.sessions_total.add(effect.new_sessions);
-        self.units_total.add(effect.new_units);
-        self.sessions_done.change(effect.settled.sessions_done);
-        self.units_done.change(effect.settled.units_done);
-        self.units_failed.change(effect.settled.units_failed);
-        self.failures.add(effect.failures);
-        let figures = [&self.messages, &self.edited_messages, &self.deleted_messages];
-        figures.into_iter().zip(effect.items.0).for_each(|(figure, items)| figure.change(items));
+        let mut counts = lock(&self.counts);
+        counts.sessions_total += effect.new_sessions.cast_signed();
+        counts.units_total += effect.new_units.cast_signed();
+        counts.sessions_done += effect.settled.sessions_done;
+        counts.units_done += effect.settled.units_done;
+        counts.units_failed += effect.settled.units_failed;
+        counts.failures += effect.failures.cast_signed();
+        let [messages, edited, deleted] = effect.items.0;
+        counts.messages += messages;
+        counts.edited_messages += edited;
+        counts.deleted_messages += deleted;
+    }
+
+    /// Counts one more window all of whose sessions are listed.
+    pub fn window_listed(&self) {
+        lock(&self.counts).windows_listed += 1;
+    }
+
+    fn counts(&self) -> Counts {
+        lock(&self.counts).map(unsigned)
     }
 
     /// Sets the totals of earlier runs, which this run adds to.
@@ -153,30 +113,17 @@ impl Progress {
         }
     }
 
-    fn units_settled(&self) -> f64 {
-        (self.units_done.get() + self.units_failed.get()) as f64
-    }
-
-    /// The units expected in all: until everything is listed, those seen so far, scaled up for the windows still to come.
-    /// `None` if there is nothing to scale yet.
-    fn expected_units(&self) -> Option<f64> {
-        let units = self.units_total.get() as f64;
-        match (self.windows_total.get(), self.windows_listed.get()) {
-            (0, _) | (_, 0) => None,
-            (total, listed) => (units > 0.0 || listed == total).then(|| units * total as f64 / listed as f64),
-        }
-    }
-
     /// The number of requests still to come: those expected of the chains under way and, for each unit not yet begun, the
     /// average of the others.
     pub fn requests_to_come(&self, traffic: &Traffic) -> Option<f64> {
-        let under_way = self.pages_to_come.get() as f64;
-        let begun = self.units_settled() + self.chains.get() as f64;
+        let (counts, to_come) = (self.counts(), *lock(&self.to_come));
+        let under_way = to_come.pages as f64;
+        let begun = units_settled(&counts) + to_come.chains as f64;
         if begun == 0.0 {
             return None;
         }
         let requests_a_unit = (self.totals(traffic).requests as f64 + under_way) / begun;
-        let not_begun = (self.expected_units()? - begun).max(0.0);
+        let not_begun = (expected_units(&counts)? - begun).max(0.0);
         Some(under_way + not_begun * requests_a_unit)
     }
 
@@ -191,10 +138,10 @@ impl Progress {
         let totals = self.totals(traffic);
         let sent = traffic.requests.load(Relaxed);
         let requests_per_second = lock(&self.rate).measure(now, sent);
-        let expected_units = self.expected_units();
-        let settled = self.units_settled();
-        let share =
-            expected_units.map(|expected| if expected < 1.0 { 1.0 } else { (settled / expected).min(1.0) });
+        let counts = self.counts();
+        let settled = units_settled(&counts);
+        let share = expected_units(&counts)
+            .map(|expected| if expected < 1.0 { 1.0 } else { (settled / expected).min(1.0) });
         let eta_seconds = match (self.requests_to_come(traffic), requests_per_second) {
             // Nobody knows how fast it will be after a pause, or how long a request must be retried.
             (Some(to_come), Some(rate)) if rate > 0.01 && waiting.is_none() && retrying == 0 => {
@@ -203,17 +150,7 @@ impl Progress {
             _ => None,
         };
         Snapshot {
-            windows_total: self.windows_total.get(),
-            windows_listed: self.windows_listed.get(),
-            sessions_total: self.sessions_total.get(),
-            sessions_done: self.sessions_done.get(),
-            units_total: self.units_total.get(),
-            units_done: self.units_done.get(),
-            units_failed: self.units_failed.get(),
-            failures: self.failures.get(),
-            messages: self.messages.get(),
-            edited_messages: self.edited_messages.get(),
-            deleted_messages: self.deleted_messages.get(),
+            counts,
             traffic: totals,
             requests_per_second: requests_per_second.map(|rate| (rate * 10.0).round() / 10.0),
             percent: share.map(|share| (share * 1000.0).floor() / 10.0),
@@ -221,6 +158,20 @@ impl Progress {
             waiting,
             retrying,
         }
+    }
+}
+
+fn units_settled(counts: &Counts) -> f64 {
+    (counts.units_done + counts.units_failed) as f64
+}
+
+/// The units expected in all: until everything is listed, those seen so far, scaled up for the windows still to come. `None` if
+/// there is nothing to scale yet.
+fn expected_units(counts: &Counts) -> Option<f64> {
+    let units = counts.units_total as f64;
+    match (counts.windows_total, counts.windows_listed) {
+        (0, _) | (_, 0) => None,
+        (total, listed) => (units > 0.0 || listed == total).then(|| units * total as f64 / listed as f64),
     }
 }
 
@@ -233,20 +184,22 @@ pub struct Outlook<'a> {
 
 impl Outlook<'_> {
     pub fn set(&mut self, pages: f64) {
+        let mut to_come = lock(&self.progress.to_come);
         let pages = pages as u64;
-        self.progress.pages_to_come.add(pages);
         match self.pages.replace(pages) {
-            Some(before) => self.progress.pages_to_come.sub(before),
-            None => self.progress.chains.add(1),
+            Some(before) => to_come.pages -= before,
+            None => to_come.chains += 1,
         }
+        to_come.pages += pages;
     }
 }
 
 impl Drop for Outlook<'_> {
     fn drop(&mut self) {
         if let Some(pages) = self.pages {
-            self.progress.pages_to_come.sub(pages);
-            self.progress.chains.sub(1);
+            let mut to_come = lock(&self.progress.to_come);
+            to_come.pages -= pages;
+            to_come.chains -= 1;
         }
     }
 }
@@ -279,14 +232,14 @@ mod tests {
         let (progress, traffic) = (Progress::default(), Traffic::default());
         let to_come = || progress.requests_to_come(&traffic);
         assert_eq!(to_come(), None, "nothing is known");
-        for (counter, value) in [
-            (&progress.windows_total, 2),
-            (&progress.windows_listed, 1),
-            (&progress.units_total, 10),
-            (&progress.units_done, 3),
-        ] {
-            counter.set(value);
-        }
+        let counts = Counts {
+            windows_total: 2,
+            windows_listed: 1,
+            units_total: 10,
+            units_done: 3,
+            ..Counts::default()
+        };
+        progress.set_to(&counts);
         traffic.requests.store(20, Relaxed);
         assert_eq!(to_come(), Some(17.0 * (20.0 / 3.0)), "the other window is taken to have as many units");
         let mut outlook = progress.outlook();

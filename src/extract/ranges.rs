@@ -274,8 +274,7 @@ impl<'a> Following<'a> {
 
     async fn commit(&mut self, page: ReadPage, then: Then, query: String) -> Result<(), ExtractError> {
         let shared = self.shared;
-        let position =
-            PagePosition { chain: self.range.chain.id, seq: self.seq, then, unknown: page.unknown };
+        let position = PagePosition { chain: self.range.chain.id, seq: self.seq, unknown: page.unknown };
         if page.repeats > 0 {
             tracing::info!(repeats = page.repeats, "dropped items that the previous page already held");
         }
@@ -285,7 +284,7 @@ impl<'a> Following<'a> {
         }
         let direction = split::direction(page.ends);
         let page_of_range =
-            MessagesPage { position, query, segments: page.segments, repeats: page.repeats, direction };
+            MessagesPage { position, then, query, segments: page.segments, repeats: page.repeats, direction };
         settle(shared, Change::MessagesPage(page_of_range)).await?;
         self.token = page.next;
         self.seq += 1;

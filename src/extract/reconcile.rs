@@ -242,8 +242,8 @@ pub(super) async fn has_shown(shared: &Shared, range: &PendingRange) -> Result<b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::testing::{empty_page, last_page, list, planned};
-    use crate::capture::{MessagesPage, PagePosition, Then};
+    use crate::capture::testing::{empty_page, list, planned, position};
+    use crate::capture::{MessagesPage, Then};
     use futures_util::future::try_join_all;
     use jiff::Timestamp;
     use jiff::civil::date;
@@ -282,8 +282,7 @@ mod tests {
         let page = |seq, then| {
             let item = format!(r#"{{"id":"{seq}"}}"#);
             let segments = [Segment::of_items(&[&item], 1), None, None];
-            let position = PagePosition { then, ..last_page(RangeId(1), seq) };
-            writer.commit(Change::MessagesPage(MessagesPage::new(position, segments)))
+            writer.commit(Change::MessagesPage(MessagesPage::new(position(RangeId(1), seq), then, segments)))
         };
         writer.commit(list(1, &["a"])).await.unwrap();
         try_join_all((0..pages).map(|seq| page(seq, Then::Unfinished))).await.unwrap();
@@ -317,8 +316,8 @@ mod tests {
         let items = |range, kind: Kind| {
             let mut segments = [None, None, None];
             segments[kind as usize] = Segment::of_items(&[r#"{"id":"m"}"#], 1);
-            let position = PagePosition { then: Then::Unfinished, ..last_page(RangeId(range), 0) };
-            Change::MessagesPage(MessagesPage::new(position, segments))
+            let position = position(RangeId(range), 0);
+            Change::MessagesPage(MessagesPage::new(position, Then::Unfinished, segments))
         };
         let refetch =
             |range| Change::RefetchDamaged { ranges: vec![RangeId(range)], found_at: Timestamp::UNIX_EPOCH };

@@ -93,7 +93,7 @@ async fn summary(reader: &mut Reader, damage: Damage) -> Result<RunSummary, Capt
         Some(damaged_at) => damaged_at.parse().ok(),
         None => reader.time(Meta::StartedAt).await?,
     };
-    let extent = Extent { sound_since, items: counts.items.iter().sum() };
+    let extent = Extent { sound_since, items: counts.items().iter().sum() };
     let captured_until = reader.time(Meta::CapturedUntil).await?;
     Ok(RunSummary { counts, extent, captured_until, damage })
 }

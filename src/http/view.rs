@@ -124,6 +124,7 @@ impl From<&Job> for JobView {
     fn from(job: &Job) -> Self {
         let own = format!("/v1/jobs/{}", job.id);
         let progress = &job.progress;
+        let counts = progress.counts;
         Self {
             id: job.id.to_string(),
             state: job.state,
@@ -134,16 +135,16 @@ impl From<&Job> for JobView {
             finished_at: job.finished_at,
             expires_at: job.expires_at,
             progress: ProgressView {
-                windows_total: progress.windows_total,
-                windows_listed: progress.windows_listed,
-                sessions_total: progress.sessions_total,
-                sessions_done: progress.sessions_done,
-                units_total: progress.units_total,
-                units_done: progress.units_done,
-                units_failed: progress.units_failed,
-                messages: progress.messages,
-                edited_messages: progress.edited_messages,
-                deleted_messages: progress.deleted_messages,
+                windows_total: counts.windows_total,
+                windows_listed: counts.windows_listed,
+                sessions_total: counts.sessions_total,
+                sessions_done: counts.sessions_done,
+                units_total: counts.units_total,
+                units_done: counts.units_done,
+                units_failed: counts.units_failed,
+                messages: counts.messages,
+                edited_messages: counts.edited_messages,
+                deleted_messages: counts.deleted_messages,
                 requests: progress.traffic.requests,
                 retries: progress.traffic.retries,
                 rate_limited: progress.traffic.rate_limited,
@@ -154,7 +155,7 @@ impl From<&Job> for JobView {
                 waiting_until: progress.waiting.as_ref().map(|waiting| waiting.until),
                 waiting_reason: progress.waiting.as_ref().map(|waiting| waiting.reason.clone()),
             },
-            failures_total: job.progress.failures,
+            failures_total: counts.failures,
             error: job.error.as_ref().map(|error| ErrorView {
                 kind: type_of(&error.code),
                 title: "The job failed".to_owned(),

@@ -93,7 +93,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     let figures = || {
         let now = progress.snapshot(&lane.traffic, lane.stalled(), jobs.clock.elapsed());
         // Until the capture has been read, the figures of an earlier run are the best known.
-        if now.windows_total == 0 {
+        if now.counts.windows_total == 0 {
             Snapshot { waiting: now.waiting, ..claimed.progress.clone() }
         } else {
             now
@@ -131,7 +131,7 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
     if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
         tracing::info!(elapsed_ms, "job interrupted; it resumes at the next start");
     } else {
-        record_outcome(&jobs, &mut job, end, &directory);
+        fill_in_outcome(&jobs, &mut job, end, &directory);
         // Listed while the job is ours: once its end is recorded another run may publish an archive.
         let superseded = directory::superseded_archives(&directory, &job);
         if record_end(&jobs, &entered, &claimed, &job).await {
@@ -163,8 +163,8 @@ async fn is_cancelled(jobs: &Jobs, claimed: &Job) -> bool {
     }
 }
 
-/// Fills in the record of a job that has ended.
-fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
+/// Fills in the outcome of a job that has ended.
+fn fill_in_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directory: &Path) {
     match end {
         Ok(Made { archive, kept, summary: RunSummary { counts, extent, .. } }) => {
             let is_whole = counts.failures == 0;
@@ -192,12 +192,12 @@ fn record_outcome(jobs: &Jobs, job: &mut Job, end: Result<Made, RunEnd>, directo
 fn log_end(job: &Job, elapsed_ms: u64) {
     tracing::info!(
         state = job.state.as_str(),
-        sessions = job.progress.sessions_total,
-        messages = job.progress.messages,
+        sessions = job.progress.counts.sessions_total,
+        messages = job.progress.counts.messages,
         requests = job.progress.traffic.requests,
         retries = job.progress.traffic.retries,
         rate_limited = job.progress.traffic.rate_limited,
-        failures = job.progress.failures,
+        failures = job.progress.counts.failures,
         elapsed_ms,
         error = job.error.as_ref().map(|error| error.code.as_str()),
         "job ended"

@@ -390,6 +390,16 @@ async fn extract_continues_after_a_kill_and_makes_a_zip() {
     assert_eq!(in_home(), ["out.zip"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nothing_could_be_listed_nobody_knows_whether_there_was_anything() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    sim.script(always(Match::List, status(400, r#"{"code":1234,"message":"odd"}"#)));
+    let (code, out, err) = run(zip(&sim, home.path())).await;
+    assert_eq!(code, 3, "{out}{err}");
+    assert!(out.contains("missing: ") && !out.contains("there were no sessions"), "{out}");
+}
+
 /// It may hold what Zoom no longer returns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_capture_stays_also_when_the_zip_is_whole() {
