@@ -13,13 +13,11 @@ use axum::RequestExt;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
-use tracing::Instrument;
 
 use super::auth::{Caller, peer};
 use super::parameters::PathId;
-use super::problem::Problem;
 use super::recent::Recent;
 use super::{AppState, REQUEST_ID};
 use crate::sync::lock;
@@ -84,59 +82,37 @@ impl Audit {
     }
 }
 
-/// The kind of action that a request performs.
+/// How often an action is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Export,
-    Write,
+enum Recorded {
+    Always,
+    OnceAMinute,
 }
 
-fn action_of(method: &Method, path: &str) -> Option<(&'static str, Kind)> {
+fn action_of(method: &Method, path: &str) -> Option<(&'static str, Recorded)> {
+    use Recorded::{Always, OnceAMinute};
     Some(match (method.as_str(), path) {
-        ("POST", "/v1/jobs") => ("create", Kind::Write),
-        ("GET" | "HEAD", "/v1/jobs") => ("list", Kind::Read),
-        ("GET" | "HEAD", "/v1/jobs/{id}") | ("HEAD", "/v1/jobs/{id}/archive") => ("read", Kind::Read),
-        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", Kind::Read),
-        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", Kind::Read),
-        ("GET", "/v1/jobs/{id}/archive") => ("download", Kind::Export),
-        ("DELETE", "/v1/jobs/{id}") => ("delete", Kind::Write),
-        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Kind::Write),
-        ("POST", "/v1/jobs/{id}/retry") => ("retry", Kind::Write),
-        ("POST", "/v1/check") => ("check", Kind::Export),
+        ("POST", "/v1/jobs") => ("create", Always),
+        ("GET" | "HEAD", "/v1/jobs") => ("list", OnceAMinute),
+        ("GET" | "HEAD", "/v1/jobs/{id}") | ("HEAD", "/v1/jobs/{id}/archive") => ("read", OnceAMinute),
+        ("GET" | "HEAD", "/v1/jobs/{id}/events") => ("follow", OnceAMinute),
+        ("GET" | "HEAD", "/v1/jobs/{id}/failures") => ("read-failures", OnceAMinute),
+        ("GET", "/v1/jobs/{id}/archive") => ("download", Always),
+        ("DELETE", "/v1/jobs/{id}") => ("delete", Always),
+        ("POST", "/v1/jobs/{id}/cancel") => ("cancel", Always),
+        ("POST", "/v1/jobs/{id}/retry") => ("retry", Always),
+        ("POST", "/v1/check") => ("check", Always),
         _ => return None,
     })
 }
 
-/// Records each request of an admitted caller, including refused ones. A request that changes something runs to completion and
-/// is recorded even if the caller hangs up; otherwise its handler would be dropped wherever it stood.
-pub async fn record(State(state): State<AppState>, request: Request, next: Next) -> Response {
+/// Records each request of an admitted caller, including refused ones.
+pub async fn record(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let action = matched.as_deref().and_then(|path| action_of(request.method(), path));
-    let Some((action, kind)) = action else {
+    let Some((action, recorded)) = action else {
         return next.run(request).await;
     };
-    if kind != Kind::Write {
-        return run_recorded(state, action, kind, request, next).await;
-    }
-    let jobs = state.jobs.clone();
-    let work = run_recorded(state, action, kind, request, next).in_current_span();
-    match jobs.run_to_completion(work).await {
-        Ok(response) => response,
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Problem::internal().into_response(),
-        },
-    }
-}
-
-async fn run_recorded(
-    state: AppState,
-    action: &'static str,
-    kind: Kind,
-    mut request: Request,
-    next: Next,
-) -> Response {
     // Read as the handler reads it.
     let id = request.extract_parts::<PathId>().await.ok().map(|PathId(id)| id.to_string());
     let from = peer(&request).map(|peer| peer.ip().to_string());
@@ -148,7 +124,7 @@ async fn run_recorded(
     let created = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let job = id.as_deref().or_else(|| created.and_then(|location| location.rsplit('/').next()));
     let name = caller.name.as_deref();
-    if kind == Kind::Read {
+    if recorded == Recorded::OnceAMinute {
         let look = format!("{action} {job:?} {name:?} {from:?} {}", response.status());
         if state.audit.seen_lately(look, state.clock.elapsed()) {
             return response;
@@ -167,4 +143,23 @@ async fn run_recorded(
         request_id: text(REQUEST_ID),
     });
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_that_needs_a_key_has_an_action() {
+        let paths = crate::http::document().paths.paths;
+        let protected = paths.iter().filter(|(path, _)| path.starts_with("/v1"));
+        let operations = protected.flat_map(|(path, item)| {
+            let methods =
+                [(Method::GET, &item.get), (Method::POST, &item.post), (Method::DELETE, &item.delete)];
+            methods.map(|(method, operation)| (method, path, operation.is_some()))
+        });
+        for (method, path, exists) in operations {
+            assert_eq!(action_of(&method, path).is_some(), exists, "{method} {path}");
+        }
+    }
 }

@@ -29,8 +29,9 @@ use crate::jobs::{Job, JobState, ListFilter, Listed};
 const LONGEST_BODY: Duration = Duration::from_secs(30);
 
 fn accepted(job: &Job) -> Response {
-    let location = HeaderValue::from_str(&format!("/v1/jobs/{}", job.id)).expect("an id is plain ASCII");
-    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(JobView::from(job))).into_response()
+    let view = JobView::from(job);
+    let location = HeaderValue::from_str(&view.links.own).expect("a path with an id is plain ASCII");
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(view)).into_response()
 }
 
 /// Submit a job
@@ -372,6 +373,7 @@ pub(super) struct FailureView {
         (status = 404, description = "There is no such job", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The capture is damaged; `retry` fetches the damaged parts again", body = Problem, content_type = "application/problem+json"),
         (status = 410, description = "The job has expired", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "The service's disk is full", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn failures(

@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use tokio::sync::Semaphore;
@@ -41,6 +41,7 @@ use tower_http::request_id::{MakeRequestId, RequestId};
 use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 use tower_http::trace::TraceLayer;
+use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -179,7 +180,10 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         protected = protected.merge(metrics_routes().split_for_parts().0);
     }
     let (open, _) = open_routes().split_for_parts();
-    let document = openapi::with_days_until(document(), state.clock.today());
+    let mut document = openapi::with_days_until(document(), state.clock.today());
+    if settings.metrics_listen.is_some() {
+        document.paths.paths.remove("/metrics");
+    }
     let docs = SwaggerUi::new("/docs")
         .url("/openapi.json", document)
         .config(Config::new(["/openapi.json"]).try_it_out_enabled(true).display_request_duration(true));
@@ -192,6 +196,7 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
     let protected = protected
         .layer(from_fn_with_state(state.clone(), auth::require_key))
         .layer(from_fn_with_state(state.clone(), audit::record))
+        .layer(from_fn_with_state(state.clone(), complete_changes))
         .layer(set("cache-control", "private, no-cache"));
     let router = Router::new()
         .merge(protected)
@@ -199,6 +204,21 @@ pub fn router(state: AppState, settings: &HttpSettings) -> Router {
         .merge(docs)
         .route("/", get(|| async { Redirect::to("/docs/") }));
     finished(router, state, cors(settings))
+}
+
+/// Runs a request that changes something to its end, even if the caller hangs up: otherwise its handler would be dropped
+/// wherever it stood. A check changes nothing.
+async fn complete_changes(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    if request.method().is_safe() || request.uri().path() == "/v1/check" {
+        return next.run(request).await;
+    }
+    match state.jobs.run_to_completion(next.run(request).in_current_span()).await {
+        Ok(response) => response,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Problem::internal().into_response(),
+        },
+    }
 }
 
 /// The metrics alone, for an address that only the collector reaches.

@@ -52,6 +52,14 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
     let components = document.components.get_or_insert_default();
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     components.security_schemes.insert("api_key".to_owned(), RefOr::T(bearer));
+    // An answer has all its members: null rather than absent.
+    for (name, schema) in &mut components.schemas {
+        if let RefOr::T(Schema::Object(answer)) = schema
+            && ["View", "Page"].iter().any(|end| name.ends_with(end))
+        {
+            answer.required = answer.properties.keys().cloned().collect();
+        }
+    }
     for (path, item) in &mut document.paths.paths {
         if !path.starts_with("/v1") && path != "/metrics" {
             continue;

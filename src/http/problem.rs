@@ -211,13 +211,13 @@ impl From<JobsError> for Problem {
                 "make room on the disk of DATA_DIR, then try again",
             )
             .caused_by(detail),
-            JobsError::Archive(ref archive) if archive.is_damaged_capture() => Self::new(
+            ref damaged if damaged.is_damaged_capture() => Self::new(
                 StatusCode::CONFLICT,
                 "capture-damaged",
                 "The capture is damaged",
                 format!("{detail}; retry the job (POST to its /retry)"),
             ),
-            JobsError::Store(_) | JobsError::Archive(_) | JobsError::Io(_) => {
+            JobsError::Store(_) | JobsError::Archive(_) | JobsError::CaptureGone | JobsError::Io(_) => {
                 Self::internal().caused_by(detail)
             }
         }

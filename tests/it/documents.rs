@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use zoom_chat_reports::http::openapi;
 
 #[test]
@@ -45,4 +45,12 @@ fn every_operation_is_described_and_names_its_errors() {
         }
     }
     assert_eq!(operations, 13);
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    for (name, schema) in schemas.iter().filter(|(name, _)| name.ends_with("View") || name.ends_with("Page"))
+    {
+        let mut members: Vec<_> =
+            schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        members.sort_unstable();
+        assert_eq!(schema["required"], json!(members), "{name}: null rather than absent");
+    }
 }

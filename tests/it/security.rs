@@ -196,6 +196,8 @@ async fn metrics_can_have_an_address_of_their_own() {
     .await;
     let here = world.client.get(world.url("/metrics")).bearer_auth(KEY).send().await.unwrap();
     assert_eq!(here.status(), 404);
+    let document: Value = world.get("/openapi.json").await.json().await.unwrap();
+    assert!(document["paths"]["/metrics"].is_null() && document["paths"]["/v1/jobs"].is_object());
     let metrics = world.metrics_address().unwrap();
     let there = world.client.get(format!("http://{metrics}/metrics")).send().await.unwrap();
     assert!(there.text().await.unwrap().contains("zcr_jobs_running"));
