@@ -159,7 +159,6 @@ pub struct OneJob {
     clock: SharedClock,
     request: ExtractRequest,
     output: Output,
-    directory: PathBuf,
     /// Whether an earlier run of the same request is being continued.
     pub continues: bool,
     _lock: File,
@@ -190,7 +189,7 @@ impl OneJob {
         let lock = lock(&directory, output.setting())?;
         refuse_foreign_files(&output)?;
         let continues = output.is_begun() && can_resume(&request, &account.fingerprint(), &output).await?;
-        Ok(Self { account, clock, request, output, directory, continues, _lock: lock })
+        Ok(Self { account, clock, request, output, continues, _lock: lock })
     }
 
     /// Runs to the end; `report` gets the figures five times a second.
@@ -199,14 +198,14 @@ impl OneJob {
         cancel: CancellationToken,
         mut report: impl FnMut(&Snapshot),
     ) -> Result<Report, OneJobError> {
-        let kept_before = self.output.kept();
+        let (kept_before, directory) = (self.output.kept(), self.output.working_directory());
         let lane = Arc::new(self.account.lane());
         let progress = Arc::new(Progress::default());
         let figures = || progress.snapshot(&lane.traffic, lane.stalled(), self.clock.elapsed());
         let context = RunContext {
             request: self.request.clone(),
             facts: vec![(Meta::Version, env!("CARGO_PKG_VERSION").to_owned())],
-            directory: self.directory.clone(),
+            directory: directory.clone(),
             retry_failed: self.continues,
             lane: lane.clone(),
             progress: progress.clone(),
@@ -219,7 +218,7 @@ impl OneJob {
             Output::Directory(_) => Form::Directory,
             Output::Zip(_) => Form::Zip,
         };
-        let input = AssembleInput { directory: self.directory.clone(), form, cancel };
+        let input = AssembleInput { directory: directory.clone(), form, cancel };
         let (summary, begun) = {
             let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
             let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
@@ -237,13 +236,13 @@ impl OneJob {
         refuse_foreign_files(&self.output)?;
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
-        let (failures, _) = failures_page(&self.directory, None, MOST_FAILURES).await?;
+        let (failures, _) = failures_page(&directory, None, MOST_FAILURES).await?;
         let (kept_earlier, mut kept): (Vec<_>, Vec<_>) =
             self.output.kept().into_iter().partition(|path| kept_before.contains(path));
         let mut left = None;
         if matches!(self.output, Output::Zip(_)) && summary.counts.failures == 0 {
             // The zip holds everything; a directory keeps its capture, which shows what the directory holds.
-            match remove_capture(&self.directory) {
+            match remove_capture(&directory) {
                 Ok(damaged) => kept.extend(damaged),
                 Err(error) => left = Some(error),
             }

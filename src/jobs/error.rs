@@ -25,6 +25,8 @@ pub enum JobsError {
     HashCheckRunning,
     #[error("the archive file is missing or was altered")]
     ArchiveLost,
+    #[error("the capture, which knows what is missing, is gone")]
+    CaptureGone,
     #[error("the archive is gone")]
     ArchiveGone,
     #[error("the job is deleted, but some of its files could not be removed: {0}")]
@@ -42,6 +44,14 @@ pub enum JobsError {
 }
 
 impl JobsError {
+    pub fn is_damaged_capture(&self) -> bool {
+        match self {
+            Self::CaptureGone => true,
+            Self::Archive(error) => error.is_damaged_capture(),
+            _ => false,
+        }
+    }
+
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Store(error) => error.is_disk_full(),

@@ -54,8 +54,14 @@ impl Jobs {
         let page = page.await.map_err(std::io::Error::other)?;
         // The job's files may have been removed meanwhile: an empty page would claim that nothing is missing.
         let may_be_gone = page.as_ref().map_or(true, |(lines, _)| lines.is_empty());
-        if may_be_gone && self.get(id).await?.state == JobState::Expired {
-            return Err(JobsError::ArchiveGone);
+        if may_be_gone {
+            let job = self.get(id).await?;
+            if job.state == JobState::Expired {
+                return Err(JobsError::ArchiveGone);
+            }
+            if page.is_ok() && after.is_none() && job.state.is_final() && job.progress.counts.failures > 0 {
+                return Err(JobsError::CaptureGone);
+            }
         }
         Ok(page?)
     }
@@ -113,7 +119,9 @@ impl Jobs {
                     self.result_limits.hashing.try_acquire().map_err(|_| JobsError::HashCheckRunning)?;
                 Ok(directory::has_hash(file, archive.sha256, self.stop.clone()).await?)
             }
-            Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. }) => Ok(false),
+            Err(JobsError::ArchiveLost | JobsError::ArchiveNotReady { .. } | JobsError::ArchiveGone) => {
+                Ok(false)
+            }
             // The archive may exist all the same.
             Err(error) => Err(error),
         }

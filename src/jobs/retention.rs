@@ -16,7 +16,7 @@ const EVERY: Duration = Duration::from_secs(60);
 pub(super) async fn run(jobs: Arc<Jobs>) {
     let mut trusted = TrustedClock::at(jobs.clock.elapsed(), jobs.clock.now());
     loop {
-        for id in jobs.take_pending_removals(|_| true) {
+        for id in jobs.pending_removals() {
             if jobs.stop.is_cancelled() {
                 // The next start removes them.
                 return;

@@ -2,7 +2,7 @@
 //!
 //! Persists before it announces. Knows nothing of HTTP; errors are in terms of jobs.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -50,7 +50,7 @@ pub struct Jobs {
     /// Jobs that an earlier process left running and that wait to be resumed.
     pub(super) interrupted: Mutex<VecDeque<Job>>,
     /// Deleted or expired jobs whose files could not be removed.
-    pending_removals: Mutex<Vec<JobId>>,
+    pending_removals: Mutex<HashSet<JobId>>,
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
     pub(super) stop: CancellationToken,
@@ -287,11 +287,10 @@ impl Jobs {
         loop {
             let Some(state) = self.store.state(id).await? else {
                 // Perhaps an earlier call could not remove its files.
-                let left = self.take_pending_removals(|left| *left == id);
-                return if left.is_empty() {
-                    Err(JobsError::NotFound)
-                } else {
+                return if self.pending_removals().contains(&id) {
                     self.remove_directory(id).await.map_err(JobsError::FilesLeft)
+                } else {
+                    Err(JobsError::NotFound)
                 };
             };
             if state == JobState::Running && self.runs_or_will(id).await? {
@@ -326,15 +325,18 @@ impl Jobs {
 
     /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
     pub(super) async fn remove_directory(&self, id: JobId) -> std::io::Result<()> {
-        directory::remove(self.directory(id)).await.inspect_err(|_| {
-            lock(&self.pending_removals).push(id);
-        })
+        let removed = directory::remove(self.directory(id)).await;
+        let mut pending = lock(&self.pending_removals);
+        match removed {
+            Ok(()) => pending.remove(&id),
+            Err(_) => pending.insert(id),
+        };
+        removed
     }
 
-    /// Takes the wanted jobs out of those whose files could not be removed.
-    pub(super) fn take_pending_removals(&self, is_wanted: impl Fn(&JobId) -> bool) -> Vec<JobId> {
-        let mut left = lock(&self.pending_removals);
-        left.extract_if(.., |id| is_wanted(id)).collect()
+    /// The deleted or expired jobs whose files could not be removed yet.
+    pub(super) fn pending_removals(&self) -> Vec<JobId> {
+        lock(&self.pending_removals).iter().copied().collect()
     }
 
     /// Whether a job recorded as running is running or will be resumed. One with an unreadable record is not resumed.

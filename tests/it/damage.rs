@@ -424,6 +424,22 @@ async fn a_record_that_cannot_be_read_hides_no_other_and_a_trouble_is_found_in_t
     assert_eq!((deleted.status().as_u16(), its_files.exists()), (204, false));
 }
 
+/// An empty list of failures would say that nothing is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_capture_nobody_knows_what_is_missing() {
+    let world = World::new(account()).await;
+    world.sim.script(always(Match::Session(0), status(500, "")));
+    let id = world.submit(&world.everything()).await;
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    std::fs::remove_dir_all(world.directory_of(&id)).unwrap();
+    let answer = world.get(&format!("/v1/jobs/{id}/failures")).await;
+    assert_eq!(answer.status(), 409);
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "capture-damaged");
+    world.sim.clear_script();
+    assert_eq!(world.retried(&id).await["state"], "completed");
+    assert!(world.failures(&id).await.is_empty());
+}
+
 /// What a user downloads can be made again without asking Zoom again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_that_got_lost_or_damaged_is_made_again_by_a_retry() {
