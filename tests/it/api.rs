@@ -6,11 +6,10 @@ use std::time::Duration;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use zoom_chat_reports::clock::ManualClock;
 use zoom_chat_reports::http::{ApiKeys, Rights};
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
-use crate::harness::{NO_PERMISSION, World, always, removed, status};
+use crate::harness::{NO_PERMISSION, World, always, clock_at, removed, status};
 
 fn account() -> SimSettings {
     SimSettings { sessions: 12, messages: 400, ..SimSettings::default() }
@@ -144,16 +143,15 @@ async fn an_idempotency_key_belongs_to_the_api_key_it_came_with() {
 /// The answer to a request sent shortly before midnight was lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_request_gets_its_job_also_when_its_days_have_left_the_six_months() {
-    let clock = ManualClock::starting_at("2026-11-24T23:59:58Z".parse().unwrap());
-    let today = Some(jiff::civil::date(2026, 11, 24));
-    let world = World::with_clock(SimSettings { today, ..account() }, clock.clone(), |_| {}).await;
+    let clock = clock_at("12:00:00");
+    let world = World::with_clock(account(), clock.clone(), |_| {}).await;
     let body = json!({ "from": "2026-05-24", "to": "2026-05-30" });
     let post = |key: &'static str| {
         world.client.post(world.url("/v1/jobs")).header("idempotency-key", key).json(&body).send()
     };
     let first: Value = post("k").await.unwrap().json().await.unwrap();
     world.finished(first["id"].as_str().unwrap()).await;
-    clock.advance(Duration::from_secs(60));
+    clock.advance(Duration::from_secs(12 * 3_600));
     let again = post("k").await.unwrap();
     assert_eq!(again.status(), 202);
     assert_eq!(again.json::<Value>().await.unwrap()["id"], first["id"]);
@@ -312,7 +310,10 @@ async fn an_archive_is_its_own_also_while_a_retry_replaces_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_job_has_no_archive_and_cannot_be_deleted_and_a_deleted_one_is_gone() {
-    let world = World::new(SimSettings { latency: Duration::from_millis(300), ..account() }).await;
+    // Requests that hang are given up soon.
+    let world = World::with(account(), |settings| settings.zoom.idle_timeout = Duration::from_secs(1)).await;
+    // Keeps the job from ending by itself.
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["state"] == "running").await;
     let early = world.get(&format!("/v1/jobs/{id}/archive")).await;
@@ -324,6 +325,7 @@ async fn a_running_job_has_no_archive_and_cannot_be_deleted_and_a_deleted_one_is
         problem(world.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await).await,
         is(409, "wrong-state")
     );
+    world.sim.clear_script();
     assert_eq!(world.finished(&id).await["state"], "completed");
     for (action, why) in [("cancel", "in state completed cannot be cancelled"), ("retry", "nothing to retry")]
     {
@@ -435,11 +437,12 @@ async fn keys_are_asked_for_where_they_must_be() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_request_many_times_at_once_takes_one_place_in_the_queue() {
-    let sim = SimSettings { latency: Duration::from_millis(300), ..account() };
-    let world = World::with(sim, |settings| {
+    let world = World::with(account(), |settings| {
         (settings.jobs.max_running, settings.jobs.max_queued) = (1, 1);
     })
     .await;
+    // Keeps the first job from ending by itself.
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let first = world.submit(&world.everything()).await;
     world.wait_until(&first, |job| job["state"] == "running").await;
     let body = world.everything();
@@ -458,11 +461,13 @@ async fn the_same_request_many_times_at_once_takes_one_place_in_the_queue() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
-    let world = World::with(SimSettings { latency: Duration::from_millis(200), ..account() }, |settings| {
+    let world = World::with(account(), |settings| {
         settings.jobs.max_running = 1;
         settings.jobs.max_queued = 2;
     })
     .await;
+    // Keeps the first job from ending by itself.
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let first = world.submit(&world.everything()).await;
     world.wait_until(&first, |job| job["state"] == "running").await;
     let second = world.submit(&world.everything()).await;
@@ -477,9 +482,8 @@ async fn too_many_queued_jobs_are_refused_with_a_time_to_come_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_go_when_the_retention_is_over_and_the_record_stays() {
-    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
-    let sim = SimSettings { today: Some(jiff::civil::date(2026, 11, 24)), ..account() };
-    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let clock = clock_at("12:00:00");
+    let world = World::with_clock(account(), clock.clone(), |_| {}).await;
     let mut others = Vec::new();
     for (matches, answer, end) in [
         (Match::Session(0), FaultAnswer::Hang, "cancelled"),

@@ -276,19 +276,23 @@ async fn extract_touches_no_directory_that_it_did_not_make() {
 async fn extract_goes_on_when_its_first_day_has_left_the_six_months() {
     let sim = Simulator::start(SimSettings { months: 6, ..account() }).await.unwrap();
     let home = TempDir::new().unwrap();
-    assert_eq!(run(extract(&sim, home.path())).await.0, 0);
-    // As if it had been begun a day earlier.
-    let first = sim.dataset().first_day();
-    let [before, first] = [first.yesterday().unwrap(), first].map(|day| day.to_string());
+    let oldest = sim.dataset().first_day();
+    // Not the oldest day itself: another day may begin meanwhile.
+    let days = [oldest.yesterday().unwrap(), oldest.tomorrow().unwrap(), sim.dataset().last_day()];
+    let [before, first, last] = days.map(|day| day.to_string());
+    let command = |from: &str| {
+        let mut command = connected(&sim, home.path());
+        command.args(["extract", "--from-date", from, "--to-date", &last]);
+        command
+    };
+    assert_eq!(run(command(&first)).await.0, 0);
+    // As if it had been begun some days earlier.
     let capture = home.path().join("zoom_chat_reports/.capture/capture.db");
     let mut capture = open_sqlite(&capture).await;
     let earlier = sqlx::query("UPDATE meta SET value = replace(value, ?, ?) WHERE key = 'request'");
     earlier.bind(&first).bind(&before).execute(&mut capture).await.unwrap();
     capture.close().await.unwrap();
-    let mut command = connected(&sim, home.path());
-    let last = sim.dataset().last_day().to_string();
-    command.args(["extract", "--from-date", &before, "--to-date", &last]);
-    let (code, out, err) = run(command).await;
+    let (code, out, err) = run(command(&before)).await;
     assert!(code == 0 && err.contains("resuming from"), "{code} {out}{err}");
 }
 

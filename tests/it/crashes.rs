@@ -213,11 +213,11 @@ impl Experiment {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_every_phase_it_loses_nothing_and_leaves_nothing() {
     let kills: u64 = std::env::var("KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
-    let world = World::new(account()).await;
+    let sim = Simulator::start(account()).await.unwrap();
+    let world = World::new(SimSettings { today: Some(sim.dataset().last_day()), ..account() }).await;
     let (job, expected) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed");
     drop(world);
-    let sim = Simulator::start(account()).await.unwrap();
     let everything = everything(&sim);
     let directory = TempDir::new().unwrap();
     let setup = Setup::new(&sim, directory.path());

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use zoom_chat_reports::sim::{SimSettings, Simulator};
+use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
-use crate::harness::{archives_in, assert_all, everything};
+use crate::harness::{always, archives_in, assert_all, everything};
 use crate::process::{Service, Setup};
 
 pub fn account() -> SimSettings {
@@ -169,11 +169,14 @@ async fn a_read_only_data_directory_stops_the_start_and_is_named() {
 async fn a_job_whose_files_are_removed_under_its_feet_fails_and_others_go_on() {
     let sim = Simulator::start(account()).await.unwrap();
     let directory = TempDir::new().unwrap();
-    let setup = Setup::new(&sim, directory.path());
+    let setup = Setup::new(&sim, directory.path()).with("IDLE_TIMEOUT", "1s");
+    // Keeps jobs from ending by themselves.
+    sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let service = setup.start().await;
     let (lost, other) = (service.submit(&everything(&sim)).await, service.submit(&everything(&sim)).await);
     service.wait_until(&lost, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
     std::fs::remove_dir_all(setup.data.join("jobs").join(&lost)).unwrap();
+    sim.clear_script();
     let job = service.finished(&lost).await;
     assert_eq!(job["state"], "failed", "{job:#}");
     assert!(job["error"]["help"].is_string(), "{job:#}");
@@ -188,11 +191,14 @@ async fn a_job_whose_files_are_removed_under_its_feet_fails_and_others_go_on() {
 async fn without_its_data_directory_the_service_says_so_and_promises_nothing() {
     let sim = Simulator::start(account()).await.unwrap();
     let directory = TempDir::new().unwrap();
-    let setup = Setup::new(&sim, directory.path());
+    let setup = Setup::new(&sim, directory.path()).with("IDLE_TIMEOUT", "1s");
+    // Keeps the job from ending by itself.
+    sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let service = setup.start().await;
     let id = service.submit(&everything(&sim)).await;
     service.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 500).await;
     std::fs::remove_dir_all(&setup.data).unwrap();
+    sim.clear_script();
     let ready = service.get("/readyz").await;
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("data directory is gone"));

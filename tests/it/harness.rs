@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::ToSpan;
@@ -17,7 +18,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use zoom_chat_reports::app::{App, AppSettings};
-use zoom_chat_reports::clock::{SharedClock, SystemClock};
+use zoom_chat_reports::clock::{ManualClock, SharedClock, SystemClock};
 use zoom_chat_reports::extract::ExtractSettings;
 use zoom_chat_reports::http::HttpSettings;
 use zoom_chat_reports::jobs::JobSettings;
@@ -27,6 +28,14 @@ use zoom_chat_reports::sim::{
 use zoom_chat_reports::zoom::ZoomSettings;
 use zoom_chat_reports::zoom::auth::Credentials;
 use zoom_chat_reports::zoom::retry::RetryPolicy;
+
+/// The day on which tests play unless they say otherwise: neither midnight nor the calendar makes a difference to them.
+pub const TODAY: Date = jiff::civil::date(2026, 11, 24);
+
+/// A clock that shows this time of that day.
+pub fn clock_at(time: &str) -> Arc<ManualClock> {
+    ManualClock::starting_at(format!("{TODAY}T{time}Z").parse().unwrap())
+}
 
 /// A simulator and the service in front of it.
 pub struct World {
@@ -82,7 +91,8 @@ impl World {
     }
 
     pub async fn with(sim: SimSettings, adjust: impl FnOnce(&mut AppSettings)) -> Self {
-        Self::with_clock(sim, SystemClock::shared(), adjust).await
+        let noon = sim.today.unwrap_or(TODAY).at(12, 0, 0, 0).to_zoned(TimeZone::UTC).unwrap();
+        Self::with_clock(sim, ManualClock::starting_at(noon.timestamp()), adjust).await
     }
 
     pub async fn with_clock(
@@ -90,7 +100,8 @@ impl World {
         clock: SharedClock,
         adjust: impl FnOnce(&mut AppSettings),
     ) -> Self {
-        let sim = Simulator::start(sim).await.unwrap();
+        let today = sim.today.or(Some(TODAY));
+        let sim = Simulator::start(SimSettings { today, ..sim }).await.unwrap();
         let directory = TempDir::new().unwrap();
         let mut settings = settings(&sim, &directory);
         adjust(&mut settings);

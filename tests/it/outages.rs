@@ -1,6 +1,5 @@
 //! Zoom down, the account at its daily limit, credentials withdrawn, clocks changed: jobs wait, say so, and go on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -9,18 +8,13 @@ use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
-use crate::harness::{INVALID_TOKEN, World, always, assert_all, eventually, fault, status};
-
-fn clock() -> Arc<ManualClock> {
-    ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap())
-}
+use crate::harness::{INVALID_TOKEN, World, always, assert_all, clock_at, eventually, fault, status};
 
 fn account() -> SimSettings {
     SimSettings {
         sessions: 60,
         messages: 12_000,
         latency: Duration::from_millis(5),
-        today: Some(jiff::civil::date(2026, 11, 24)),
         ..SimSettings::default()
     }
 }
@@ -70,7 +64,7 @@ async fn a_revoked_token_is_replaced_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_minutes_without_zoom_cost_nothing_but_ten_minutes() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -101,7 +95,7 @@ async fn an_outage_of_one_endpoint_is_waited_for_while_the_other_answers() {
         (Match::Messages, 3, status(302, "")),
         (Match::Messages, 3, status(403, "")),
     ] {
-        let clock = clock();
+        let clock = clock_at("12:00:00");
         let sim = SimSettings { sessions: 700, messages: 7_000, months: 3, ..account() };
         let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.limit = Some(600.0)).await;
         world.sim.script(fault(matches, after, u32::MAX, down));
@@ -134,7 +128,7 @@ async fn a_list_that_breaks_while_it_is_read_again_is_cut_and_not_waited_for() {
 /// A gateway's page that happens to be JSON is not an answer of Zoom.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_that_speaks_json_is_one_as_well() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -148,7 +142,7 @@ async fn an_outage_that_speaks_json_is_one_as_well() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
     for faults_of in [Match::Any, Match::Token] {
-        let clock = clock();
+        let clock = clock_at("12:00:00");
         let sim = SimSettings { months: 1, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
         world.sim.script(fault(faults_of, 0, 40, FaultAnswer::Reset));
@@ -165,7 +159,7 @@ async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
 /// A proxy's page in place of the token endpoint's answer says nothing about credentials that worked before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_stormed() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -183,7 +177,7 @@ async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_sto
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_cannot_be_renewed_early_is_used_to_its_end() {
     for answer in [status(503, ""), status(400, r#"{"reason":"Invalid client_id or client_secret"}"#)] {
-        let clock = clock();
+        let clock = clock_at("12:00:00");
         let world = World::with_clock(account(), clock.clone(), paced).await;
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -197,7 +191,7 @@ async fn a_token_that_cannot_be_renewed_early_is_used_to_its_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let world = World::with_clock(account(), clock.clone(), |settings| {
         paced(settings);
         settings.zoom.max_outage = Duration::from_secs(240);
@@ -232,7 +226,8 @@ async fn after_the_longest_outage_the_job_fails_and_retry_goes_on() {
 /// One chat fails for good while everything else is answered: that is not an outage, however often it fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
-    let world = World::with_clock(SimSettings { sessions: 1, ..account() }, clock(), |_| {}).await;
+    let world =
+        World::with_clock(SimSettings { sessions: 1, ..account() }, clock_at("12:00:00"), |_| {}).await;
     // The first page is answered, so that there is something to probe with; the second never is.
     world.sim.script(always(Match::WithPageToken, status(503, "")));
     let id = world.submit(&world.everything()).await;
@@ -246,7 +241,7 @@ async fn a_session_that_always_fails_is_not_taken_for_an_outage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage() {
     let sim = SimSettings { messages: 24_000, heaviest_share: 0.8, months: 1, ..account() };
-    let world = World::with_clock(sim, clock(), |_| {}).await;
+    let world = World::with_clock(sim, clock_at("12:00:00"), |_| {}).await;
     world.sim.script(fault(Match::Session(0), 12, u32::MAX, status(500, "")));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
@@ -263,7 +258,7 @@ async fn a_split_session_that_fails_in_all_its_parts_is_not_taken_for_an_outage(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_for_an_outage() {
     let sim = SimSettings { months: 1, ..account() };
-    let mut world = World::with_clock(sim, clock(), |_| {}).await;
+    let mut world = World::with_clock(sim, clock_at("12:00:00"), |_| {}).await;
     for session in 0..12 {
         world.sim.script(always(Match::Session(session), status(500, "")));
     }
@@ -284,7 +279,7 @@ async fn only_sessions_that_always_fail_retried_after_a_restart_are_not_taken_fo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
     for of_tokens in [None, Some(302), Some(404)] {
-        let clock = clock();
+        let clock = clock_at("12:00:00");
         let mut world = World::with_clock(account(), clock.clone(), paced).await;
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -306,7 +301,7 @@ async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_wait_for_a_daily_limit_survives_a_restart() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let sim = SimSettings { daily_limit: 20, ..account() };
     let mut world = World::with_clock(sim, clock.clone(), |_| {}).await;
     let (one, two) = (world.submit(&world.everything()).await, world.submit(&world.everything()).await);
@@ -329,7 +324,7 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
 /// 429s that name neither the limit nor its end: the job says that it waits; a check does not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_everything_for_a_minute_are_a_pause() {
-    let clock = clock();
+    let clock = clock_at("12:00:00");
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
@@ -353,7 +348,7 @@ async fn refusals_of_everything_for_a_minute_are_a_pause() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
-    let world = World::with_clock(account(), clock(), paced).await;
+    let world = World::with_clock(account(), clock_at("12:00:00"), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 2_000).await;
     world.sim.set_credentials_valid(false);
@@ -372,7 +367,7 @@ async fn credentials_withdrawn_in_mid_job_end_it_soon_and_new_ones_finish_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_set_an_hour_forward_or_back_stops_nothing_and_expires_nothing() {
     for hours in [1, -1] {
-        let clock = clock();
+        let clock = clock_at("12:00:00");
         let world = World::with_clock(account(), clock.clone(), |settings| {
             settings.jobs.retention = Duration::from_secs(1_800);
             settings.zoom.limit = Some(400.0);

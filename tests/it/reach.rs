@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use serde_json::{Value, json};
-use zoom_chat_reports::clock::ManualClock;
+use zoom_chat_reports::days::DateRange;
+use zoom_chat_reports::extract::windows;
 use zoom_chat_reports::sim::{Dataset, FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::failures::account;
-use crate::harness::{GONE, Missing, TOO_OLD, World, always, assert_whole, eventually, fault, sent, status};
+use crate::harness::{
+    GONE, Missing, TOO_OLD, World, always, assert_whole, clock_at, eventually, fault, sent, status,
+};
 
 /// What is missing when these first days are lost; sessions active only then cannot be known.
 fn without(data: &Dataset, first: Date, last: Date) -> Missing {
@@ -21,20 +24,24 @@ fn without(data: &Dataset, first: Date, last: Date) -> Missing {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_before_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
-    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let sim = SimSettings { months: 6, today: Some(today), latency: Duration::from_millis(100), ..account() };
+    let clock = clock_at("23:00:00");
+    let sim = SimSettings { months: 6, ..account() };
     let world = World::with_clock(sim, clock.clone(), |settings| settings.jobs.max_running = 1).await;
     let data = world.sim.dataset().clone();
     let lost = jiff::civil::date(2026, 5, 24);
     assert_eq!(data.first_day(), lost, "as far back as Zoom goes today");
+    // Keeps the first job from ending by itself.
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
     let first = world.submit(&world.everything()).await;
     world.wait_until(&first, |job| job["state"] == "running").await;
     let second = world.submit(&world.everything()).await;
     clock.advance(Duration::from_secs(7_200));
+    world.sim.clear_script();
+    world.post(&format!("/v1/jobs/{first}/cancel"), &Value::Null).await;
     let job = world.finished(&second).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let failures = world.failures(&second).await;
+    assert!(!failures.is_empty());
     for failure in &failures {
         assert_eq!(
             (failure["code"].as_str(), failure["from"].as_str()),
@@ -130,10 +137,8 @@ async fn messages_are_fetched_while_it_cannot_be_checked_where_zooms_reach_begin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_without_sessions_is_no_failure_once_its_window_has_partly_left_zooms_reach() {
-    let clock = ManualClock::starting_at("2026-11-24T12:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let sim = SimSettings { months: 6, today: Some(today), ..account() };
-    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let clock = clock_at("12:00:00");
+    let world = World::with_clock(SimSettings { months: 6, ..account() }, clock.clone(), |_| {}).await;
     let (first, day) = (world.sim.dataset().first_day(), jiff::civil::date(2026, 6, 10));
     world.sim.script(always(Match::ListTouching(day), status(500, "")));
     let id = world.submit(&world.everything()).await;
@@ -175,11 +180,9 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         (Match::ListTouching(lost), true),
     ] {
         let case = format!("{on_its_way:?} {is_not_found}");
-        let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-        let today = jiff::civil::date(2026, 11, 24);
-        let latency = Duration::from_millis(400);
-        let sim =
-            SimSettings { sessions: 5, messages: 300, months: 6, today: Some(today), latency, ..account() };
+        let clock = clock_at("23:00:00");
+        let latency = Duration::from_secs(1);
+        let sim = SimSettings { sessions: 5, messages: 300, months: 6, latency, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
         if is_not_found {
             let nothing = status(404, r#"{"code":5301,"message":"The session does not exist."}"#);
@@ -187,11 +190,19 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         }
         let id = world.submit(&world.everything()).await;
         let is_of_a_list = matches!(on_its_way, Match::ListTouching(_));
-        let is_sent = || {
+        // All of them: it is not known which comes first.
+        let data = world.sim.dataset();
+        let windows = windows::plan(DateRange::new(data.first_day(), data.last_day()));
+        let units: usize = windows.iter().map(|days| data.sessions_listed(days.from, days.to).count()).sum();
+        let are_sent = || {
             let stats = world.sim.stats();
-            (if is_of_a_list { stats.list_requests } else { stats.message_requests }) > 0
+            if is_of_a_list {
+                stats.list_requests >= windows.len() as u64
+            } else {
+                stats.message_requests >= units as u64
+            }
         };
-        eventually("the request is sent", is_sent).await;
+        eventually("the requests are sent", are_sent).await;
         clock.advance(Duration::from_secs(7_200));
         let job = world.finished(&id).await;
         assert_eq!(job["state"], "completed_with_failures", "{case}: {job:#}");
@@ -199,7 +210,6 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         let told: BTreeSet<_> = failures.iter().map(|failure| failure["code"].as_str().unwrap()).collect();
         assert_eq!(told, ["out-of-reach"].into(), "{case}");
         assert_eq!(failures.iter().any(|failure| failure["what"] == "listing"), is_of_a_list, "{case}");
-        let data = world.sim.dataset();
         assert_eq!(data.first_day(), lost);
         let is_told_of = |id: &str| failures.iter().any(|failure| failure["session_id"] == id);
         for index in data.sessions_listed(lost, lost).filter(|_| !is_of_a_list) {
@@ -219,16 +229,16 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
 /// For a month in which a chat has another name, it is not selected until all months are listed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_told_of() {
-    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let sim = SimSettings { months: 6, today: Some(today), hostile: false, ..account() };
-    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let clock = clock_at("23:00:00");
+    let sim = SimSettings { months: 6, hostile: false, ..account() };
+    let soon = Duration::from_secs(1);
+    let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.idle_timeout = soon).await;
     let data = world.sim.dataset().clone();
     let (lost, session) = (data.first_day(), data.session(0));
     let renamed = format!(r#"{{"sessions":[{{"id":"{}","type":"Group","name":"x"}}]}}"#, session.id);
     world.sim.script(always(Match::ListTouching(lost), FaultAnswer::ReplaceBody(renamed)));
-    let later = FaultAnswer::Delay(Duration::from_secs(3));
-    world.sim.script(always(Match::ListTouching(data.last_day()), later));
+    // Keeps the last list from being read.
+    world.sim.script(always(Match::ListTouching(data.last_day()), FaultAnswer::Hang));
     let mut body = world.everything();
     body["sessions"] = json!({ "name_contains": session.name });
     let id = world.submit(&body).await;
@@ -238,6 +248,7 @@ async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_
     };
     world.wait_until(&id, others_are_listed).await;
     clock.advance(Duration::from_secs(7_200));
+    world.sim.clear_script();
     assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
     let told: Vec<_> = world.failures(&id).await;
     let told_of = |failure: &Value| ["session_id", "code", "from", "to"].map(|name| failure[name].clone());
@@ -247,17 +258,19 @@ async fn a_day_that_leaves_zooms_reach_before_a_renamed_chat_is_asked_for_it_is_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_that_leaves_zooms_reach_while_it_is_fetched_is_a_failure_and_the_rest_is_whole() {
-    let clock = ManualClock::starting_at("2026-11-24T23:00:00Z".parse().unwrap());
-    let today = jiff::civil::date(2026, 11, 24);
-    let latency = Duration::from_millis(100);
-    let sim = SimSettings { months: 6, messages: 30_000, today: Some(today), latency, ..account() };
-    let world = World::with_clock(sim, clock.clone(), |_| {}).await;
+    let clock = clock_at("23:00:00");
+    let sim = SimSettings { sessions: 1, messages: 6_000, months: 6, ..account() };
+    let soon = Duration::from_secs(1);
+    let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.idle_timeout = soon).await;
     let data = world.sim.dataset().clone();
     let lost = data.first_day();
+    // Of the one chain with that day two pages come, and no third while it is still in reach.
+    world.sim.script(fault(Match::MessagesTouching(lost), 2, u32::MAX, FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 3_000).await;
-    world.sim.script(always(Match::MessagesTouching(lost), status(400, TOO_OLD)));
+    eventually("the third page is asked for", || world.sim.stats().faults > 0).await;
     clock.advance(Duration::from_secs(7_200));
+    world.sim.clear_script();
+    world.sim.script(always(Match::MessagesTouching(lost), status(400, TOO_OLD)));
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let failures = world.failures(&id).await;

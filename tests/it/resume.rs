@@ -32,12 +32,15 @@ async fn undisturbed(sim: SimSettings) -> Archive {
 async fn an_orderly_restart_goes_on_where_the_job_stood() {
     let expected = undisturbed(account(0)).await;
     let mut world = World::with(account(0), |settings| settings.zoom.limit = Some(200.0)).await;
+    // Keeps the job from ending by itself.
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
     for messages in [2_000, 8_000, 14_000] {
         let job = world.wait_until(&id, |job| job["progress"]["messages"].as_u64() >= Some(messages)).await;
         assert_eq!(job["state"], "running", "it is interrupted: {job:#}");
         world.restart().await;
     }
+    world.sim.clear_script();
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed", "{job:#}");
     let archive = world.archive(&id).await;
@@ -75,7 +78,7 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     // Keeps the job from ending by itself.
     world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 8_000).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 16_000).await;
     let response = world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
     assert_eq!(response.status(), 202);
     let job = world.finished(&id).await;

@@ -76,6 +76,8 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 id
             }
             "in an outage" => {
+                // Slowly, so that it does not end before.
+                sim.set_qps(60);
                 let id = running.submit(&everything(&sim)).await;
                 running.wait_until(&id, messages(3_000)).await;
                 sim.set_down(true);
@@ -92,6 +94,7 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
         let took = stopped(running).await;
         assert!(took < Duration::from_secs(5), "{phase}: {took:?}");
         sim.set_down(false);
+        sim.set_qps(0);
         sim.set_daily_limit(0);
         sim.clear_script();
         if phase == "at the daily limit" {
@@ -144,7 +147,7 @@ async fn downloads_under_way_end_or_are_continued_by_range_after_the_restart() {
         .await
         .unwrap();
     let directory = TempDir::new().unwrap();
-    let setup = Setup::new(&sim, directory.path()).with("ZOOM_RATE_LIMIT", "0").with("SHUTDOWN_GRACE", "3s");
+    let setup = Setup::new(&sim, directory.path()).with("ZOOM_RATE_LIMIT", "0").with("SHUTDOWN_GRACE", "6s");
     let mut service = setup.start().await;
     let id = service.submit(&everything(&sim)).await;
     service.finished(&id).await;
