@@ -214,7 +214,8 @@ impl Experiment {
 async fn killed_in_every_phase_it_loses_nothing_and_leaves_nothing() {
     let kills: u64 = std::env::var("KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     let sim = Simulator::start(account()).await.unwrap();
-    let world = World::new(SimSettings { today: Some(sim.dataset().last_day()), ..account() }).await;
+    let today = Some(sim.dataset().last_day().tomorrow().unwrap());
+    let world = World::new(SimSettings { today, ..account() }).await;
     let (job, expected) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed");
     drop(world);
