@@ -236,7 +236,7 @@ impl OneJob {
         refuse_foreign_files(&self.output)?;
         let archive = assembled.archive.clone();
         put_in_place(assembled, self.request.clone(), summary.extent, self.output.clone()).await?;
-        let (failures, _) = failures_page(&directory, None, MOST_FAILURES).await?;
+        let (failures, _) = failures_page(&directory, None, MOST_FAILURES).await?.unwrap_or_default();
         let (kept_earlier, mut kept): (Vec<_>, Vec<_>) =
             self.output.kept().into_iter().partition(|path| kept_before.contains(path));
         let mut left = None;

@@ -303,17 +303,17 @@ pub async fn failures(reader: &mut Reader, after: i64) -> Result<Option<(i64, Ve
     Ok(Some((last.id, rows.into_iter().map(line).collect())))
 }
 
-/// Returns at most `most` failures after the one numbered `after`, and the number of the last if there may be more.
+/// Returns at most `most` failures after the one numbered `after`, and the number of the last if there may be more; `None` if
+/// there is no planned capture.
 pub async fn failures_page(
     directory: &Path,
     after: Option<i64>,
     most: usize,
-) -> Result<(Vec<FailureLine>, Option<i64>), ArchiveError> {
-    // A job that has only just begun has a capture without a plan.
+) -> Result<Option<(Vec<FailureLine>, Option<i64>)>, ArchiveError> {
     let location = Location::in_directory(directory);
     let rows = location
         .with_planned_reader(async |reader| reader.failures(after.unwrap_or(i64::MIN), most as i64).await);
-    let rows = rows.await?.unwrap_or_default();
+    let Some(rows) = rows.await? else { return Ok(None) };
     let next = if rows.len() == most { rows.last().map(|row| row.id) } else { None };
-    Ok((rows.into_iter().map(FailureLine::from).collect(), next))
+    Ok(Some((rows.into_iter().map(FailureLine::from).collect(), next)))
 }

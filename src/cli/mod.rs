@@ -241,6 +241,7 @@ fn grouped(number: u64) -> String {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use std::collections::HashMap;
 
     #[test]
     fn the_command_line_is_sound() {
@@ -257,6 +258,29 @@ mod tests {
         for name in settings_of(&Cli::command()) {
             let name = name.to_str().unwrap();
             assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_readme_tells_every_default() {
+        let in_ticks =
+            |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
+        let mut told = HashMap::new();
+        for line in include_str!("../../README.md").lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = line.split('|').collect();
+            told.extend(in_ticks(cells[1]).into_iter().zip(in_ticks(cells[2])));
+        }
+        let same = |one: &str, other: &str| {
+            one == other || one.parse::<f64>().is_ok_and(|one| other.parse() == Ok(one))
+        };
+        for argument in arguments_of(&Cli::command()) {
+            let Some(name) = argument.get_env().and_then(OsStr::to_str) else { continue };
+            let default = argument.get_default_values().first().map(|value| value.to_str().unwrap());
+            let is_told = match (told.get(name), default) {
+                (Some(told), Some(default)) => same(told, default),
+                (told, default) => told.is_none() && default.is_none(),
+            };
+            assert!(is_told, "{name}: {default:?}, and the README says {:?}", told.get(name));
         }
     }
 }

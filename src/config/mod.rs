@@ -399,6 +399,26 @@ mod tests {
     const ACCOUNT: &str = "--zoom-account-id a --zoom-client-id c --zoom-client-secret hush-hush";
 
     #[test]
+    fn each_setting_reaches_its_component() {
+        let line = "--request-timeout 11s --connect-timeout 12s --idle-timeout 13s --retry-attempts 14 --retry-base 15ms \
+            --max-outage 16s --in-flight 17 --max-connections 18 --max-event-streams 19 --max-downloads 20 \
+            --shutdown-grace 21s --max-running-jobs 22 --max-queued-jobs 23 --retention 24s --data-dir there \
+            --listen-addr 127.0.0.1:25 --metrics-addr 127.0.0.1:26 --max-answer-bytes 70000 \
+            --zoom-api-base-url https://a.example/v2 --zoom-oauth-base-url https://o.example";
+        let AppSettings { listen, http, jobs, zoom } = settings(&format!("{ACCOUNT} {line}")).unwrap();
+        let times = [zoom.request_timeout, zoom.connect_timeout, zoom.idle_timeout, zoom.max_outage];
+        assert_eq!(times, [11, 12, 13, 16].map(Duration::from_secs));
+        assert_eq!([http.shutdown_grace, jobs.retention], [21, 24].map(Duration::from_secs));
+        assert_eq!((zoom.retry.max_attempts, zoom.retry.base), (14, Duration::from_millis(15)));
+        assert_eq!([zoom.in_flight, zoom.max_answer_bytes], [17, 70_000]);
+        assert_eq!([http.max_connections, http.max_event_streams, http.max_downloads], [18, 19, 20]);
+        assert_eq!([jobs.max_running, jobs.max_queued], [22, 23]);
+        assert_eq!([&zoom.api_base[..], &zoom.oauth_base], ["https://a.example/v2", "https://o.example"]);
+        assert_eq!((listen.port(), http.metrics_listen.map(|address| address.port())), (25, Some(26)));
+        assert_eq!(jobs.data_dir, Path::new("there"));
+    }
+
+    #[test]
     fn every_wrong_setting_is_named() {
         let error =
             settings("--listen-addr 0.0.0.0:80 --zoom-rate-share 2 --max-running-jobs 0").unwrap_err();

@@ -220,6 +220,9 @@ pub fn help_for(kind: FailureKind) -> &'static str {
         | FailureKind::DaysLeftOut => {
             "Zoom does not answer as it should; try again later and see status.zoom.us"
         }
+        FailureKind::RateLimited => {
+            "Zoom keeps answering 429 (too many requests): do other apps use the account? Lower ZOOM_RATE_SHARE"
+        }
         FailureKind::Connection => {
             "Zoom could not be reached; check the network, a proxy (HTTPS_PROXY), certificates, and ZOOM_API_BASE_URL \
              and ZOOM_OAUTH_BASE_URL"

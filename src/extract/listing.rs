@@ -142,9 +142,14 @@ async fn only_this_list_is_refused(
     }
     let oldest = shared.reach.oldest();
     let windows = shared.with_reader(async |reader| reader.windows().await).await?;
-    let mut others = windows.into_iter().filter(|(other, _)| *other != window);
-    let Some(days) = others.find_map(|(_, days)| days.since(oldest)) else { return Ok(false) };
-    Ok(is_answer(&ask(shared, &Call::sessions(days), run_effort(Urgency::Everything)).await?))
+    let others = windows.into_iter().filter(|(other, _)| *other != window);
+    // Several, as some may be refused for reasons of their own.
+    for days in others.filter_map(|(_, days)| days.since(oldest)).take(3) {
+        if is_answer(&ask(shared, &Call::sessions(days), run_effort(Urgency::Everything)).await?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// One pass over a list, from its first page or from where an earlier run stopped.
@@ -323,8 +328,9 @@ async fn commit_page(
 /// Cuts a list that failed for good, down to single days; a failed single day is reported.
 async fn give_up(shared: &Shared, list: &Chain<ListId>, failure: &Failure) -> Result<(), ExtractError> {
     let days = list.days;
-    // After "not found", the parts would seem to be empty.
-    let parts = windows::cut(days).filter(|_| failure.kind != FailureKind::NotFound);
+    // After "not found", the parts would seem to be empty; 429s have nothing to do with the days.
+    let is_cut = !matches!(failure.kind, FailureKind::NotFound | FailureKind::RateLimited);
+    let parts = windows::cut(days).filter(|_| is_cut);
     let change = if let Some(parts) = parts {
         tracing::warn!(%days, code = %failure.kind.code(), "these days could not be listed as a whole, splitting them");
         Change::CutList { list: list.id, parts }

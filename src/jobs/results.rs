@@ -52,18 +52,18 @@ impl Jobs {
             page
         });
         let page = page.await.map_err(std::io::Error::other)?;
-        // The job's files may have been removed meanwhile: an empty page would claim that nothing is missing.
-        let may_be_gone = page.as_ref().map_or(true, |(lines, _)| lines.is_empty());
-        if may_be_gone {
-            let job = self.get(id).await?;
-            if job.state == JobState::Expired {
-                return Err(JobsError::ArchiveGone);
-            }
-            if page.is_ok() && after.is_none() && job.state.is_final() && job.progress.counts.failures > 0 {
-                return Err(JobsError::CaptureGone);
-            }
+        if let Ok(Some(page)) = page {
+            return Ok(page);
         }
-        Ok(page?)
+        // The job may have only just begun. Or its files are gone, and an empty page would claim that nothing is missing.
+        let job = self.get(id).await?;
+        if job.state == JobState::Expired {
+            return Err(JobsError::ArchiveGone);
+        }
+        if page?.is_none() && job.state.is_final() && job.progress.counts.failures > 0 {
+            return Err(JobsError::CaptureGone);
+        }
+        Ok((Vec::new(), None))
     }
 
     /// The job, its archive's expected size and hash, and the archive's open file, if there is one.

@@ -49,7 +49,7 @@ pub struct Jobs {
     pub(super) clock: SharedClock,
     /// Jobs that an earlier process left running and that wait to be resumed.
     pub(super) interrupted: Mutex<VecDeque<Job>>,
-    /// Deleted or expired jobs whose files could not be removed.
+    /// Deleted or expired jobs whose files are not removed yet.
     pending_removals: Mutex<HashSet<JobId>>,
     /// Wakes the runner when there may be something to start.
     pub(super) wake_runner: Notify,
@@ -325,16 +325,14 @@ impl Jobs {
 
     /// Removes the files of a deleted or expired job. If that fails, it is tried again later.
     pub(super) async fn remove_directory(&self, id: JobId) -> std::io::Result<()> {
-        let removed = directory::remove(self.directory(id)).await;
-        let mut pending = lock(&self.pending_removals);
-        match removed {
-            Ok(()) => pending.remove(&id),
-            Err(_) => pending.insert(id),
-        };
-        removed
+        // Before it begins: whoever asks meanwhile must not be told that there is nothing.
+        lock(&self.pending_removals).insert(id);
+        directory::remove(self.directory(id)).await?;
+        lock(&self.pending_removals).remove(&id);
+        Ok(())
     }
 
-    /// The deleted or expired jobs whose files could not be removed yet.
+    /// The deleted or expired jobs whose files are not removed yet.
     pub(super) fn pending_removals(&self) -> Vec<JobId> {
         lock(&self.pending_removals).iter().copied().collect()
     }

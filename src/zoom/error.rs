@@ -23,6 +23,8 @@ pub enum FailureKind {
     UnknownEndpoint,
     /// Zoom refuses the request (any status that means nothing else).
     Rejected,
+    /// Zoom answered this request with nothing but 429s.
+    RateLimited,
     /// The page token is no longer valid: the chain of pages may restart. If it does not, this is why it failed.
     PageTokenExpired,
     /// Zoom kept answering with a server error.
@@ -54,7 +56,7 @@ impl FailureKind {
             Self::NoPermission => "no-permission",
             Self::NotFound => "not-found",
             Self::UnknownEndpoint => "unknown-endpoint",
-            Self::Rejected | Self::PageTokenExpired => "rejected",
+            Self::Rejected | Self::RateLimited | Self::PageTokenExpired => "rejected",
             Self::ServerError => "server-error",
             Self::Connection => "connection",
             Self::UnreadableAnswer => "unreadable-answer",

@@ -118,9 +118,12 @@ const SHORT_WAIT: Duration = Duration::from_secs(10);
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// A call that gets more 429s than this, one after the other, waits longer and longer: each of them slows all calls down.
 const QUICK_REFUSALS: u32 = 2;
-/// A call that gets nothing but this many 429s, one after the other, is refused for its own reasons. When all calls get them
-/// and a single one is left, it is sent once a minute: for four hours.
-const MOST_REFUSALS: u32 = 240;
+/// Such a call waits up to this many times longer than after server errors.
+const PATIENCE: u32 = 10;
+/// A call that gets nothing but this many 429s, one after the other, over hours, is refused for its own reasons.
+const MOST_REFUSALS: u32 = 60;
+/// The same for a call that somebody waits for, or that can be done without.
+const FEW_REFUSALS: u32 = 10;
 /// A refusal's body is ignored if it is larger.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 
@@ -158,6 +161,7 @@ impl Lane {
         let (mut tries, mut refusals) = (Tries::default(), 0);
         let outage = account.outage(call);
         let mut sent = outage.mark();
+        let most_refusals = if effort.waits_out_outages { MOST_REFUSALS } else { FEW_REFUSALS };
         loop {
             if effort.waits_out_outages && outage.is_on() {
                 self.wait_out(call).await?;
@@ -190,14 +194,16 @@ impl Lane {
             refusals = if is_too_fast { refusals + 1 } else { 0 };
             match decision {
                 Decision::Fail(kind) => return Err(error.into_failure(kind, attempt)),
-                Decision::Limited { .. } if refusals >= MOST_REFUSALS => {
-                    return Err(error.into_failure(FailureKind::Rejected, refusals));
+                Decision::Limited { .. } if refusals >= most_refusals => {
+                    return Err(error.into_failure(FailureKind::RateLimited, refusals));
                 }
                 Decision::Limited { .. } => {
                     if let Some(further) = refusals.checked_sub(QUICK_REFUSALS).filter(|further| *further > 0)
                     {
-                        let retry = account.settings.retry;
-                        account.clock.sleep(retry.backoff(further, account.clock.random())).await;
+                        let usual = account.settings.retry;
+                        let patient = RetryPolicy { cap: usual.cap * PATIENCE, ..usual };
+                        let _backs_off = Counted::among(&self.backing_off);
+                        account.clock.sleep(patient.backoff(further, account.clock.random())).await;
                     }
                 }
                 Decision::RenewToken { after } | Decision::Retry { after } => {

@@ -158,7 +158,9 @@ impl Outage {
             match probe().await {
                 Ok(()) => self.answered(),
                 // Another request has been answered meanwhile: only the probe was not.
-                Err(_) if self.mark().answers != before_probe.answers => {}
+                Err(_) if self.mark().answers != before_probe.answers => {
+                    return Ok(was_on || self.mark().saw_outage_since(before));
+                }
                 Err(why) => self.unanswered(&why),
             }
         }

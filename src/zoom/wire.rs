@@ -124,7 +124,7 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
         }
         let is_of_errors = |name: &str| CODES.contains(&name) || TEXTS.contains(&name);
         // An error may come with its arrays null or empty: only items show that it is a page.
-        let has_no_items = !seen[0] || page.arrays.iter().all(Vec::is_empty);
+        let has_no_items = page.arrays.iter().all(Vec::is_empty);
         let is_error = has_no_items && page.unknown.iter().any(|(name, _)| is_of_errors(name));
         if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -233,8 +234,11 @@ async fn an_archive_downloads_whole_conditionally_and_by_range() {
     assert_eq!(etag, format!("\"{}\"", job["archive"]["sha256"].as_str().unwrap()));
     assert_eq!(headers["content-type"], "application/zip");
     assert_eq!(headers["accept-ranges"], "bytes");
-    assert!(headers["repr-digest"].to_str().unwrap().starts_with("sha-256=:"));
-    assert!(headers["content-disposition"].to_str().unwrap().ends_with(".zip\""));
+    let digest = BASE64_STANDARD.encode(Sha256::digest(&archive.bytes));
+    assert_eq!(headers["repr-digest"], format!("sha-256=:{digest}:"));
+    let (from, to) = (world.sim.dataset().first_day(), world.sim.dataset().last_day());
+    let name = format!("attachment; filename=\"zoom-chat-reports_{from}_{to}_{id}.zip\"");
+    assert_eq!(headers["content-disposition"], name);
     assert_eq!(headers["content-length"].to_str().unwrap(), job["archive"]["size"].to_string());
     let head = world.client.head(&url).send().await.unwrap();
     assert_eq!(
@@ -385,6 +389,17 @@ async fn who_waits_is_told_of_a_change_at_once() {
     world.post(&format!("/v1/jobs/{running}/cancel"), &Value::Null).await;
 }
 
+/// The events of a stream, each with its job.
+fn events_of(text: &str) -> Vec<(&str, Value)> {
+    text.split("\n\n")
+        .filter(|event| event.contains("event:"))
+        .map(|event| {
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            (field("event:"), serde_json::from_str(field("data:")).unwrap())
+        })
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_begin_with_progress_and_end_with_a_final_state() {
     let world = World::new(SimSettings { latency: Duration::from_millis(100), ..account() }).await;
@@ -393,23 +408,41 @@ async fn events_begin_with_progress_and_end_with_a_final_state() {
     assert_eq!(stream.headers()["content-type"], "text/event-stream");
     assert_eq!(stream.headers()["x-accel-buffering"], "no", "for nginx");
     let text = stream.text().await.unwrap();
-    let events: Vec<(&str, Value)> = text
-        .split("\n\n")
-        .filter(|event| event.contains("event:"))
-        .map(|event| {
-            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
-            (field("event:"), serde_json::from_str(field("data:")).unwrap())
-        })
-        .collect();
+    let events = events_of(&text);
     assert_eq!(events[0].0, "progress");
     let (last, job) = events.last().unwrap();
     assert_eq!((*last, job["state"].as_str()), ("state", Some("completed")));
     let after: String = world.get(&format!("/v1/jobs/{id}/events")).await.text().await.unwrap();
-    assert_eq!(
-        after.matches("event: progress").count(),
-        1,
-        "a finished job has one event and no more: {after}"
-    );
+    let names: Vec<_> = events_of(&after).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["progress", "state"], "who comes late is told of the end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_come_at_most_twice_a_second_and_tell_every_state() {
+    let world = World::with(account(), |settings| {
+        settings.jobs.max_running = 1;
+        settings.zoom.limit = Some(4.0);
+    })
+    .await;
+    // Keeps the other job waiting.
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
+    let first = world.submit(&world.everything()).await;
+    world.wait_until(&first, |job| job["state"] == "running").await;
+    let id = world.submit(&world.one_window().0).await;
+    let stream = world.get(&format!("/v1/jobs/{id}/events")).await;
+    world.sim.clear_script();
+    let began = world.clock.elapsed();
+    world.post(&format!("/v1/jobs/{first}/cancel"), &Value::Null).await;
+    let text = stream.text().await.unwrap();
+    let took = world.clock.elapsed() - began;
+    let events = events_of(&text);
+    let states =
+        events.iter().filter(|(name, _)| *name == "state").map(|(_, job)| job["state"].as_str().unwrap());
+    assert_eq!(states.collect::<Vec<_>>(), ["running", "completed"]);
+    let progress = events.iter().filter(|(name, _)| *name == "progress").count();
+    assert!(progress > 3, "it lasts for seconds: {progress}");
+    // One comes at once.
+    assert!(progress as u128 <= took.as_millis() / 500 + 2, "{progress} in {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

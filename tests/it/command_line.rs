@@ -1,7 +1,7 @@
 //! The command line as a person uses it: the real binary, its output, its exit codes.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -402,6 +402,51 @@ async fn where_nothing_could_be_listed_nobody_knows_whether_there_was_anything()
     let (code, out, err) = run(zip(&sim, home.path())).await;
     assert_eq!(code, 3, "{out}{err}");
     assert!(out.contains("missing: ") && !out.contains("there were no sessions"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simulate_prints_the_settings_that_point_to_it() {
+    let home = TempDir::new().unwrap();
+    let mut simulate = binary();
+    simulate.args(["simulate", "--port", "0", "--sessions", "5", "--messages", "50", "--latency-ms", "0"]);
+    let mut simulator = simulate.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(simulator.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut check = binary();
+    check.current_dir(home.path()).arg("check");
+    for line in lines.by_ref().take_while(|line| !line.starts_with("# messages from")) {
+        let settings = line.strip_prefix("export ").unwrap_or_default();
+        check.envs(settings.split(' ').filter_map(|setting| setting.split_once('=')));
+    }
+    let (code, out, err) = run(check).await;
+    signal(&simulator, Signal::TERM);
+    assert!(simulator.wait().unwrap().success());
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(lines.next().unwrap().starts_with("{\"requests\":"), "its figures");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flags_come_first_and_empty_settings_are_none() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let home = TempDir::new().unwrap();
+    let mut flag = check(&sim, home.path());
+    flag.env("ZOOM_CLIENT_SECRET", "wrong").args(["--zoom-client-secret", "sim-secret"]);
+    assert_eq!(run(flag).await.0, 0);
+    for (name, expected) in [("RETRY_BASE", 2), ("IN_FLIGHT", 2), ("RUST_LOG", 0), ("HTTPS_PROXY", 0)] {
+        let mut empty = check(&sim, home.path());
+        empty.env(name, "");
+        let (code, _, err) = run(empty).await;
+        assert_eq!(code, expected, "{name}: {err}");
+        let is_told = err.contains(name) && err.contains("unset it to use the default");
+        assert_eq!(is_told, expected == 2, "{name}: {err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openapi_prints_the_committed_document() {
+    let mut openapi = binary();
+    openapi.arg("openapi");
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/openapi.json");
+    assert!(run(openapi).await.1 == std::fs::read_to_string(committed).unwrap());
 }
 
 /// It may hold what Zoom no longer returns.

@@ -39,6 +39,15 @@ async fn one_calendar_month_has_the_old_scripts_keys_and_values() {
         assert_eq!(summary[key], value, "{key}");
     }
     assert!(summary["extraction_date"].as_str().unwrap().starts_with("2026-11-24T09:"));
+    let all = "total_sessions total_messages total_edited_messages total_deleted_messages date_range monthly_ranges \
+        extraction_date job_id requester version request windows captured_until requests retries rate_limited \
+        repeated_items_dropped items_missing_when_read_again unknown_members failures not_selected not_found";
+    assert_eq!(keys(&summary), all.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(summary["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (&summary["request"]["from"], &summary["captured_until"]),
+        (&json!("2026-10-01"), &Value::Null)
+    );
 
     let sessions = archive.json("_metadata/sessions_summary.json");
     for line in sessions.as_array().unwrap() {

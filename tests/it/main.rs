@@ -16,6 +16,7 @@ mod documents;
 mod failures;
 mod import_rule;
 mod legacy;
+mod operation;
 mod outages;
 mod reach;
 mod resume;

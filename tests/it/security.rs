@@ -32,6 +32,30 @@ async fn guarded() -> World {
     .await
 }
 
+/// Anybody can send it: it is recorded, cut short, and believed by nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_proxy_says_about_the_caller_is_recorded_and_not_believed() {
+    let world = guarded().await;
+    let list = |key: &str, forwarded: &str| {
+        let request = world.client.get(world.url("/v1/jobs")).bearer_auth(key);
+        request.header("x-forwarded-for", forwarded).send()
+    };
+    // Wrong keys count for the address that sends them, whatever it says.
+    for number in 0..=20 {
+        let refused = list("guess-0123456789abc", &format!("192.0.2.{number}")).await.unwrap();
+        assert_eq!(refused.status(), if number < 20 { 401 } else { 429 }, "{number}");
+    }
+    let long = "9".repeat(1_000);
+    for (key, forwarded) in [(KEY, "198.51.100.7, 10.0.0.1"), (VIEWER, &long[..])] {
+        assert_eq!(list(key, forwarded).await.unwrap().status(), 200);
+    }
+    let trail = std::fs::read_to_string(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap();
+    let lines = trail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told: Vec<_> = lines.map(|line| (line["from"].clone(), line["forwarded_for"].clone())).collect();
+    let expected = ["198.51.100.7, 10.0.0.1", &long[..256]];
+    assert_eq!(told, expected.map(|forwarded| (json!("127.0.0.1"), json!(forwarded))));
+}
+
 /// Waits until a job completes, with the read-only key.
 async fn completed(world: &World, id: &str) {
     let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
@@ -327,6 +351,21 @@ async fn a_list_of_large_jobs_comes_in_small_pages() {
         cursor = format!("&cursor={next}");
     }
     assert_eq!(listed, all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn event_streams_leave_half_of_the_connections_to_others() {
+    let world = World::with(account(), |settings| settings.http.max_connections = 8).await;
+    world.sim.script(always(Match::List, FaultAnswer::Hang));
+    let id = world.submit(&world.everything()).await;
+    let url = format!("/v1/jobs/{id}/events");
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(world.get(&url).await);
+    }
+    assert!(streams.iter().all(|stream| stream.status() == 200));
+    assert_eq!(world.get(&url).await.status(), 429);
+    assert_eq!(world.get("/readyz").await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
