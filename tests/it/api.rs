@@ -386,7 +386,7 @@ async fn who_waits_is_told_of_a_change_at_once() {
     let waited = waited.expect("not at the end of the minute").unwrap();
     assert_ne!(waited.headers()["etag"], etag);
     assert_eq!(waited.json::<Value>().await.unwrap()["state"], "cancelled");
-    world.post(&format!("/v1/jobs/{running}/cancel"), &Value::Null).await;
+    world.cancel(&running).await;
 }
 
 /// The events of a stream, each with its job.
@@ -432,7 +432,7 @@ async fn events_come_at_most_twice_a_second_and_tell_every_state() {
     let stream = world.get(&format!("/v1/jobs/{id}/events")).await;
     world.sim.clear_script();
     let began = world.clock.elapsed();
-    world.post(&format!("/v1/jobs/{first}/cancel"), &Value::Null).await;
+    world.cancel(&first).await;
     let text = stream.text().await.unwrap();
     let took = world.clock.elapsed() - began;
     let events = events_of(&text);
@@ -527,7 +527,7 @@ async fn files_go_when_the_retention_is_over_and_the_record_stays() {
         let id = world.submit(&world.everything()).await;
         if end == "cancelled" {
             world.wait_until(&id, |job| job["progress"]["units_done"].as_u64() > Some(1)).await;
-            world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+            world.cancel(&id).await;
         }
         assert_eq!(world.finished(&id).await["state"], end);
         world.sim.clear_script();

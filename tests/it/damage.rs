@@ -11,11 +11,12 @@ use tempfile::TempDir;
 use zoom_chat_reports::capture::Location;
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
+use crate::caller::is_final;
 use crate::disks::account;
 use crate::harness::{
     TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, open_sqlite, status,
 };
-use crate::process::{Setup, is_final};
+use crate::process::Setup;
 
 /// Overwrites a part of a file.
 fn spoil(file: &Path, from: u64, bytes: usize) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,6 @@ use std::time::Duration;
 use jiff::ToSpan;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use reqwest::header::HeaderValue;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -29,6 +29,8 @@ use zoom_chat_reports::zoom::ZoomSettings;
 use zoom_chat_reports::zoom::auth::Credentials;
 use zoom_chat_reports::zoom::retry::RetryPolicy;
 
+use crate::caller::Caller;
+
 /// The day on which tests play unless they say otherwise: neither midnight nor the calendar makes a difference to them.
 pub const TODAY: Date = jiff::civil::date(2026, 11, 24);
 
@@ -41,10 +43,18 @@ pub fn clock_at(time: &str) -> Arc<ManualClock> {
 pub struct World {
     pub sim: Simulator,
     pub settings: AppSettings,
-    pub client: reqwest::Client,
     pub directory: TempDir,
     pub clock: SharedClock,
+    caller: Caller,
     app: Option<App>,
+}
+
+impl Deref for World {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
 }
 
 /// Fast enough for tests, still the real policy: short delays, all attempts.
@@ -105,15 +115,17 @@ impl World {
         let directory = TempDir::new().unwrap();
         let mut settings = settings(&sim, &directory);
         adjust(&mut settings);
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
         let app = App::start(settings.clone(), clock.clone()).await.unwrap();
-        Self { sim, settings, client, directory, clock, app: Some(app) }
+        let caller = Caller::new(format!("http://{}", app.address));
+        Self { sim, settings, directory, clock, caller, app: Some(app) }
     }
 
     /// Stops the service and starts it again on the same data.
     pub async fn restart(&mut self) {
         self.stop().await;
-        self.app = Some(App::start(self.settings.clone(), self.clock.clone()).await.unwrap());
+        let app = App::start(self.settings.clone(), self.clock.clone()).await.unwrap();
+        self.caller.base = format!("http://{}", app.address);
+        self.app = Some(app);
     }
 
     pub async fn stop(&mut self) {
@@ -130,89 +142,8 @@ impl World {
         self.app.as_ref().unwrap().metrics_address
     }
 
-    pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address())
-    }
-
-    pub async fn get(&self, path: &str) -> reqwest::Response {
-        self.client.get(self.url(path)).send().await.unwrap()
-    }
-
-    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
-        self.client.post(self.url(path)).json(body).send().await.unwrap()
-    }
-
-    pub async fn submit(&self, body: &Value) -> String {
-        let response = self.post("/v1/jobs", body).await;
-        assert_eq!(response.status(), 202, "{}", response.text().await.unwrap());
-        let job: Value = response.json().await.unwrap();
-        job["id"].as_str().unwrap().to_owned()
-    }
-
-    pub async fn job(&self, id: &str) -> Value {
-        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
-    }
-
-    pub async fn retry(&self, id: &str) {
-        assert_eq!(self.post(&format!("/v1/jobs/{id}/retry"), &Value::Null).await.status(), 202);
-    }
-
-    /// Retries a job and follows it to its end.
-    pub async fn retried(&self, id: &str) -> Value {
-        self.retry(id).await;
-        self.finished(id).await
-    }
-
     pub fn directory_of(&self, id: &str) -> PathBuf {
         self.settings.jobs.data_dir.join("jobs").join(id)
-    }
-
-    /// Follows a job by long polling until `done` says so.
-    pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
-        // Another ETag than the job's is answered at once.
-        let (mut etag, mut unchanged) = (HeaderValue::from_static("\"none yet\""), 0);
-        for _ in 0..2_000 {
-            let request = self.client.get(self.url(&format!("/v1/jobs/{id}?wait=20s")));
-            let response = request.header("if-none-match", &etag).send().await.unwrap();
-            if response.status() == 304 {
-                unchanged += 1;
-                assert!(unchanged < 3, "nothing has changed for a minute");
-                continue;
-            }
-            unchanged = 0;
-            etag = response.headers()["etag"].clone();
-            let job: Value = response.json().await.unwrap();
-            if done(&job) {
-                return job;
-            }
-            let over = ["failed", "cancelled", "expired"].contains(&job["state"].as_str().unwrap());
-            assert!(!over, "the job ended before it got there: {job:#}");
-        }
-        panic!("it does not get there");
-    }
-
-    pub async fn finished(&self, id: &str) -> Value {
-        self.wait_until(id, |job| !["queued", "running"].contains(&job["state"].as_str().unwrap())).await
-    }
-
-    pub async fn archive(&self, id: &str) -> Archive {
-        let response = self.get(&format!("/v1/jobs/{id}/archive")).await;
-        assert_eq!(response.status(), 200);
-        Archive::read(response.bytes().await.unwrap().to_vec())
-    }
-
-    pub async fn failures(&self, id: &str) -> Vec<Value> {
-        let mut all = Vec::new();
-        let mut cursor = String::new();
-        loop {
-            let page: Value =
-                self.get(&format!("/v1/jobs/{id}/failures?limit=7{cursor}")).await.json().await.unwrap();
-            all.extend(page["items"].as_array().unwrap().iter().cloned());
-            match page["next_cursor"].as_str() {
-                Some(next) => cursor = format!("&cursor={next}"),
-                None => return all,
-            }
-        }
     }
 
     /// A request for all of the simulator's days.
@@ -231,14 +162,6 @@ impl World {
     pub fn one_day(&self) -> (Value, Date) {
         let day = self.sim.dataset().last_day();
         (json!({ "from": day.to_string(), "to": day.to_string() }), day)
-    }
-
-    /// Runs one job to its end and returns it with its archive.
-    pub async fn run(&self, body: &Value) -> (Value, Archive) {
-        let id = self.submit(body).await;
-        let job = self.finished(&id).await;
-        assert!(job["archive"].is_object(), "{job:#}");
-        (job, self.archive(&id).await)
     }
 }
 

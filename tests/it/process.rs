@@ -2,17 +2,17 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{SimSettings, Simulator};
 
-use crate::harness::Archive;
+use crate::caller::Caller;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_zoom-chat-reports");
 
@@ -89,7 +89,6 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// The words that precede the binary on the command line.
     pub wrapper: Vec<String>,
-    pub client: reqwest::Client,
 }
 
 impl Setup {
@@ -100,7 +99,6 @@ impl Setup {
             port: free_port(),
             env: account(sim, "400").map(|(name, value)| (name.to_owned(), value)).into(),
             wrapper: Vec::new(),
-            client: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap(),
         }
     }
 
@@ -132,9 +130,8 @@ impl Setup {
             .unwrap();
         Service {
             child,
-            base: format!("http://127.0.0.1:{}", self.port),
-            client: self.client.clone(),
             clock: SystemClock::new(),
+            caller: Caller::new(format!("http://127.0.0.1:{}", self.port)),
         }
     }
 
@@ -163,9 +160,8 @@ impl Setup {
 
 pub struct Service {
     pub child: Child,
-    pub base: String,
-    pub client: reqwest::Client,
     pub clock: SystemClock,
+    caller: Caller,
 }
 
 impl Drop for Service {
@@ -176,11 +172,15 @@ impl Drop for Service {
     }
 }
 
-impl Service {
-    pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base)
-    }
+impl Deref for Service {
+    type Target = Caller;
 
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+impl Service {
     pub fn send_sigterm(&self) {
         signal(&self.child, Signal::TERM);
     }
@@ -203,49 +203,4 @@ impl Service {
         }
         panic!("it did not stop within 30 s");
     }
-
-    pub async fn get(&self, path: &str) -> reqwest::Response {
-        self.client.get(self.url(path)).send().await.unwrap()
-    }
-
-    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
-        self.client.post(self.url(path)).json(body).send().await.unwrap()
-    }
-
-    pub async fn submit(&self, body: &Value) -> String {
-        let answer = self.post("/v1/jobs", body).await;
-        assert_eq!(answer.status(), 202);
-        answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
-    }
-
-    pub async fn job(&self, id: &str) -> Value {
-        self.get(&format!("/v1/jobs/{id}")).await.json().await.unwrap()
-    }
-
-    /// Polls every few milliseconds until `done`, for half a minute at most.
-    pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
-        let mut job = Value::Null;
-        for _ in 0..6_000 {
-            job = self.job(id).await;
-            if done(&job) {
-                return job;
-            }
-            self.clock.sleep(Duration::from_millis(5)).await;
-        }
-        panic!("it did not get there: {job:#}");
-    }
-
-    pub async fn finished(&self, id: &str) -> Value {
-        self.wait_until(id, is_final).await
-    }
-
-    pub async fn archive(&self, id: &str) -> Archive {
-        let answer = self.get(&format!("/v1/jobs/{id}/archive")).await;
-        assert_eq!(answer.status(), 200);
-        Archive::read(answer.bytes().await.unwrap().to_vec())
-    }
-}
-
-pub fn is_final(job: &Value) -> bool {
-    job["state"].as_str().is_some_and(|state| !["queued", "running"].contains(&state))
 }

@@ -63,6 +63,7 @@ async fn a_page_token_that_grew_old_begins_the_chain_again_without_loss_or_doubl
     let (job, archive) = world.run(&world.everything()).await;
     assert_eq!(job["state"], "completed");
     assert_eq!(archive.comparable(), expected.comparable());
+    assert_eq!(world.sim.stats().faults, 12);
     assert_eq!(job["progress"]["messages"], 30_000, "the figures do not count the dropped pages");
 }
 
@@ -134,7 +135,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
         assert!(job["progress"]["messages"].as_u64().unwrap() > 1_000, "from the first answer on: {job:#}");
     }
     for (id, other) in [(&second, "running"), (&first, "cancelled")] {
-        assert_eq!(world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await.status(), 202);
+        world.cancel(id).await;
         let cancelled = world.finished(id).await;
         assert_eq!(cancelled["state"], "cancelled");
         let progress = &cancelled["progress"];
@@ -196,7 +197,10 @@ async fn retry_runs_only_what_failed_and_keeps_the_old_archive_until_the_new_one
     let job = world.finished(&id).await;
     assert_eq!(job["state"], "completed_with_failures", "{job:#}");
     let failures = world.failures(&id).await;
-    assert!(failures.iter().all(|failure| failure["session_id"] == data.session(0).id.as_str()));
+    assert!(
+        !failures.is_empty()
+            && failures.iter().all(|failure| failure["session_id"] == data.session(0).id.as_str())
+    );
     let old = world.archive(&id).await;
     world.sim.clear_script();
     // Keeps the job from ending by itself.

@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use zoom_chat_reports::http::{ApiKeys, Rights};
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, ItemOptions, Match, SimSettings, Simulator};
 
+use crate::caller::is_final;
 use crate::harness::{World, always, archive_in, clock_at, eventually, fault};
-use crate::process::{Setup, is_final};
+use crate::process::Setup;
 
 fn account() -> SimSettings {
     SimSettings { sessions: 20, messages: 2_000, ..SimSettings::default() }
@@ -337,7 +338,7 @@ async fn a_list_of_large_jobs_comes_in_small_pages() {
     let mut all = BTreeSet::new();
     for _ in 0..12 {
         let id = world.submit(&body).await;
-        world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
+        world.cancel(&id).await;
         all.insert(id);
     }
     let (mut listed, mut cursor) = (BTreeSet::new(), String::new());

@@ -10,8 +10,9 @@ use tempfile::TempDir;
 use zoom_chat_reports::clock::{Clock, SystemClock};
 use zoom_chat_reports::sim::{Match, SimSettings, Simulator};
 
+use crate::caller::is_final;
 use crate::harness::{archives_in, eventually, everything, fault, with_headers};
-use crate::process::{Service, Setup, is_final};
+use crate::process::{Service, Setup};
 
 fn account() -> SimSettings {
     SimSettings {
