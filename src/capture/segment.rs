@@ -6,12 +6,14 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
+use flate2::{Compress, Compression, Decompress, DecompressError, FlushCompress, FlushDecompress, Status};
 
 use super::{CaptureError, Kind, PageRef};
 
 /// Deflate expands to at most 1,032 times its size.
-const MAX_INFLATE_RATIO: u64 = 1_100;
+pub const MAX_INFLATE_RATIO: u64 = 1_100;
+/// An empty final block, which closes a stream of segments.
+pub const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
 
 /// Separates items, both within a segment and between segments.
 pub const SEPARATOR: &str = ",\n";
@@ -105,13 +107,20 @@ pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> R
     let before = raw.len();
     // Room for one byte more than expected, so that excess output is detected.
     raw.reserve(raw_len as usize + 1);
-    let read = DECOMPRESSOR.with_borrow_mut(|inflate| {
+    let ended = DECOMPRESSOR.with_borrow_mut(|inflate| {
         inflate.reset(false);
-        inflate.decompress_vec(data, raw, FlushDecompress::Sync).map(|_| inflate.total_in())
+        inflate.decompress_vec(data, raw, FlushDecompress::Sync)?;
+        let read = inflate.total_in();
+        // Something must be able to follow, or all that comes after it in the archive would be lost.
+        let status = inflate.decompress_vec(&FINAL_BLOCK, raw, FlushDecompress::Sync)?;
+        let is_followed =
+            status == Status::StreamEnd && inflate.total_in() == read + FINAL_BLOCK.len() as u64;
+        Ok::<_, DecompressError>((read, is_followed))
     });
-    let read = read.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
+    let ended = ended.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")));
     let inflated = &raw[before..];
-    if read != data.len() as u64 || inflated.len() as u64 != raw_len || crc32fast::hash(inflated) != crc32 {
+    let is_whole = ended? == (data.len() as u64, true) && inflated.len() as u64 == raw_len;
+    if !is_whole || crc32fast::hash(inflated) != crc32 {
         return Err(CaptureError::Damaged("a segment differs from what was stored".to_owned()));
     }
     Ok(())
@@ -138,7 +147,7 @@ mod tests {
                 expected.extend_from_slice(raw.as_bytes());
                 stream.extend_from_slice(&segment.data);
             }
-            stream.extend_from_slice(&[0x03, 0x00]);
+            stream.extend_from_slice(&FINAL_BLOCK);
             let mut joined = Vec::new();
             flate2::read::DeflateDecoder::new(&stream[..]).read_to_end(&mut joined).unwrap();
             prop_assert_eq!(joined, expected);
@@ -148,15 +157,20 @@ mod tests {
     #[test]
     fn a_damaged_segment_is_told_from_a_sound_one() {
         let segment = Segment::of_items(&["{\"a\":1}"; 50], 6).unwrap();
-        for index in 0..segment.data.len() {
+        let raw = inflate(&segment.data, segment.raw_len, segment.crc32).unwrap();
+        for bit in 0..8 * segment.data.len() {
             let mut bad = segment.data.to_vec();
-            bad[index] ^= 0x55;
-            let read = inflate(&bad, segment.raw_len, segment.crc32);
-            assert!(
-                read.is_err()
-                    || read.unwrap() == inflate(&segment.data, segment.raw_len, segment.crc32).unwrap()
-            );
+            bad[bit / 8] ^= 1 << (bit % 8);
+            if inflate(&bad, segment.raw_len, segment.crc32).is_ok() {
+                // Another may still follow.
+                let stream = [&bad[..], &segment.data, &FINAL_BLOCK].concat();
+                let mut joined = Vec::new();
+                flate2::read::DeflateDecoder::new(&stream[..]).read_to_end(&mut joined).unwrap();
+                assert!(joined == [&raw[..], &raw].concat(), "bit {bit}");
+            }
         }
-        assert!(inflate(&segment.data[..segment.data.len() / 2], segment.raw_len, segment.crc32).is_err());
+        for length in 0..segment.data.len() {
+            assert!(inflate(&segment.data[..length], segment.raw_len, segment.crc32).is_err(), "{length}");
+        }
     }
 }

@@ -154,6 +154,9 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
     for wrong in [
         of_a_page("kind = 7"),
         of_a_page("length = 35184372088832"),
+        of_a_page("length = length - 1"),
+        of_a_page("length = length + 1"),
+        of_a_page("raw_len = 4611686018427387904"),
         of_a_page("offset = -1"),
         of_a_page("offset = 9223372036854775807"),
         of_a_page("items = -5"),
