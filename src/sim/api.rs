@@ -231,7 +231,7 @@ impl Api {
         }
         let twice = percent_decode(&once, false).ok_or_else(no_such_session)?;
         // "." and ".." cannot be sent as a segment in any other way.
-        let only_twice = needs_two(&twice) || twice == ".." || twice == ".";
+        let only_twice = twice != once && (needs_two(&twice) || twice == ".." || twice == ".");
         self.data.index_of(&twice).filter(|_| only_twice).ok_or_else(no_such_session)
     }
 
