@@ -20,7 +20,10 @@ use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Form, Sink, Text};
 use super::zip::Located;
 use super::{ArchiveError, check, copy, join, layout};
-use crate::capture::{Location, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR, WindowTotals};
+use crate::capture::{
+    CaptureError, Location, MAX_INFLATE_RATIO, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR,
+    WindowTotals,
+};
 use crate::files::{blocking, free_space};
 
 /// The number of sessions read from the database at a time.
@@ -31,8 +34,15 @@ const PAGES_AT_A_TIME: i64 = 2_500;
 const MOST_THREADS: usize = 8;
 /// Assembly leaves at least this much of the disk free.
 const KEEP_FREE: u64 = 16 << 20;
-/// Disk space that a session takes besides its messages: heads, names, lines.
-const ROOM_FOR_A_SESSION: u64 = 3 << 10;
+
+/// Disk space that a session takes besides its messages: heads, names, lines; in a directory also whole blocks and inodes for
+/// two or three files.
+fn room_for_a_session(form: Form) -> u64 {
+    match form {
+        Form::Zip => 3 << 10,
+        Form::Directory => 12 << 10,
+    }
+}
 
 /// Where to read from, where to work, and what is made.
 #[derive(Debug, Clone)]
@@ -145,9 +155,12 @@ impl Assembly {
         let all = self.runtime.block_on(async {
             match self.input.form {
                 // If the index claims more than there is, it is damaged, which is reported when it is read.
-                Form::Zip => Ok(self.reader.packed_bytes().await?.min(captured)),
+                Form::Zip => Ok::<_, CaptureError>(self.reader.packed_bytes().await?.min(captured)),
                 // A directory is never begun early: all of it is still to be written.
-                Form::Directory => self.reader.raw_bytes().await,
+                Form::Directory => {
+                    let most = captured.saturating_mul(MAX_INFLATE_RATIO);
+                    Ok(self.reader.raw_bytes().await?.min(most))
+                }
             }
         })?;
         self.check_room(all.saturating_sub(self.copied), 0)?;
@@ -163,7 +176,8 @@ impl Assembly {
 
     /// Fails unless the disk has room for the missing sessions, with `to_copy` bytes of items, and for `beside` bytes more.
     fn check_room(&self, to_copy: u64, beside: u64) -> Result<(), ArchiveError> {
-        let needed = to_copy * 2 + self.scratch.missing() * ROOM_FOR_A_SESSION + beside + KEEP_FREE;
+        let for_sessions = self.scratch.missing() * room_for_a_session(self.input.form);
+        let needed = to_copy.saturating_mul(2).saturating_add(for_sessions + beside + KEEP_FREE);
         let free = free_space(&File::open(&self.input.directory)?)?;
         if free < needed {
             return Err(ArchiveError::NoRoom { needed, free, path: self.input.directory.clone() });
@@ -338,7 +352,7 @@ fn put_away(made: Vec<Made>, scratch: &mut Scratch) -> Result<(), ArchiveError> 
         for ((file, located), hash) in session.files.iter().zip(located).zip(hashes) {
             scratch.add_entry(&file.name, Some(hash), located)?;
         }
-        scratch.add_line(&session.key, &session.line())?;
+        scratch.add_line(&session.key, &session.line)?;
     }
     Ok(())
 }
@@ -366,6 +380,6 @@ async fn sessions_after(
     let (pages, totals) = reader.pages_of(&sessions, PAGES_AT_A_TIME).await?;
     let stored = reader.segments().read_ahead(pages.iter().flatten());
     let sessions = sessions.into_iter().zip(pages);
-    let sessions = sessions.map(|(session, pages)| ArchivedSession::new(session.row, pages, facts, keys));
+    let sessions = sessions.map(|(session, pages)| ArchivedSession::new(&session.row, pages, facts, keys));
     Ok(Some(Round { last, sessions: sessions.collect(), stored, totals }))
 }

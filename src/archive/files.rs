@@ -10,13 +10,11 @@ use crate::capture::{Kind, PageRef, SEPARATOR, SessionRow};
 /// A session for which nothing more will be fetched.
 #[derive(Debug)]
 pub struct ArchivedSession {
-    zoom_id: String,
-    not_found: bool,
-    incomplete: bool,
-    info: SessionInfo,
     /// The key that its files are named by.
     pub key: String,
     pub files: Vec<SessionFile>,
+    /// Its line in `sessions_summary.json`.
+    pub line: String,
     frame: SessionFrame,
     /// Ordered by kind.
     pub pages: Vec<PageRef>,
@@ -57,17 +55,30 @@ impl Holds {
 }
 
 impl ArchivedSession {
-    pub fn new(row: SessionRow, pages: Vec<PageRef>, facts: &Facts, keys: &Keys) -> Self {
-        let frame = SessionFrame::new(&row.info, &row.zoom_id, facts, totals(&pages));
-        let (info, key) = (SessionInfo::read(&row.info), keys.of(&row));
+    pub fn new(row: &SessionRow, pages: Vec<PageRef>, facts: &Facts, keys: &Keys) -> Self {
+        let SessionRow { zoom_id: id, info, not_found, incomplete, .. } = row;
+        let (key, totals) = (keys.of(row), totals(&pages));
+        let frame = SessionFrame::new(info, id, facts, totals);
+        let info = SessionInfo::read(info);
         let of_a_kind = pages.chunk_by(|one, next| one.kind == next.kind).map(|pages| {
             let kind = pages[0].kind;
             SessionFile { name: layout::items_entry(&key, kind), holds: Holds::Items(kind) }
         });
         let name = layout::session_entry(&key, &info.name);
-        let files = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
-        let SessionRow { zoom_id, not_found, incomplete, .. } = row;
-        Self { zoom_id, not_found, incomplete, info, key, files, frame, pages }
+        let files: Vec<_> = of_a_kind.chain([SessionFile { name, holds: Holds::Everything }]).collect();
+        let mut names: Vec<&str> = files.iter().map(|file| &file.name[..]).collect();
+        names.sort_unstable();
+        let line = SessionLine {
+            id,
+            info: &info,
+            key: &key,
+            files: &names,
+            counts: totals.into(),
+            not_found: *not_found,
+            incomplete: *incomplete,
+        };
+        let line = serde_json::to_string(&line).expect("a line is plain data");
+        Self { key, files, line, frame, pages }
     }
 
     /// Returns the parts of the file that holds this, from the first byte to the last.
@@ -79,7 +90,9 @@ impl ArchivedSession {
             }
             Holds::Everything => {
                 let arrays = Kind::ALL.into_iter();
-                let arrays = arrays.flat_map(move |kind| text(render::between(kind)).chain(self.items(kind)));
+                let arrays = arrays.flat_map(move |kind| {
+                    render::between(kind).map(Part::Text).into_iter().chain(self.items(kind))
+                });
                 Box::new(text(&self.frame.head).chain(arrays).chain(text(&self.frame.tail)))
             }
         }
@@ -96,17 +109,6 @@ impl ArchivedSession {
     /// The size of its messages in bytes, as they are stored.
     pub fn packed_len(&self) -> u64 {
         self.pages.iter().map(PageRef::packed_len).sum()
-    }
-
-    /// Its line in `sessions_summary.json`.
-    pub fn line(&self) -> String {
-        let mut names: Vec<&str> = self.files.iter().map(|file| &file.name[..]).collect();
-        names.sort_unstable();
-        let (files, counts) = (&names[..], totals(&self.pages).into());
-        let Self { zoom_id: id, not_found, incomplete, key, info, .. } = self;
-        let (not_found, incomplete) = (*not_found, *incomplete);
-        let line = SessionLine { id, info, key, files, counts, not_found, incomplete };
-        serde_json::to_string(&line).expect("a line is plain data")
     }
 }
 

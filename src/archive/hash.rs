@@ -155,11 +155,12 @@ pub fn sessions(
         }
     };
     std::thread::scope(|scope| {
-        let shares = sessions.chunks(size).map(|of| scope.spawn(move || share(of)));
-        let shares: Vec<_> = shares.collect();
-        let mut hashed = Vec::with_capacity(sessions.len());
-        for share in shares {
-            hashed.extend(join(share)?);
+        let mut shares = sessions.chunks(size);
+        let own = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|of| scope.spawn(move || share(of))).collect();
+        let mut hashed = share(own)?;
+        for other in others {
+            hashed.extend(join(other)?);
         }
         Ok(hashed)
     })

@@ -48,11 +48,14 @@ fn is_safe(id: &str) -> bool {
 
 /// Names that Windows reserves for devices, with any extension.
 fn is_device(name: &str) -> bool {
-    let stem = name.split('.').next().unwrap_or(name).to_ascii_uppercase();
-    matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL" | "CONIN$" | "CONOUT$")
-        || (stem.len() == 4
-            && (stem.starts_with("COM") || stem.starts_with("LPT"))
-            && stem.as_bytes()[3].is_ascii_digit())
+    let stem = name.split('.').next().unwrap_or(name);
+    let is = |device: &&str| stem.eq_ignore_ascii_case(device);
+    let is_port = |port: &&str| {
+        let digit = stem.get(port.len()..).filter(|digit| digit.len() == 1);
+        digit.is_some_and(|digit| digit.as_bytes()[0].is_ascii_digit())
+            && stem[..port.len()].eq_ignore_ascii_case(port)
+    };
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].iter().any(is) || ["COM", "LPT"].iter().any(is_port)
 }
 
 /// A session's name as the readable part of a file name; letters and digits of any script stay.

@@ -26,8 +26,8 @@ pub struct Facts {
     request: Value,
     from: String,
     to: String,
-    /// The text that follows the id in each session's frame.
-    days: String,
+    /// What follows the id in each session's frame: the days, and the opening of the first array.
+    after_id: String,
     pub started_at: Timestamp,
 }
 
@@ -44,7 +44,7 @@ impl Facts {
         Ok(Self {
             from: day("from"),
             to: day("to"),
-            days: format!("\"from\": {}, \"to\": {},\n\"messages\": [\n", days[0], days[1]),
+            after_id: format!("\"from\": {}, \"to\": {},\n\"messages\": [\n", days[0], days[1]),
             started_at: reader.time(Meta::StartedAt).await?.ok_or_else(missing("the start time"))?,
             request,
         })
@@ -134,8 +134,9 @@ pub struct SessionFrame {
 
 impl SessionFrame {
     pub fn new(info: &str, id: &str, facts: &Facts, totals: [u64; 3]) -> Self {
-        let (id, days) = (json_text(id), &facts.days);
-        let head = format!("{{\"session_info\": {info},\n\"messages_data\": {{\"session_id\": {id}, {days}");
+        let (id, after_id) = (json_text(id), &facts.after_id);
+        let head =
+            format!("{{\"session_info\": {info},\n\"messages_data\": {{\"session_id\": {id}, {after_id}");
         let [messages, edited, deleted] = totals;
         let tail = format!(
             "\n],\n\"total_messages\": {messages}, \"total_edited\": {edited}, \"total_deleted\": {deleted}}}}}\n"
@@ -148,12 +149,12 @@ fn json_text(text: &str) -> String {
     serde_json::to_string(text).expect("a text is plain data")
 }
 
-/// What separates the array of this kind from the one before.
-pub fn between(kind: Kind) -> &'static str {
+/// What separates the array of this kind from the one before; nothing before the first.
+pub fn between(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Messages => "",
-        Kind::Edited => "\n],\n\"edited_messages\": [\n",
-        Kind::Deleted => "\n],\n\"deleted_messages\": [\n",
+        Kind::Messages => None,
+        Kind::Edited => Some("\n],\n\"edited_messages\": [\n"),
+        Kind::Deleted => Some("\n],\n\"deleted_messages\": [\n"),
     }
 }
 

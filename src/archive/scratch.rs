@@ -74,13 +74,15 @@ impl Names {
     pub fn settle(mut self) -> Result<(Keys, Scratch), ArchiveError> {
         let mut colliding = HashSet::new();
         let mut merged = self.folded.merged()?;
-        let mut before = (Vec::new(), 0);
+        let mut before: Option<(Folded, i64)> = None;
         while let Some((folded, number)) = merged.next()? {
+            let folded = folded.try_into().map_err(std::io::Error::other)?;
             let number = i64::from_le_bytes(number.try_into().map_err(std::io::Error::other)?);
-            if before.0 == folded {
-                colliding.extend([before.1, number]);
+            if let Some((same, other)) = before.replace((folded, number))
+                && same == folded
+            {
+                colliding.extend([other, number]);
             }
-            before = (folded.to_vec(), number);
         }
         // A new file, so that the old one is gone before the system has written much of it to disk.
         let spill = spill(&self.directory)?;
@@ -99,8 +101,10 @@ fn spill(directory: &Path) -> std::io::Result<Arc<Spill>> {
     Spill::create(&directory.join("assemble.tmp"))
 }
 
+type Folded = [u8; 8];
+
 /// Equal for names that differ only in case, and almost never for others, which would merely get less readable keys.
-fn folded(name: &str) -> [u8; 8] {
+fn folded(name: &str) -> Folded {
     let digest = Sha256::digest(name.to_lowercase());
     *digest.first_chunk().expect("a digest has 32 bytes")
 }

@@ -125,12 +125,12 @@ impl Reader {
 
     /// Bytes of all segments that are referred to.
     pub async fn packed_bytes(&mut self) -> Result<u64, CaptureError> {
-        self.total("SELECT sum(length) AS total FROM pages").await
+        self.total("SELECT CAST(total(length) AS INTEGER) AS total FROM pages").await
     }
 
     /// Bytes of all items as they were received.
     pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
-        self.total("SELECT sum(raw_len) AS total FROM pages").await
+        self.total("SELECT CAST(total(raw_len) AS INTEGER) AS total FROM pages").await
     }
 
     async fn total(&mut self, statement: &'static str) -> Result<u64, CaptureError> {
@@ -154,7 +154,7 @@ impl Reader {
                  WHERE l.state = 'failed' AND l.id > ?1 + 1000000000000 ORDER BY l.id LIMIT ?2)
              UNION ALL SELECT * FROM (
                  SELECT r.id, s.zoom_id, w.first_day, w.last_day, r.first_day, r.last_day, r.failure, r.failed_at,
-                        (SELECT coalesce(sum(items), 0) FROM pages p WHERE p.range = r.id AND p.kind = 0)
+                        (SELECT CAST(total(items) AS INTEGER) FROM pages p WHERE p.range = r.id AND p.kind = 0)
                  FROM ranges r CROSS JOIN units u ON u.id = r.unit CROSS JOIN sessions s ON s.id = u.session
                  CROSS JOIN windows w ON w.idx = r.window
                  WHERE r.state = 'failed' AND r.id > ?1 ORDER BY r.id LIMIT ?2)
