@@ -220,7 +220,7 @@ impl OneJob {
         };
         let input = AssembleInput { directory: directory.clone(), form, cancel };
         let (summary, begun) = {
-            let all_listed = self.account.is_paced().then(|| context.all_listed.clone());
+            let all_listed = context.all_listed_if_paced();
             let mut running = Box::pin(alongside(extract::run(context), input, all_listed, &self.clock));
             loop {
                 tokio::select! {

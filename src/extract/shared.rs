@@ -80,6 +80,13 @@ pub struct RunContext {
     pub all_listed: CancellationToken,
 }
 
+impl RunContext {
+    /// The signal to begin the archive early; `None` without a rate limit, when that would make nothing faster.
+    pub fn all_listed_if_paced(&self) -> Option<CancellationToken> {
+        self.lane.account().is_paced().then(|| self.all_listed.clone())
+    }
+}
+
 /// What the tasks of a run share.
 #[derive(Debug)]
 pub(super) struct Shared {

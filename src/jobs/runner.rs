@@ -112,20 +112,8 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
         cancel: cancel.clone(),
         all_listed: CancellationToken::new(),
     };
-    let end = {
-        // A job that panics must not stay `running` for ever.
-        let work = AssertUnwindSafe(work(&jobs, context, &claimed)).catch_unwind();
-        tokio::pin!(work);
-        loop {
-            tokio::select! {
-                end = &mut work => break end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
-                () = jobs.clock.sleep(PUBLISH_EVERY) => {
-                    let progress = figures();
-                    entered.publish(Job { progress, ..job.clone() });
-                }
-            }
-        }
-    };
+    let publish = || entered.publish(Job { progress: figures(), ..job.clone() });
+    let end = publishing(&jobs, publish, Box::pin(work(&jobs, context, &claimed))).await;
     job.progress = figures();
     let elapsed_ms = jobs.clock.elapsed().saturating_sub(started).as_millis() as u64;
     if matches!(end, Err(RunEnd::Interrupted)) && jobs.stop.is_cancelled() {
@@ -142,6 +130,22 @@ async fn run_one(jobs: Arc<Jobs>, mut job: Job, cancel: CancellationToken, enter
             if let Err(error) = removed.await {
                 tracing::warn!(%error, "earlier archives could not be removed; the next start tries again");
             }
+        }
+    }
+}
+
+/// Does the work, and publishes the job's figures meanwhile. A job that panics must not stay `running` for ever.
+async fn publishing(
+    jobs: &Jobs,
+    publish: impl Fn(),
+    work: impl Future<Output = Result<Made, RunEnd>>,
+) -> Result<Made, RunEnd> {
+    let work = AssertUnwindSafe(work).catch_unwind();
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            end = &mut work => return end.unwrap_or_else(|_| Err(ExtractError::Panicked.into())),
+            () = jobs.clock.sleep(PUBLISH_EVERY) => publish(),
         }
     }
 }
@@ -253,7 +257,7 @@ async fn work(jobs: &Jobs, context: RunContext, job: &Job) -> Result<Made, RunEn
     directory::make(&directory).await.map_err(|error| failure::no_directory(&error))?;
     let cancel = context.cancel.clone();
     let input = archive::AssembleInput { directory: directory.clone(), form: Form::Zip, cancel };
-    let all_listed = jobs.account.is_paced().then(|| context.all_listed.clone());
+    let all_listed = context.all_listed_if_paced();
     let (summary, begun) = archive::alongside(extract::run(context), input, all_listed, &jobs.clock).await?;
     let assembled = archive::assemble(begun).await?;
     let archive = assembled.archive.clone().expect("a zip has a size and a hash");
