@@ -20,10 +20,7 @@ use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Form, Sink, Text};
 use super::zip::Located;
 use super::{ArchiveError, check, copy, join, layout};
-use crate::capture::{
-    CaptureError, Location, MAX_INFLATE_RATIO, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR,
-    WindowTotals,
-};
+use crate::capture::{Location, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR, WindowTotals};
 use crate::files::{blocking, free_space};
 
 /// The number of sessions read from the database at a time.
@@ -155,12 +152,9 @@ impl Assembly {
         let all = self.runtime.block_on(async {
             match self.input.form {
                 // If the index claims more than there is, it is damaged, which is reported when it is read.
-                Form::Zip => Ok::<_, CaptureError>(self.reader.packed_bytes().await?.min(captured)),
+                Form::Zip => Ok(self.reader.packed_bytes().await?.min(captured)),
                 // A directory is never begun early: all of it is still to be written.
-                Form::Directory => {
-                    let most = captured.saturating_mul(MAX_INFLATE_RATIO);
-                    Ok(self.reader.raw_bytes().await?.min(most))
-                }
+                Form::Directory => self.reader.raw_bytes().await,
             }
         })?;
         self.check_room(all.saturating_sub(self.copied), 0)?;
@@ -254,7 +248,7 @@ impl Assembly {
             add_array(entry, &mut next_failure)?;
             entry.text(b"\n")
         })?;
-        let located = sink.entry(layout::SUMS, &mut |entry| {
+        let located = sink.entry(layout::SUMS, 0, &mut |entry| {
             write_pipelined(entry, |put| {
                 let mut lines = Lines::new(put, b"", b"\n");
                 scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
@@ -313,7 +307,7 @@ fn add_hashed(
     fill: &mut dyn FnMut(&mut Hashing<'_>) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
     let mut sha256 = None;
-    let located = sink.entry(name, &mut |entry| {
+    let located = sink.entry(name, 0, &mut |entry| {
         let mut hashing = Hashing::new(entry);
         fill(&mut hashing)?;
         sha256 = Some(hashing.digest());

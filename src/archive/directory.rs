@@ -39,7 +39,7 @@ impl DirectorySink {
 }
 
 impl Sink for DirectorySink {
-    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
+    fn entry(&mut self, name: &str, _: u64, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
         let mut file = BufWriter::new(File::create_new(self.staging.0.join(name))?);
         fill(&mut file)?;
         file.into_inner().map_err(std::io::IntoInnerError::into_error)?;

@@ -50,12 +50,9 @@ fn is_safe(id: &str) -> bool {
 fn is_device(name: &str) -> bool {
     let stem = name.split('.').next().unwrap_or(name);
     let is = |device: &&str| stem.eq_ignore_ascii_case(device);
-    let is_port = |port: &&str| {
-        let digit = stem.get(port.len()..).filter(|digit| digit.len() == 1);
-        digit.is_some_and(|digit| digit.as_bytes()[0].is_ascii_digit())
-            && stem[..port.len()].eq_ignore_ascii_case(port)
-    };
-    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].iter().any(is) || ["COM", "LPT"].iter().any(is_port)
+    let is_port = |port: &[u8]| port.eq_ignore_ascii_case(b"COM") || port.eq_ignore_ascii_case(b"LPT");
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].iter().any(is)
+        || matches!(stem.as_bytes(), [port @ .., b'0'..=b'9'] if is_port(port))
 }
 
 /// A session's name as the readable part of a file name; letters and digits of any script stay.

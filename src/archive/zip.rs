@@ -97,16 +97,16 @@ impl<W: Write> ZipSink<W> {
         Self { out: HashingWriter::new(writer), modified: modified.into() }
     }
 
-    /// Begins an entry whose bytes come as pieces of deflate.
-    pub fn begin(&mut self, name: &str) -> Result<ZipEntry<'_, W>, ArchiveError> {
+    /// Begins an entry of at least `at_least` bytes, which come as pieces of deflate.
+    pub fn begin(&mut self, name: &str, at_least: u64) -> Result<ZipEntry<'_, W>, ArchiveError> {
         let length = u16::try_from(name.len()).map_err(std::io::Error::other)?;
         let offset = self.out.size;
         let mut extra = self.modified.extra();
         // Info-ZIP derives the length of a descriptor from the zip64 field in the directory, which is there if the offset is
-        // that large, and without any extra field here even from another entry's.
-        let is_far = offset >= ZIP32_MAX;
-        let (version, unknown) = if is_far { (VERSION_ZIP64, u32::MAX) } else { (VERSION, 0) };
-        if is_far {
+        // that large as well, and without any extra field here even from another entry's.
+        let is_zip64 = offset.max(at_least) >= ZIP32_MAX;
+        let (version, unknown) = if is_zip64 { (VERSION_ZIP64, u32::MAX) } else { (VERSION, 0) };
+        if is_zip64 {
             extra.u16(1).u16(16).u64(0).u64(0);
         }
         let mut header = Record::new(0x0403_4b50);
@@ -116,7 +116,7 @@ impl<W: Write> ZipSink<W> {
         header.bytes(name.as_bytes()).bytes(&extra.0);
         self.out.write_all(&header.0)?;
         let begins = self.out.size;
-        Ok(ZipEntry { sink: self, offset, begins, crc: crc32fast::Hasher::new(), raw_len: 0 })
+        Ok(ZipEntry { sink: self, is_zip64, offset, begins, crc: crc32fast::Hasher::new(), raw_len: 0 })
     }
 
     /// Begins the central directory; all entries must have been written.
@@ -183,6 +183,7 @@ impl<W: Write> ZipDirectory<W> {
 #[derive(Debug)]
 pub struct ZipEntry<'a, W: Write> {
     sink: &'a mut ZipSink<W>,
+    is_zip64: bool,
     /// Where its header begins, and where its data does.
     offset: u64,
     begins: u64,
@@ -205,12 +206,12 @@ impl<W: Write> ZipEntry<'_, W> {
     }
 
     pub fn finish(self) -> Result<Located, ArchiveError> {
-        let Self { sink, offset, begins, crc, raw_len } = self;
+        let Self { sink, is_zip64, offset, begins, crc, raw_len } = self;
         sink.out.write_all(&FINAL_BLOCK)?;
         let (packed_len, crc) = (sink.out.size - begins, crc.finalize());
         let mut descriptor = Record::new(0x0807_4b50);
         descriptor.u32(crc);
-        if [offset, packed_len, raw_len].iter().any(|value| *value >= ZIP32_MAX) {
+        if is_zip64 || packed_len.max(raw_len) >= ZIP32_MAX {
             descriptor.u64(packed_len).u64(raw_len);
         } else {
             descriptor.u32_at_most(packed_len).u32_at_most(raw_len);
@@ -241,8 +242,8 @@ impl<W: Write> Entry for ZipEntry<'_, W> {
 }
 
 impl Sink for ZipSink<WriteBehind> {
-    fn entry(&mut self, name: &str, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
-        let mut entry = self.begin(name)?;
+    fn entry(&mut self, name: &str, at_least: u64, fill: &mut Fill<'_>) -> Result<Located, ArchiveError> {
+        let mut entry = self.begin(name, at_least)?;
         fill(&mut entry)?;
         entry.finish()
     }
@@ -312,7 +313,7 @@ mod tests {
         sink.out.size = offset;
         let mut located = Vec::new();
         for (name, raw, length) in entries {
-            let mut entry = sink.begin(name).unwrap();
+            let mut entry = sink.begin(name, 0).unwrap();
             entry.piece(&pack(raw, 6), *length, crc32fast::hash(raw)).unwrap();
             located.push(entry.finish().unwrap());
         }
@@ -367,9 +368,14 @@ mod tests {
             stretches.push((begins, (begins - skipped) as usize));
             for place in ["a", "b", "größe 漢", "d"] {
                 let name = format!("{begins}/{place}.json");
-                let mut entry = sink.begin(&name).unwrap();
+                let mut entry = sink.begin(&name, 0).unwrap();
                 entry.text(name.as_bytes()).unwrap();
-                located.push((name, entry.finish().unwrap()));
+                let made = entry.finish().unwrap();
+                // The installed unzip may not mind the length of descriptors.
+                let (extra, descriptor) = if made.offset >= ZIP32_MAX { (9 + 20, 24) } else { (9, 16) };
+                let around = (30 + name.len() + extra + descriptor) as u64;
+                assert_eq!(sink.out.size, made.offset + around + made.packed_len, "{name}");
+                located.push((name, made));
             }
         }
         let mut directory = sink.directory();
@@ -391,6 +397,16 @@ mod tests {
         };
         assert!(test("unzip", &["-t"]).contains("No errors"));
         test("python3", &["-m", "zipfile", "-t"]);
+    }
+
+    /// For readers that do not look at the directory, in front of its data.
+    #[test]
+    fn an_entry_that_will_be_long_says_so_from_the_start() {
+        let mut sink = ZipSink::new(Vec::new(), "2026-05-30T18:07:41Z".parse().unwrap());
+        for (at_least, extra, descriptor) in [(ZIP32_MAX - 1, 9, 16), (ZIP32_MAX, 9 + 20, 24)] {
+            let made = sink.begin("a", at_least).unwrap().finish().unwrap();
+            assert_eq!(sink.out.size - made.offset, 30 + 1 + extra + made.packed_len + descriptor);
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use error::CaptureError;
 pub use ids::{ListId, RangeId, UnitId, WindowId};
 pub use location::{Location, is_damaged_copy};
 pub use reader::{PageRef, Reader, UnitPages, UnitRange};
-pub use segment::{FINAL_BLOCK, MAX_INFLATE_RATIO, SEPARATOR, Segment, inflate, inflate_to, pack};
+pub use segment::{FINAL_BLOCK, SEPARATOR, Segment, inflate, inflate_to, pack};
 pub use segments::{PrefetchedSegments, SegmentReader};
 pub use sessions::{Place, PlacedSession, SessionRow, WindowTotals};
 pub use settled::Settled;

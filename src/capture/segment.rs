@@ -11,7 +11,7 @@ use flate2::{Compress, Compression, Decompress, DecompressError, FlushCompress, 
 use super::{CaptureError, Kind, PageRef};
 
 /// Deflate expands to at most 1,032 times its size.
-pub const MAX_INFLATE_RATIO: u64 = 1_100;
+pub(super) const MAX_INFLATE_RATIO: u64 = 1_100;
 /// An empty final block, which closes a stream of segments.
 pub const FINAL_BLOCK: [u8; 2] = [0x03, 0x00];
 
@@ -107,20 +107,18 @@ pub fn inflate_to(data: &[u8], raw_len: u64, crc32: u32, raw: &mut Vec<u8>) -> R
     let before = raw.len();
     // Room for one byte more than expected, so that excess output is detected.
     raw.reserve(raw_len as usize + 1);
-    let ended = DECOMPRESSOR.with_borrow_mut(|inflate| {
+    let is_sound = DECOMPRESSOR.with_borrow_mut(|inflate| {
         inflate.reset(false);
         inflate.decompress_vec(data, raw, FlushDecompress::Sync)?;
-        let read = inflate.total_in();
         // Something must be able to follow, or all that comes after it in the archive would be lost.
         let status = inflate.decompress_vec(&FINAL_BLOCK, raw, FlushDecompress::Sync)?;
-        let is_followed =
-            status == Status::StreamEnd && inflate.total_in() == read + FINAL_BLOCK.len() as u64;
-        Ok::<_, DecompressError>((read, is_followed))
+        let both = (data.len() + FINAL_BLOCK.len()) as u64;
+        Ok::<_, DecompressError>(status == Status::StreamEnd && inflate.total_in() == both)
     });
-    let ended = ended.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")));
+    let is_sound =
+        is_sound.map_err(|error| CaptureError::Damaged(format!("a segment does not inflate: {error}")))?;
     let inflated = &raw[before..];
-    let is_whole = ended? == (data.len() as u64, true) && inflated.len() as u64 == raw_len;
-    if !is_whole || crc32fast::hash(inflated) != crc32 {
+    if !is_sound || inflated.len() as u64 != raw_len || crc32fast::hash(inflated) != crc32 {
         return Err(CaptureError::Damaged("a segment differs from what was stored".to_owned()));
     }
     Ok(())

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::Row;
 
 use super::reader::{Reader, date, days, number};
+use super::segment::MAX_INFLATE_RATIO;
 use super::{CaptureError, FailureNote, RangeId};
 use crate::days::DateRange;
 
@@ -128,9 +129,11 @@ impl Reader {
         self.total("SELECT CAST(total(length) AS INTEGER) AS total FROM pages").await
     }
 
-    /// Bytes of all items as they were received.
+    /// Bytes of all items as they were received; of a damaged index, no more than the segments can inflate to.
     pub async fn raw_bytes(&mut self) -> Result<u64, CaptureError> {
-        self.total("SELECT CAST(total(raw_len) AS INTEGER) AS total FROM pages").await
+        let statement = "SELECT CAST(total(min(raw_len, length * ?)) AS INTEGER) AS total FROM pages";
+        let most = MAX_INFLATE_RATIO.cast_signed();
+        number(&sqlx::query(statement).bind(most).fetch_one(&mut self.connection).await?, "total")
     }
 
     async fn total(&mut self, statement: &'static str) -> Result<u64, CaptureError> {

@@ -131,7 +131,7 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
     }
 }
 
-/// Whether the lists of this window are refused, perhaps by a firewall, and that of another one is answered.
+/// Whether the lists of this window are refused, perhaps by a firewall, and that of any other one is answered.
 async fn only_this_list_is_refused(
     shared: &Shared,
     window: WindowId,
@@ -143,8 +143,8 @@ async fn only_this_list_is_refused(
     let oldest = shared.reach.oldest();
     let windows = shared.with_reader(async |reader| reader.windows().await).await?;
     let others = windows.into_iter().filter(|(other, _)| *other != window);
-    // Several, as some may be refused for reasons of their own.
-    for days in others.filter_map(|(_, days)| days.since(oldest)).take(3) {
+    // All of them, as several may be refused for reasons of their own.
+    for days in others.filter_map(|(_, days)| days.since(oldest)) {
         if is_answer(&ask(shared, &Call::sessions(days), run_effort(Urgency::Everything)).await?) {
             return Ok(true);
         }

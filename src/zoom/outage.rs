@@ -129,7 +129,7 @@ impl Outage {
     }
 
     /// Probes until Zoom answers, for at most `longest`. An error of `probe` says why there was no answer. Returns true if
-    /// there was an outage, false if the first probe was answered.
+    /// there was an outage; false if the first probe was answered or, when it was not, another request had been meanwhile.
     pub async fn wait_out<F>(&self, probe: impl Fn() -> F) -> Result<bool, Failure>
     where
         F: Future<Output = Result<(), String>>,

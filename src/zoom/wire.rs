@@ -123,8 +123,9 @@ impl<'de, const N: usize> Visitor<'de> for PageSeed<N> {
             }
         }
         let is_of_errors = |name: &str| CODES.contains(&name) || TEXTS.contains(&name);
-        // An error may come with its arrays null or empty: only items show that it is a page.
-        let has_no_items = page.arrays.iter().all(Vec::is_empty);
+        // An error may come with its arrays null or empty, or with only some of them: it must not pass for a page without
+        // messages.
+        let has_no_items = !seen[0] || page.arrays.iter().all(Vec::is_empty);
         let is_error = has_no_items && page.unknown.iter().any(|(name, _)| is_of_errors(name));
         if is_a_page && !is_error { Ok(page) } else { Err(serde::de::Error::custom("not a page")) }
     }
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_no_page_is_refused_and_never_quoted() {
-        let table: [&[u8]; 15] = [
+        let table: [&[u8]; 16] = [
             b"",
             b"null",
             b"[]",
@@ -247,6 +248,7 @@ mod tests {
             br#"{"code":5000,"message":"secret","next_page_token":"","page_size":100}"#,
             br#"{"page_size":100,"next_page_token":"","message":"secret"}"#,
             br#"{"code":5000,"message":"secret","messages":null}"#,
+            br#"{"code":5000,"message":"secret","edited_messages":[{"a":1}]}"#,
             br#"{"messages":[],"deleted_messages":[],"next_page_token":"","reason":"secret"}"#,
             br#"{"messages":[],"next_page_token":"secret","next_page_token":""}"#,
             br#"{"messages":{"secret":1}}"#,

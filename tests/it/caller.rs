@@ -46,25 +46,26 @@ impl Caller {
     /// Follows a job by long polling until `done` says so.
     pub async fn wait_until(&self, id: &str, done: impl Fn(&Value) -> bool) -> Value {
         // Another ETag than the job's is answered at once.
+        let mut job = Value::Null;
         let (mut etag, mut unchanged) = (HeaderValue::from_static("\"none yet\""), 0);
         for _ in 0..2_000 {
             let request = self.client.get(self.url(&format!("/v1/jobs/{id}?wait=20s")));
             let response = request.header("if-none-match", &etag).send().await.unwrap();
             if response.status() == 304 {
                 unchanged += 1;
-                assert!(unchanged < 3, "nothing has changed for a minute");
+                assert!(unchanged < 3, "nothing has changed for a minute: {job:#}");
                 continue;
             }
             unchanged = 0;
             etag = response.headers()["etag"].clone();
-            let job: Value = response.json().await.unwrap();
+            job = response.json().await.unwrap();
             if done(&job) {
                 return job;
             }
             let over = ["failed", "cancelled", "expired"].contains(&job["state"].as_str().unwrap());
             assert!(!over, "the job ended before it got there: {job:#}");
         }
-        panic!("it does not get there");
+        panic!("it does not get there: {job:#}");
     }
 
     pub async fn finished(&self, id: &str) -> Value {
