@@ -18,7 +18,6 @@ use super::{WHOLE, WrongUse, grouped, say};
 use crate::app::{App, AppSettings};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config;
-use crate::extract::ExtractSettings;
 use crate::files::{is_there, unless_absent};
 use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
@@ -26,7 +25,6 @@ use crate::shutdown;
 use crate::sim::{Dataset, ItemKind, ItemOptions, SimSettings, Simulator};
 use crate::zoom::ZoomSettings;
 use crate::zoom::auth::Credentials;
-use crate::zoom::retry::RetryPolicy;
 
 /// The rate limit of the simulated account in requests a second, that of a Business plan.
 const LIMIT: u32 = 60;
@@ -120,34 +118,17 @@ async fn serve(
 
 fn settings(args: &DemoArgs, simulator: &Simulator, data_dir: &Path) -> AppSettings {
     let sim = SimSettings::default();
+    let credentials = Credentials {
+        account_id: sim.account_id,
+        client_id: sim.client_id,
+        client_secret: SecretString::from(sim.client_secret),
+    };
+    let usual = ZoomSettings::new(simulator.api_base_url(), simulator.oauth_base_url(), credentials);
     AppSettings {
         listen: args.listen_addr,
         http: HttpSettings::default(),
-        jobs: JobSettings {
-            data_dir: data_dir.to_owned(),
-            max_running: 4,
-            max_queued: 100,
-            retention: Duration::from_secs(86_400),
-            extract: ExtractSettings::default(),
-        },
-        zoom: ZoomSettings {
-            api_base: simulator.api_base_url(),
-            oauth_base: simulator.oauth_base_url(),
-            credentials: Credentials {
-                account_id: sim.account_id,
-                client_id: sim.client_id,
-                client_secret: SecretString::from(sim.client_secret),
-            },
-            limit: Some(f64::from(LIMIT)),
-            rate_share: 1.0,
-            in_flight: 64,
-            connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(10),
-            max_answer_bytes: 64 << 20,
-            max_outage: Duration::from_secs(60),
-            retry: RetryPolicy::default(),
-        },
+        jobs: JobSettings::in_directory(data_dir.to_owned()),
+        zoom: ZoomSettings { limit: Some(f64::from(LIMIT)), ..usual },
     }
 }
 

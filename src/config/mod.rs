@@ -399,6 +399,16 @@ mod tests {
     const ACCOUNT: &str = "--zoom-account-id a --zoom-client-id c --zoom-client-secret hush-hush";
 
     #[test]
+    fn the_defaults_are_the_usual_settings() {
+        let AppSettings { jobs, zoom, .. } = settings(ACCOUNT).unwrap();
+        let [api, oauth] = [API_BASE_URL, OAUTH_BASE_URL].map(str::to_owned);
+        let usual = ZoomSettings::new(api, oauth, zoom.credentials.clone());
+        let limit = Some(Plan::Pro.requests_per_second());
+        assert_eq!(format!("{zoom:?}"), format!("{:?}", ZoomSettings { limit, ..usual }));
+        assert_eq!(format!("{jobs:?}"), format!("{:?}", JobSettings::in_directory("./data".into())));
+    }
+
+    #[test]
     fn each_setting_reaches_its_component() {
         let line = "--request-timeout 11s --connect-timeout 12s --idle-timeout 13s --retry-attempts 14 --retry-base 15ms \
             --max-outage 16s --in-flight 17 --max-connections 18 --max-event-streams 19 --max-downloads 20 \

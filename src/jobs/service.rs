@@ -39,6 +39,19 @@ pub struct JobSettings {
     pub extract: ExtractSettings,
 }
 
+impl JobSettings {
+    /// The usual settings.
+    pub fn in_directory(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            max_running: 4,
+            max_queued: 100,
+            retention: Duration::from_secs(7 * 86_400),
+            extract: ExtractSettings::default(),
+        }
+    }
+}
+
 /// All jobs of one data directory.
 #[derive(Debug)]
 pub struct Jobs {

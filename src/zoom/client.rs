@@ -46,6 +46,26 @@ pub struct ZoomSettings {
     pub retry: RetryPolicy,
 }
 
+impl ZoomSettings {
+    /// The usual settings, without a limit.
+    pub fn new(api_base: String, oauth_base: String, credentials: Credentials) -> Self {
+        Self {
+            api_base,
+            oauth_base,
+            credentials,
+            limit: None,
+            rate_share: 1.0,
+            in_flight: 64,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(30),
+            max_answer_bytes: 64 << 20,
+            max_outage: Duration::from_secs(12 * 3_600),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
 /// An account: its client, tokens and budget.
 pub struct Account {
     pub(super) http: reqwest::Client,

@@ -197,15 +197,14 @@ impl Lane {
                 Decision::Limited { .. } if refusals >= most_refusals => {
                     return Err(error.into_failure(FailureKind::RateLimited, refusals));
                 }
-                Decision::Limited { .. } => {
-                    if let Some(further) = refusals.checked_sub(QUICK_REFUSALS).filter(|further| *further > 0)
-                    {
-                        let usual = account.settings.retry;
-                        let patient = RetryPolicy { cap: usual.cap * PATIENCE, ..usual };
-                        let _backs_off = Counted::among(&self.backing_off);
-                        account.clock.sleep(patient.backoff(further, account.clock.random())).await;
-                    }
+                Decision::Limited { .. } if refusals > QUICK_REFUSALS => {
+                    let usual = account.settings.retry;
+                    let patient = RetryPolicy { cap: usual.cap * PATIENCE, ..usual };
+                    let after = patient.backoff(refusals - QUICK_REFUSALS, account.clock.random());
+                    let _backs_off = Counted::among(&self.backing_off);
+                    account.clock.sleep(after).await;
                 }
+                Decision::Limited { .. } => {}
                 Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);

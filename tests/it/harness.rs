@@ -19,7 +19,6 @@ use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use zoom_chat_reports::app::{App, AppSettings};
 use zoom_chat_reports::clock::{ManualClock, SharedClock, SystemClock};
-use zoom_chat_reports::extract::ExtractSettings;
 use zoom_chat_reports::http::HttpSettings;
 use zoom_chat_reports::jobs::JobSettings;
 use zoom_chat_reports::sim::{
@@ -59,38 +58,28 @@ impl Deref for World {
 
 /// Fast enough for tests, still the real policy: short delays, all attempts.
 fn settings(sim: &Simulator, directory: &TempDir) -> AppSettings {
-    let defaults = SimSettings::default();
+    let account = SimSettings::default();
+    let credentials = Credentials {
+        account_id: account.account_id,
+        client_id: account.client_id,
+        client_secret: account.client_secret.into(),
+    };
+    let usual = ZoomSettings::new(sim.api_base_url(), sim.oauth_base_url(), credentials);
     AppSettings {
         listen: "127.0.0.1:0".parse().unwrap(),
         http: HttpSettings::default(),
-        jobs: JobSettings {
-            data_dir: directory.path().join("data"),
-            max_running: 4,
-            max_queued: 100,
-            retention: Duration::from_secs(7 * 86_400),
-            extract: ExtractSettings::default(),
-        },
+        jobs: JobSettings::in_directory(directory.path().join("data")),
         zoom: ZoomSettings {
-            api_base: sim.api_base_url(),
-            oauth_base: sim.oauth_base_url(),
-            credentials: Credentials {
-                account_id: defaults.account_id,
-                client_id: defaults.client_id,
-                client_secret: defaults.client_secret.into(),
-            },
-            limit: None,
-            rate_share: 1.0,
-            in_flight: 64,
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(5),
             max_answer_bytes: 16 << 20,
-            max_outage: Duration::from_secs(12 * 3_600),
             retry: RetryPolicy {
-                max_attempts: 8,
                 base: Duration::from_millis(5),
                 cap: Duration::from_millis(100),
+                ..usual.retry
             },
+            ..usual
         },
     }
 }
