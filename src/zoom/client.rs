@@ -18,6 +18,7 @@ use super::error::RequestError;
 use super::lane::Lane;
 use super::outage::{DIFFERENT, Outage};
 use super::readers::Readers;
+use super::refusals::Fortunes;
 use super::retry::RetryPolicy;
 use super::transport::{NoClient, http_client};
 use crate::clock::SharedClock;
@@ -77,6 +78,7 @@ pub struct Account {
     answered: Mutex<Answered>,
     /// The number of [`Lane`]s in use.
     pub(super) lanes: AtomicUsize,
+    pub(super) fortunes: Fortunes,
     pub(super) readers: Readers,
     pub(super) clock: SharedClock,
 }
@@ -97,8 +99,19 @@ impl Account {
         let outage = |of| Outage::new(of, settings.max_outage, clock.clone());
         let outages = PerEndpoint { sessions: outage("the list of sessions"), messages: outage("messages") };
         let answered = Mutex::default();
-        let lanes = AtomicUsize::new(0);
-        Ok(Arc::new(Self { http, settings, tokens, budget, outages, answered, lanes, readers, clock }))
+        let (lanes, fortunes) = (AtomicUsize::new(0), Fortunes::default());
+        Ok(Arc::new(Self {
+            http,
+            settings,
+            tokens,
+            budget,
+            outages,
+            answered,
+            lanes,
+            fortunes,
+            readers,
+            clock,
+        }))
     }
 
     /// Describes the account's URLs and pace, without secrets.

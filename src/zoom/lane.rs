@@ -20,6 +20,7 @@ use super::client::Account;
 use super::error::{Failure, FailureKind, LimitKind, Refusal, RequestError};
 use super::load::Latency;
 use super::readers::ReadResult;
+use super::refusals::InARow;
 use super::retry::{Decision, RetryPolicy, Tries};
 use super::transport::{collect, describe};
 use super::turns::{Rank, TurnQueue};
@@ -116,13 +117,13 @@ pub struct Stalled {
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// A call that gets more 429s than this, one after the other, waits longer and longer: each of them slows all calls down.
+/// A call that gets more 429s than this in a row, for its own reasons, waits longer and longer: each slows all calls down.
 const QUICK_REFUSALS: u32 = 2;
 /// Such a call waits up to this many times longer than after server errors.
 const PATIENCE: u32 = 10;
-/// A call that gets nothing but this many 429s, one after the other, over hours, is refused for its own reasons.
+/// It fails after this many, which takes hours.
 const MOST_REFUSALS: u32 = 60;
-/// The same for a call that somebody waits for, or that can be done without.
+/// A call that somebody waits for, or that can be done without, fails after this many 429s in a row, whatever the reason.
 const FEW_REFUSALS: u32 = 10;
 /// A refusal's body is ignored if it is larger.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
@@ -158,10 +159,9 @@ impl Lane {
         R: Fn(Bytes) -> ReadResult<T> + Clone + Send + 'static,
     {
         let account = &*self.account;
-        let (mut tries, mut refusals) = (Tries::default(), 0);
+        let (mut tries, mut refusals) = (Tries::default(), InARow::default());
         let outage = account.outage(call);
         let mut sent = outage.mark();
-        let most_refusals = if effort.waits_out_outages { MOST_REFUSALS } else { FEW_REFUSALS };
         loop {
             if effort.waits_out_outages && outage.is_on() {
                 self.wait_out(call).await?;
@@ -190,17 +190,26 @@ impl Lane {
                 continue;
             }
             self.heed(&decision, generation, now);
-            let is_too_fast = matches!(decision, Decision::Limited { kind: LimitKind::PerSecond, .. });
-            refusals = if is_too_fast { refusals + 1 } else { 0 };
+            if matches!(decision, Decision::Limited { kind: LimitKind::PerSecond, .. }) {
+                refusals.note(&account.fortunes);
+            } else {
+                refusals = InARow::default();
+            }
+            let are_its_own = refusals.are_its_own(&account.fortunes);
+            let most = if effort.waits_out_outages {
+                are_its_own.then_some(MOST_REFUSALS)
+            } else {
+                Some(FEW_REFUSALS)
+            };
             match decision {
                 Decision::Fail(kind) => return Err(error.into_failure(kind, attempt)),
-                Decision::Limited { .. } if refusals >= most_refusals => {
-                    return Err(error.into_failure(FailureKind::RateLimited, refusals));
+                Decision::Limited { .. } if most.is_some_and(|most| refusals.count >= most) => {
+                    return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
                 }
-                Decision::Limited { .. } if refusals > QUICK_REFUSALS => {
+                Decision::Limited { .. } if are_its_own && refusals.count > QUICK_REFUSALS => {
                     let usual = account.settings.retry;
                     let patient = RetryPolicy { cap: usual.cap * PATIENCE, ..usual };
-                    let after = patient.backoff(refusals - QUICK_REFUSALS, account.clock.random());
+                    let after = patient.backoff(refusals.count - QUICK_REFUSALS, account.clock.random());
                     let _backs_off = Counted::among(&self.backing_off);
                     account.clock.sleep(after).await;
                 }
@@ -371,6 +380,7 @@ impl Lane {
             metrics::counter!("zcr_zoom_rate_limited_total").increment(1);
         } else {
             account.budget.accepted();
+            account.fortunes.note_answer();
         }
         if status != 200 {
             let refusal = Refusal::read(status, &headers, &body, call.page_token.is_some());

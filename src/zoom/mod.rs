@@ -13,6 +13,7 @@ pub mod lane;
 mod load;
 mod outage;
 mod readers;
+mod refusals;
 pub mod retry;
 mod transport;
 mod turns;
