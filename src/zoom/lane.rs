@@ -117,9 +117,10 @@ pub struct Stalled {
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// A call that gets more 429s than this in a row, for its own reasons, waits longer and longer: each slows all calls down.
+/// A call that gets more 429s than this in a row waits a little, and if it gets them for its own reasons longer and longer: each
+/// slows all calls down.
 const QUICK_REFUSALS: u32 = 2;
-/// Such a call waits up to this many times longer than after server errors.
+/// It then waits up to this many times longer than after server errors.
 const PATIENCE: u32 = 10;
 /// It fails after this many, which takes hours.
 const MOST_REFUSALS: u32 = 60;
@@ -206,9 +207,10 @@ impl Lane {
                 Decision::Limited { .. } if most.is_some_and(|most| refusals.count >= most) => {
                     return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
                 }
-                Decision::Limited { .. } if are_its_own && refusals.count > QUICK_REFUSALS => {
+                Decision::Limited { .. } if refusals.count > QUICK_REFUSALS => {
                     let usual = account.settings.retry;
-                    let patient = RetryPolicy { cap: usual.cap * PATIENCE, ..usual };
+                    let cap = if are_its_own { usual.cap * PATIENCE } else { usual.base * 2 };
+                    let patient = RetryPolicy { cap, ..usual };
                     let after = patient.backoff(refusals.count - QUICK_REFUSALS, account.clock.random());
                     let _backs_off = Counted::among(&self.backing_off);
                     account.clock.sleep(after).await;
