@@ -10,9 +10,9 @@
 //!
 //! # Import rules
 //! `zoom -> clock`, `capture -> nothing`, `archive -> capture, clock`, `extract -> zoom, capture, clock`,
-//! `jobs -> extract, archive, clock`, `http -> jobs`, the check of `extract` and the value types of `extract` and `archive`, `app -> http,
-//! jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app, config, sim` and
-//! value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite`, `sync` and `telemetry` are leaves, which
+//! `jobs -> extract, archive, clock`, `http -> jobs`, the check of `extract` and the value types of `extract` and `archive`,
+//! `app -> http, jobs, extract, archive, capture, zoom, clock`, `config -> app` and the settings types it fills, `cli -> app,
+//! config, sim` and value types. `sim` imports nothing of ours. `clock`, `days`, `files`, `json`, `sqlite`, `sync` and `telemetry` are leaves, which
 //! everybody may import; `shutdown` needs `clock`, `sqlite` needs `files`. A test walks `src/` and fails on an edge that is not
 //! in its table.
 //!

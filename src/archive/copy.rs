@@ -26,9 +26,7 @@ pub fn sessions(
     let mut file = |session: &ArchivedSession, file: &SessionFile| {
         let mut fill =
             |entry: &mut dyn Entry| session.parts(file.holds).try_for_each(|part| write(part, entry));
-        let held = session.pages.iter().filter(|page| file.holds.includes(page.kind));
-        let at_least = held.fold(0, |sum, page| u64::saturating_add(sum, page.raw_len));
-        sink.entry(&file.name, at_least, &mut fill)
+        sink.entry(&file.name, session.raw_len(file.holds), &mut fill)
     };
     sessions.iter().map(|session| session.files.iter().map(|each| file(session, each)).collect()).collect()
 }

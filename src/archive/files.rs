@@ -106,6 +106,12 @@ impl ArchivedSession {
         })
     }
 
+    /// The size in bytes of the items that such a file contains; of a damaged index, perhaps too large.
+    pub fn raw_len(&self, holds: Holds) -> u64 {
+        let held = self.pages.iter().filter(|page| holds.includes(page.kind));
+        held.fold(0, |sum, page| u64::saturating_add(sum, page.raw_len))
+    }
+
     /// The size of its messages in bytes, as they are stored.
     pub fn packed_len(&self) -> u64 {
         self.pages.iter().map(PageRef::packed_len).sum()

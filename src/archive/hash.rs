@@ -167,8 +167,7 @@ pub fn sessions(
 }
 
 fn raw_len(sessions: &[ArchivedSession]) -> u64 {
-    let pages = sessions.iter().flat_map(|session| &session.pages);
-    pages.fold(0, |sum, page| sum.saturating_add(page.raw_len))
+    sessions.iter().fold(0, |sum, session| sum.saturating_add(session.raw_len(Holds::Everything)))
 }
 
 /// Inflates each segment once, for the hashes of both files that contain it.

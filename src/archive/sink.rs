@@ -28,7 +28,8 @@ pub enum Form {
 }
 
 pub trait Sink: Debug + Send {
-    /// Writes an entry of at least `at_least` bytes. Returns what [`finish`](Self::finish) needs to know about it: nothing for a file in a directory.
+    /// Writes an entry of at least `at_least` bytes. Returns what [`finish`](Self::finish) needs to know about it: nothing for a
+    /// file in a directory.
     fn entry(&mut self, name: &str, at_least: u64, fill: &mut Fill<'_>) -> Result<Located, ArchiveError>;
 
     /// Completes the archive once all entries have been written, and syncs it.

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 
 use super::digest::digest;
 use super::paging::Paging;
-use super::refused::{ask, is_answer};
+use super::refused::{any_other_is_answered, ask};
 use super::shared::{COMMIT_INTERVAL, ExtractError, Shared, run_effort};
 use super::windows;
 use crate::capture::{
@@ -131,25 +131,17 @@ async fn list_chain(shared: &Shared, list: &Chain<ListId>, whole: DateRange) -> 
     }
 }
 
-/// Whether the lists of this window are refused, perhaps by a firewall, and that of any other one is answered.
+/// Whether only the lists of this window are refused, and that of another one is answered.
 async fn only_this_list_is_refused(
     shared: &Shared,
     window: WindowId,
     failure: &Failure,
 ) -> Result<bool, ExtractError> {
-    if failure.kind == FailureKind::Unreachable {
-        return Ok(false);
-    }
     let oldest = shared.reach.oldest();
     let windows = shared.with_reader(async |reader| reader.windows().await).await?;
     let others = windows.into_iter().filter(|(other, _)| *other != window);
-    // All of them, as several may be refused for reasons of their own.
-    for days in others.filter_map(|(_, days)| days.since(oldest)) {
-        if is_answer(&ask(shared, &Call::sessions(days), run_effort(Urgency::Everything)).await?) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let others = others.filter_map(|(_, days)| Some(Call::sessions(days.since(oldest)?)));
+    any_other_is_answered(shared, failure, others).await
 }
 
 /// One pass over a list, from its first page or from where an earlier run stopped.

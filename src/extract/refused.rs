@@ -55,26 +55,38 @@ pub(super) fn is_answer(asked: &Result<(), Failure>) -> bool {
     asked.as_ref().map_or_else(Failure::is_not_found_by_zoom, |()| true)
 }
 
-/// Whether only this session is refused, perhaps by a firewall, and another one is answered. Several are tried, as some of them
-/// may be refused for reasons of their own.
+/// Whether `failure` concerns its own call alone, perhaps because of a firewall: any of these other calls is answered. All are
+/// tried, as some of them may be refused for reasons of their own.
+pub(super) async fn any_other_is_answered(
+    shared: &Shared,
+    failure: &Failure,
+    others: impl Iterator<Item = Call>,
+) -> Result<bool, ExtractError> {
+    if failure.kind == FailureKind::Unreachable {
+        return Ok(false);
+    }
+    for other in others {
+        if is_answer(&ask(shared, &other, run_effort(Urgency::Everything)).await?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether only this session is refused, and another one is answered.
 async fn only_this_session_is_refused(
     shared: &Shared,
     range: &PendingRange,
     failure: &Failure,
 ) -> Result<bool, ExtractError> {
-    if failure.kind == FailureKind::Unreachable {
-        return Ok(false);
-    }
-    let oldest = shared.reach.oldest();
+    let (oldest, choice) = (shared.reach.oldest(), shared.context.request.item_choice());
     let but = range.session_id.clone();
     let others = shared.with_reader(async move |stored| stored.comparable_sessions(&but, oldest).await);
-    for (session_id, days) in others.await? {
-        let Some(days) = days.since(oldest) else { continue };
-        if is_answer(&first_page(shared, &session_id, days).await?) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let others = others.await?.into_iter();
+    let first_page = |(session_id, days): (String, DateRange)| {
+        Some(Call::messages(&session_id, days.since(oldest)?, choice))
+    };
+    any_other_is_answered(shared, failure, others.filter_map(first_page)).await
 }
 
 /// Whether "not found" means that these days are empty, not that the session has vanished after yielding pages. For part

@@ -23,6 +23,17 @@ pub async fn guarded() -> World {
     .await
 }
 
+/// Sends a request with this key; a new job is to extract everything.
+pub async fn call(
+    world: &World,
+    method: reqwest::Method,
+    path: String,
+    key: &str,
+) -> reqwest::Result<reqwest::Response> {
+    let body = if path == "/v1/jobs" { world.everything() } else { Value::Null };
+    world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send().await
+}
+
 /// Waits until a job completes, with the read-only key.
 pub async fn completed(world: &World, id: &str) {
     let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
@@ -39,10 +50,7 @@ pub async fn completed(world: &World, id: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_key_looks_and_downloads_and_changes_nothing() {
     let world = guarded().await;
-    let call = |method: reqwest::Method, path: String, key: &str| {
-        let body = if path == "/v1/jobs" { world.everything() } else { Value::Null };
-        world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send()
-    };
+    let call = |method, path, key| call(&world, method, path, key);
     let created = call(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
     assert_eq!(created.status(), 202);
     let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();

@@ -14,16 +14,13 @@ use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, ItemOptions, Match, SimSet
 
 use crate::caller::is_final;
 use crate::harness::{World, archive_in, fault};
-use crate::keys::{KEY, VIEWER, account, completed, guarded};
+use crate::keys::{KEY, VIEWER, account, call, completed, guarded};
 use crate::process::Setup;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_trail_tells_who_did_what_with_which_job() {
     let world = guarded().await;
-    let send = |method: reqwest::Method, path: String, key: &str| {
-        let body = if path == "/v1/jobs" { world.everything() } else { Value::Null };
-        world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send()
-    };
+    let send = |method, path, key| call(&world, method, path, key);
     let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
     let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
     completed(&world, &id).await;
