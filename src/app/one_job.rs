@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::published::{Published, put_in_place};
+use super::published::{Mark, put_in_place};
 use super::{AppError, LOCK, lock};
 pub use crate::archive::FailureLine;
 use crate::archive::{
@@ -20,8 +20,8 @@ use crate::archive::{
 use crate::capture::{CaptureError, Location, Meta, is_damaged_copy};
 use crate::clock::SharedClock;
 use crate::extract::{
-    self, Account, Captured, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext, RunSummary,
-    Snapshot,
+    self, Account, Captured, Damage, ExtractError, ExtractRequest, ExtractSettings, Progress, RunContext,
+    RunSummary, Snapshot,
 };
 use crate::files::{
     free_name, has_entry, is_full, is_there, numbered, remove_all_but, remove_but_last, suffixed,
@@ -44,10 +44,10 @@ impl Output {
         }
     }
 
-    /// Whether there is a capture to resume, or output that was published from one.
+    /// Whether there is a capture to resume, or a mark that output was being published.
     pub fn is_begun(&self) -> bool {
         let directory = self.working_directory();
-        Location::in_directory(&directory).is_begun() || Published::is_in(&directory)
+        Location::in_directory(&directory).is_begun() || Mark::is_in(&directory)
     }
 
     /// The command-line option that names it.
@@ -246,6 +246,9 @@ impl OneJob {
                 Ok(damaged) => kept.extend(damaged),
                 Err(error) => left = Some(error),
             }
+        } else if matches!(summary.damage, Damage::All) {
+            // The damaged index stays there, beside the new one.
+            kept.push(directory.clone());
         }
         let asked = lane.traffic.requests.load(Relaxed);
         Ok(Report { summary, archive, last, asked, failures, kept, kept_earlier, left })
@@ -290,7 +293,7 @@ fn refuse_foreign_files(output: &Output) -> Result<(), OneJobError> {
     if is_anything && !is_there(&directory.join(LOCK)) {
         return Err(OneJobError::Exists { path: directory });
     }
-    let is_ours = Published::is_in(&directory);
+    let is_ours = Mark::is_in(&directory);
     match output.found() {
         Some(path) if !is_ours => Err(OneJobError::Exists { path }),
         _ => Ok(()),
@@ -302,12 +305,10 @@ fn refuse_foreign_files(output: &Output) -> Result<(), OneJobError> {
 async fn can_resume(request: &ExtractRequest, account: &str, output: &Output) -> Result<bool, OneJobError> {
     let (directory, setting) = (&output.working_directory(), output.setting());
     let location = Location::in_directory(directory);
-    let published = at(&Published::path(directory), Published::read(directory))?;
+    let mark = at(&Mark::path(directory), Mark::read(directory))?;
     let captured = match extract::captured(directory).await {
         // Nothing was received, or its plan was never committed.
-        Ok(captured)
-            if published.is_none() && captured.as_ref().is_none_or(|captured| !captured.answered) =>
-        {
+        Ok(captured) if mark.is_none() && captured.as_ref().is_none_or(|captured| !captured.answered) => {
             at(directory, location.remove())?;
             return Ok(false);
         }
@@ -324,9 +325,9 @@ async fn can_resume(request: &ExtractRequest, account: &str, output: &Output) ->
         return other("another Zoom account".to_owned());
     }
     let captured = captured.map(|Captured { request, .. }| request);
-    let published = published.map(|Published { request, .. }| request);
+    let marked = mark.map(|Mark { request, .. }| request);
     // Without a mark, nothing shows which request a damaged capture belongs to: the run sets it aside.
-    let Some(stored) = captured.or(published) else { return Ok(true) };
+    let Some(stored) = captured.or(marked) else { return Ok(true) };
     if stored == *request {
         return Ok(true);
     }

@@ -15,12 +15,9 @@ use crate::archive::{ArchiveError, Assembled};
 use crate::extract::{Extent, ExtractRequest};
 use crate::files::{blocking, unless_absent};
 
-/// The mark's name in the capture's directory.
-const MARK: &str = "publishing";
-
 /// A mark, left just before files are moved into place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Published {
+pub(super) struct Mark {
     pub request: ExtractRequest,
     /// What may be in place: while old output is being replaced, both the old and the new.
     made: Vec<Made>,
@@ -65,13 +62,16 @@ fn hash_of_files(folder: &Path) -> io::Result<u64> {
     Ok(all)
 }
 
-impl Published {
+impl Mark {
+    /// Its name in the capture's directory.
+    const FILE_NAME: &str = "publishing";
+
     pub fn is_in(directory: &Path) -> bool {
         Self::path(directory).exists()
     }
 
     pub fn path(directory: &Path) -> PathBuf {
-        directory.join(MARK)
+        directory.join(Self::FILE_NAME)
     }
 
     pub fn read(directory: &Path) -> io::Result<Option<Self>> {
@@ -112,12 +112,12 @@ pub(super) async fn put_in_place(
     let identities = move || items.iter().map(|item| Identity::of(item)).collect::<io::Result<_>>();
     let items = blocking(identities).await?;
     let new = Made { extent, items };
-    let before = Published::read(directory)?.map(|mark| mark.made).unwrap_or_default();
+    let before = Mark::read(directory)?.map(|mark| mark.made).unwrap_or_default();
     let made = before.into_iter().chain([new.clone()]).collect();
-    let either = Published { request: request.clone(), made };
+    let either = Mark { request: request.clone(), made };
     either.leave(directory)?;
     let target = output.path().to_owned();
     let keep = move |path: &Path| (!either.may_be_replaced(path, &extent)).then(|| output.kept_as(path));
     assembled.publish(target, keep).await?;
-    Ok(Published { request, made: vec![new] }.leave(directory)?)
+    Ok(Mark { request, made: vec![new] }.leave(directory)?)
 }

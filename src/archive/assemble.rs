@@ -19,7 +19,7 @@ use super::render::{self, Facts, SessionInfo};
 use super::scratch::{Keys, Names, Scratch};
 use super::sink::{self, Assembled, Form, Sink, Text};
 use super::zip::Located;
-use super::{ArchiveError, check, copy, join, layout};
+use super::{ArchiveError, copy, ensure_not_cancelled, join, layout};
 use crate::capture::{Location, Place, PrefetchedSegments, RangeId, Reader, SEPARATOR, WindowTotals};
 use crate::files::{blocking, free_space};
 
@@ -141,7 +141,7 @@ impl Assembly {
         self.sink.finish(self.scratch.entries()?)
     }
 
-    /// Removes what was made.
+    /// Closes what it reads; what was made is removed on drop.
     pub(super) fn discard(self) {
         self.runtime.block_on(self.reader.close());
     }
@@ -188,7 +188,7 @@ impl Assembly {
         while let Some(Round { last, sessions, stored, totals }) = next
             && !which.is_told_to_stop()
         {
-            check(cancel)?;
+            ensure_not_cancelled(cancel)?;
             // While one round is copied and hashed, the one before is put away and the next one is read. If copying or hashing
             // fails, the other is stopped.
             let stop = cancel.child_token();
@@ -225,7 +225,7 @@ impl Assembly {
         let summary = runtime.block_on(render::summary(reader, facts, scratch.sessions(), totals))?;
         let mut after = RangeId::default();
         while let Some((last, some)) = runtime.block_on(render::not_found(reader, after))? {
-            check(&input.cancel)?;
+            ensure_not_cancelled(&input.cancel)?;
             some.iter().try_for_each(|(key, line)| scratch.add_not_found(key, line))?;
             after = last;
         }
@@ -242,7 +242,7 @@ impl Assembly {
             {
                 (after, some) = (last, failures.into_iter());
             }
-            check(&input.cancel).map(|()| some.next())
+            ensure_not_cancelled(&input.cancel).map(|()| some.next())
         };
         add_hashed(scratch, sink, layout::FAILURES, &mut |entry| {
             add_array(entry, &mut next_failure)?;
@@ -251,7 +251,7 @@ impl Assembly {
         let located = sink.entry(layout::SUMS, 0, &mut |entry| {
             write_pipelined(entry, |put| {
                 let mut lines = Lines::new(put, b"", b"\n");
-                scratch.sums(|line| check(&input.cancel).and_then(|()| lines.push(line)))?;
+                scratch.sums(|line| ensure_not_cancelled(&input.cancel).and_then(|()| lines.push(line)))?;
                 lines.finish(b"\n")
             })
         })?;
@@ -271,7 +271,7 @@ async fn read_names(
         let sessions = reader.session_infos(after, AT_A_TIME).await?;
         let Some(last) = sessions.last() else { break };
         after = last.0;
-        check(&input.cancel)?;
+        ensure_not_cancelled(&input.cancel)?;
         for (session, zoom_id, info) in &sessions {
             names.add(*session, zoom_id, &SessionInfo::name_in(info))?;
         }
@@ -291,7 +291,7 @@ fn add_lines(
         write_pipelined(entry, |put| {
             let mut lines = Lines::new(put, b"[\n", SEPARATOR.as_bytes());
             while let Some(line) = sorted.next()? {
-                check(cancel)?;
+                ensure_not_cancelled(cancel)?;
                 lines.push(line)?;
             }
             lines.finish(b"\n]\n")

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::files::{ArchivedSession, Part, SessionFile};
 use super::sink::{Entry, Sink};
 use super::zip::Located;
-use super::{ArchiveError, check};
+use super::{ArchiveError, ensure_not_cancelled};
 use crate::capture::PrefetchedSegments;
 
 /// Writes the files of these sessions, one after another. Returns, by session, what the sink returned for each file.
@@ -19,7 +19,7 @@ pub fn sessions(
     let mut write = |part: Part<'_>, entry: &mut dyn Entry| match part {
         Part::Text(text) => entry.text(text.as_bytes()),
         Part::Page(page) => {
-            check(cancel)?;
+            ensure_not_cancelled(cancel)?;
             entry.piece(stored.packed(page, &mut packed)?, page.raw_len, page.crc32)
         }
     };

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::files::{ArchivedSession, Holds, Part, Parts, SessionFile};
 use super::sink::{Entry, Text};
-use super::{ArchiveError, check, join};
+use super::{ArchiveError, ensure_not_cancelled, join};
 use crate::capture::{CaptureError, PageRef, PrefetchedSegments};
 
 /// Pages go from one thread to another in batches of up to this many bytes: handing over each by itself would cost more than
@@ -27,7 +27,7 @@ pub type Sha256Digest = [u8; 32];
 pub fn sha256_of(mut file: File, cancel: &CancellationToken) -> Result<String, ArchiveError> {
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 256 << 10]);
     loop {
-        check(cancel)?;
+        ensure_not_cancelled(cancel)?;
         let read = file.read(&mut buffer)?;
         if read == 0 {
             return Ok(hex::encode(hash.finalize()));
@@ -300,7 +300,7 @@ fn session(
     };
     let mut files: Vec<_> = session.files.iter().map(begin).collect();
     for page in &session.pages {
-        check(cancel)?;
+        ensure_not_cancelled(cancel)?;
         inflated(page, &mut |raw| {
             for file in files.iter_mut().filter(|file| file.holds.includes(page.kind)) {
                 file.text_up_to_a_page();

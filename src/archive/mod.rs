@@ -62,7 +62,7 @@ impl ArchiveError {
 }
 
 /// Returns an error once the job has been cancelled.
-fn check(cancel: &CancellationToken) -> Result<(), ArchiveError> {
+fn ensure_not_cancelled(cancel: &CancellationToken) -> Result<(), ArchiveError> {
     if cancel.is_cancelled() { Err(ArchiveError::Cancelled) } else { Ok(()) }
 }
 

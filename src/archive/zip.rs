@@ -192,14 +192,11 @@ pub struct ZipEntry<'a, W: Write> {
 }
 
 impl<W: Write> ZipEntry<'_, W> {
-    /// Appends a few bytes as stored blocks.
+    /// Appends at most [`STORED_MAX`] bytes as a stored block.
     fn glue(&mut self, raw: &[u8]) -> Result<(), ArchiveError> {
-        for chunk in raw.chunks(usize::from(u16::MAX)) {
-            let length = chunk.len() as u16;
-            let [low, high] = length.to_le_bytes();
-            self.sink.out.write_all(&[0, low, high, !low, !high])?;
-            self.sink.out.write_all(chunk)?;
-        }
+        let [low, high] = (raw.len() as u16).to_le_bytes();
+        self.sink.out.write_all(&[0, low, high, !low, !high])?;
+        self.sink.out.write_all(raw)?;
         self.crc.update(raw);
         self.raw_len = self.raw_len.saturating_add(raw.len() as u64);
         Ok(())

@@ -57,7 +57,7 @@ pub(super) async fn apply<'a>(
         }
         Change::MessagesPage(page) => pages.push((page, offset)),
         Change::Compared { unit, as_of, restored } => {
-            let range: Option<RangeId> = sqlx::query_scalar(
+            let one_of_its_ranges: Option<RangeId> = sqlx::query_scalar(
                 "SELECT r.id FROM units u JOIN ranges r ON r.unit = u.id WHERE u.id = ?1 AND u.last_commit IS ?2
                  AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = ?1 AND state = 'pending') LIMIT 1",
             )
@@ -65,7 +65,7 @@ pub(super) async fn apply<'a>(
             .bind(as_of)
             .fetch_optional(&mut **tx)
             .await?;
-            if let Some(range) = range {
+            if let Some(range) = one_of_its_ranges {
                 let items = restore(tx, restored, offset).await?;
                 run_with_id(tx, "DELETE FROM set_aside WHERE unit = ?", unit.0).await?;
                 effect = Effect { items, ..update_units(tx, commit, &[range]).await? };

@@ -27,6 +27,10 @@ impl CaptureError {
         matches!(self, Self::DiskFull)
     }
 
+    pub fn is_of_another_version(&self) -> bool {
+        matches!(self, Self::OtherVersion { .. })
+    }
+
     pub fn is_damaged(&self) -> bool {
         matches!(self, Self::Damaged(_))
     }

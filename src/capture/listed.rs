@@ -334,6 +334,23 @@ mod tests {
         writer.close().await;
     }
 
+    /// Lists are read at the same time: which is stored last says nothing.
+    #[tokio::test]
+    async fn what_is_known_of_a_session_is_what_the_latest_window_that_lists_it_says() {
+        let (_directory, location, writer) = planned(&[days(3), days(4)]).await;
+        let mut reader = location.open_reader().await.unwrap();
+        for (number, told, expected) in
+            [(1, "early", "early"), (2, "late", "late"), (1, "again", "late"), (2, "later", "later")]
+        {
+            let sessions = vec![ListedSession { zoom_id: "a".to_owned(), info: told.to_owned() }];
+            let page = position(ListId(number), 0);
+            writer.commit(Change::ListPage { page, next: None, sessions }).await.unwrap();
+            assert_eq!(reader.session_infos(0, 9).await.unwrap()[0].2, expected);
+        }
+        reader.close().await;
+        writer.close().await;
+    }
+
     /// Or a list that has shifted would not be read again.
     #[tokio::test]
     async fn a_session_that_was_only_probed_in_a_window_is_new_to_its_list() {

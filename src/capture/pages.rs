@@ -53,7 +53,7 @@ pub(super) async fn messages_pages(
         (None, Some(position.chain), position.seq, &position.unknown[..])
     });
     unknown_members(tx, unknown).await?;
-    let places: Vec<_> = pages
+    let states: Vec<_> = pages
         .iter()
         .map(|(MessagesPage { position, then, query, repeats, direction, .. }, _)| {
             let next = if let Then::Next(next) = then { Some(next) } else { None };
@@ -77,7 +77,7 @@ pub(super) async fn messages_pages(
              state = iif(p.value ->> 'ends', 'done', 'pending')
          FROM json_each(?) AS p WHERE ranges.id = p.value ->> 'range'",
     )
-    .bind(json(&places))
+    .bind(json(&states))
     .execute(&mut **tx)
     .await?;
     let ended: Vec<RangeId> = pages

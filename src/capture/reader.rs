@@ -119,7 +119,8 @@ impl Reader {
     pub async fn has_pending(&mut self) -> Result<bool, CaptureError> {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM lists WHERE state = 'pending')
-                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending')",
+                 OR EXISTS (SELECT 1 FROM ranges WHERE state = 'pending')
+                 OR EXISTS (SELECT 1 FROM units WHERE state = 'pending' AND id NOT IN (SELECT unit FROM set_aside))",
         )
         .fetch_one(&mut self.connection)
         .await?)
@@ -403,7 +404,20 @@ impl Reader {
                 range.0
             )));
         }
+        let lost = sqlx::query_scalar(
+            "SELECT u.id FROM units u WHERE u.state = 'pending' AND u.id NOT IN (SELECT unit FROM set_aside)
+             AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = u.id AND state = 'pending') LIMIT 1",
+        );
+        let lost: Option<UnitId> = lost.fetch_optional(&mut self.connection).await?;
+        if lost.is_some() {
+            return Err(CaptureError::Damaged("a session is pending, but none of its days".to_owned()));
+        }
         self.read_sessions_through(cancel).await?;
+        // What else is read when a run begins, or for the summary.
+        let values = sqlx::query_scalar::<_, String>("SELECT value FROM meta");
+        values.fetch_all(&mut self.connection).await?;
+        self.unknown_members().await?;
+        self.restored_items().await?;
         let mut after = (RangeId::default(), 0_i64, 0_i64);
         while !cancel.is_cancelled() {
             let rows = sqlx::query(

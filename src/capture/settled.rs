@@ -47,7 +47,8 @@ impl Settled {
 }
 
 /// Updates the states of the units of these ranges. A unit is pending while any of its ranges is, or while pages set aside from
-/// them are still to be compared; else failed if any range is, else not found if all are, else done.
+/// them are still to be compared; else failed if any range is, else not found if all are, else done. They must have been
+/// pending until now, as whatever is settled counts as newly settled.
 pub(super) async fn update_units(
     tx: &mut Tx<'_>,
     commit: i64,

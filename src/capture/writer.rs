@@ -272,7 +272,7 @@ pub(super) struct Store {
     pub connection: SqliteConnection,
     pub segments: Appender,
     pub known: KnownSessions,
-    /// The number of the last commit.
+    /// The number of the last commit; after opening, of the last one that any unit remembers.
     pub commits: i64,
 }
 

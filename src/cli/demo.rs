@@ -193,7 +193,7 @@ async fn follow(client: &reqwest::Client, url: &str, clock: &SharedClock) -> any
             progress["windows_total"],
             progress["sessions_total"],
             grouped(progress["messages"].as_u64().unwrap_or(0)),
-            progress["requests"],
+            progress["requests"].as_u64().unwrap_or(0),
             rate.map(|rate| format!(" at {rate:.1}/s")).unwrap_or_default()
         ));
         if !["queued", "running"].contains(&state) {

@@ -1,7 +1,7 @@
 //! `extract`: one date range into a directory or a zip, with progress for a person or for a log.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
@@ -115,9 +115,9 @@ fn check_place(output: &Output) -> Result<(), WrongUse> {
         Output::Directory(directory) => (is_there(directory) && !directory.is_dir())
             .then_some("must name a directory, but something else is there"),
     };
-    let is_within = |path: &Path| path.parent().is_some_and(|parent| is_there(parent) && !parent.is_dir());
+    let parent_is_a_file = path.parent().is_some_and(|parent| is_there(parent) && !parent.is_dir());
     let objection = objection
-        .or(is_within(path).then_some("must be in a directory; its parent is not one"))
+        .or(parent_is_a_file.then_some("must be in a directory; its parent is not one"))
         .or(path.to_str().is_none().then_some("must be UTF-8"));
     objection.map_or(Ok(()), |objection| Err(WrongUse(format!("{setting} {objection}: {}", path.display()))))
 }

@@ -53,10 +53,10 @@ impl Plan {
 #[command(next_help_heading = "Zoom account")]
 pub struct ZoomArgs {
     /// Account ID of the Server-to-Server OAuth app
-    #[arg(long, env = "ZOOM_ACCOUNT_ID", value_name = "ID")]
+    #[arg(long, env = "ZOOM_ACCOUNT_ID", value_name = "ID", hide_env_values = true)]
     pub zoom_account_id: Option<String>,
     /// Client ID of the app
-    #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID")]
+    #[arg(long, env = "ZOOM_CLIENT_ID", value_name = "ID", hide_env_values = true)]
     pub zoom_client_id: Option<String>,
     /// Client secret of the app; set it in the environment, as other users can see flags
     #[arg(long, env = "ZOOM_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, value_parser = secret)]
@@ -125,13 +125,13 @@ pub struct ServiceArgs {
     #[arg(long, env = "CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     pub cors_origins: Vec<String>,
     /// Maximum number of concurrent connections
-    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::MAX_CONNECTIONS, value_parser = whole::<usize>)]
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", default_value_t = http::DEFAULT_CONNECTIONS, value_parser = whole::<usize>)]
     pub max_connections: usize,
     /// Maximum number of concurrent event streams
-    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::MAX_EVENT_STREAMS, value_parser = whole::<usize>)]
+    #[arg(long, env = "MAX_EVENT_STREAMS", value_name = "N", default_value_t = http::DEFAULT_EVENT_STREAMS, value_parser = whole::<usize>)]
     pub max_event_streams: usize,
     /// Maximum number of concurrent downloads
-    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::MAX_DOWNLOADS, value_parser = whole::<usize>)]
+    #[arg(long, env = "MAX_DOWNLOADS", value_name = "N", default_value_t = http::DEFAULT_DOWNLOADS, value_parser = whole::<usize>)]
     pub max_downloads: usize,
     /// How long requests and downloads in progress may take to finish at shutdown
     #[arg(long, env = "SHUTDOWN_GRACE", value_name = "TIME", default_value = "8s", value_parser = duration)]
@@ -400,12 +400,13 @@ mod tests {
 
     #[test]
     fn the_defaults_are_the_usual_settings() {
-        let AppSettings { jobs, zoom, .. } = settings(ACCOUNT).unwrap();
+        let AppSettings { http, jobs, zoom, .. } = settings(ACCOUNT).unwrap();
         let [api, oauth] = [API_BASE_URL, OAUTH_BASE_URL].map(str::to_owned);
         let usual = ZoomSettings::new(api, oauth, zoom.credentials.clone());
         let limit = Some(Plan::Pro.requests_per_second());
         assert_eq!(format!("{zoom:?}"), format!("{:?}", ZoomSettings { limit, ..usual }));
         assert_eq!(format!("{jobs:?}"), format!("{:?}", JobSettings::in_directory("./data".into())));
+        assert_eq!(format!("{http:?}"), format!("{:?}", HttpSettings::default()));
     }
 
     #[test]
@@ -484,6 +485,9 @@ mod tests {
         assert_eq!(limit("--zoom-plan Enterprise"), Some(60.0));
         assert_eq!(limit("--zoom-rate-limit 7"), Some(7.0));
         assert_eq!(limit("--zoom-rate-limit 0"), None);
+        let share = |line: &str| settings(&format!("{ACCOUNT} {line}")).unwrap().zoom.rate_share.to_string();
+        let shares = ["--zoom-rate-share 0.5", "--zoom-rate-share 0.5 --zoom-rate-limit 7"].map(share);
+        assert_eq!(shares, ["0.5", "1"], "of a limit that Zoom names");
     }
 
     #[test]

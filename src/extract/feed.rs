@@ -51,3 +51,29 @@ impl Feed {
         Ok(self.queue.pop_front())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::testing::{list, planned};
+    use crate::days::DateRange;
+    use jiff::civil::date;
+
+    /// It is the one about to leave Zoom's reach.
+    #[tokio::test]
+    async fn the_oldest_window_comes_first_whichever_was_listed_first() {
+        let windows = [3, 4].map(|month| DateRange::new(date(2026, month, 1), date(2026, month, 28)));
+        let (_directory, location, writer) = planned(&windows).await;
+        for number in [2, 1] {
+            writer.commit(list(number, &["a"])).await.unwrap();
+        }
+        let mut reader = location.open_reader().await.unwrap();
+        let (mut feed, mut fed) = (Feed::default(), Vec::new());
+        while let Some(range) = feed.next(&mut reader).await.unwrap() {
+            fed.push(range.chain.days);
+        }
+        assert_eq!(fed, windows);
+        reader.close().await;
+        writer.close().await;
+    }
+}

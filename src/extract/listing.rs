@@ -65,7 +65,7 @@ async fn list_window(shared: &Shared, window: WindowId, whole: DateRange) -> Res
         lists = pending().await?;
     }
     if had_work {
-        shared.context.progress.window_listed();
+        shared.context.progress.window_settled();
         shared.found.notify_one();
         let units = shared.with_reader(async move |reader| reader.units_listed(window).await).await?;
         let elapsed_ms = shared.context.clock.elapsed().saturating_sub(started).as_millis() as u64;
@@ -227,6 +227,7 @@ impl<'a> ListReader<'a> {
     /// Stores a page.
     async fn take(&mut self, page: ListPage) -> Result<ControlFlow<ListEnd>, ExtractError> {
         let (shared, pass) = (self.shared, &mut self.pass);
+        let (is_first, is_last) = (pass.token.is_none(), page.next.is_none());
         let infos: String = page.sessions.iter().map(|(_, info)| &info[..]).collect();
         let is_new = self.read.insert(digest(&infos));
         let ids: HashSet<String> = page.sessions.iter().map(|(head, _)| head.id.clone()).collect();
@@ -234,7 +235,7 @@ impl<'a> ListReader<'a> {
         let trouble =
             pass.paging.trouble_after(page.next.as_deref(), first.map(|(head, _)| digest(&head.id)));
         let trouble = trouble.or(page.leaves_out);
-        let left_reach = pass.token.is_none() && shared.has_lost_days_of(self.list.days);
+        let left_reach = is_first && shared.has_lost_days_of(self.list.days);
         pass.previous = ids;
         pass.token.clone_from(&page.next);
         // A page that was read before brings nothing new.
@@ -254,7 +255,7 @@ impl<'a> ListReader<'a> {
         if let Some(trouble) = trouble {
             return Ok(ControlFlow::Break(ListEnd::Failed(trouble)));
         }
-        if pass.token.is_some() {
+        if !is_last {
             pass.seq += 1;
         } else if pass.suffices(self.passes) {
             return Ok(ControlFlow::Break(ListEnd::Complete));
@@ -271,7 +272,7 @@ impl<'a> ListReader<'a> {
         if self.shared.has_left_reach(&failure, self.list.days) {
             return Ok(ControlFlow::Break(ListEnd::LeftReach));
         }
-        if failure.kind == FailureKind::PageTokenExpired && self.pass.paging.may_begin_again(self.pass.seq) {
+        if failure.kind == FailureKind::PageTokenExpired && self.pass.paging.begin_again(self.pass.seq) {
             let paging = std::mem::take(&mut self.pass.paging);
             self.pass = Pass { paging, found_nothing_new: self.passes > 1, ..Pass::default() };
             return Ok(ControlFlow::Continue(()));

@@ -17,7 +17,9 @@ pub(super) struct Paging {
     /// The digests by which pages are recognised.
     pages: HashSet<u128>,
     barren: u32,
-    restarts_in_vain: u32,
+    /// Restarts since it last got further than ever before.
+    restarts: u32,
+    /// The most pages it had when it broke.
     furthest: i64,
 }
 
@@ -27,12 +29,17 @@ impl Paging {
         Self { tokens: HashSet::from([token.to_owned()]), ..Self::default() }
     }
 
-    /// Whether the chain, which broke after `pages` pages, may restart. If so, it is watched from its first page on.
-    pub fn may_begin_again(&mut self, pages: i64) -> bool {
+    /// Watches the chain, which broke after `pages` pages, from its first page on. False if it has restarted too often.
+    pub fn begin_again(&mut self, pages: i64) -> bool {
         let (restarts, furthest) =
-            if pages > self.furthest { (1, pages) } else { (self.restarts_in_vain + 1, self.furthest) };
-        *self = Self { restarts_in_vain: restarts, furthest, ..Self::default() };
+            if pages > self.furthest { (1, pages) } else { (self.restarts + 1, self.furthest) };
+        *self = Self { restarts, furthest, ..Self::default() };
         restarts <= MAX_RESTARTS
+    }
+
+    /// Whether the chain, the last time it broke, had not got further than before.
+    pub fn broke_early(&self) -> bool {
+        self.restarts > 1
     }
 
     /// Returns what is wrong, if anything, after a page with this `next` token. `recognised_by` is the same for pages that
@@ -87,7 +94,7 @@ mod tests {
         let mut paging = Paging::resumed_with("a");
         assert!(paging.trouble_after(Some("b"), Some(1)).is_none());
         assert_eq!(paging.trouble_after(Some("a"), Some(2)).unwrap().kind, FailureKind::PageTokenLoop);
-        assert!(paging.may_begin_again(2));
+        assert!(paging.begin_again(2));
         for (token, page) in [("a", 1), ("b", 2)] {
             assert!(paging.trouble_after(Some(token), Some(page)).is_none());
         }
@@ -97,8 +104,9 @@ mod tests {
     #[test]
     fn a_chain_begins_again_as_long_as_it_comes_further() {
         let mut paging = Paging::default();
-        assert!((1..50).all(|pages| paging.may_begin_again(pages)));
-        assert!((1..MAX_RESTARTS).all(|_| paging.may_begin_again(49)));
-        assert!(!paging.may_begin_again(49));
+        assert!((1..50).all(|pages| paging.begin_again(pages)));
+        assert!(!paging.broke_early());
+        assert!((1..MAX_RESTARTS).all(|_| paging.begin_again(49) && paging.broke_early()));
+        assert!(!paging.begin_again(49));
     }
 }

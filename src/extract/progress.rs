@@ -89,8 +89,8 @@ impl Progress {
         counts.deleted_messages += deleted;
     }
 
-    /// Counts one more window all of whose sessions are listed.
-    pub fn window_listed(&self) {
+    /// Counts one more window of which no list is left to fetch: each was read, or given up.
+    pub fn window_settled(&self) {
         lock(&self.counts).windows_listed += 1;
     }
 

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::digest::{digest, digest_of_content};
 use super::paging::Paging;
@@ -142,12 +143,14 @@ async fn settle(shared: &Shared, change: Change) -> Result<(), ExtractError> {
 struct Following<'a> {
     shared: &'a Shared,
     range: PendingRange,
-    token: Option<String>,
+    token: Option<PageToken>,
     seq: i64,
     /// Raised if the run would end up waiting for the rest of the chain.
     urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
+    /// Held until it ends by a chain that pauses have broken off again and again.
+    alone: Option<OwnedSemaphorePermit>,
     /// The failure to end with, if a page of the chain did not cover all the days requested.
     leaves_out: Option<Failure>,
     /// `None` for a chain resumed midway: the days that its earlier pages span are unknown.
@@ -165,6 +168,7 @@ impl<'a> Following<'a> {
             urgency: Urgency::Usual,
             previous: Arc::default(),
             paging: Paging::default(),
+            alone: None,
             leaves_out: None,
             observed: Some(Seen::default()),
         };
@@ -174,13 +178,13 @@ impl<'a> Following<'a> {
         }
         let same_query = range.query.as_deref() == Some(following.call().query().as_str());
         let resume = shared.resumable_token(&range.chain).filter(|_| same_query).cloned();
-        if let Some(PageToken { token, .. }) = resume {
+        if let Some(token) = resume {
             let id = range.chain.id;
             let last_items = shared.with_reader(async move |stored| stored.last_items(id).await).await?;
             following.seq = range.chain.pages;
             following.previous = Arc::new(last_items.map(|items| reconcile::digests_of(&items)));
             following.observed = None;
-            following.paging = Paging::resumed_with(&token);
+            following.paging = Paging::resumed_with(&token.token);
             following.token = Some(token);
         }
         Ok(following)
@@ -188,7 +192,8 @@ impl<'a> Following<'a> {
 
     fn call(&self) -> Call {
         let (range, choice) = (&self.range, self.shared.context.request.item_choice());
-        Call::messages(&range.session_id, range.chain.days, choice).with_page_token(self.token.clone())
+        let token = self.token.as_ref().map(|token| token.token.clone());
+        Call::messages(&range.session_id, range.chain.days, choice).with_page_token(token)
     }
 
     /// Drops the first days of the range, which have left Zoom's reach.
@@ -213,37 +218,44 @@ impl<'a> Following<'a> {
         let page = match shared.fetch(&call, effort, read).await {
             Ok(page) => page,
             Err(failure) if shared.has_left_reach(&failure, days) => return Ok(Step::LeftReach),
-            Err(Failure { kind: FailureKind::PageTokenExpired, .. })
-                if self.paging.may_begin_again(self.seq) =>
-            {
+            Err(failure) if failure.kind == FailureKind::PageTokenExpired => {
+                let has_aged = self.token.as_ref().is_some_and(|token| shared.is_too_old(token));
+                if !self.paging.begin_again(self.seq) {
+                    return Ok(Step::Failed(failure));
+                }
                 self.restart();
+                // Between two long pauses there may be time for any chain, but not for all at once.
+                if has_aged && self.paging.broke_early() && self.alone.is_none() {
+                    self.alone = Some(shared.alone().await);
+                }
                 return Ok(Step::More);
             }
             Err(failure) => return Ok(Step::Failed(failure)),
         };
+        let next = page.next.clone().map(|token| PageToken { token, at: shared.now() });
+        let (is_first, is_last) = (self.token.is_none(), next.is_none());
         if let Some(observed) = &mut self.observed {
             observed.add(page.ends);
         }
         let trouble = self.paging.trouble_after(page.next.as_deref(), page.recognised_by);
         self.leaves_out = page.leaves_out.clone().or(self.leaves_out.take());
-        let left_reach = self.token.is_none() && shared.has_lost_days_of(days);
+        let left_reach = is_first && shared.has_lost_days_of(days);
         let is_sound = trouble.is_none() && self.leaves_out.is_none() && !left_reach;
         // A later run may resume only after a sound page without repeats: otherwise it would go round a loop once more, not
         // recognise repeats of items dropped here, or not know that days were left out.
-        let then = match &page.next {
-            Some(token) if is_sound && page.repeats == 0 => {
-                Then::Next(PageToken { token: token.clone(), at: shared.now() })
-            }
+        let then = match &next {
+            Some(token) if is_sound && page.repeats == 0 => Then::Next(token.clone()),
             None if is_sound => Then::End,
             _ => Then::Unfinished,
         };
         self.commit(page, then, call.query()).await?;
-        let left_out = if self.token.is_none() { self.leaves_out.take() } else { None };
+        self.token = next;
+        let left_out = if is_last { self.leaves_out.take() } else { None };
         Ok(match trouble.or(left_out) {
             _ if left_reach => Step::LeftReach,
             Some(failure) => Step::Failed(failure),
-            None if self.token.is_some() => Step::More,
-            None => Step::End,
+            None if is_last => Step::End,
+            None => Step::More,
         })
     }
 
@@ -286,7 +298,6 @@ impl<'a> Following<'a> {
         let page_of_range =
             MessagesPage { position, then, query, segments: page.segments, repeats: page.repeats, direction };
         settle(shared, Change::MessagesPage(page_of_range)).await?;
-        self.token = page.next;
         self.seq += 1;
         self.range.chain.pages = self.seq;
         // If this page has no items of a kind, the next may repeat those of an earlier page.

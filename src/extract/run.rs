@@ -217,7 +217,10 @@ impl Shared {
                     return Ok(());
                 }
                 if !std::mem::take(&mut fetched_since) {
-                    return Err(CaptureError::Damaged("days of no session are pending".to_owned()).into());
+                    return Err(CaptureError::Damaged(
+                        "something is pending that no chain can fetch".to_owned(),
+                    )
+                    .into());
                 }
                 // Again, as ranges with low ids that were waiting for a list have been passed over.
                 Box::pin(reconcile::compare_all(self)).await?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
@@ -101,14 +101,16 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     /// Limits how many tasks read the capture at once, each through a connection of its own.
     readers: Arc<Semaphore>,
+    alone: Arc<Semaphore>,
 }
 
 impl Shared {
     pub fn new(context: RunContext, location: Location, writer: Writer) -> Self {
         let splitter = Splitter::new(context.lane.clone(), context.progress.clone());
         let reach = Reach::new(context.clock.clone());
-        let (stop, readers) = (context.cancel.child_token(), Arc::new(Semaphore::new(READERS)));
-        Self { context, location, writer, found: Notify::new(), splitter, reach, stop, readers }
+        let (stop, found) = (context.cancel.child_token(), Notify::new());
+        let [readers, alone] = [READERS, 1].map(|most| Arc::new(Semaphore::new(most)));
+        Self { context, location, writer, found, splitter, reach, stop, readers, alone }
     }
 
     /// Commits what is still queued for the capture and closes it.
@@ -139,6 +141,11 @@ impl Shared {
     /// Waits until all reads have finished, including those of chains that were dropped.
     pub async fn wait_for_reads(&self) {
         let _all = self.readers.acquire_many(READERS as u32).await;
+    }
+
+    /// Waits until no other caller holds this.
+    pub async fn alone(&self) -> OwnedSemaphorePermit {
+        self.alone.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// Waits for the next beat of `longest` or, if that would hold things up, of [`COMMIT_INTERVAL`], or not at all: changes
@@ -183,8 +190,11 @@ impl Shared {
 
     /// The page token to resume a chain with, unless it is too old.
     pub fn resumable_token<'a, Id>(&self, chain: &'a Chain<Id>) -> Option<&'a PageToken> {
-        let life = self.context.settings.page_token_life;
-        chain.resume.as_ref().filter(|token| self.now().duration_since(token.at).unsigned_abs() < life)
+        chain.resume.as_ref().filter(|token| !self.is_too_old(token))
+    }
+
+    pub fn is_too_old(&self, token: &PageToken) -> bool {
+        self.now().duration_since(token.at).unsigned_abs() >= self.context.settings.page_token_life
     }
 
     /// A failure in the form the capture stores.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::RequestExt;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::Serialize;
@@ -26,7 +26,7 @@ use crate::sync::lock;
 pub const FILE_NAME: &str = "audit.jsonl";
 /// A repeated read of the same job within this time is not recorded again: clients poll.
 const SAME_LOOK: Duration = Duration::from_secs(60);
-/// The most characters recorded of a header that a caller sends.
+/// The most characters recorded of `X-Forwarded-For`: the last ones, as each proxy appends what it knows.
 const MOST_TOLD: usize = 256;
 
 /// An open audit trail.
@@ -130,19 +130,25 @@ pub async fn record(State(state): State<AppState>, mut request: Request, next: N
             return response;
         }
     }
-    let told = |value: &HeaderValue| Some(value.to_str().ok()?.chars().take(MOST_TOLD).collect::<String>());
-    let text = |name| headers.get(name).and_then(told);
     state.audit.write(&Line {
         at: format!("{:.3}", state.clock.now()),
         action,
         job,
         key: name,
         from,
-        forwarded_for: text(axum::http::HeaderName::from_static("x-forwarded-for")),
+        forwarded_for: forwarded_for(&headers),
         status: response.status().as_u16(),
-        request_id: text(REQUEST_ID),
+        request_id: headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned),
     });
     response
+}
+
+fn forwarded_for(headers: &HeaderMap) -> Option<String> {
+    let lines = headers.get_all("x-forwarded-for").into_iter();
+    let lines: Vec<_> = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    let all = lines.join(", ");
+    let last = all.char_indices().rev().nth(MOST_TOLD - 1).map_or(0, |(start, _)| start);
+    (!lines.is_empty()).then(|| all[last..].to_owned())
 }
 
 #[cfg(test)]

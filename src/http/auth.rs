@@ -26,9 +26,8 @@ struct ApiKey {
 }
 
 /// What the holder of a key may do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
-    #[default]
     All,
     /// Read and download, but change nothing.
     ReadOnly,
@@ -39,7 +38,7 @@ pub enum Rights {
 pub struct ApiKeys(Vec<ApiKey>);
 
 /// The caller, as passed to handlers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The key's name; `None` for a key without one, or when there are no keys.
     pub name: Option<String>,
@@ -161,7 +160,7 @@ fn network(address: IpAddr) -> IpAddr {
 pub async fn require_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let caller = if state.api_keys.is_empty() {
         match check_local_request(request.uri(), request.headers()) {
-            Ok(()) => Caller::default(),
+            Ok(()) => Caller { name: None, rights: Rights::All },
             Err(problem) => return problem.into_response(),
         }
     } else {
@@ -225,7 +224,8 @@ fn refuse(state: &AppState, guesser: Option<SocketAddr>) -> Response {
 }
 
 /// Without keys, whoever reaches loopback may do everything. A browser reaches it on behalf of any web page, so the `Host` must
-/// name this machine (else it is the page's own domain, made to resolve here) and an `Origin` must be our own.
+/// name this machine (else it is the page's own domain, made to resolve here) and an `Origin` must be our own. A proxy on this
+/// machine reaches it on behalf of anybody, and may put this machine's name into `Host`.
 fn check_local_request(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let host = uri.authority().map(axum::http::uri::Authority::as_str).or_else(|| text(header::HOST));
@@ -241,14 +241,15 @@ fn check_local_request(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let origin_is_ours = text(header::ORIGIN).is_none_or(|origin| {
         host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, rest)| rest == host))
     });
-    if host_is_ours && origin_is_ours {
+    let is_forwarded = ["forwarded", "x-forwarded-for"].into_iter().any(|name| headers.contains_key(name));
+    if host_is_ours && origin_is_ours && !is_forwarded {
         return Ok(());
     }
     Err(Problem::new(
         StatusCode::FORBIDDEN,
         "not-this-machine",
         "Without API keys, only this machine can use the service",
-        "call the service as localhost or 127.0.0.1, not from a web page; or set API_KEYS",
+        "call the service as localhost or 127.0.0.1, not from a web page or through a proxy; or set API_KEYS",
     ))
 }
 

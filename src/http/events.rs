@@ -51,7 +51,8 @@ pub(super) async fn events(
     let follower = state.jobs.follow(id);
     let job = state.jobs.get(id).await?;
     let place = state.event_streams.clone().try_acquire_owned();
-    let place = place.map_err(|_| Problem::too_many("event streams", "MAX_EVENT_STREAMS"))?;
+    let place = place
+        .map_err(|_| Problem::too_many("event streams", "MAX_EVENT_STREAMS, or half of the connections"))?;
     let mut feed =
         Feed { app: state, id, follower, shown: job.clone(), queue: VecDeque::new(), _place: place };
     feed.queue.push_back(event("progress", &job));

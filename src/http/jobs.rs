@@ -44,7 +44,7 @@ fn accepted(job: &Job) -> Response {
         description = "Any text you choose, 1 to 255 printable ASCII characters; repeating it with the same body and API key name returns the same job")),
     request_body(content = JobRequest, content_type = "application/json"),
     responses(
-        (status = 202, description = "The job is stored and will run", body = JobView, headers(("Location" = String, description = "URL of the job"))),
+        (status = 202, description = "The job, stored and about to run; for a repeated `Idempotency-Key` the earlier one, which may have ended", body = JobView, headers(("Location" = String, description = "URL of the job"))),
         (status = 400, description = "The body cannot be read as JSON, or a header or parameter is wrong", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The idempotency key was used with another request", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is over 1 MiB", body = Problem, content_type = "application/problem+json"),
@@ -101,7 +101,7 @@ fn refused_body(rejection: &BytesRejection) -> Problem {
             "a body may have at most 1 MiB",
         );
     }
-    broken_body("the body was cut off")
+    broken_body("the body was cut off, or stopped arriving for ten seconds")
 }
 
 fn broken_body(detail: &str) -> Problem {

@@ -67,10 +67,9 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
      connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-// Defaults.
-pub const MAX_CONNECTIONS: usize = 4_096;
-pub const MAX_EVENT_STREAMS: usize = 2_048;
-pub const MAX_DOWNLOADS: usize = 256;
+pub const DEFAULT_CONNECTIONS: usize = 4_096;
+pub const DEFAULT_EVENT_STREAMS: usize = 2_048;
+pub const DEFAULT_DOWNLOADS: usize = 256;
 
 /// How the service is exposed.
 #[derive(Debug, Clone)]
@@ -91,9 +90,9 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             api_keys: ApiKeys::default(),
-            max_connections: MAX_CONNECTIONS,
-            max_event_streams: MAX_EVENT_STREAMS,
-            max_downloads: MAX_DOWNLOADS,
+            max_connections: DEFAULT_CONNECTIONS,
+            max_event_streams: DEFAULT_EVENT_STREAMS,
+            max_downloads: DEFAULT_DOWNLOADS,
             cors_origins: Vec::new(),
             metrics_listen: None,
             shutdown_grace: Duration::from_secs(8),

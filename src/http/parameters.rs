@@ -168,6 +168,7 @@ mod tests {
         assert_eq!(parse_wait("9m").unwrap(), MAX_WAIT);
         assert_eq!(page_size(Some("0")).unwrap(), 1);
         assert_eq!(page_size(Some("-5")).unwrap(), 1);
+        assert_eq!(page_size(Some("201")).unwrap(), 200);
         assert!(
             ["99999999999999999999", "many", "", "-", "1.5"]
                 .iter()

@@ -117,7 +117,7 @@ pub fn archives(directory: &Path) -> io::Result<Vec<String>> {
 /// If the job's last run made an archive, the archives that its record does not refer to: those of earlier runs, and of runs
 /// killed before they could record theirs. None if its own is gone: one of them may be all there is.
 pub fn superseded_archives(directory: &Path, job: &Job) -> io::Result<Vec<PathBuf>> {
-    if !job.state.is_complete() || !job.archive.as_ref().is_some_and(|own| has_archive(directory, own)) {
+    if !job.state.made_archive() || !job.archive.as_ref().is_some_and(|own| has_archive(directory, own)) {
         return Ok(Vec::new());
     }
     let stay: Vec<_> =

@@ -47,6 +47,9 @@ impl From<ExtractError> for RunEnd {
                 ("disk-full", Some("make room, then retry the job; it resumes where it stopped"))
             }
             ExtractError::Capture(inner) if inner.is_damaged() => ("capture-damaged", Some(REFETCH)),
+            ExtractError::Capture(inner) if inner.is_of_another_version() => {
+                ("capture", Some("finish the job with the release that began it, or submit it again"))
+            }
             ExtractError::Capture(_) => (
                 "capture",
                 Some(

@@ -83,7 +83,7 @@ impl JobState {
     }
 
     /// Whether its last run made an archive.
-    pub fn is_complete(self) -> bool {
+    pub fn made_archive(self) -> bool {
         matches!(self, Self::Completed | Self::CompletedWithFailures)
     }
 

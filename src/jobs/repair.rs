@@ -5,7 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::store::{FILE_NAME, JobStore, StoreError, salvage};
-use crate::files::unless_absent;
+use crate::files::{free_name, unless_absent};
 use crate::sqlite::files_of;
 
 /// Holds what could be read of a damaged table until it takes that table's place.
@@ -29,7 +29,9 @@ pub(super) async fn open(directory: &Path, now: Timestamp) -> Result<JobStore, S
             Ok(store)
         }
         Err(error) if error.is_damage() => {
-            let set_aside = directory.join(format!("{FILE_NAME}.damaged-{}", now.as_second()));
+            let set_aside = free_name(|suffix| {
+                directory.join(format!("{FILE_NAME}.damaged-{}{suffix}", now.as_second()))
+            });
             let (records, pause) = salvage(&path).await;
             // The new table is complete before the damaged one is moved.
             remove_all(&repaired)?;
@@ -82,5 +84,19 @@ mod tests {
         move_all(&directory.path().join(FILE_NAME), &directory.path().join(REPAIRED)).unwrap();
         let store = open(directory.path(), Timestamp::UNIX_EPOCH).await.unwrap();
         assert_eq!(store.known("key").await.unwrap(), Some(queued));
+    }
+
+    #[tokio::test]
+    async fn each_damaged_table_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        for copies in 0..3 {
+            let kept = std::fs::read_dir(directory.path()).unwrap().flatten();
+            let kept =
+                kept.filter(|file| file.file_name().to_string_lossy().starts_with("state.db.damaged-"));
+            assert_eq!(kept.count(), copies);
+            std::fs::write(directory.path().join(FILE_NAME), "no database").unwrap();
+            open(directory.path(), now).await.unwrap().close().await;
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::sqlite;
 pub const FILE_NAME: &str = "state.db";
 /// A page of jobs ends once its records exceed this many bytes.
 const MOST_LISTED: i64 = 2 << 20;
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the table of jobs could not be used: {0}")]
@@ -86,7 +87,7 @@ impl JobStore {
     /// Opens an existing table, if it is intact.
     pub async fn connect_checked(path: &Path) -> Result<Self, StoreError> {
         let store = Self::connect(path).await?;
-        let error = match sqlite::damage_to(&store.pool).await {
+        let error = match store.damage().await {
             Ok(None) => return Ok(store),
             Ok(Some(damage)) => StoreError::Damaged(damage),
             Err(error) => error.into(),
@@ -94,6 +95,19 @@ impl JobStore {
         // Before anybody renames the file: closing the last connection removes the log by its name.
         store.close().await;
         Err(error)
+    }
+
+    /// Describes what is wrong with the table, if anything. While a job's state is not that of its record, no change to it would
+    /// succeed.
+    async fn damage(&self) -> Result<Option<String>, sqlx::Error> {
+        if let Some(damage) = sqlite::damage_to(&self.pool).await? {
+            return Ok(Some(damage));
+        }
+        let other = sqlx::query_scalar(
+            "SELECT id FROM jobs WHERE iif(json_valid(job), job ->> 'state', state) <> state LIMIT 1",
+        );
+        let id: Option<String> = other.fetch_optional(&self.pool).await?;
+        Ok(id.map(|id| format!("the state of job {id} is not that of its record")))
     }
 
     /// Opens a table, or creates it.

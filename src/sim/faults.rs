@@ -23,7 +23,8 @@ pub struct ScriptedFault {
 /// Which requests a scripted fault applies to.
 #[derive(Clone, Debug)]
 pub enum Match {
-    Any,
+    /// Any request for a report, of either endpoint; none for a token.
+    Report,
     List,
     Messages,
     /// List requests whose range contains the day.
@@ -199,7 +200,7 @@ impl Match {
         };
         let touches = |day: &Date| from <= *day && *day <= to;
         match self {
-            Self::Any => true,
+            Self::Report => true,
             Self::List => session.is_none(),
             Self::Messages => session.is_some(),
             Self::ListTouching(day) => session.is_none() && touches(day),

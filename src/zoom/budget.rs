@@ -23,7 +23,7 @@ use crate::clock::SharedClock;
 use crate::sync::lock;
 
 /// The longest window: Zoom's one second and a little more, because network jitter bunches requests that were sent evenly
-/// spaced. It applies at the start, and again when another app shows up.
+/// spaced. The window begins with this length, and has it again when another app shows up.
 const WINDOW: Duration = Duration::from_millis(1_020);
 const SHORTEST_WINDOW: Duration = Duration::from_millis(1_002);
 /// How much shorter the window gets in a second without a 429.

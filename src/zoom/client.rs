@@ -39,7 +39,7 @@ pub struct ZoomSettings {
     pub in_flight: usize,
     pub connect_timeout: Duration,
     pub request_timeout: Duration,
-    /// A request fails when no byte of its body arrives for this long.
+    /// A request fails when its answer does not begin within this time, or then brings nothing for as long.
     pub idle_timeout: Duration,
     pub max_answer_bytes: usize,
     /// How long to wait for Zoom to answer again before a job fails.

@@ -193,6 +193,10 @@ impl Lane {
                     if refusals.are_too_many(&account.fortunes, effort.waits_out_outages) {
                         return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
                     }
+                    if refusals.need_comparison(&account.fortunes) {
+                        // If that is answered, `fortunes` know.
+                        let _ = self.probe(call).await;
+                    }
                     let random = account.clock.random();
                     if let Some(after) = refusals.delay(&account.fortunes, account.settings.retry, random) {
                         let _backs_off = Counted::among(&self.backing_off);
@@ -225,26 +229,26 @@ impl Lane {
 
     /// Waits until Zoom answers. Returns true when there was an outage.
     async fn wait_out(&self, call: &Call) -> Result<bool, Failure> {
-        let account = &self.account;
         let _waits = Counted::among(self.waiting_out.of(call));
-        account
-            .outage(call)
-            .wait_out(async || {
-                let probe = account.probe_for(call);
-                match self.send(&probe, Urgency::Everything, probe.any_answer()).await {
-                    Ok(()) => Ok(()),
-                    Err(FailedTry { error, .. }) if account.looks_like_an_outage(call, &error) => {
-                        Err(error.describe())
-                    }
-                    Err(FailedTry { error, generation }) => {
-                        let now = account.clock.now();
-                        let decision = account.settings.retry.decide(&error, 1, now, 0.0);
-                        self.heed(&decision, generation, now);
-                        Ok(())
-                    }
-                }
-            })
-            .await
+        self.account.outage(call).wait_out(async || self.probe(call).await).await
+    }
+
+    /// Asks something else than `call`. An error says why there seems to be an outage.
+    async fn probe(&self, call: &Call) -> Result<(), String> {
+        let account = &self.account;
+        let probe = account.probe_for(call);
+        match self.send(&probe, Urgency::Everything, probe.any_answer()).await {
+            Ok(()) => Ok(()),
+            Err(FailedTry { error, .. }) if account.looks_like_an_outage(call, &error) => {
+                Err(error.describe())
+            }
+            Err(FailedTry { error, generation }) => {
+                let now = account.clock.now();
+                let decision = account.settings.retry.decide(&error, 1, now, 0.0);
+                self.heed(&decision, generation, now);
+                Ok(())
+            }
+        }
     }
 
     /// Applies what an answer means for all callers: that a limit is reached, or that a new token is needed.
@@ -382,5 +386,29 @@ impl Lane {
         if let Some(limit) = limit.filter(|limit| per_second && *limit >= 1.0) {
             self.account.budget.follow_reported_limit(limit * self.account.settings.rate_share);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::auth::Credentials;
+    use super::super::client::ZoomSettings;
+    use super::*;
+    use crate::clock::SystemClock;
+
+    #[tokio::test]
+    async fn of_a_limit_that_zoom_names_the_account_takes_its_share() {
+        let credentials = Credentials {
+            account_id: "a".to_owned(),
+            client_id: "c".to_owned(),
+            client_secret: "s".to_owned().into(),
+        };
+        let usual = ZoomSettings::new("http://127.0.0.1/v2".into(), "http://127.0.0.1".into(), credentials);
+        let settings = ZoomSettings { limit: Some(30.0), rate_share: 0.5, ..usual };
+        let account = Account::new(settings, SystemClock::shared()).unwrap();
+        let named = [("x-ratelimit-type", "QPS"), ("x-ratelimit-limit", "20")];
+        let headers = named.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        account.lane().note_reported_limit(&headers.into_iter().collect());
+        assert_eq!(account.budget().limit(), Some(10.0));
     }
 }

@@ -14,7 +14,8 @@ const UNPACED_BYTES: u64 = 768 << 10;
 /// commits are larger. More would only take memory.
 const UNPACED_CHAINS: usize = 3;
 /// How many chains to follow for each request a second: many, so that long ones are found early; but each must get its turn
-/// long before its page token expires (15 minutes). With one turn in four (`turns`) it waits for 32 s at most.
+/// long before its page token expires (15 minutes). With one turn in four (`turns`) it waits for 32 s at the full pace, and
+/// for eleven minutes at the slowest (`budget`).
 const CHAINS: f64 = 8.0;
 /// However high the limit is, no more chains than this.
 const MOST_CHAINS: f64 = 512.0;

@@ -1,8 +1,9 @@
 //! Everything that knows Zoom's HTTP API: how to get a token, how fast to ask, what to do with each answer, what pages look
 //! like.
 //!
-//! Owns the account's credentials and its budget. Knows nothing of jobs, windows or storage: it is given a call and returns an
-//! answer that the caller could read, or a [`Failure`] that no further retry would fix.
+//! Owns the account's credentials and its budget. Of a job it knows only the [`Lane`], a queue of calls that shares the budget
+//! with others; nothing of windows or storage. It is given a call and returns an answer that the caller could read, or a
+//! [`Failure`] that no further retry would fix.
 
 pub mod auth;
 mod budget;

@@ -55,6 +55,8 @@ struct State {
 #[derive(Debug)]
 struct Down {
     since: Timestamp,
+    /// When the first probe was not answered. It may have waited for hours while the account was paused.
+    noticed: Duration,
     delay: Duration,
     /// When the next probe is due; `until` is the same for users, to the second.
     next: Duration,
@@ -139,14 +141,15 @@ impl Outage {
         let _only_one = self.probing.lock().await;
         loop {
             let over = self.over.notified();
-            let (down, settled) =
-                self.with(|state| (state.down.as_ref().map(|down| down.next), state.failing.is_empty()));
+            let (down, settled) = self.with(|state| {
+                (state.down.as_ref().map(|down| (down.noticed, down.next)), state.failing.is_empty())
+            });
             if down.is_none() && settled {
                 return Ok(was_on || self.mark().saw_outage_since(before));
             }
-            if let Some(next) = down {
+            if let Some((noticed, next)) = down {
                 let now = self.clock.elapsed();
-                if now.saturating_sub(since) >= self.longest {
+                if now.saturating_sub(since.max(noticed)) >= self.longest {
                     return Err(self.given_up());
                 }
                 tokio::select! {
@@ -186,13 +189,13 @@ impl Outage {
         let began = self.with(|state| {
             let began = state.down.is_none();
             state.outages += u64::from(began);
-            let (since, delay) = match &state.down {
-                Some(down) => (down.since, (down.delay * 2).min(LONGEST_DELAY)),
-                None => (state.failing_since.unwrap_or(wall), FIRST_DELAY),
+            let (since, noticed, delay) = match &state.down {
+                Some(down) => (down.since, down.noticed, (down.delay * 2).min(LONGEST_DELAY)),
+                None => (state.failing_since.unwrap_or(wall), now, FIRST_DELAY),
             };
             let until = wall + delay;
             let until = until.round(Unit::Second).unwrap_or(until);
-            state.down = Some(Down { since, delay, next: now + delay, until, why: why.to_owned() });
+            state.down = Some(Down { since, noticed, delay, next: now + delay, until, why: why.to_owned() });
             began
         });
         if began {
@@ -373,6 +376,23 @@ mod tests {
         first.abort();
         assert!(!second.await.unwrap().unwrap());
         assert_eq!(probes.load(Relaxed), 1);
+    }
+
+    /// A probe may have to wait until the account's pause is over.
+    #[tokio::test(start_paused = true)]
+    async fn time_before_the_first_probe_is_no_outage() {
+        let clock = clock();
+        let outage = outage(&clock);
+        outage.failed("1", true, outage.mark());
+        let probes = AtomicU32::new(0);
+        let probe = || async {
+            if probes.fetch_add(1, Relaxed) > 0 {
+                return Ok(());
+            }
+            clock.sleep(Duration::from_secs(20 * 3_600)).await;
+            Err("503".to_owned())
+        };
+        assert!(outage.wait_out(probe).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

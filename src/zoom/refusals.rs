@@ -20,7 +20,7 @@ const FEW: u32 = 10;
 pub struct Fortunes {
     /// Answers other than 429.
     answered: AtomicU64,
-    /// Calls that were refused with 429 when they were sent for the first time.
+    /// Rows of 429s that have begun: a call has another one after any other outcome.
     refused: AtomicU64,
 }
 
@@ -38,6 +38,8 @@ impl Fortunes {
 #[derive(Debug, Default)]
 pub struct InARow {
     pub count: u32,
+    /// Those that seem to be for the call's own reasons.
+    own: u32,
     /// How calls had fared when it got the first of them.
     before: (u64, u64),
 }
@@ -49,11 +51,17 @@ impl InARow {
             fortunes.refused.fetch_add(1, Relaxed);
             self.before = fortunes.so_far();
         }
+        self.own += u32::from(self.are_its_own(fortunes));
+    }
+
+    /// Whether to find out if another call would be answered: perhaps none is left that would show it.
+    pub fn need_comparison(&self, fortunes: &Fortunes) -> bool {
+        self.count.is_multiple_of(FEW) && !self.are_its_own(fortunes)
     }
 
     /// Whether to give the call up; `is_patient` unless somebody waits for it, or it can be done without.
     pub fn are_too_many(&self, fortunes: &Fortunes, is_patient: bool) -> bool {
-        if is_patient { self.count >= MOST && self.are_its_own(fortunes) } else { self.count >= FEW }
+        if is_patient { self.own >= MOST && self.are_its_own(fortunes) } else { self.count >= FEW }
     }
 
     /// How long to wait before the call is sent again, if at all.
@@ -97,13 +105,16 @@ mod tests {
         for others_are_answered in [false, true] {
             let (fortunes, mut row) = (Fortunes::default(), InARow::default());
             let mut delays = Vec::new();
-            for _ in 0..MOST {
+            // The first comes before anything can be said of it.
+            for _ in 0..=MOST {
                 assert!(!row.are_too_many(&fortunes, true));
                 row.note(&fortunes);
                 if others_are_answered {
                     fortunes.note_answer();
                 }
                 delays.push(row.delay(&fortunes, usual, 1.0));
+                let to_compare = !others_are_answered && row.count.is_multiple_of(FEW);
+                assert_eq!(row.need_comparison(&fortunes), to_compare);
             }
             assert_eq!(delays[..QUICK as usize], [None; QUICK as usize]);
             let longest = if others_are_answered { usual.cap * PATIENCE } else { usual.base * 2 };
@@ -111,5 +122,14 @@ mod tests {
             assert_eq!(row.are_too_many(&fortunes, true), others_are_answered);
             assert!(row.are_too_many(&fortunes, false));
         }
+    }
+
+    #[test]
+    fn refusals_while_all_were_refused_do_not_count_against_a_call() {
+        let (fortunes, mut row) = (Fortunes::default(), InARow::default());
+        (0..2 * MOST).for_each(|_| row.note(&fortunes));
+        fortunes.note_answer();
+        row.note(&fortunes);
+        assert!(!row.are_too_many(&fortunes, true));
     }
 }

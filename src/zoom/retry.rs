@@ -280,6 +280,8 @@ mod tests {
         assert_eq!(wait(daily(Some(named))), 9 * 3600);
         assert_eq!(wait(daily(Some(RetryAfter::At(now())))), 60, "it has passed, by our clock");
         assert_eq!(wait(daily(None)), 6 * 3600 + 60, "our clock may be ahead");
+        let far = RetryAfter::At("2026-06-02T00:00:00Z".parse().unwrap());
+        assert_eq!(wait(daily(Some(far))), 25 * 3600, "whatever instant is named");
     }
 
     proptest! {

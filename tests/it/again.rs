@@ -262,7 +262,7 @@ async fn a_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
     assert!(data.sessions_listed(from, to).count() > 300, "its list has more than a page");
     // The whole list breaks off after its first page, on every attempt; its second half is not found.
     world.sim.script(fault(Match::ListTouching(from), 1, 8, status(500, "")));
-    let gone = status(404, r#"{"code":5301,"message":"nothing"}"#);
+    let gone = status(404, GONE);
     world.sim.script(fault(Match::ListTouching(to), 9, u32::MAX, gone));
     let id = world.submit(&body).await;
     let job = world.finished(&id).await;
@@ -302,7 +302,7 @@ async fn the_first_part_of_a_list_that_is_not_found_is_not_taken_for_empty() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_that_is_not_found_once_is_not_taken_for_empty() {
-    whole_despite(vec![fault(Match::List, 0, 1, status(404, r#"{"code":5301,"message":"nothing"}"#))]).await;
+    whole_despite(vec![fault(Match::List, 0, 1, status(404, GONE))]).await;
 }
 
 /// Otherwise it would count as pending until the end, and keep the archive waiting.

@@ -186,6 +186,11 @@ async fn the_job_has_every_member_of_the_contract() {
     let world = World::new(account()).await;
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
+    for name in ["events", "failures", "archive", "cancel", "retry"] {
+        assert_eq!(job["links"][name], format!("/v1/jobs/{id}/{name}"));
+    }
+    assert_eq!(job["links"]["self"], format!("/v1/jobs/{id}"));
+    assert_eq!(job["archive"]["href"], job["links"]["archive"]);
     let members: Vec<_> = job.as_object().unwrap().keys().map(String::as_str).collect();
     insta::assert_json_snapshot!("job_members", members);
     let members: Vec<_> = job["progress"].as_object().unwrap().keys().map(String::as_str).collect();

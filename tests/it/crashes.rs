@@ -152,10 +152,12 @@ impl Experiment {
                 return id;
             }
             Phase::Expiring => {
+                drop(service);
+                // The time of expiry is set when a job ends, and is checked right at the start.
+                let short = self.setup.clone().with("RETENTION", "1ms");
+                let service = short.start().await;
                 service.finished(&id).await;
                 drop(service);
-                // Expiry is checked right at the start.
-                let short = self.setup.clone().with("RETENTION", "1ms");
                 let service = short.spawn();
                 service.clock.sleep(Duration::from_millis(20) + self.somewhere(60)).await;
                 drop(service);
@@ -177,6 +179,9 @@ impl Experiment {
             return;
         }
         let mut job = service.finished(id).await;
+        if let Phase::Expiring = phase {
+            job = service.wait_until(id, |job| job["state"] == "expired").await;
+        }
         let may_be_retried = matches!(phase, Phase::Cancelling | Phase::Retrying);
         if may_be_retried
             && ["cancelled", "completed_with_failures"].contains(&job["state"].as_str().unwrap())

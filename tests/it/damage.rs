@@ -14,7 +14,8 @@ use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 use crate::caller::is_final;
 use crate::disks::account;
 use crate::harness::{
-    TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, open_sqlite, status,
+    TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, open_sqlite, removed,
+    status,
 };
 use crate::process::Setup;
 
@@ -164,14 +165,18 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         of_a_page("crc32 = crc32 + 4294967296"),
         "UPDATE ranges SET pages = -1 WHERE id = 1".to_owned(),
         "UPDATE ranges SET repeats = -1 WHERE id = 1".to_owned(),
+        "UPDATE ranges SET kept = -9 WHERE id = 1".to_owned(),
         "UPDATE ranges SET window = window + 1 WHERE id = 1".to_owned(),
         "UPDATE ranges SET window = 7, state = 'pending' WHERE id = 1".to_owned(),
         "UPDATE meta SET value = replace(value, '\"', '') WHERE key = 'request'".to_owned(),
         "DELETE FROM meta WHERE key = 'started_at'".to_owned(),
+        "UPDATE meta SET value = CAST(x'ff' AS TEXT) WHERE key = 'job_id'".to_owned(),
+        "INSERT INTO unknown_members VALUES (NULL, 1, 0, CAST(x'ff' AS TEXT), '')".to_owned(),
         "UPDATE ranges SET last_day = '2026-02-30' WHERE id = 1".to_owned(),
         "UPDATE ranges SET token_at = 'some day', next_token = 'x', state = 'pending' WHERE id = 1"
             .to_owned(),
         "UPDATE units SET state = 'dome' WHERE id = 1".to_owned(),
+        "UPDATE units SET state = 'pending' WHERE id = 1".to_owned(),
         "UPDATE units SET last_commit = NULL WHERE id = 1".to_owned(),
         "UPDATE sessions SET info = replace(info, '\"name\"', '\"name') WHERE id = 1".to_owned(),
         "UPDATE sessions SET info = CAST(info || x'ff' AS TEXT) WHERE id = 1".to_owned(),
@@ -322,11 +327,60 @@ async fn a_damaged_table_of_jobs_is_mended_from_what_is_left_of_it_and_from_the_
     }
 }
 
+/// No change of state would succeed: each compares with the state that was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_is_not_that_of_its_record_is_mended() {
+    let mut world = World::new(account()).await;
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
+    let id = world.submit(&world.everything()).await;
+    world.cancel(&id).await;
+    assert_eq!(world.finished(&id).await["state"], "cancelled");
+    world.stop().await;
+    world.sim.clear_script();
+    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
+    sqlx::query("UPDATE jobs SET state = 'cancemled'").execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+    world.restart().await;
+    assert_eq!(world.retried(&id).await["state"], "completed");
+}
+
 /// Removes the records of jobs whose ids are `like` this.
 async fn forget(table: &Path, like: &str) {
     let mut table = open_sqlite(table).await;
     sqlx::query("DELETE FROM jobs WHERE id LIKE ?").bind(like).execute(&mut table).await.unwrap();
     table.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capture_of_another_version_says_what_can_be_done() {
+    let world = World::new(account()).await;
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.cancel(&id).await;
+    world.finished(&id).await;
+    let mut capture = open_sqlite(&world.directory_of(&id).join("capture.db")).await;
+    sqlx::query("PRAGMA user_version = 1").execute(&mut capture).await.unwrap();
+    capture.close().await.unwrap();
+    let error = &world.retried(&id).await["error"];
+    assert_eq!(error["code"], "capture", "{error}");
+    assert!(error["help"].as_str().unwrap().contains("the release that began it"), "{error}");
+}
+
+/// As if it had been killed between recording that a job has expired and removing its files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_expired_job_has_left_goes_at_the_next_start() {
+    let mut world = World::new(account()).await;
+    let id = world.submit(&world.everything()).await;
+    world.finished(&id).await;
+    world.stop().await;
+    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
+    let expired = "UPDATE jobs SET state = 'expired', job = json_set(job, '$.state', 'expired')";
+    sqlx::query(expired).execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+    world.restart().await;
+    removed(&world.directory_of(&id)).await;
+    assert_eq!(world.job(&id).await["state"], "expired");
 }
 
 /// A crash may interrupt a deletion at any point. What nobody deleted comes back.

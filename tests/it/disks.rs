@@ -100,12 +100,11 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         assert_eq!(service.get("/healthz").await.status(), 200);
         assert_eq!(service.get("/v1/jobs").await.status(), 200);
         // The remaining room is for its own records: the failure is recorded, a retry is accepted, another job is deleted.
-        let retry = format!("/v1/jobs/{id}/retry");
         let other = service.submit(&everything(&sim)).await;
         assert_eq!(service.finished(&other).await["error"]["code"], "disk-full");
         let deleted = service.client.delete(service.url(&format!("/v1/jobs/{other}"))).send().await.unwrap();
         assert_eq!(deleted.status(), 204);
-        assert_eq!(service.post(&retry, &Value::Null).await.status(), 202);
+        service.retry(&id).await;
         assert_eq!(service.finished(&id).await["error"]["code"], "disk-full");
         let ready = async || service.get("/readyz").await.status().as_u16();
         assert_eq!(ready().await, 200, "it takes jobs");
@@ -114,7 +113,7 @@ async fn a_full_disk_fails_the_job_clearly_and_with_room_it_goes_on() {
         assert_eq!(ready().await, 503);
         disk.make_room();
         assert_eq!(ready().await, 200);
-        assert_eq!(service.post(&retry, &Value::Null).await.status(), 202);
+        service.retry(&id).await;
         let before = sim.stats().requests;
         let job = service.wait_until(&id, |job| job["state"] == "completed").await;
         let data = sim.dataset();

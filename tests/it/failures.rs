@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, ScriptedFault, SimSettings};
 use zoom_chat_reports::zoom::retry::RetryPolicy;
 
+use crate::caller::is_final;
 use crate::harness::{
     INVALID_TOKEN, Missing, NO_PERMISSION, World, always, assert_all, assert_whole, clock_at, fault, sent,
     status, with_headers,
@@ -54,7 +55,7 @@ async fn every_passing_fault_is_ridden_out() {
     ];
     let faults = answers.into_iter().enumerate();
     let job = whole_despite(
-        faults.map(|(index, answer)| fault(Match::Any, 1 + index as u32 * 6, 1, answer)).collect(),
+        faults.map(|(index, answer)| fault(Match::Report, 1 + index as u32 * 6, 1, answer)).collect(),
     )
     .await;
     assert!(job["progress"]["retries"].as_u64().unwrap() >= 11, "{job:#}");
@@ -166,6 +167,29 @@ async fn a_session_that_gets_nothing_but_429s_is_a_failure() {
     let missing = Missing { empty: [0].into(), ..Missing::default() };
     let days = (data.first_day(), data.last_day());
     assert_whole(&world.archive(&id).await, &data, days, ItemOptions::default(), &missing);
+}
+
+/// No other call is left that would show that others are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_gets_nothing_but_429s_is_a_failure_even_if_it_is_all_there_is() {
+    let clock = clock_at("12:00:00");
+    let world = World::with_clock(account(), clock.clone(), |settings| {
+        settings.zoom.limit = Some(200.0);
+        settings.zoom.retry = RetryPolicy::default();
+    })
+    .await;
+    world.sim.script(always(Match::Session(0), status(429, "")));
+    let mut only_this = world.one_window().0;
+    only_this["sessions"] = json!({ "ids": [world.sim.dataset().session(0).id] });
+    let id = world.submit(&only_this).await;
+    for _ in 0..5_000 {
+        if is_final(&world.job(&id).await) {
+            break;
+        }
+        clock.advance(Duration::from_secs(61));
+    }
+    assert_eq!(world.finished(&id).await["state"], "completed_with_failures");
+    assert_eq!(world.codes(&id).await, ["rejected"]);
 }
 
 /// Then none of them is refused for its own reasons. (How long each waits at most: `zoom::refusals`.)
@@ -290,7 +314,7 @@ async fn wrong_credentials_missing_scopes_and_a_low_plan_fail_the_job_and_say_wh
     assert_eq!(world.retried(&again).await["state"], "completed");
 
     let world = World::new(account()).await;
-    world.sim.script(always(Match::Any, status(400, NO_PERMISSION)));
+    world.sim.script(always(Match::Report, status(400, NO_PERMISSION)));
     let id = world.submit(&world.everything()).await;
     let job = world.finished(&id).await;
     assert_eq!(job["error"]["code"], "no-permission");

@@ -116,6 +116,8 @@ async fn a_file_that_was_edited_in_its_place_is_kept() {
     std::fs::write(folder.join(".capture/capture.db"), "no database").unwrap();
     let (code, out, err) = run(extract(&sim, home.path())).await;
     assert!(code == 0 && out.contains("the index of the received data was damaged"), "{code} {out}{err}");
+    assert!(out.contains("kept as ./zoom_chat_reports/.capture\n"), "{out}");
+    assert!(folder.join(".capture/capture.db.damaged").exists());
     assert!(!err.contains('{'), "what a person reads is no JSON: {err}");
 }
 

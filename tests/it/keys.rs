@@ -102,19 +102,20 @@ async fn what_a_proxy_says_about_the_caller_is_recorded_and_not_believed() {
         let refused = list("guess-0123456789abc", &format!("192.0.2.{number}")).await.unwrap();
         assert_eq!(refused.status(), if number < 20 { 401 } else { 429 }, "{number}");
     }
-    let long = "9".repeat(1_000);
+    // Each proxy appends what it knows.
+    let long = format!("{}, 192.0.2.77", "9".repeat(1_000));
     for (key, forwarded) in [(KEY, "198.51.100.7, 10.0.0.1"), (VIEWER, &long[..])] {
         assert_eq!(list(key, forwarded).await.unwrap().status(), 200);
     }
     let trail = std::fs::read_to_string(world.settings.jobs.data_dir.join("audit.jsonl")).unwrap();
     let lines = trail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let told: Vec<_> = lines.map(|line| (line["from"].clone(), line["forwarded_for"].clone())).collect();
-    let expected = ["198.51.100.7, 10.0.0.1", &long[..256]];
+    let expected = ["198.51.100.7, 10.0.0.1", &long[long.len() - 256..]];
     assert_eq!(told, expected.map(|forwarded| (json!("127.0.0.1"), json!(forwarded))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_keys_a_web_page_cannot_reach_the_service() {
+async fn without_keys_neither_a_web_page_nor_a_proxy_reaches_the_service() {
     let world = World::new(account()).await;
     let with =
         |name: &'static str, value: &str| world.client.get(world.url("/v1/jobs")).header(name, value).send();
@@ -123,6 +124,9 @@ async fn without_keys_a_web_page_cannot_reach_the_service() {
     assert_eq!(rebound.status(), 403);
     assert_eq!(rebound.json::<Value>().await.unwrap()["code"], "not-this-machine");
     assert_eq!(with("origin", "https://page.example").await.unwrap().status(), 403);
+    for name in ["x-forwarded-for", "forwarded"] {
+        assert_eq!(with(name, "192.0.2.7").await.unwrap().status(), 403, "{name}");
+    }
     assert_eq!(with("accept", "*/*").await.unwrap().status(), 200);
     // Nor can it fill the disk with refused requests.
     let path = format!("/v1/jobs/{}/cancel", "x".repeat(20_000));

@@ -8,6 +8,7 @@ use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::clock::{Clock, ManualClock};
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings};
 
+use crate::caller::is_final;
 use crate::harness::{INVALID_TOKEN, World, always, assert_all, clock_at, eventually, fault, status};
 
 fn account() -> SimSettings {
@@ -55,11 +56,13 @@ async fn minutes(count: u32, world: &World, clock: &ManualClock, id: &str) {
 async fn a_revoked_token_is_replaced_once() {
     let late = Duration::from_millis(200);
     let world = World::new(SimSettings { latency: late, latency_jitter: late, ..account() }).await;
-    let id = world.submit(&world.everything()).await;
+    let ids = [world.submit(&world.everything()).await, world.submit(&world.everything()).await];
     eventually("some pages have come", || world.sim.stats().pages_served >= 20).await;
     world.sim.revoke_tokens();
-    assert_completed(&world, &id).await;
-    assert_eq!(world.sim.stats().token_requests, 2);
+    for id in &ids {
+        assert_completed(&world, id).await;
+    }
+    assert_eq!(world.sim.stats().token_requests, 2, "for both jobs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +135,9 @@ async fn an_outage_that_speaks_json_is_one_as_well() {
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    world.sim.script(always(Match::Any, FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned())));
+    world
+        .sim
+        .script(always(Match::Report, FaultAnswer::ReplaceBody(r#"{"status":"maintenance"}"#.to_owned())));
     minutes(10, &world, &clock, &id).await;
     world.sim.clear_script();
     clock.advance(Duration::from_secs(60));
@@ -141,7 +146,7 @@ async fn an_outage_that_speaks_json_is_one_as_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_begins_in_an_outage_waits_for_its_end() {
-    for faults_of in [Match::Any, Match::Token] {
+    for faults_of in [Match::Report, Match::Token] {
         let clock = clock_at("12:00:00");
         let sim = SimSettings { months: 1, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
@@ -164,7 +169,7 @@ async fn a_token_endpoint_that_is_not_reached_any_more_is_waited_for_and_not_sto
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     world.sim.script(always(Match::Token, status(404, "<html>no such page</html>")));
-    world.sim.script(always(Match::Any, status(401, INVALID_TOKEN)));
+    world.sim.script(always(Match::Report, status(401, INVALID_TOKEN)));
     minutes(5, &world, &clock, &id).await;
     // Those before the outage is detected, then those of one prober with growing delay.
     let asked = world.sim.stats().token_requests;
@@ -286,7 +291,7 @@ async fn refusals_of_a_gateway_are_waited_for_across_a_restart() {
         let mut world = World::with_clock(account(), clock.clone(), paced).await;
         let id = world.submit(&world.everything()).await;
         world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-        world.sim.script(always(Match::Any, status(403, "")));
+        world.sim.script(always(Match::Report, status(403, "")));
         minutes(2, &world, &clock, &id).await;
         if let Some(code) = of_tokens {
             // Only new tokens are refused; the next process needs one.
@@ -324,6 +329,36 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
     assert_completed(&world, &two).await;
 }
 
+/// Each pause outlasts the page tokens, and within a day no chat can be read to its end while all take turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chats_that_are_too_long_for_one_day_together_end_one_after_the_other() {
+    let (clock, day, life) = (clock_at("12:00:00"), 40, Duration::from_millis(500));
+    let sim = SimSettings {
+        sessions: 4,
+        messages: 8_000,
+        months: 1,
+        heaviest_share: 0.25,
+        daily_limit: day,
+        page_token_ttl: life,
+        ..account()
+    };
+    let world = World::with_clock(sim, clock.clone(), paced).await;
+    let id = world.submit(&world.everything()).await;
+    let mut refused = 0;
+    for days in 2..30 {
+        let is_stopped = |job: &Value| is_final(job) || world.sim.stats().rate_limited > refused;
+        if is_final(&world.wait_until(&id, is_stopped).await) {
+            break;
+        }
+        world.clock.sleep(life).await;
+        refused = world.sim.stats().rate_limited;
+        world.sim.set_daily_limit(day * days);
+        clock.advance(Duration::from_secs(25 * 3_600));
+    }
+    assert!(world.job(&id).await["progress"]["requests"].as_u64().unwrap() > 3 * day);
+    assert_completed(&world, &id).await;
+}
+
 /// 429s that name neither the limit nor its end: the job says that it waits; a check does not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_of_everything_for_a_minute_are_a_pause() {
@@ -331,10 +366,12 @@ async fn refusals_of_everything_for_a_minute_are_a_pause() {
     let world = World::with_clock(account(), clock.clone(), paced).await;
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    world.sim.script(always(Match::Any, status(429, "")));
-    let refused = |job: &Value| job["progress"]["rate_limited"].as_u64().unwrap() > 3;
-    world.wait_until(&id, refused).await;
-    clock.advance(Duration::from_secs(61));
+    world.sim.script(always(Match::Report, status(429, "")));
+    for _ in 0..2 {
+        let before = world.sim.stats().requests;
+        eventually("more is refused", || world.sim.stats().requests > before + 3).await;
+        clock.advance(Duration::from_secs(31));
+    }
     let paused = |job: &Value| {
         job["progress"]["waiting_reason"].as_str().is_some_and(|reason| reason.contains("every request"))
     };

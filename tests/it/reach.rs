@@ -188,7 +188,7 @@ async fn a_day_that_leaves_zooms_reach_while_a_request_is_on_its_way_is_told_of(
         let sim = SimSettings { sessions: 5, messages: 300, months: 6, latency, ..account() };
         let world = World::with_clock(sim, clock.clone(), |_| {}).await;
         if is_not_found {
-            let nothing = status(404, r#"{"code":5301,"message":"The session does not exist."}"#);
+            let nothing = status(404, GONE);
             world.sim.script(always(on_its_way.clone(), nothing));
         }
         let id = world.submit(&world.everything()).await;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use sqlx::Connection;
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::harness::{
-    Archive, EXPIRED_PAGE_TOKEN, World, always, archive_in, archives_come_to, eventually, fault,
-    page_of_hour, status, with_headers,
+    Archive, EXPIRED_PAGE_TOKEN, GONE, World, always, archive_in, archives_come_to, eventually, fault,
+    open_sqlite, page_of_hour, status, with_headers,
 };
 
 fn account(latency_ms: u64) -> SimSettings {
@@ -80,8 +80,7 @@ async fn cancel_keeps_what_was_captured_and_retry_fetches_only_the_rest() {
     world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
     let id = world.submit(&world.everything()).await;
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 16_000).await;
-    let response = world.post(&format!("/v1/jobs/{id}/cancel"), &Value::Null).await;
-    assert_eq!(response.status(), 202);
+    world.cancel(&id).await;
     let job = world.finished(&id).await;
     assert_eq!((job["state"].as_str(), job["archive"].is_null()), (Some("cancelled"), true));
     world.sim.clear_script();
@@ -116,6 +115,24 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
         let asked = world.sim.stats().requests - before;
         assert_eq!(asked, if life.is_zero() { pages } else { 1 }, "{life:?}");
     }
+}
+
+/// As if it had been killed between recording that it is to be cancelled and stopping.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_was_told_to_stop_does_not_go_on_after_a_restart() {
+    let mut world = World::new(account(20)).await;
+    // Keeps the job from ending by itself.
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.stop().await;
+    world.sim.clear_script();
+    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
+    let told = "UPDATE jobs SET job = json_set(job, '$.cancel_requested', json('true'))";
+    sqlx::query(told).execute(&mut table).await.unwrap();
+    table.close().await.unwrap();
+    world.restart().await;
+    assert_eq!(world.finished(&id).await["state"], "cancelled");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -172,7 +189,7 @@ async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
 async fn empty_months_of_one_account_are_not_taken_for_those_of_another() {
     let mut world = World::new(SimSettings { months: 2, ..account(20) }).await;
     let (first, last) = (world.sim.dataset().first_day(), world.sim.dataset().last_day());
-    let nothing = status(404, r#"{"code":5301,"message":"No report."}"#);
+    let nothing = status(404, GONE);
     for (day, answer) in [(first, nothing), (last, FaultAnswer::Hang)] {
         world.sim.script(always(Match::ListTouching(day), answer));
     }

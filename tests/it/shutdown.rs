@@ -92,6 +92,8 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
                 id
             }
         };
+        // Whoever follows the job does not hold it up.
+        let _events = running.get(&format!("/v1/jobs/{id}/events")).await;
         let took = stopped(running).await;
         assert!(took < Duration::from_secs(5), "{phase}: {took:?}");
         sim.set_down(false);
@@ -108,6 +110,26 @@ async fn it_stops_soon_in_every_phase_and_the_job_ends_as_if_nothing_had_been() 
         assert!(again.archive(&id).await.comparable() == expected.comparable(), "{phase}");
         service = Some(again);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_the_process_at_once() {
+    let sim = Simulator::start(account()).await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let setup = Setup::new(&sim, directory.path());
+    let service = setup.start().await;
+    // A request whose body does not come is waited for.
+    let mut caller = TcpStream::connect(service.base.strip_prefix("http://").unwrap()).unwrap();
+    let head = "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+        content-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    caller.write_all(head.as_bytes()).unwrap();
+    caller.read_exact(&mut [0; 12]).unwrap();
+    service.send_sigterm();
+    eventually("it is stopping", || setup.log().contains("a second signal ends")).await;
+    // Sooner it would pass for an echo of the first.
+    service.clock.sleep(Duration::from_secs(1)).await;
+    service.send_sigterm();
+    assert_eq!(service.exited().await.code(), Some(130));
 }
 
 /// Begins a download and reads only a little of it.

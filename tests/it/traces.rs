@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, ItemOptions, Match, SimSettings, Simulator};
 
 use crate::caller::is_final;
-use crate::harness::{World, archive_in, fault};
+use crate::harness::{Archive, World, archive_in, fault};
 use crate::keys::{KEY, VIEWER, account, call, completed, guarded};
 use crate::process::Setup;
 
@@ -65,6 +65,20 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
     ];
     assert_eq!(told, expected, "polling is one read a minute; a wrong key is only logged");
     assert_eq!(mode_of(&world.settings.jobs.data_dir.join("audit.jsonl")), 0o600);
+}
+
+/// Also once it has left the service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_names_its_job_and_the_key_that_asked_for_it() {
+    let world = guarded().await;
+    let send = |method, path, key| call(&world, method, path, key);
+    let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
+    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    completed(&world, &id).await;
+    let archive = send(reqwest::Method::GET, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
+    let archive = Archive::read(archive.bytes().await.unwrap().to_vec());
+    let summary = archive.json("_metadata/extraction_summary.json");
+    assert_eq!((&summary["job_id"], &summary["requester"]), (&json!(id), &json!("ops")));
 }
 
 fn mode_of(path: &Path) -> u32 {

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 
-use crate::harness::{World, fault};
+use crate::harness::{World, always, eventually, fault};
 use crate::process::{connected, run};
 
 /// Each of the two limits by itself.
@@ -32,6 +32,18 @@ async fn an_answer_that_does_not_come_is_asked_for_again() {
         world.sim.script(fault(Match::Messages, 0, 1, FaultAnswer::Hang));
         assert_eq!(world.run(&world.one_window().0).await.0["state"], "completed", "{whole:?} {idle:?}");
     }
+}
+
+/// However many chains of pages a job follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_requests_are_under_way_than_are_allowed() {
+    let sim = SimSettings { sessions: 40, messages: 400, ..SimSettings::default() };
+    let world = World::with(sim, |settings| settings.zoom.in_flight = 3).await;
+    world.sim.script(always(Match::Messages, FaultAnswer::Hang));
+    world.submit(&world.one_window().0).await;
+    eventually("three are under way", || world.sim.stats().message_requests >= 3).await;
+    world.clock.sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.sim.stats().message_requests, 3);
 }
 
 type Told = Arc<Mutex<Vec<String>>>;
