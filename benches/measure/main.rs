@@ -71,9 +71,10 @@ const ALL: [Measurement; 27] = [
 ];
 
 /// The figures that jobs have or may have, and their column headings in the table.
-const COLUMNS: [(&str, &str); 12] = [
+const COLUMNS: [(&str, &str); 13] = [
     ("efficiency", "of limit"),
     ("requests_over_least", "of least"),
+    ("requests_over_necessary", "of needed"),
     ("answers_429", "429s"),
     ("wall_s", "seconds"),
     ("cpu_s_per_1000_pages", "CPU/1000"),

@@ -303,6 +303,8 @@ impl Run {
         let (cpu, peak, written) =
             (self.service.cpu_seconds(), self.service.peak_mib(), self.service.written_bytes());
         let least = self.simulator.least_requests();
+        // A bad answer makes another request necessary.
+        let necessary = least + self.job["progress"]["retries"].as_f64().unwrap();
         let limit = f64::from(self.simulator.profile.limit);
         let Self { job, wall, service, simulator, .. } = self;
         drop(service);
@@ -310,6 +312,7 @@ impl Run {
         let mut all = json!({
             "state": job["state"], "messages": job["progress"]["messages"], "wall_s": round(wall),
             "requests": sent, "requests_over_least": round(sent / least),
+            "requests_over_necessary": round(sent / necessary),
             "faults": stats["faults"], "answers_429": stats["rate_limited"],
             "answers_429_share": stats["rate_limited"].as_f64().unwrap() / sent,
             "cpu_s_per_1000_pages": round(cpu / sent * 1_000.0), "json_mb_per_s": round(received / 1e6 / wall),
