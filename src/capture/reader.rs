@@ -417,7 +417,20 @@ impl Reader {
         let values = sqlx::query_scalar::<_, String>("SELECT value FROM meta");
         values.fetch_all(&mut self.connection).await?;
         self.unknown_members().await?;
-        self.restored_items().await?;
+        // Negative, or so many that they could not be added up.
+        let impossible = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM ranges WHERE kept >> 40 <> 0 OR repeats >> 40 <> 0)",
+        );
+        if impossible.fetch_one(&mut self.connection).await? {
+            return Err(CaptureError::Damaged("a number of items is impossible".to_owned()));
+        }
+        for (window, _) in self.windows().await? {
+            self.pending_lists(window).await?;
+            let mut after = RangeId::default();
+            while let Some(last) = self.pending_ranges(window, after, 1_000).await?.last() {
+                after = last.chain.id;
+            }
+        }
         let mut after = (RangeId::default(), 0_i64, 0_i64);
         while !cancel.is_cancelled() {
             let rows = sqlx::query(

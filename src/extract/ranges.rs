@@ -149,8 +149,8 @@ struct Following<'a> {
     urgency: Urgency,
     previous: Arc<Digests>,
     paging: Paging,
-    /// Held until it ends by a chain that pauses have broken off again and again.
-    alone: Option<OwnedSemaphorePermit>,
+    /// Held, until the chain ends, once pauses have broken it off again and again.
+    one_of_few: Option<OwnedSemaphorePermit>,
     /// The failure to end with, if a page of the chain did not cover all the days requested.
     leaves_out: Option<Failure>,
     /// `None` for a chain resumed midway: the days that its earlier pages span are unknown.
@@ -168,7 +168,7 @@ impl<'a> Following<'a> {
             urgency: Urgency::Usual,
             previous: Arc::default(),
             paging: Paging::default(),
-            alone: None,
+            one_of_few: None,
             leaves_out: None,
             observed: Some(Seen::default()),
         };
@@ -224,9 +224,10 @@ impl<'a> Following<'a> {
                     return Ok(Step::Failed(failure));
                 }
                 self.restart();
-                // Between two long pauses there may be time for any chain, but not for all at once.
-                if has_aged && self.paging.broke_early() && self.alone.is_none() {
-                    self.alone = Some(shared.alone().await);
+                // Between two long pauses there may be time for any chain to end, but not for all at once.
+                if has_aged && self.paging.broke_early() && self.one_of_few.is_none() {
+                    self.one_of_few = Some(shared.one_of_few().await);
+                    self.urgency = Urgency::Everything;
                 }
                 return Ok(Step::More);
             }
@@ -266,7 +267,9 @@ impl<'a> Following<'a> {
         let to_come = seen.pages_to_come(days).unwrap_or_default();
         outlook.set(to_come.min(seen.trusted(shared.context.lane.account().is_paced())));
         let forecast = shared.splitter.forecast();
-        self.urgency = if forecast.would_delay_run(to_come) {
+        self.urgency = if self.one_of_few.is_some() {
+            Urgency::Everything
+        } else if forecast.would_delay_run(to_come) {
             Urgency::EndOfJob { calls_to_follow: to_come as u32 }
         } else {
             Urgency::Usual

@@ -101,7 +101,8 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     /// Limits how many tasks read the capture at once, each through a connection of its own.
     readers: Arc<Semaphore>,
-    alone: Arc<Semaphore>,
+    /// Limits how many chains that pauses have broken off are read at once: they fill the budget, and the others wait.
+    few: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -109,8 +110,9 @@ impl Shared {
         let splitter = Splitter::new(context.lane.clone(), context.progress.clone());
         let reach = Reach::new(context.clock.clone());
         let (stop, found) = (context.cancel.child_token(), Notify::new());
-        let [readers, alone] = [READERS, 1].map(|most| Arc::new(Semaphore::new(most)));
-        Self { context, location, writer, found, splitter, reach, stop, readers, alone }
+        let few = context.lane.target_in_flight();
+        let [readers, few] = [READERS, few].map(|most| Arc::new(Semaphore::new(most)));
+        Self { context, location, writer, found, splitter, reach, stop, readers, few }
     }
 
     /// Commits what is still queued for the capture and closes it.
@@ -143,9 +145,9 @@ impl Shared {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// Waits until no other caller holds this.
-    pub async fn alone(&self) -> OwnedSemaphorePermit {
-        self.alone.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// Waits until the caller is one of few that hold this.
+    pub async fn one_of_few(&self) -> OwnedSemaphorePermit {
+        self.few.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// Waits for the next beat of `longest` or, if that would hold things up, of [`COMMIT_INTERVAL`], or not at all: changes

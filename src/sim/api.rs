@@ -38,6 +38,7 @@ pub(super) struct State {
     pub stats: SimStats,
     pub qps: u32,
     pub daily_limit: u64,
+    pub page_tokens_expired_at: i64,
     /// The scopes of newly issued tokens.
     pub scopes: Arc<[String]>,
     pub credentials_valid: bool,
@@ -70,6 +71,7 @@ impl Api {
             stats: SimStats::default(),
             qps: settings.qps,
             daily_limit: settings.daily_limit,
+            page_tokens_expired_at: i64::MIN,
             scopes: settings.scopes.clone().into(),
             credentials_valid: true,
             down: false,
@@ -124,7 +126,9 @@ impl Api {
         let session = segment.map(|segment| self.find_session(segment)).transpose()?;
         let key = format!("{segment:?} {}", query.bound);
         let opened = query.page_token.as_deref().map(|token| {
-            let opened = tokens::open(self.noise, &key, token, self.settings.page_token_ttl);
+            let oldest = calendar::now_ms() - self.settings.page_token_ttl.as_millis() as i64;
+            let after = self.with(|changing| changing.page_tokens_expired_at).max(oldest);
+            let opened = tokens::open(self.noise, &key, token, after);
             opened.ok_or_else(|| error(400, 300, "The next page token is either invalid or has expired."))
         });
         // The key holds the page token's cursor, not its text, which differs each time it is issued.

@@ -123,6 +123,11 @@ impl Simulator {
         self.api.with(|changing| changing.tokens.all.clone())
     }
 
+    /// Lets every page token issued so far expire.
+    pub fn expire_page_tokens(&self) {
+        self.api.with(|changing| changing.page_tokens_expired_at = calendar::now_ms());
+    }
+
     /// Revokes every access token issued so far.
     pub fn revoke_tokens(&self) {
         self.api.with(|changing| changing.tokens.revoke_all());

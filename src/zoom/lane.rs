@@ -193,7 +193,7 @@ impl Lane {
                     if refusals.are_too_many(&account.fortunes, effort.waits_out_outages) {
                         return Err(error.into_failure(FailureKind::RateLimited, refusals.count));
                     }
-                    if refusals.need_comparison(&account.fortunes) {
+                    if refusals.need_comparison() {
                         // If that is answered, `fortunes` know.
                         let _ = self.probe(call).await;
                     }

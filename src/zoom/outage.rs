@@ -55,8 +55,8 @@ struct State {
 #[derive(Debug)]
 struct Down {
     since: Timestamp,
-    /// When the first probe was not answered. It may have waited for hours while the account was paused.
-    noticed: Duration,
+    /// When the first probe was not answered, or later by as long as probes have waited for the account's pause.
+    counts_from: Duration,
     delay: Duration,
     /// When the next probe is due; `until` is the same for users, to the second.
     next: Duration,
@@ -142,14 +142,14 @@ impl Outage {
         loop {
             let over = self.over.notified();
             let (down, settled) = self.with(|state| {
-                (state.down.as_ref().map(|down| (down.noticed, down.next)), state.failing.is_empty())
+                (state.down.as_ref().map(|down| (down.counts_from, down.next)), state.failing.is_empty())
             });
             if down.is_none() && settled {
                 return Ok(was_on || self.mark().saw_outage_since(before));
             }
-            if let Some((noticed, next)) = down {
+            if let Some((counts_from, next)) = down {
                 let now = self.clock.elapsed();
-                if now.saturating_sub(since.max(noticed)) >= self.longest {
+                if now.saturating_sub(since.max(counts_from)) >= self.longest {
                     return Err(self.given_up());
                 }
                 tokio::select! {
@@ -157,14 +157,14 @@ impl Outage {
                     () = over => continue,
                 }
             }
-            let before_probe = self.mark();
+            let (before_probe, asked) = (self.mark(), self.clock.elapsed());
             match probe().await {
                 Ok(()) => self.answered(),
                 // Another request has been answered meanwhile: only the probe was not.
                 Err(_) if self.mark().answers != before_probe.answers => {
                     return Ok(was_on || self.mark().saw_outage_since(before));
                 }
-                Err(why) => self.unanswered(&why),
+                Err(why) => self.unanswered(&why, self.clock.elapsed().saturating_sub(asked)),
             }
         }
     }
@@ -184,18 +184,23 @@ impl Outage {
         })
     }
 
-    fn unanswered(&self, why: &str) {
+    /// Notes that a probe was not answered for `took`.
+    fn unanswered(&self, why: &str, took: Duration) {
         let (now, wall) = (self.clock.elapsed(), self.clock.now());
         let began = self.with(|state| {
             let began = state.down.is_none();
             state.outages += u64::from(began);
-            let (since, noticed, delay) = match &state.down {
-                Some(down) => (down.since, down.noticed, (down.delay * 2).min(LONGEST_DELAY)),
+            let (since, counts_from, delay) = match &state.down {
+                Some(down) => {
+                    let paused = if took > LONG_AGO { took } else { Duration::ZERO };
+                    (down.since, down.counts_from + paused, (down.delay * 2).min(LONGEST_DELAY))
+                }
                 None => (state.failing_since.unwrap_or(wall), now, FIRST_DELAY),
             };
             let until = wall + delay;
             let until = until.round(Unit::Second).unwrap_or(until);
-            state.down = Some(Down { since, noticed, delay, next: now + delay, until, why: why.to_owned() });
+            state.down =
+                Some(Down { since, counts_from, delay, next: now + delay, until, why: why.to_owned() });
             began
         });
         if began {
@@ -343,7 +348,7 @@ mod tests {
         let clock = clock();
         let outage = outage(&clock);
         outage.failed("1", true, outage.mark());
-        outage.unanswered("503");
+        outage.unanswered("503", Duration::ZERO);
         clock.sleep(LONG_AGO).await;
         assert!(outage.is_on() && outage.failing() == 1);
         clock.sleep(FIRST_DELAY * 2).await;
@@ -380,16 +385,17 @@ mod tests {
 
     /// A probe may have to wait until the account's pause is over.
     #[tokio::test(start_paused = true)]
-    async fn time_before_the_first_probe_is_no_outage() {
+    async fn the_time_that_a_probe_had_to_wait_is_no_outage() {
         let clock = clock();
         let outage = outage(&clock);
         outage.failed("1", true, outage.mark());
         let probes = AtomicU32::new(0);
         let probe = || async {
-            if probes.fetch_add(1, Relaxed) > 0 {
-                return Ok(());
+            match probes.fetch_add(1, Relaxed) {
+                0 | 2 => clock.sleep(Duration::from_secs(20 * 3_600)).await,
+                1 => {}
+                _ => return Ok(()),
             }
-            clock.sleep(Duration::from_secs(20 * 3_600)).await;
             Err("503".to_owned())
         };
         assert!(outage.wait_out(probe).await.unwrap());

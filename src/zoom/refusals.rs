@@ -14,13 +14,15 @@ const PATIENCE: u32 = 10;
 const MOST: u32 = 60;
 /// A call that somebody waits for, or that can be done without, fails after this many, whatever the reason.
 const FEW: u32 = 10;
+/// After so many in a row, it takes another answer to show that others are still answered.
+const STRETCH: u32 = 10;
 
 /// How the calls of an account have fared so far.
 #[derive(Debug, Default)]
 pub struct Fortunes {
     /// Answers other than 429.
     answered: AtomicU64,
-    /// Rows of 429s that have begun: a call has another one after any other outcome.
+    /// How many rows of 429s have begun: any other outcome ends a call's row.
     refused: AtomicU64,
 }
 
@@ -42,6 +44,8 @@ pub struct InARow {
     own: u32,
     /// How calls had fared when it got the first of them.
     before: (u64, u64),
+    /// How many had been answered when the current stretch of them began.
+    answered_before: u64,
 }
 
 impl InARow {
@@ -51,12 +55,19 @@ impl InARow {
             fortunes.refused.fetch_add(1, Relaxed);
             self.before = fortunes.so_far();
         }
+        if self.begins_stretch() {
+            (self.answered_before, _) = fortunes.so_far();
+        }
         self.own += u32::from(self.are_its_own(fortunes));
     }
 
     /// Whether to find out if another call would be answered: perhaps none is left that would show it.
-    pub fn need_comparison(&self, fortunes: &Fortunes) -> bool {
-        self.count.is_multiple_of(FEW) && !self.are_its_own(fortunes)
+    pub fn need_comparison(&self) -> bool {
+        self.count > 1 && self.begins_stretch()
+    }
+
+    fn begins_stretch(&self) -> bool {
+        self.count % STRETCH == 1
     }
 
     /// Whether to give the call up; `is_patient` unless somebody waits for it, or it can be done without.
@@ -71,12 +82,11 @@ impl InARow {
         Some(RetryPolicy { cap, ..usual }.backoff(further, random))
     }
 
-    /// Whether the call is refused for its own reasons: since its first refusal others have been answered, and hardly any other
-    /// has been refused.
+    /// Whether the call is refused for its own reasons: others are answered, and since its first refusal hardly any other has
+    /// been refused.
     fn are_its_own(&self, fortunes: &Fortunes) -> bool {
         let (answered, refused) = fortunes.so_far();
-        let (answered, refused) = (answered - self.before.0, refused - self.before.1);
-        answered > 0 && refused * 10 <= answered
+        answered > self.answered_before && (refused - self.before.1) * 10 <= answered - self.before.0
     }
 }
 
@@ -105,16 +115,15 @@ mod tests {
         for others_are_answered in [false, true] {
             let (fortunes, mut row) = (Fortunes::default(), InARow::default());
             let mut delays = Vec::new();
-            // The first comes before anything can be said of it.
-            for _ in 0..=MOST {
+            // Nothing can be said of the first of each stretch.
+            for _ in 0..MOST + MOST.div_ceil(STRETCH - 1) {
                 assert!(!row.are_too_many(&fortunes, true));
                 row.note(&fortunes);
                 if others_are_answered {
                     fortunes.note_answer();
                 }
                 delays.push(row.delay(&fortunes, usual, 1.0));
-                let to_compare = !others_are_answered && row.count.is_multiple_of(FEW);
-                assert_eq!(row.need_comparison(&fortunes), to_compare);
+                assert_eq!(row.need_comparison(), [11, 21, 31, 41, 51, 61].contains(&row.count));
             }
             assert_eq!(delays[..QUICK as usize], [None; QUICK as usize]);
             let longest = if others_are_answered { usual.cap * PATIENCE } else { usual.base * 2 };
@@ -127,7 +136,13 @@ mod tests {
     #[test]
     fn refusals_while_all_were_refused_do_not_count_against_a_call() {
         let (fortunes, mut row) = (Fortunes::default(), InARow::default());
-        (0..2 * MOST).for_each(|_| row.note(&fortunes));
+        for _ in 0..2 * MOST {
+            row.note(&fortunes);
+            // One answer says little about the time after it.
+            if row.count == 2 {
+                fortunes.note_answer();
+            }
+        }
         fortunes.note_answer();
         row.note(&fortunes);
         assert!(!row.are_too_many(&fortunes, true));

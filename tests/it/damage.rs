@@ -175,6 +175,10 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         "UPDATE ranges SET last_day = '2026-02-30' WHERE id = 1".to_owned(),
         "UPDATE ranges SET token_at = 'some day', next_token = 'x', state = 'pending' WHERE id = 1"
             .to_owned(),
+        "UPDATE ranges SET next_token = CAST(x'ff' AS TEXT), token_at = '2026-05-30T00:00:00Z', state = 'pending'
+         WHERE id = 1"
+            .to_owned(),
+        "UPDATE ranges SET kept = 9223372036854775807 WHERE id < 3".to_owned(),
         "UPDATE units SET state = 'dome' WHERE id = 1".to_owned(),
         "UPDATE units SET state = 'pending' WHERE id = 1".to_owned(),
         "UPDATE units SET last_commit = NULL WHERE id = 1".to_owned(),

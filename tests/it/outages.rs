@@ -331,18 +331,17 @@ async fn the_wait_for_a_daily_limit_survives_a_restart() {
 
 /// Each pause outlasts the page tokens, and within a day no chat can be read to its end while all take turns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chats_that_are_too_long_for_one_day_together_end_one_after_the_other() {
-    let (clock, day, life) = (clock_at("12:00:00"), 40, Duration::from_millis(500));
+async fn chats_that_are_too_long_for_one_day_together_end_a_few_at_a_time() {
+    let (clock, day) = (clock_at("12:00:00"), 40);
     let sim = SimSettings {
         sessions: 4,
         messages: 8_000,
         months: 1,
         heaviest_share: 0.25,
         daily_limit: day,
-        page_token_ttl: life,
         ..account()
     };
-    let world = World::with_clock(sim, clock.clone(), paced).await;
+    let world = World::with_clock(sim, clock.clone(), |settings| settings.zoom.in_flight = 1).await;
     let id = world.submit(&world.everything()).await;
     let mut refused = 0;
     for days in 2..30 {
@@ -350,7 +349,7 @@ async fn chats_that_are_too_long_for_one_day_together_end_one_after_the_other() 
         if is_final(&world.wait_until(&id, is_stopped).await) {
             break;
         }
-        world.clock.sleep(life).await;
+        world.sim.expire_page_tokens();
         refused = world.sim.stats().rate_limited;
         world.sim.set_daily_limit(day * days);
         clock.advance(Duration::from_secs(25 * 3_600));
