@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Deserialize;
@@ -413,24 +414,7 @@ impl Reader {
             return Err(CaptureError::Damaged("a session is pending, but none of its days".to_owned()));
         }
         self.read_sessions_through(cancel).await?;
-        // What else is read when a run begins, or for the summary.
-        let values = sqlx::query_scalar::<_, String>("SELECT value FROM meta");
-        values.fetch_all(&mut self.connection).await?;
-        self.unknown_members().await?;
-        // Negative, or so many that they could not be added up.
-        let impossible = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM ranges WHERE kept >> 40 <> 0 OR repeats >> 40 <> 0)",
-        );
-        if impossible.fetch_one(&mut self.connection).await? {
-            return Err(CaptureError::Damaged("a number of items is impossible".to_owned()));
-        }
-        for (window, _) in self.windows().await? {
-            self.pending_lists(window).await?;
-            let mut after = RangeId::default();
-            while let Some(last) = self.pending_ranges(window, after, 1_000).await?.last() {
-                after = last.chain.id;
-            }
-        }
+        self.read_others_through().await?;
         let mut after = (RangeId::default(), 0_i64, 0_i64);
         while !cancel.is_cancelled() {
             let rows = sqlx::query(
@@ -457,6 +441,32 @@ impl Reader {
             }
         }
         Ok(damaged)
+    }
+
+    /// Reads what else a run, or the summary of an archive, reads.
+    async fn read_others_through(&mut self) -> Result<(), CaptureError> {
+        let values = sqlx::query_scalar::<_, String>("SELECT value FROM meta");
+        values.fetch_all(&mut self.connection).await?;
+        self.unknown_members().await?;
+        // Negative, or so many that they could not be added up.
+        let impossible = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM ranges WHERE kept >> 40 <> 0 OR repeats >> 40 <> 0)",
+        );
+        if impossible.fetch_one(&mut self.connection).await? {
+            return Err(CaptureError::Damaged("a number of items is impossible".to_owned()));
+        }
+        for (window, _) in self.windows().await? {
+            self.pending_lists(window).await?;
+        }
+        let chains =
+            sqlx::query("SELECT next_token, token_at, query FROM ranges WHERE next_token IS NOT NULL");
+        let mut chains = chains.fetch(&mut self.connection);
+        while let Some(row) = chains.try_next().await? {
+            for column in ["next_token", "token_at", "query"] {
+                row.try_get::<Option<String>, _>(column)?;
+            }
+        }
+        Ok(())
     }
 
     /// The windows as planned, oldest first, each with its number.

@@ -3,7 +3,7 @@
 //! Owns when pages are committed, and how a run's errors and failures are reported.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -101,8 +101,8 @@ pub(super) struct Shared {
     pub stop: CancellationToken,
     /// Limits how many tasks read the capture at once, each through a connection of its own.
     readers: Arc<Semaphore>,
-    /// Limits how many chains that pauses have broken off are read at once: they fill the budget, and the others wait.
-    few: Arc<Semaphore>,
+    /// Limits how many of the chains that pauses have broken off again and again are read at once.
+    few: OnceLock<Arc<Semaphore>>,
 }
 
 impl Shared {
@@ -110,8 +110,7 @@ impl Shared {
         let splitter = Splitter::new(context.lane.clone(), context.progress.clone());
         let reach = Reach::new(context.clock.clone());
         let (stop, found) = (context.cancel.child_token(), Notify::new());
-        let few = context.lane.target_in_flight();
-        let [readers, few] = [READERS, few].map(|most| Arc::new(Semaphore::new(most)));
+        let (readers, few) = (Arc::new(Semaphore::new(READERS)), OnceLock::new());
         Self { context, location, writer, found, splitter, reach, stop, readers, few }
     }
 
@@ -145,9 +144,10 @@ impl Shared {
         let _all = self.readers.acquire_many(READERS as u32).await;
     }
 
-    /// Waits until the caller is one of few that hold this.
+    /// Waits until the caller is one of few that hold this, about as many as use the budget fully.
     pub async fn one_of_few(&self) -> OwnedSemaphorePermit {
-        self.few.clone().acquire_owned().await.expect("the semaphore is never closed")
+        let few = self.few.get_or_init(|| Arc::new(Semaphore::new(self.context.lane.target_in_flight())));
+        few.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
 
     /// Waits for the next beat of `longest` or, if that would hold things up, of [`COMMIT_INTERVAL`], or not at all: changes

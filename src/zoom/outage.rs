@@ -55,7 +55,8 @@ struct State {
 #[derive(Debug)]
 struct Down {
     since: Timestamp,
-    /// When the first probe was not answered, or later by as long as probes have waited for the account's pause.
+    /// When the first probe was not answered; moved on by each later one that took longer than `LONG_AGO`, as it had to wait for
+    /// the end of the account's pause.
     counts_from: Duration,
     delay: Duration,
     /// When the next probe is due; `until` is the same for users, to the second.

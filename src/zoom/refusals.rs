@@ -10,7 +10,7 @@ const QUICK: u32 = 2;
 /// A call that gets them for its own reasons waits up to this many times longer than after server errors: each slows all calls
 /// down.
 const PATIENCE: u32 = 10;
-/// It fails after this many, which takes hours.
+/// It fails after this many of those, which takes hours.
 const MOST: u32 = 60;
 /// A call that somebody waits for, or that can be done without, fails after this many, whatever the reason.
 const FEW: u32 = 10;

@@ -178,6 +178,9 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         "UPDATE ranges SET next_token = CAST(x'ff' AS TEXT), token_at = '2026-05-30T00:00:00Z', state = 'pending'
          WHERE id = 1"
             .to_owned(),
+        "UPDATE ranges SET next_token = CAST(x'ff' AS TEXT), token_at = '', state = 'failed',
+         failure = '{\"code\":\"rejected\",\"message\":\"\",\"attempts\":1}' WHERE id = 1"
+            .to_owned(),
         "UPDATE ranges SET kept = 9223372036854775807 WHERE id < 3".to_owned(),
         "UPDATE units SET state = 'dome' WHERE id = 1".to_owned(),
         "UPDATE units SET state = 'pending' WHERE id = 1".to_owned(),
