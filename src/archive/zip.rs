@@ -33,8 +33,9 @@ const MOST_ENTRIES: u64 = u16::MAX as u64;
 
 /// Text up to this size goes in uncompressed: it is mostly ids and brackets, and a compressor would first clear 128 kB.
 const STORED_MAX: usize = 1 << 10;
-/// The compression level. Longer text is mostly hashes and ids, of which a higher level saves little.
-const LEVEL: u32 = 2;
+/// The compression level. Longer text is mostly hashes and ids: level 2 makes archives of tiny files 2 % smaller and takes 8 %
+/// longer.
+const LEVEL: u32 = 1;
 
 /// When an entry was last modified, in DOS form (in steps of two seconds, without a time zone) and as a Unix timestamp.
 #[derive(Debug, Clone, Copy)]
