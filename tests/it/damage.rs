@@ -14,8 +14,8 @@ use zoom_chat_reports::sim::{FaultAnswer, Match, SimSettings, Simulator};
 use crate::caller::is_final;
 use crate::disks::account;
 use crate::harness::{
-    TOO_OLD, World, always, archive_in, archives_come_to, archives_in, everything, open_sqlite, removed,
-    status,
+    TOO_OLD, World, alter, always, archive_in, archives_come_to, archives_in, everything, open_sqlite,
+    removed, status,
 };
 use crate::process::Setup;
 
@@ -197,11 +197,9 @@ async fn wrong_values_in_a_capture_are_found_and_retry_mends_them() {
         let (job, expected) = world.run(&world.everything()).await;
         let id = job["id"].as_str().unwrap();
         let directory = world.directory_of(id);
-        let mut capture = open_sqlite(&directory.join("capture.db")).await;
         let as_a_bad_disk_would =
             format!("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON; {wrong}");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(as_a_bad_disk_would)).execute(&mut capture).await.unwrap();
-        capture.close().await.unwrap();
+        alter(&directory.join("capture.db"), sqlx::AssertSqlSafe(as_a_bad_disk_would)).await;
         std::fs::remove_file(archive_in(&directory)).unwrap();
         let asked = world.sim.stats().requests;
         let job = world.retried(id).await;
@@ -344,9 +342,7 @@ async fn a_state_that_is_not_that_of_its_record_is_mended() {
     assert_eq!(world.finished(&id).await["state"], "cancelled");
     world.stop().await;
     world.sim.clear_script();
-    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
-    sqlx::query("UPDATE jobs SET state = 'cancemled'").execute(&mut table).await.unwrap();
-    table.close().await.unwrap();
+    alter(&world.settings.jobs.data_dir.join("state.db"), "UPDATE jobs SET state = 'cancemled'").await;
     world.restart().await;
     assert_eq!(world.retried(&id).await["state"], "completed");
 }
@@ -366,9 +362,7 @@ async fn a_capture_of_another_version_says_what_can_be_done() {
     world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
     world.cancel(&id).await;
     world.finished(&id).await;
-    let mut capture = open_sqlite(&world.directory_of(&id).join("capture.db")).await;
-    sqlx::query("PRAGMA user_version = 1").execute(&mut capture).await.unwrap();
-    capture.close().await.unwrap();
+    alter(&world.directory_of(&id).join("capture.db"), "PRAGMA user_version = 1").await;
     let error = &world.retried(&id).await["error"];
     assert_eq!(error["code"], "capture", "{error}");
     assert!(error["help"].as_str().unwrap().contains("the release that began it"), "{error}");
@@ -381,10 +375,8 @@ async fn what_an_expired_job_has_left_goes_at_the_next_start() {
     let id = world.submit(&world.everything()).await;
     world.finished(&id).await;
     world.stop().await;
-    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
     let expired = "UPDATE jobs SET state = 'expired', job = json_set(job, '$.state', 'expired')";
-    sqlx::query(expired).execute(&mut table).await.unwrap();
-    table.close().await.unwrap();
+    alter(&world.settings.jobs.data_dir.join("state.db"), expired).await;
     world.restart().await;
     removed(&world.directory_of(&id)).await;
     assert_eq!(world.job(&id).await["state"], "expired");

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, SqlSafeStr, SqliteConnection};
 use tempfile::TempDir;
 use zoom_chat_reports::app::{App, AppSettings};
 use zoom_chat_reports::clock::{ManualClock, SharedClock, SystemClock};
@@ -182,6 +182,13 @@ pub fn with_headers(status: u16, headers: &[(&str, &str)], body: &str) -> FaultA
 
 pub async fn open_sqlite(file: &Path) -> SqliteConnection {
     SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file)).await.unwrap()
+}
+
+/// Runs statements on a SQLite file that nobody else has open.
+pub async fn alter(file: &Path, statements: impl SqlSafeStr) {
+    let mut database = open_sqlite(file).await;
+    sqlx::raw_sql(statements).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
 }
 
 /// The archives in a job's directory.

@@ -34,6 +34,15 @@ pub async fn call(
     world.client.request(method, world.url(&path)).bearer_auth(key).json(&body).send().await
 }
 
+/// Submits a job that extracts everything, with the full key, and waits until it completes.
+pub async fn complete_job(world: &World) -> String {
+    let created = call(world, reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
+    assert_eq!(created.status(), 202);
+    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
+    completed(world, &id).await;
+    id
+}
+
 /// Waits until a job completes, with the read-only key.
 pub async fn completed(world: &World, id: &str) {
     let url = world.url(&format!("/v1/jobs/{id}?wait=5s"));
@@ -51,10 +60,7 @@ pub async fn completed(world: &World, id: &str) {
 async fn a_read_only_key_looks_and_downloads_and_changes_nothing() {
     let world = guarded().await;
     let call = |method, path, key| call(&world, method, path, key);
-    let created = call(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
-    assert_eq!(created.status(), 202);
-    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    completed(&world, &id).await;
+    let id = complete_job(&world).await;
     for path in ["", "/failures", "/events", "/archive"] {
         let answer = call(reqwest::Method::GET, format!("/v1/jobs/{id}{path}"), VIEWER).await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::Connection;
 use zoom_chat_reports::app::AppSettings;
 use zoom_chat_reports::sim::{FaultAnswer, ItemOptions, Match, SimSettings};
 
 use crate::harness::{
-    Archive, EXPIRED_PAGE_TOKEN, GONE, World, always, archive_in, archives_come_to, eventually, fault,
-    open_sqlite, page_of_hour, status, with_headers,
+    Archive, EXPIRED_PAGE_TOKEN, GONE, World, alter, always, archive_in, archives_come_to, eventually, fault,
+    page_of_hour, status, with_headers,
 };
 
 fn account(latency_ms: u64) -> SimSettings {
@@ -19,6 +18,18 @@ fn account(latency_ms: u64) -> SimSettings {
         latency: Duration::from_millis(latency_ms),
         ..SimSettings::default()
     }
+}
+
+/// A service that was stopped in the middle of a job.
+async fn interrupted() -> (World, String) {
+    let mut world = World::new(account(20)).await;
+    // Keeps the job from ending by itself.
+    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
+    let id = world.submit(&world.everything()).await;
+    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
+    world.stop().await;
+    world.sim.clear_script();
+    (world, id)
 }
 
 async fn undisturbed(sim: SimSettings) -> Archive {
@@ -120,17 +131,9 @@ async fn a_chain_goes_on_after_a_restart_while_its_page_token_is_young() {
 /// As if it had been killed between recording that it is to be cancelled and stopping.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_was_told_to_stop_does_not_go_on_after_a_restart() {
-    let mut world = World::new(account(20)).await;
-    // Keeps the job from ending by itself.
-    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
-    let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    world.stop().await;
-    world.sim.clear_script();
-    let mut table = open_sqlite(&world.settings.jobs.data_dir.join("state.db")).await;
+    let (mut world, id) = interrupted().await;
     let told = "UPDATE jobs SET job = json_set(job, '$.cancel_requested', json('true'))";
-    sqlx::query(told).execute(&mut table).await.unwrap();
-    table.close().await.unwrap();
+    alter(&world.settings.jobs.data_dir.join("state.db"), told).await;
     world.restart().await;
     assert_eq!(world.finished(&id).await["state"], "cancelled");
 }
@@ -167,12 +170,7 @@ async fn an_interrupted_job_that_waits_for_its_turn_can_be_cancelled() {
 /// Chats of two organisations never end up in the same archive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_goes_on_only_with_the_account_it_was_begun_with() {
-    let mut world = World::new(account(20)).await;
-    world.sim.script(always(Match::Session(0), FaultAnswer::Hang));
-    let id = world.submit(&world.everything()).await;
-    world.wait_until(&id, |job| job["progress"]["messages"].as_u64().unwrap() > 1_000).await;
-    world.stop().await;
-    world.sim.clear_script();
+    let (mut world, id) = interrupted().await;
     let asked = world.sim.stats().requests;
     let own = std::mem::replace(&mut world.settings.zoom.credentials.account_id, "another".to_owned());
     world.restart().await;

@@ -14,16 +14,14 @@ use zoom_chat_reports::sim::{FaultAnswer, FaultLevel, ItemOptions, Match, SimSet
 
 use crate::caller::is_final;
 use crate::harness::{Archive, World, archive_in, fault};
-use crate::keys::{KEY, VIEWER, account, call, completed, guarded};
+use crate::keys::{KEY, VIEWER, account, call, complete_job, guarded};
 use crate::process::Setup;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_trail_tells_who_did_what_with_which_job() {
     let world = guarded().await;
     let send = |method, path, key| call(&world, method, path, key);
-    let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
-    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    completed(&world, &id).await;
+    let id = complete_job(&world).await;
     for _ in 0..5 {
         send(reqwest::Method::GET, format!("/v1/jobs/{id}"), VIEWER).await.unwrap();
     }
@@ -71,11 +69,9 @@ async fn the_audit_trail_tells_who_did_what_with_which_job() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archive_names_its_job_and_the_key_that_asked_for_it() {
     let world = guarded().await;
-    let send = |method, path, key| call(&world, method, path, key);
-    let created = send(reqwest::Method::POST, "/v1/jobs".to_owned(), KEY).await.unwrap();
-    let id = created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned();
-    completed(&world, &id).await;
-    let archive = send(reqwest::Method::GET, format!("/v1/jobs/{id}/archive"), VIEWER).await.unwrap();
+    let id = complete_job(&world).await;
+    let path = format!("/v1/jobs/{id}/archive");
+    let archive = call(&world, reqwest::Method::GET, path, VIEWER).await.unwrap();
     let archive = Archive::read(archive.bytes().await.unwrap().to_vec());
     let summary = archive.json("_metadata/extraction_summary.json");
     assert_eq!((&summary["job_id"], &summary["requester"]), (&json!(id), &json!("ops")));
