@@ -21,6 +21,7 @@ mod statements;
 #[cfg(test)]
 pub mod testing;
 mod totals;
+mod verify;
 mod writer;
 
 use jiff::Timestamp;

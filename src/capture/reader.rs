@@ -4,13 +4,11 @@
 
 use std::sync::Arc;
 
-use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use serde::Deserialize;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use sqlx::{Connection, Decode, Row, Type};
-use tokio_util::sync::CancellationToken;
 
 use super::segments::SegmentReader;
 use super::{CaptureError, Chain, Kind, ListId, Meta, PageToken, PendingRange, RangeId, UnitId, WindowId};
@@ -383,92 +381,6 @@ impl Reader {
         Ok(kinds)
     }
 
-    /// The ranges with a damaged segment, as far as they were checked before cancellation. Fails if sessions cannot be read.
-    pub(super) async fn damaged_ranges(
-        &mut self,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<RangeId>, CaptureError> {
-        let mut damaged: Vec<RangeId> = Vec::new();
-        if !self.has_plan().await? {
-            return Ok(damaged);
-        }
-        if self.time(Meta::StartedAt).await?.is_none() {
-            return Err(CaptureError::Damaged("the start time is missing".to_owned()));
-        }
-        let misplaced = sqlx::query_scalar(
-            "SELECT r.id FROM ranges r JOIN units u ON u.id = r.unit WHERE u.window <> r.window LIMIT 1",
-        );
-        let misplaced: Option<RangeId> = misplaced.fetch_optional(&mut self.connection).await?;
-        if let Some(range) = misplaced {
-            return Err(CaptureError::Damaged(format!(
-                "range {} is in another month than its session",
-                range.0
-            )));
-        }
-        let lost = sqlx::query_scalar(
-            "SELECT u.id FROM units u WHERE u.state = 'pending' AND u.id NOT IN (SELECT unit FROM set_aside)
-             AND NOT EXISTS (SELECT 1 FROM ranges WHERE unit = u.id AND state = 'pending') LIMIT 1",
-        );
-        let lost: Option<UnitId> = lost.fetch_optional(&mut self.connection).await?;
-        if lost.is_some() {
-            return Err(CaptureError::Damaged("a session is pending, but none of its days".to_owned()));
-        }
-        self.read_sessions_through(cancel).await?;
-        self.read_others_through().await?;
-        let mut after = (RangeId::default(), 0_i64, 0_i64);
-        while !cancel.is_cancelled() {
-            let rows = sqlx::query(
-                "SELECT range, seq, kind, items, raw_len, crc32, offset, length FROM pages
-                 WHERE (range, seq, kind) > (?, ?, ?) ORDER BY range, seq, kind LIMIT 1000",
-            )
-            .bind(after.0)
-            .bind(after.1)
-            .bind(after.2)
-            .fetch_all(&mut self.connection)
-            .await?;
-            let Some(last) = rows.last() else { break };
-            after = (last.try_get("range")?, last.try_get("seq")?, last.try_get("kind")?);
-            for row in &rows {
-                let range: RangeId = row.try_get("range")?;
-                match page_ref(row).and_then(|page| self.segments.inflated(&page)) {
-                    Err(error) if error.is_damaged() => {
-                        if damaged.last() != Some(&range) {
-                            damaged.push(range);
-                        }
-                    }
-                    other => drop(other?),
-                }
-            }
-        }
-        Ok(damaged)
-    }
-
-    /// Reads what else a run, or the summary of an archive, reads.
-    async fn read_others_through(&mut self) -> Result<(), CaptureError> {
-        let values = sqlx::query_scalar::<_, String>("SELECT value FROM meta");
-        values.fetch_all(&mut self.connection).await?;
-        self.unknown_members().await?;
-        // Negative, or so many that they could not be added up.
-        let impossible = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM ranges WHERE kept >> 40 <> 0 OR repeats >> 40 <> 0)",
-        );
-        if impossible.fetch_one(&mut self.connection).await? {
-            return Err(CaptureError::Damaged("a number of items is impossible".to_owned()));
-        }
-        for (window, _) in self.windows().await? {
-            self.pending_lists(window).await?;
-        }
-        let chains =
-            sqlx::query("SELECT next_token, token_at, query FROM ranges WHERE next_token IS NOT NULL");
-        let mut chains = chains.fetch(&mut self.connection);
-        while let Some(row) = chains.try_next().await? {
-            for column in ["next_token", "token_at", "query"] {
-                row.try_get::<Option<String>, _>(column)?;
-            }
-        }
-        Ok(())
-    }
-
     /// The windows as planned, oldest first, each with its number.
     pub async fn windows(&mut self) -> Result<Vec<(WindowId, DateRange)>, CaptureError> {
         let rows = sqlx::query("SELECT idx, first_day, last_day FROM windows ORDER BY idx")
@@ -512,7 +424,7 @@ fn chain<'r, Id: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow) -> Resul
     })
 }
 
-fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
+pub(super) fn page_ref(row: &SqliteRow) -> Result<PageRef, CaptureError> {
     let told = UncheckedPage {
         kind: row.try_get("kind")?,
         items: row.try_get("items")?,

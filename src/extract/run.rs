@@ -217,10 +217,8 @@ impl Shared {
                     return Ok(());
                 }
                 if !std::mem::take(&mut fetched_since) {
-                    return Err(CaptureError::Damaged(
-                        "something is pending that no chain can fetch".to_owned(),
-                    )
-                    .into());
+                    let unreachable = "something is pending that no chain can fetch".to_owned();
+                    return Err(CaptureError::Damaged(unreachable).into());
                 }
                 // Again, as ranges with low ids that were waiting for a list have been passed over.
                 Box::pin(reconcile::compare_all(self)).await?;
